@@ -1,0 +1,1 @@
+"""Offline attacks on a record, and the statistics of what they find."""

@@ -1,0 +1,76 @@
+"""What an offline adversary holds, what it asks about, and what it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from metaleak.clients.episode import Parameters
+from metaleak.clients.models import Model
+from metaleak.clients.rules import Rule
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as an attack goes on."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The meta-gradients of L learners in one round, and what the threat model lets the adversary know beside them.
+
+    `parameters` are what the server sent; `gradients` what it received, stacked `(L, ...)`. The task's shape and
+    each position's label are known. `known_support (L, ways*shots, C, H, W)` and `known_query
+    (L, ways*queries, C, H, W)` are given only where the threat model says so, ordered by position.
+    """
+
+    model: Model
+    rule: Rule
+    parameters: Parameters
+    gradients: Parameters
+    ways: int
+    shots: int
+    queries: int
+    known_support: Tensor | None = None
+    known_query: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """T questions "was this image in the set of that learner?".
+
+    `images (T, C, H, W)` floats in [0, 1]; `rows (T,)` int64 indices of the learners in the observation;
+    `positions (T,)` int64 label positions in [0, ways) under which the learner would hold the image.
+    """
+
+    images: Tensor
+    rows: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class Answers:
+    """An attack's answers: `scores (T,)`, higher means "member", and what it made on the way.
+
+    `reconstructions (T, C, H, W)` show what each target image became (`None` for attacks that make no image);
+    `statistics` are further per-target numbers `(T,)` by name, such as the matching loss.
+    """
+
+    scores: Tensor
+    reconstructions: Tensor | None = None
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A membership attack on meta-gradients; also its configuration, a frozen pydantic model."""
+
+    @property
+    def asks(self) -> Literal["query", "support"]:
+        """Which of the learner's two sets the attack asks about."""
+        ...
+
+    def __call__(
+        self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
+    ) -> Answers:
+        """Return an answer for every target; the same arguments give the same answers."""
+        ...

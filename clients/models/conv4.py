@@ -1,0 +1,76 @@
+"""The four-block convolutional network of few-shot learning (Vinyals et al. 2016; Finn et al. 2017)."""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from metaleak.clients.episode import Parameters
+from metaleak.clients.models.model import uniform_weight
+from metaleak.clients.models.normalisation import normalise_over_batch, normalise_over_groups
+
+_BLOCKS = 4
+
+
+class Conv4(BaseModel):
+    """Four blocks of 3x3 convolution, normalisation and ReLU, each halving the image, and a linear classifier.
+
+    `normalisation: batch` uses the statistics of the batch at hand, never a running average: what MAML does.
+    `downsample: stride` halves by a stride of two (Finn et al. for Omniglot), `max` by max-pooling (for larger
+    images).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    filters: Annotated[int, Field(ge=1, le=4096)] = 32
+    normalisation: Literal["batch", "group", "none"] = "batch"
+    downsample: Literal["stride", "max"] = "stride"
+
+    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+        """Return fresh parameters `block<i>.{weight,bias,gain,shift}`, `head.weight`, `head.bias`.
+
+        Raises `ValueError` when the image is too small to be halved four times.
+        """
+        channels, height, width = image_shape
+        parameters: Parameters = {}
+        for block in range(1, _BLOCKS + 1):
+            inputs = channels if block == 1 else self.filters
+            bound = (6.0 / (9 * inputs)) ** 0.5
+            parameters[f"block{block}.weight"] = uniform_weight((self.filters, inputs, 3, 3), generator, bound)
+            parameters[f"block{block}.bias"] = torch.zeros(self.filters)
+            if self.normalisation != "none":
+                parameters[f"block{block}.gain"] = torch.ones(self.filters)
+                parameters[f"block{block}.shift"] = torch.zeros(self.filters)
+            if self.downsample == "stride":
+                height, width = -(-height // 2), -(-width // 2)
+            else:
+                height, width = height // 2, width // 2
+        if height * width == 0:
+            raise ValueError(f"conv4 halves an image four times; {image_shape[1]}x{image_shape[2]} is too small")
+        parameters["head.weight"] = uniform_weight((ways, self.filters * height * width), generator)
+        parameters["head.bias"] = torch.zeros(ways)
+        return parameters
+
+    def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
+        """Return logits `(B, ways)` for `images (B, C, H, W)`."""
+        features = images
+        for block in range(1, _BLOCKS + 1):
+            features = F.conv2d(
+                features,
+                parameters[f"block{block}.weight"],
+                parameters[f"block{block}.bias"],
+                stride=2 if self.downsample == "stride" else 1,
+                padding=1,
+            )
+            if self.normalisation != "none":
+                gain, shift = parameters[f"block{block}.gain"], parameters[f"block{block}.shift"]
+                if self.normalisation == "batch":
+                    features = normalise_over_batch(features, gain, shift)
+                else:
+                    features = normalise_over_groups(features, gain, shift)
+            features = F.relu(features)
+            if self.downsample == "max":
+                features = F.max_pool2d(features, 2)
+        return F.linear(features.flatten(1), parameters["head.weight"], parameters["head.bias"])

@@ -1,0 +1,47 @@
+"""The fully connected network of Proposition 3.1 (Rafiei et al. 2024)."""
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from metaleak.clients.episode import Parameters
+from metaleak.clients.models.model import Activation, activate, uniform_weight
+
+
+class MLP(BaseModel):
+    """Fully connected layers: pixels, `hidden` units each, then one logit a way.
+
+    `bias: false` leaves the biases of the hidden layers out (the proposition's "possibly unbiased" layer); the
+    classifier always has one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = (64, 64)
+    activation: Activation = "relu"
+    bias: bool = True
+
+    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+        """Return fresh parameters `layer<i>.weight (h, in)`, `layer<i>.bias (h,)`, `head.weight`, `head.bias`."""
+        widths = [image_shape[0] * image_shape[1] * image_shape[2], *self.hidden]
+        parameters: Parameters = {}
+        for depth, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+            parameters[f"layer{depth}.weight"] = uniform_weight((outputs, inputs), generator)
+            if self.bias:
+                parameters[f"layer{depth}.bias"] = torch.zeros(outputs)
+        parameters["head.weight"] = uniform_weight((ways, widths[-1]), generator)
+        parameters["head.bias"] = torch.zeros(ways)
+        return parameters
+
+    def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
+        """Return logits `(B, ways)` for `images (B, C, H, W)`."""
+        features = images.flatten(1)
+        for depth in range(1, len(self.hidden) + 1):
+            features = F.linear(
+                features, parameters[f"layer{depth}.weight"], parameters.get(f"layer{depth}.bias")
+            )
+            features = activate(self.activation, features)
+        return F.linear(features, parameters["head.weight"], parameters["head.bias"])

@@ -1,0 +1,60 @@
+"""What a few-shot model is: how to start its parameters, and how to compute logits from them."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaleak.clients.episode import Parameters
+
+Activation = Literal["relu", "leaky_relu", "elu", "softplus", "sigmoid", "tanh"]
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "softplus": F.softplus,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+HEAD = "head."
+"""Prefix of the names of the parameters that make the classifier: what ANIL adapts."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A classifier as a pure function of its parameters.
+
+    A model is also its configuration: a frozen pydantic model whose fields are what the experiment file says.
+    The classifier's parameters have names that begin with `head.`.
+    """
+
+    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+        """Return fresh float32 parameters for images `(C, H, W)` and `ways` classes."""
+        ...
+
+    def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
+        """Return logits `(B, ways)` for `images (B, C, H, W)`."""
+        ...
+
+
+def activate(name: Activation, values: Tensor) -> Tensor:
+    """Return `values` passed through the activation called `name`, any shape."""
+    return _ACTIVATIONS[name](values)
+
+
+def uniform_weight(
+    shape: tuple[int, ...], generator: torch.Generator, bound: float | None = None
+) -> Tensor:
+    """Return a weight drawn uniformly from [-bound, bound].
+
+    `shape` is `(out, in, ...)`; the default bound is 1 / sqrt(fan-in), torch's own for linear and
+    convolution layers.
+    """
+    if bound is None:
+        bound = 1.0 / math.sqrt(math.prod(shape[1:]))
+    return (torch.rand(shape, generator=generator) * 2.0 - 1.0) * bound

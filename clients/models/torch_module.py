@@ -1,0 +1,54 @@
+"""Any `torch.nn.Module` as a model."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaleak.clients.episode import Parameters
+from metaleak.clients.models.model import HEAD
+
+
+class TorchModule:
+    """A `torch.nn.Module` that takes images and returns logits, as a pure function of its parameters.
+
+    The parameters of the module's last layer that has any are named `head.*`, so that ANIL finds the classifier.
+    Buffers stay what they were at construction: a native batch norm must not track running statistics, and its
+    third derivatives are wrong (see `metaleak.clients.models.normalisation`).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        layers = [name for name, layer in module.named_modules() if list(layer.parameters(recurse=False))]
+        if not layers:
+            raise ValueError("the module has no parameters to learn")
+        self._head = layers[-1] + "." if layers[-1] else ""
+
+    def _public(self, name: str) -> str:
+        return HEAD + name.removeprefix(self._head) if name.startswith(self._head) else name
+
+    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+        """Return the module's parameters, redrawn by each layer's own `reset_parameters`, seeded by `generator`.
+
+        Raises `ValueError` when the module does not return `(B, ways)` logits for images of this shape.
+        """
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            for layer in self.module.modules():
+                reset = getattr(layer, "reset_parameters", None)
+                if callable(reset):
+                    reset()
+            parameters = {
+                self._public(name): value.detach().clone() for name, value in self.module.named_parameters()
+            }
+            logits = self(parameters, torch.zeros(2, *image_shape))
+        if logits.shape != (2, ways):
+            raise ValueError(
+                f"the module returns shape {tuple(logits.shape)} for 2 images, {ways} ways need (2, {ways})"
+            )
+        return parameters
+
+    def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
+        """Return logits `(B, ways)` for `images (B, C, H, W)`."""
+        named = {name: parameters[self._public(name)] for name, _ in self.module.named_parameters()}
+        logits: Tensor = functional_call(self.module, named, (images,))
+        return logits

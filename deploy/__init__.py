@@ -1,0 +1,1 @@
+"""The way in: experiment files, launching, benchmark grids, reports, the command line."""
