@@ -153,9 +153,7 @@ class Reptile(BaseModel):
     ) -> Parameters:
         """Return the parameters after adaptation to the episode's support set."""
         images, labels = episode.support_images, episode.support_labels
-        return inner_steps(
-            model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb
-        )
+        return inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
 
     def meta_gradient(
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
@@ -167,8 +165,6 @@ class Reptile(BaseModel):
         """
         images = torch.cat([episode.support_images, episode.query_images])
         labels = torch.cat([episode.support_labels, episode.query_labels])
-        adapted = inner_steps(
-            model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb
-        )
+        adapted = inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
         gradient = {name: (value - adapted[name]) / self.inner_rate for name, value in parameters.items()}
         return gradient, cross_entropy(model, adapted, images, labels)

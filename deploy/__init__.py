@@ -1,1 +1,18 @@
-"""The way in: experiment files, launching, benchmark grids, reports, the command line."""
+"""The way in: experiment files, launching, benchmark grids, reports, the command line.
+
+Importing this package asks Flower and Ray to send no telemetry and to look for no updates: a privacy tool makes no
+network connection that its user did not ask for, and it may run where there is none. Set the variables to override.
+"""
+
+import os
+
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's advice on a setting of its next version, which Flower decides.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+for _name, _value in _QUIET.items():
+    os.environ.setdefault(_name, _value)

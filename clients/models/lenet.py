@@ -35,9 +35,7 @@ class LeNet(BaseModel):
         self._layer(parameters, "head", (ways, self.filters * height * width), generator)
         return parameters
 
-    def _layer(
-        self, parameters: Parameters, name: str, shape: tuple[int, ...], generator: torch.Generator
-    ) -> None:
+    def _layer(self, parameters: Parameters, name: str, shape: tuple[int, ...], generator: torch.Generator) -> None:
         parameters[f"{name}.weight"] = uniform_weight(shape, generator, self.weight_bound)
         parameters[f"{name}.bias"] = (
             torch.zeros(shape[0])

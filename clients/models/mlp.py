@@ -1,5 +1,6 @@
 """The fully connected network of Proposition 3.1 (Rafiei et al. 2024)."""
 
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -28,7 +29,7 @@ class MLP(BaseModel):
         """Return fresh parameters `layer<i>.weight (h, in)`, `layer<i>.bias (h,)`, `head.weight`, `head.bias`."""
         widths = [image_shape[0] * image_shape[1] * image_shape[2], *self.hidden]
         parameters: Parameters = {}
-        for depth, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for depth, (inputs, outputs) in enumerate(pairwise(widths), start=1):
             parameters[f"layer{depth}.weight"] = uniform_weight((outputs, inputs), generator)
             if self.bias:
                 parameters[f"layer{depth}.bias"] = torch.zeros(outputs)
@@ -40,8 +41,6 @@ class MLP(BaseModel):
         """Return logits `(B, ways)` for `images (B, C, H, W)`."""
         features = images.flatten(1)
         for depth in range(1, len(self.hidden) + 1):
-            features = F.linear(
-                features, parameters[f"layer{depth}.weight"], parameters.get(f"layer{depth}.bias")
-            )
+            features = F.linear(features, parameters[f"layer{depth}.weight"], parameters.get(f"layer{depth}.bias"))
             features = activate(self.activation, features)
         return F.linear(features, parameters["head.weight"], parameters["head.bias"])

@@ -47,9 +47,7 @@ def activate(name: Activation, values: Tensor) -> Tensor:
     return _ACTIVATIONS[name](values)
 
 
-def uniform_weight(
-    shape: tuple[int, ...], generator: torch.Generator, bound: float | None = None
-) -> Tensor:
+def uniform_weight(shape: tuple[int, ...], generator: torch.Generator, bound: float | None = None) -> Tensor:
     """Return a weight drawn uniformly from [-bound, bound].
 
     `shape` is `(out, in, ...)`; the default bound is 1 / sqrt(fan-in), torch's own for linear and

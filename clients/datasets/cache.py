@@ -1,0 +1,88 @@
+"""The user's cache directory, where what is slow to decode or must be unpacked is kept between runs.
+
+Several processes may ask for the same entry at once: each writes its own temporary one and moves it into
+place in one step, so that no process ever reads half an entry.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+def cache_directory() -> Path:
+    """Return `$XDG_CACHE_HOME/metaleak`, or `~/.cache/metaleak` where that is not set to an absolute path."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "metaleak"
+
+
+def digest(*parts: str | Path) -> str:
+    """Return a name for an entry made from `parts`: texts as they are, and the contents of files (`Path`).
+
+    Raises `OSError` when a file cannot be read.
+    """
+    total = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                content = hashlib.file_digest(file, "blake2b").digest()
+        else:
+            content = hashlib.blake2b(part.encode()).digest()
+        total.update(content)
+    return total.hexdigest()
+
+
+def kept_directory(name: str, fill: Callable[[Path], None]) -> Path:
+    """Return the cached directory `name`, which `fill` writes into an empty one when it is missing.
+
+    Raises what `fill` raises, and `OSError` when the cache cannot be written; neither leaves anything behind.
+    """
+    entry = cache_directory() / name
+    if entry.is_dir():
+        return entry
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=entry.parent))
+    try:
+        fill(temporary)
+        try:
+            temporary.rename(entry)
+        except OSError:
+            if not entry.is_dir():
+                raise
+            # Another process was first, with the same content.
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return entry
+
+
+def kept_images(name: str, make: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """Return the uint8 array that `make` returns, from the cached file `name`.npy when there is one.
+
+    A cached file that cannot be read is made again, and a cache that cannot be written is done without: all
+    it does here is save time.
+    """
+    entry = cache_directory() / f"{name}.npy"
+    try:
+        cached = np.load(entry, allow_pickle=False)
+        if isinstance(cached, np.ndarray) and cached.dtype == np.uint8:
+            return cached
+    except (OSError, ValueError, EOFError):
+        pass
+    images = make()
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".unfinished-", dir=entry.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.save(file, images, allow_pickle=False)
+            Path(temporary).replace(entry)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError:
+        pass
+    return images

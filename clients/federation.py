@@ -1,0 +1,69 @@
+"""All learners of an experiment, made where they are needed and only there."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from metaleak.clients.datasets import DataSet, LabelledImages
+from metaleak.clients.episode import Parameters
+from metaleak.clients.learner import TaskLearner
+from metaleak.clients.models import Model
+from metaleak.clients.partition import Partition, Split, TaskShape, split
+from metaleak.clients.randomness import keyed_generator
+from metaleak.clients.rules import Rule
+from metaleak.defenses import Defence
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What every learner of an experiment has in common; small enough to send to an actor.
+
+    The images are loaded and the shards drawn in the process that asks for a learner, once a process.
+    """
+
+    seed: int
+    data: DataSet
+    task: TaskShape
+    partition: Partition
+    model: Model
+    rule: Rule
+    defences: tuple[Defence, ...] = ()
+
+    def images(self) -> LabelledImages:
+        """Return the data set's images, loaded once in this process."""
+        return _images(self.data)
+
+    def split(self) -> Split:
+        """Return who holds what: the truth, which only learners and the evaluation may ask for."""
+        return _split(self.data, self.partition, self.task, self.seed)
+
+    def learner(self, learner: int) -> TaskLearner:
+        """Return task-learner number `learner`; raises `ValueError` for a number outside the federation."""
+        shards = self.split().shards
+        if not 0 <= learner < len(shards):
+            raise ValueError(f"learner {learner} is not one of the {len(shards)} learners, 0 to {len(shards) - 1}")
+        return TaskLearner(
+            learner=learner,
+            seed=self.seed,
+            data=self.images(),
+            shard=shards[learner],
+            task=self.task,
+            model=self.model,
+            rule=self.rule,
+            defences=self.defences,
+        )
+
+    def initial_parameters(self) -> Parameters:
+        """Return the initialisation that the server starts from, by the experiment's seed."""
+        generator = keyed_generator(self.seed, "initialisation")
+        return self.model.initialise(self.images().image_shape, self.task.ways, generator)
+
+
+@lru_cache(maxsize=2)
+def _images(data: DataSet) -> LabelledImages:
+    return data.load()
+
+
+@lru_cache(maxsize=4)
+def _split(data: DataSet, partition: Partition, task: TaskShape, seed: int) -> Split:
+    images = _images(data)
+    return split(images.labels, images.held_out_classes, partition, task, seed)

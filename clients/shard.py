@@ -1,0 +1,94 @@
+"""What a learner draws from its shard each round; evaluation rebuilds the truth with the same functions."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaleak.clients.datasets.dataset import LabelledImages
+from metaleak.clients.episode import Episode
+from metaleak.clients.partition import ShardIndices, TaskShape
+from metaleak.clients.randomness import keyed_generator
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The images of one episode, as int64 indices into the data set.
+
+    `classes (ways,)`; `support (ways, shots)`; `query (ways, queries)`. Row p is label position p, and holds
+    images of `classes[p]`.
+    """
+
+    classes: Tensor
+    support: Tensor
+    query: Tensor
+
+
+def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: int) -> Draw:
+    """Return the episode that `learner` plays in `round`, the same for the same arguments.
+
+    A shard with no more classes than `ways` gives them the same positions in every round; a larger one draws
+    `ways` of them a round, in random order. Likewise the split into support and query is the same in every
+    round when the shard has just `shots + queries` images a class, and drawn without replacement otherwise.
+    Raises `ValueError` when the shard is too small for the task.
+    """
+    held, images_each = shard.images.shape
+    needed = task.shots + task.queries
+    if held < task.ways or images_each < needed:
+        raise ValueError(
+            f"a shard of {held} classes x {images_each} images is too small "
+            f"for a task of {task.ways} ways x {needed} images"
+        )
+    # A key without the round is what makes a choice last.
+    class_key = (seed, learner, "positions") if held == task.ways else (seed, round, learner, "positions")
+    image_key = (seed, learner, "roles") if images_each == needed else (seed, round, learner, "roles")
+    rows = torch.randperm(held, generator=keyed_generator(*class_key))[: task.ways]
+    shuffled = _shuffle_rows(shard.images, keyed_generator(*image_key))[rows]
+    return Draw(
+        classes=torch.tensor(shard.classes)[rows],
+        support=shuffled[:, : task.shots],
+        query=shuffled[:, task.shots : needed],
+    )
+
+
+def episode(data: LabelledImages, draw: Draw) -> Episode:
+    """Return the tensors of `draw`: float32 images in [0, 1], rows ordered by label position."""
+    ways, shots = draw.support.shape
+    queries = draw.query.shape[1]
+    positions = torch.arange(ways)
+    return Episode(
+        support_images=data.images[draw.support.flatten()].to(torch.float32) / 255.0,
+        support_labels=positions.repeat_interleave(shots),
+        query_images=data.images[draw.query.flatten()].to(torch.float32) / 255.0,
+        query_labels=positions.repeat_interleave(queries),
+    )
+
+
+def held_out_episode(labels: Tensor, held_out: Tensor, task: TaskShape, seed: int, number: int) -> Draw:
+    """Return evaluation task `number`, drawn from the images `held_out (m,)` of data with `labels (n,)`.
+
+    The classes are drawn among those with at least `shots + queries` held-out images. Raises `ValueError`
+    when fewer than `ways` have them.
+    """
+    needed = task.shots + task.queries
+    held_labels = labels[held_out]
+    eligible = torch.nonzero(torch.bincount(held_labels) >= needed).flatten()
+    if len(eligible) < task.ways:
+        raise ValueError(
+            f"{len(eligible)} classes have {needed} held-out images, "
+            f"an evaluation task needs {task.ways} such classes"
+        )
+    generator = keyed_generator(seed, number, "held out task")
+    classes = eligible[torch.randperm(len(eligible), generator=generator)[: task.ways]]
+    rows = []
+    for label in classes:
+        candidates = held_out[held_labels == label]
+        rows.append(candidates[torch.randperm(len(candidates), generator=generator)[:needed]])
+    images = torch.stack(rows)
+    return Draw(classes=classes, support=images[:, : task.shots], query=images[:, task.shots :])
+
+
+def _shuffle_rows(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Return `values (rows, columns)` with every row in its own random order."""
+    order = torch.rand(values.shape, generator=generator, dtype=torch.float64).argsort(dim=1, stable=True)
+    return values.gather(1, order)

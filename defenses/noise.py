@@ -1,0 +1,49 @@
+"""Additive noise, the defence of Rafiei et al. 2024, in each of its four places."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from metaleak.defenses.defence import Place
+
+
+class Noise(BaseModel):
+    """Independent zero-mean noise on every entry, with standard deviation set by `scale`.
+
+    For images (`place: support | query`) the standard deviation is `scale` in units of the pixel range [0, 1]; the
+    result is not clipped. For gradients (`place: inner | shared`) it is `scale` times the root mean square of all
+    entries of that gradient, so one value means the same for every model and stage of training. Both laws have the
+    same standard deviation at the same scale.
+
+    No differential-privacy guarantee: nothing is clipped, and relative noise depends on the data.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    place: Place = "shared"
+    law: Literal["gaussian", "laplace"] = "gaussian"
+    scale: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+
+    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return `tensors` plus noise; `scale` 0 returns them unchanged, an all-zero gradient stays zero."""
+        if self.scale == 0:
+            return tensors
+        deviation = self.scale if self.place in ("support", "query") else self.scale * _root_mean_square(tensors)
+        return {name: value + deviation * _unit_noise(self.law, value, generator) for name, value in tensors.items()}
+
+
+def _root_mean_square(tensors: dict[str, Tensor]) -> Tensor:
+    squares = torch.stack([value.detach().square().sum() for value in tensors.values()])
+    return (squares.sum() / sum(value.numel() for value in tensors.values())).sqrt()
+
+
+def _unit_noise(law: Literal["gaussian", "laplace"], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return noise of standard deviation 1, shaped and typed as `like`."""
+    if law == "gaussian":
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    # A Laplace variable is the difference of two exponential ones; b = 1 / sqrt(2) gives unit variance.
+    both = torch.empty((2, *like.shape), dtype=like.dtype).exponential_(generator=generator)
+    return (both[0] - both[1]) / math.sqrt(2.0)

@@ -1,0 +1,174 @@
+"""One attack on one run: read the record, ask, compare with the truth, write what was found."""
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save
+
+from metaleak.attacks.evaluation import Evaluation, evaluate
+from metaleak.attacks.observation import Answers, Attack, Observation, Progress
+from metaleak.clients.federation import Federation
+from metaleak.deploy.experiment import Experiment, TargetSettings
+from metaleak.deploy.plugins import Plugin
+from metaleak.deploy.run_directory import RunDirectory, write_bytes, write_text
+from metaleak.deploy.truth import Truth, ask, held_images, pixels
+from metaleak.server import Record
+
+_SHOWN = 8
+
+
+def assess(
+    run: RunDirectory,
+    attack: Plugin,
+    name: str | None = None,
+    targets: TargetSettings | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run `attack` on what the server recorded in `run` and write `attacks/<name>/`; return the evaluation.
+
+    `name` defaults to the attack's own, `targets` to the experiment's. Raises `ValueError` when the run has no such
+    record, or has an attack of this name already.
+    """
+    experiment = run.experiment()
+    targets = targets or experiment.targets
+    made: Attack = attack.build("attacks")
+    out = _new_directory(run.path / "attacks", name or attack.name.rpartition(":")[2])
+    federation = experiment.federation()
+    record = Record(run.record)
+    round = _round(record, targets)
+    learners, observation = observe(record, round, federation, made)
+    truth = ask(federation, learners, round, made.asks, targets)
+    started = time.monotonic()
+    answers = made(observation, truth.targets(federation, learners), experiment.seed, progress)
+    seconds = time.monotonic() - started
+    evaluation = evaluate(answers.scores.numpy(), truth.member.numpy(), groups=_groups(truth))
+    out.mkdir(parents=True)
+    _write_scores(out / "scores.parquet", truth, answers, round)
+    if answers.reconstructions is not None:
+        _write_gallery(out / "gallery.safetensors", federation, truth, answers, answers.reconstructions)
+    described = {
+        "attack": attack.resolved("attacks"),
+        "targets": targets.model_dump(mode="json"),
+        "asks": made.asks,
+        "round": round,
+        "knows": _knows(made),
+        "seconds": round_seconds(seconds),
+        "evaluation": evaluation.model_dump(mode="json"),
+    }
+    # Written last: an attack without it was not finished.
+    write_text(out / "attack.json", json.dumps(described, indent=2) + "\n")
+    return evaluation
+
+
+def observe(record: Record, round: int, federation: Federation, attack: Attack) -> tuple[list[int], Observation]:
+    """Return the learners of `round` and what the adversary holds about them, row for row.
+
+    The adversary sent the parameters and knows the model, the rule and the task's shape. Only an attack that declares
+    `knows: other` is given the set that it does not ask about.
+    """
+    learners, gradients = record.gradients(round)
+    other = _knows(attack) == "other"
+    task = federation.task
+    return learners, Observation(
+        model=federation.model,
+        rule=federation.rule,
+        parameters={name: torch.from_numpy(value) for name, value in record.sent(round).items()},
+        gradients={name: torch.from_numpy(value) for name, value in gradients.items()},
+        ways=task.ways,
+        shots=task.shots,
+        queries=task.queries,
+        known_support=held_images(federation, learners, round, "support")
+        if other and attack.asks == "query"
+        else None,
+        known_query=held_images(federation, learners, round, "query") if other and attack.asks == "support" else None,
+    )
+
+
+def planned_attacks(experiment: Experiment) -> dict[str, Plugin]:
+    """Return the experiment's attacks by the name of their results, numbered where a name comes twice."""
+    planned: dict[str, Plugin] = {}
+    for attack in experiment.attacks:
+        base = attack.name.rpartition(":")[2]
+        name, number = base, 1
+        while name in planned:
+            number += 1
+            name = f"{base}-{number}"
+        planned[name] = attack
+    return planned
+
+
+def round_seconds(seconds: float) -> float:
+    """Return a duration as it is written in files, to the millisecond."""
+    return int(seconds * 1000 + 0.5) / 1000
+
+
+def _new_directory(attacks: Path, name: str) -> Path:
+    if not name or name.startswith(".") or "/" in name or "\\" in name:
+        raise ValueError(f"an attack's results cannot be called {name!r}; use letters, digits, - and _")
+    out = attacks / name
+    if (out / "attack.json").exists():
+        raise ValueError(f"{out}: exists already; choose another name with --as")
+    if out.exists():
+        # What an unfinished attack left has no value.
+        for part in out.iterdir():
+            part.unlink()
+        out.rmdir()
+    return out
+
+
+def _round(record: Record, targets: TargetSettings) -> int:
+    rounds = record.rounds
+    if not rounds:
+        raise ValueError(f"{record.path}: no reply was recorded")
+    if targets.round == "first":
+        return rounds[0]
+    if targets.round == "last":
+        return rounds[-1]
+    return targets.round
+
+
+def _knows(attack: Attack) -> str:
+    return str(getattr(attack, "knows", ""))
+
+
+def _groups(truth: Truth) -> list[int] | None:
+    """Return the learner of each target, or `None` when there is but one learner to resample."""
+    learners = truth.learner.tolist()
+    return learners if len(set(learners)) > 1 else None
+
+
+def _write_scores(path: Path, truth: Truth, answers: Answers, round: int) -> None:
+    columns = {
+        "learner": truth.learner,
+        "round": torch.full_like(truth.learner, round),
+        "position": truth.position,
+        "image": truth.image,
+        "label": truth.label,
+        "member": truth.member,
+        "score": answers.scores,
+        **answers.statistics,
+    }
+    table = pa.table({name: pa.array(values.numpy()) for name, values in columns.items()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def _write_gallery(
+    path: Path, federation: Federation, truth: Truth, answers: Answers, reconstructions: torch.Tensor
+) -> None:
+    members = torch.nonzero(truth.member).flatten()[:_SHOWN]
+    non_members = torch.nonzero(~truth.member).flatten()[:_SHOWN]
+    shown = torch.cat([members, non_members])
+    gallery = {
+        "prior": pixels(federation, truth.image[shown]),
+        "reconstruction": reconstructions[shown].to(torch.float32).contiguous(),
+        "truth": pixels(federation, truth.held[shown]),
+        "member": truth.member[shown].to(torch.uint8),
+        "score": answers.scores[shown].to(torch.float32),
+    }
+    write_bytes(path, save(gallery))

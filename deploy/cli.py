@@ -1,0 +1,156 @@
+"""The command line: `metaleak init | simulate | attack | benchmark | report`."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaleak.deploy.errors import one_line
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Simulate federated meta-learning, sit in the server's chair, measure what the gradients leak.\n\n"
+    "Example: `metaleak init && metaleak simulate experiment.yaml && metaleak attack runs/experiment query`",
+)
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. --set rounds=50 (repeatable)."),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Where the data set lies; default: the variable METALEAK_DATA."),
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Allow the data set to be fetched from its publisher when missing.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Take the options that every command has."""
+    context.obj = debug
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("experiment.yaml"),
+) -> None:
+    """Write a commented experiment file.
+
+    Example: `metaleak init my-experiment.yaml`
+    """
+    from metaleak.deploy.commands import write_template
+
+    write_template(file)
+    typer.echo(f"wrote {file}; next: metaleak simulate {file}")
+
+
+@app.command()
+def simulate(
+    file: Annotated[Path, typer.Argument(help="The experiment file.")],
+    changes: Changes = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run directory; default runs/<name>.")] = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate the experiment and record what the server sees.
+
+    Example: `metaleak simulate experiment.yaml --set rounds=50 --out runs/first`
+    """
+    from metaleak.deploy.commands import simulate_command
+
+    simulate_command(file, _with_data(changes, data_dir, download), out, as_json)
+
+
+@app.command()
+def attack(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    name: Annotated[str, typer.Argument(help="query, support, or module:Name.", metavar="query|support")],
+    changes: Changes = None,
+    result: Annotated[str | None, typer.Option("--as", help="Name of the result; default: the attack's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask of images whether they were in learners' sets, from the record alone.
+
+    `--set` changes the attack (`--set iterations=100`) or the targets (`--set targets.round=last`).
+
+    Example: `metaleak attack runs/first support --set knows=other --as support-query-known`
+    """
+    from metaleak.deploy.commands import attack_command
+
+    attack_command(run, name, tuple(changes or ()), result, as_json)
+
+
+@app.command()
+def benchmark(
+    file: Annotated[Path, typer.Argument(help="The suite file.")],
+    changes: Changes = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The suite directory; default runs/<name>.")] = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of experiments and attacks; a second call runs only what is missing.
+
+    Example: `metaleak benchmark deploy/experiments/demo.yaml --out runs/demo`
+    """
+    from metaleak.deploy.commands import benchmark_command
+
+    benchmark_command(file, _with_data(changes, data_dir, download), out, as_json)
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(help="A run or suite directory.", metavar="RUN_OR_SUITE")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file; default PATH/report.html.")] = None,
+) -> None:
+    """Write a self-contained HTML report.
+
+    Example: `metaleak report runs/demo`
+    """
+    from metaleak.deploy.report import write_report
+
+    typer.echo(f"wrote {write_report(path, out)}")
+
+
+def _with_data(changes: list[str] | None, data_dir: Path | None, download: bool) -> tuple[str, ...]:
+    extra = []
+    if data_dir is not None:
+        extra.append(f"data.data_dir={data_dir}")
+    if download:
+        extra.append("data.download=true")
+    return (*(changes or ()), *extra)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    sys.path.insert(0, str(Path.cwd()))
+    sys.exit(_exit_code(lambda: app(arguments, standalone_mode=True), debug))
+
+
+def _exit_code(command: Callable[[], object], debug: bool) -> int:
+    try:
+        command()
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except KeyboardInterrupt:
+        typer.echo("metaleak: interrupted", err=True)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(f"metaleak: {one_line(error)}", err=True)
+        return 130 if type(error).__name__ == "Interrupted" else 1
+    return 0

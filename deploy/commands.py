@@ -1,0 +1,165 @@
+"""What the commands do: progress while they work, a table when they are done."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from metaleak.attacks.evaluation import Evaluation
+from metaleak.deploy.assessment import assess
+from metaleak.deploy.experiment import Experiment, TargetSettings, changed, experiment_from, read_experiment
+from metaleak.deploy.launch import RoundDone, simulate
+from metaleak.deploy.plugins import Plugin
+from metaleak.deploy.report import comparison_table, write_report
+from metaleak.deploy.results import read
+from metaleak.deploy.run_directory import RunDirectory
+from metaleak.deploy.suite import Watch, benchmark, read_suite_file
+
+
+def write_template(file: Path) -> None:
+    """Write the commented experiment file; raises `ValueError` when `file` exists."""
+    if file.exists():
+        raise ValueError(f"{file}: exists already; choose another name")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text((files("metaleak.deploy") / "templates" / "experiment.yaml").read_text())
+
+
+def simulate_command(file: Path, changes: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Simulate, with a progress bar, and say where the run is."""
+    experiment = read_experiment(file, changes)
+    path = out or Path("runs") / _file_name(experiment.name)
+    with _progress() as progress:
+        bar = progress.add_task("starting actors", total=experiment.server.rounds)
+        run = simulate(experiment, path, lambda done: _show_round(progress, bar, done))
+    last = read(path)
+    if as_json:
+        typer.echo(json.dumps({"run": str(path), **run.said(), "final": _last_line(path)}))
+        return
+    accuracy = getattr(last, "accuracy", None)
+    shown = f", adapted accuracy {_percent(accuracy)}" if accuracy else ""
+    typer.echo(f"{path}: {experiment.server.rounds} rounds in {run.said()['seconds']:.0f} s{shown}")
+
+
+def attack_command(path: Path, name: str, changes: tuple[str, ...], result: str | None, as_json: bool) -> None:
+    """Attack, with a progress bar, and print the evaluation."""
+    run = RunDirectory.open(path)
+    experiment = run.experiment()
+    plugin, targets = _changed_attack(experiment, name, changes)
+    with _progress() as progress:
+        bar = progress.add_task(f"{name} attack", total=None)
+        evaluation = assess(
+            run,
+            plugin,
+            result,
+            targets,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    if as_json:
+        typer.echo(evaluation.model_dump_json())
+        return
+    typer.echo(_sentence(name, evaluation))
+    _print(comparison_table(read(path)))
+
+
+def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Run the suite, print the comparison, write the report; exit 1 when a cell failed."""
+    suite = read_suite_file(file)
+    path = out or Path("runs") / _file_name(suite.name)
+    with _progress() as progress:
+        overall = progress.add_task(suite.name, total=None)
+        current = progress.add_task("", total=None)
+        watch = Watch(
+            step=lambda done, total, what: _show_step(progress, overall, current, done, total, what),
+            round=lambda done: progress.update(current, completed=done.round, total=done.rounds),
+            attack=lambda done, total: progress.update(current, completed=done, total=total),
+        )
+        cells = benchmark(suite, path, watch, changes)
+    failed = [cell for cell in cells if cell.status == "failed"]
+    page = write_report(path)
+    if as_json:
+        typer.echo(json.dumps({"suite": str(path), "cells": len(cells), "failed": len(failed), "report": str(page)}))
+    else:
+        _print(comparison_table(read(path)))
+        typer.echo(f"report: {page}")
+    for cell in failed:
+        typer.echo(f"metaleak: failed: {cell.label}, {cell.attack}: {cell.error}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _changed_attack(experiment: Experiment, name: str, changes: tuple[str, ...]) -> tuple[Plugin, TargetSettings]:
+    """Return the experiment's own attack of this name, or a default one, and the targets, after `changes`."""
+    own = [attack for attack in experiment.attacks if attack.name == name]
+    plain: dict[str, Any] = {
+        "attack": own[0].model_dump() if own else {"name": name},
+        "targets": experiment.targets.model_dump(),
+    }
+    for change in changes:
+        plain = changed(plain, change if change.startswith("targets.") else f"attack.{change}")
+    plugin = Plugin(**plain["attack"])
+    plugin.build("attacks")
+    checked = experiment_from({"targets": plain["targets"], "attacks": []}, "--set")
+    return plugin, checked.targets
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield progress
+
+
+def _show_round(progress: Progress, bar: Any, done: RoundDone) -> None:
+    accuracy = f", accuracy {done.accuracy.value:.1%}" if done.accuracy else ""
+    progress.update(bar, completed=done.round, description=f"loss {done.loss:.3f}{accuracy}")
+
+
+def _show_step(progress: Progress, overall: Any, current: Any, done: int, total: int, what: str) -> None:
+    progress.update(overall, completed=done, total=total)
+    progress.reset(current, description=what, total=None)
+
+
+def _sentence(name: str, evaluation: Evaluation) -> str:
+    auc = evaluation.auc
+    return (
+        f"{name}: AUC {auc.value:.3f} (95 % interval {auc.low:.3f} to {auc.high:.3f}) "
+        f"on {evaluation.members} members and {evaluation.non_members} non-members"
+    )
+
+
+def _percent(estimate: Any) -> str:
+    return f"{estimate.value:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"
+
+
+def _last_line(path: Path) -> Any:
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "experiment"
+
+
+def _print(table: object) -> None:
+    Console().print(table)

@@ -1,0 +1,210 @@
+"""The experiment file: everything that decides what a simulation does, checked before anything starts."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from metaleak.clients.federation import Federation
+from metaleak.clients.partition import Partition, TaskShape
+from metaleak.deploy.plugins import Kind, Plugin, first_problem
+from metaleak.server.optimiser import OuterOptimiser
+
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+_DEFAULT_NAMES = {"data": "mnist-5k", "model": "mlp", "rule": "maml"}
+
+
+class ServerSettings(BaseModel):
+    """How the meta-learner trains: `fraction` of the learners each round, one outer step a round."""
+
+    model_config = _STRICT
+
+    rounds: Annotated[int, Field(ge=1, le=10_000_000)] = 30
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    optimiser: OuterOptimiser = OuterOptimiser()
+
+
+class EvaluationSettings(BaseModel):
+    """Adapted accuracy on held-out tasks: `tasks` of them after every `every` rounds and at the end.
+
+    `queries` are the query images a class; `inner_steps` and `inner_rate` default to the rule's own.
+    """
+
+    model_config = _STRICT
+
+    every: Annotated[int, Field(ge=1)] = 10
+    tasks: Annotated[int, Field(ge=2, le=100_000)] = 100
+    queries: Annotated[int, Field(ge=1, le=1000)] = 10
+    inner_steps: Annotated[int, Field(ge=1, le=100)] | None = None
+
+
+class TargetSettings(BaseModel):
+    """Which images an attack is asked about, in which recorded round.
+
+    At most `members` member images are drawn, and as many non-members as `non_members` of the same classes.
+    """
+
+    model_config = _STRICT
+
+    members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    non_members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    round: Annotated[int, Field(ge=1)] | Literal["first", "last"] = "first"
+
+
+class EngineSettings(BaseModel):
+    """How the simulation runs: Ray actors (`null`: one a core), and seconds to wait for a round's replies."""
+
+    model_config = _STRICT
+
+    actors: Annotated[int, Field(ge=1, le=4096)] | None = None
+    timeout: Annotated[float, Field(gt=0)] = 3600.0
+
+
+class Experiment(BaseModel):
+    """One experiment: a federation, how it is trained, what is recorded, and what the attacks are asked."""
+
+    model_config = _STRICT
+
+    name: Annotated[str, Field(min_length=1, max_length=200)] = "experiment"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Plugin = Plugin(name=_DEFAULT_NAMES["data"])
+    task: TaskShape = TaskShape()
+    partition: Partition = Partition()
+    model: Plugin = Plugin(name=_DEFAULT_NAMES["model"])
+    rule: Plugin = Plugin(name=_DEFAULT_NAMES["rule"])
+    defences: tuple[Plugin, ...] = ()
+    server: ServerSettings = ServerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    record: bool = True
+    engine: EngineSettings = EngineSettings()
+    attacks: tuple[Plugin, ...] = (Plugin(name="query"), Plugin(name="support"))
+    targets: TargetSettings = TargetSettings()
+
+    @model_validator(mode="after")
+    def _everything_can_be_built(self) -> "Experiment":
+        for key, kind, plugin in self._plugins():
+            try:
+                plugin.build(kind)
+            except ValueError as error:
+                raise ValueError(f"{key}.{error}") from None
+        return self
+
+    def _plugins(self) -> Iterable[tuple[str, Kind, Plugin]]:
+        yield "data", "datasets", self.data
+        yield "model", "models", self.model
+        yield "rule", "rules", self.rule
+        for place, defence in enumerate(self.defences):
+            yield f"defences.{place}", "defences", defence
+        for place, attack in enumerate(self.attacks):
+            yield f"attacks.{place}", "attacks", attack
+
+    def federation(self) -> Federation:
+        """Return the experiment's learners, with nothing loaded yet."""
+        return Federation(
+            seed=self.seed,
+            data=self.data.build("datasets"),
+            task=self.task,
+            partition=self.partition,
+            model=self.model.build("models"),
+            rule=self.rule.build("rules"),
+            defences=tuple(defence.build("defences") for defence in self.defences),
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the experiment as plain data with every default written out; `Experiment(**resolved)` is equal."""
+        plain = self.model_dump(mode="json")
+        for key in ("data", "model", "rule"):
+            kind: Kind = {"data": "datasets", "model": "models", "rule": "rules"}[key]  # type: ignore[assignment]
+            plain[key] = getattr(self, key).resolved(kind)
+        plain["defences"] = [defence.resolved("defences") for defence in self.defences]
+        plain["attacks"] = [attack.resolved("attacks") for attack in self.attacks]
+        return plain
+
+    def simulation_key(self) -> str:
+        """Return a hash of everything that decides what a simulation computes.
+
+        Attacks, targets, the name, the engine, and where the data lie on this machine do not count.
+        """
+        plain = self.resolved()
+        for key in ("name", "attacks", "targets", "engine"):
+            del plain[key]
+        for key in ("data_dir", "download"):
+            plain["data"].pop(key, None)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def experiment_from(plain: object, source: str, changes: Iterable[str] = ()) -> Experiment:
+    """Return the experiment that `plain` (parsed YAML) describes, after `changes` like `server.rounds=50`.
+
+    Raises `ValueError` in one line that names `source`, the key, the value and what is allowed.
+    """
+    if plain is None:
+        plain = {}
+    if not isinstance(plain, dict):
+        raise ValueError(f"{source}: must be a mapping of keys to values, got {type(plain).__name__}")
+    # A change like `model.hidden=[32]` keeps the default model's name.
+    plain = {**{key: {"name": name} for key, name in _DEFAULT_NAMES.items()}, **plain}
+    for change in changes:
+        plain = changed(plain, change)
+    try:
+        return Experiment(**plain)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {first_problem(error)}") from None
+    except TypeError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def read_experiment(path: Path, changes: Iterable[str] = ()) -> Experiment:
+    """Return the experiment in the YAML file `path`, after `changes`; raises `ValueError` in one line."""
+    return experiment_from(read_yaml(path), str(path), changes)
+
+
+def read_yaml(path: Path) -> object:
+    """Return what the YAML file holds, as plain data; raises `ValueError` in one line."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not a text file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"{path}: is not YAML{where}: {getattr(error, 'problem', error)}") from None
+
+
+def changed(plain: dict[str, Any], change: str) -> dict[str, Any]:
+    """Return `plain` with one `key.subkey=value` applied; the value is read as YAML, lists are indexed by number.
+
+    `rounds=50` is short for `server.rounds=50`. Raises `ValueError` for a change that cannot be read.
+    """
+    path, equals, text = change.partition("=")
+    if not equals or not path:
+        raise ValueError(f"--set {change!r}: must be key=value, for example server.rounds=50")
+    keys = path.split(".")
+    if keys[0] in ServerSettings.model_fields:
+        keys = ["server", *keys]
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {change!r}: the value is not YAML") from None
+    return _with(plain, keys, value, change)  # type: ignore[no-any-return]
+
+
+def _with(node: Any, keys: list[str], value: Any, change: str) -> Any:
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    if isinstance(node, list):
+        if not key.isdigit() or int(key) >= len(node):
+            raise ValueError(f"--set {change!r}: the list has entries 0 to {len(node) - 1}, not {key!r}")
+        return [_with(item, rest, value, change) if i == int(key) else item for i, item in enumerate(node)]
+    if node is None:
+        node = {}
+    if not isinstance(node, dict):
+        raise ValueError(f"--set {change!r}: {key!r} lies inside a plain value")
+    return {**node, key: _with(node.get(key), rest, value, change)}

@@ -1,0 +1,149 @@
+"""Running an experiment's simulation on Flower and Ray, in one function."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import Array, ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+from flwr.simulation import run_simulation
+
+from metaleak.clients.app import client_app
+from metaleak.clients.episode import Parameters
+from metaleak.deploy.accuracy import Accuracy, HeldOutTasks
+from metaleak.deploy.cores import usable_cores
+from metaleak.deploy.experiment import Experiment
+from metaleak.deploy.run_directory import RunDirectory
+from metaleak.server import CuriousServer, MetaLearner, RoundReport, WatchedGrid
+
+_SAVE_EVERY_SECONDS = 30.0
+
+
+class Interrupted(Exception):
+    """The user ended the simulation; what was recorded is complete up to the last reply."""
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """What a caller hears after every round; `accuracy` only where it was evaluated."""
+
+    round: int
+    rounds: int
+    loss: float
+    accuracy: Accuracy | None
+
+
+class Simulation:
+    """One experiment being simulated into a run directory.
+
+    Everything that can be wrong with the data or the models is found here, before any actor starts: raises
+    `ValueError` or `OSError` with one line.
+    """
+
+    def __init__(
+        self, experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None
+    ) -> None:
+        self.experiment = experiment
+        self.federation = experiment.federation()
+        self._initial = self.federation.initial_parameters()
+        self._tasks = HeldOutTasks(self.federation, experiment.evaluation)
+        self._on_round = on_round
+        self._stop = threading.Event()
+        self._saved = time.monotonic()
+        self.run = RunDirectory.create(out, experiment)
+
+    def server_app(self) -> ServerApp:
+        """Return the `ServerApp`: the meta-learner, under the curious server's eyes."""
+        app = ServerApp()
+
+        @app.main()
+        def main(grid: Grid, context: Context) -> None:
+            self._strategy().start(
+                WatchedGrid(grid, check=self._check),
+                initial_arrays=ArrayRecord({name: Array(value.numpy()) for name, value in self._initial.items()}),
+                num_rounds=self.experiment.server.rounds,
+                timeout=self.experiment.engine.timeout,
+            )
+
+        return app
+
+    def start(self) -> RunDirectory:
+        """Run to the end on Ray actors of this machine; return the run.
+
+        However it ends, `run.json` says so. Raises `Interrupted` on Ctrl-C.
+        """
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        actors = self.experiment.engine.actors or usable_cores()
+        try:
+            run_simulation(
+                server_app=self.server_app(),
+                client_app=client_app(self.federation),
+                num_supernodes=actors,
+                backend_config={
+                    "init_args": {"num_cpus": actors, "log_to_driver": False, "logging_level": logging.ERROR},
+                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                },
+            )
+        except KeyboardInterrupt:
+            self._stop.set()
+            self.run.end("interrupted")
+            raise Interrupted(f"{self.run.path}: interrupted; the record is readable") from None
+        except Exception as error:
+            self.run.end("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)
+            raise
+        finally:
+            self._stop.set()
+        self.run.end("done")
+        return self.run
+
+    def _strategy(self) -> Strategy:
+        settings = self.experiment.server
+        strategy: Strategy = MetaLearner(
+            self.experiment.partition.learners,
+            fraction=settings.fraction,
+            optimiser=settings.optimiser,
+            seed=self.experiment.seed,
+            on_round=self._after_round,
+        )
+        return CuriousServer(strategy, self.run.record) if self.experiment.record else strategy
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise Interrupted("stopped")
+
+    def _after_round(self, report: RoundReport) -> None:
+        rounds = self.experiment.server.rounds
+        last = report.round == rounds
+        accuracy = None
+        if last or report.round % self.experiment.evaluation.every == 0:
+            accuracy = self._accuracy(report.parameters)
+        self.run.add_metrics(
+            round=report.round,
+            loss=report.loss,
+            learners=report.learners,
+            refused=report.refused,
+            seconds=round(report.seconds, 4),
+            accuracy=accuracy and accuracy.value,
+            accuracy_low=accuracy and accuracy.low,
+            accuracy_high=accuracy and accuracy.high,
+        )
+        if last or time.monotonic() - self._saved > _SAVE_EVERY_SECONDS:
+            self.run.save_parameters(report.parameters)
+            self._saved = time.monotonic()
+        if self._on_round is not None:
+            self._on_round(RoundDone(report.round, rounds, report.loss, accuracy))
+
+    def _accuracy(self, parameters: Parameters) -> Accuracy:
+        # The actors wait meanwhile, so their cores are free.
+        torch.set_num_threads(usable_cores())
+        return self._tasks.accuracy(parameters)
+
+
+def simulate(experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None) -> RunDirectory:
+    """Simulate `experiment` into the new directory `out` and return the run; see `Simulation`."""
+    return Simulation(experiment, out, on_round).start()

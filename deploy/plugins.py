@@ -1,0 +1,88 @@
+"""Finding models, rules, data sets, defences and attacks by name."""
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from metaleak.attacks.observation import Attack
+from metaleak.clients.datasets import DataSet
+from metaleak.clients.models import Model, TorchModule
+from metaleak.clients.rules import Rule
+from metaleak.defenses import Defence
+
+Kind = Literal["models", "rules", "datasets", "defences", "attacks"]
+
+_PROTOCOLS: dict[Kind, type] = {
+    "models": Model,
+    "rules": Rule,
+    "datasets": DataSet,
+    "defences": Defence,
+    "attacks": Attack,
+}
+
+
+class Plugin(BaseModel):
+    """A thing by name, and its settings.
+
+    `name` is that of a Python entry point in the group `metaleak.<kind>`, or `module:Name`; every other key is
+    passed to what it names, as a keyword. A model may also be a function that returns a `torch.nn.Module`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys beside `name`."""
+        return dict(self.model_extra or {})
+
+    def build(self, kind: Kind) -> Any:
+        """Return the thing; raises `ValueError` in one line for an unknown name or a setting that is not allowed."""
+        factory = _find(kind, self.name)
+        try:
+            thing = factory(**self.settings)
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
+        except TypeError as error:
+            raise ValueError(f"{self.name} cannot be made from {self.settings}: {error}") from None
+        if kind == "models" and isinstance(thing, nn.Module):
+            thing = TorchModule(thing)
+        if not isinstance(thing, _PROTOCOLS[kind]):
+            wanted = _PROTOCOLS[kind].__name__
+            raise ValueError(f"{self.name} made a {type(thing).__name__}, which is not a {wanted}")
+        return thing
+
+    def resolved(self, kind: Kind) -> dict[str, Any]:
+        """Return the name with every setting, defaults included, as plain data."""
+        thing = self.build(kind)
+        settings = thing.model_dump(mode="json") if isinstance(thing, BaseModel) else self.settings
+        return {"name": self.name, **settings}
+
+
+def first_problem(error: ValidationError, prefix: str = "") -> str:
+    """Return pydantic's first complaint as `key: what is wrong, got value (and n more)`."""
+    problems = error.errors(include_url=False)
+    problem = problems[0]
+    key = ".".join([prefix, *(str(part) for part in problem["loc"])]).strip(".")
+    message = problem["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(problem["input"], Mapping) else f", got {problem['input']!r}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{key}: {message}{got}{more}" if key else f"{message}{more}"
+
+
+def _find(kind: Kind, name: str) -> Any:
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{name}: {error}") from None
+    found = {point.name: point for point in entry_points(group=f"metaleak.{kind}")}
+    if name not in found:
+        raise ValueError(f"unknown name {name!r}, allowed are {', '.join(sorted(found))} or module:Name")
+    return found[name].load()

@@ -1,0 +1,176 @@
+"""The report: one HTML file about a run or a suite, which needs no network and nothing beside it."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from metaleak.attacks.evaluation import FPR_LEVELS
+from metaleak.deploy.figures import Curve, FrontierPoint, frontier, log_roc, training_curve
+from metaleak.deploy.report_gallery import Tile, tiles
+from metaleak.deploy.report_rows import (
+    UNDEFENDED,
+    Row,
+    comparison_rows,
+    describe_run,
+    level_text,
+    needs_text,
+    rate_text,
+)
+from metaleak.deploy.report_words import verdict
+from metaleak.deploy.results import AttackResult, Round, RunResult, SuiteResult, read
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """What the report shows of one run."""
+
+    anchor: str
+    label: str
+    run: RunResult
+    facts: Sequence[tuple[str, str]]
+    curves: Sequence[Markup]
+    attacks: Sequence[tuple[AttackResult, Sequence[Tile]]]
+
+
+def write_report(path: Path, out: Path | None = None) -> Path:
+    """Write the report of the run or suite in directory `path` to `out` (`path/report.html`) and return where.
+
+    The same results give the same bytes. An existing report is replaced only once the new one is complete.
+    Raises `ValueError` when `path` holds neither a run nor a suite, or holds a damaged part.
+    """
+    target = out or path / "report.html"
+    page = render(read(path))
+    handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+        # mkstemp hides its file from others; a report is as readable as any file its owner makes.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(draft, 0o666 & ~umask)
+        os.replace(draft, target)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def render(result: RunResult | SuiteResult) -> str:
+    """Return the report as the text of an HTML page."""
+    rows = comparison_rows(result)
+    suite = isinstance(result, SuiteResult)
+    runs = list(result.runs.values()) if isinstance(result, SuiteResult) else [result]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=result.name,
+        suite=suite,
+        facts=facts(runs[0].config) if len(runs) == 1 else _shared(runs),
+        runs=[_run_page(index, run, rows) for index, run in enumerate(runs)],
+        rows=rows,
+        settings=any(row.setting for row in rows),
+        groups=[(attack, list(group)) for attack, group in groupby(rows, key=lambda row: row.attack)],
+        verdict=verdict(rows),
+        failed=[row for row in rows if row.status != "done"],
+        evaluated=[row for row in rows if row.evaluation],
+        frontiers=list(frontiers(rows)),
+        rocs=list(rocs(rows)),
+        levels=FPR_LEVELS,
+        level_text=level_text,
+        needs_text=needs_text,
+        rate_text=rate_text,
+        undefended=UNDEFENDED,
+    )
+
+
+def frontiers(rows: Sequence[Row]) -> Iterable[Markup]:
+    """Yield one panel an attack and setting: attack AUC against adapted accuracy."""
+    for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
+        points = [
+            FrontierPoint(row.defence, row.scale, row.accuracy, row.evaluation.auc)
+            for row in group
+            if row.evaluation and row.accuracy
+        ]
+        if points:
+            yield frontier(_panel(attack, setting), points)
+
+
+def rocs(rows: Sequence[Row]) -> Iterable[Markup]:
+    """Yield one panel an attack and setting: the ROC curves on logarithmic axes."""
+    for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
+        curves = []
+        for row in group:
+            result = row.attack_result
+            if result and result.member.any() and not result.member.all():
+                label = f"{row.defence}, scale {row.scale}" if row.scale else row.defence
+                curves.append(Curve(label, row.defence, result.scores, result.member))
+        if curves:
+            yield log_roc(_panel(attack, setting), curves)
+
+
+def training_curves(rounds: Sequence[Round]) -> list[Markup]:
+    """Return the outer loss and the adapted accuracy over the rounds, as far as they were measured."""
+    figures = []
+    losses = [line for line in rounds if line.loss is not None]
+    if losses:
+        numbers, values = [line.round for line in losses], [line.loss for line in losses]
+        figures.append(training_curve("Meta-training loss", "outer loss", numbers, np.array(values, float)))
+    measured = [line for line in rounds if line.accuracy is not None]
+    if measured:
+        value = np.array([line.accuracy for line in measured], float)
+        low = np.array([line.accuracy_low for line in measured], float)
+        high = np.array([line.accuracy_high for line in measured], float)
+        numbers = [line.round for line in measured]
+        figures.append(training_curve("Adapted accuracy, held-out tasks", "accuracy", numbers, value, (low, high)))
+    return figures
+
+
+def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what an experiment's configuration says, one line a top-level key, in the file's order."""
+    return [(str(key), _plain(value)) for key, value in config.items() if key != "name"]
+
+
+def _shared(runs: Sequence[RunResult]) -> list[tuple[str, str]]:
+    """Return the facts in which all runs agree."""
+    described = [dict(facts(run.config)) for run in runs]
+    keys = described[0] if described else {}
+    return [(key, keys[key]) for key in keys if all(one.get(key) == keys[key] for one in described)]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        parts = [f"{key} {_plain(inner)}" for key, inner in value.items() if key != "name"]
+        name = str(value.get("name", ""))
+        return f"{name} ({', '.join(parts)})" if name and parts else name or ", ".join(parts)
+    if isinstance(value, list | tuple):
+        return "; ".join(_plain(inner) for inner in value) or "none"
+    return str(value)
+
+
+def _run_page(index: int, run: RunResult, rows: Sequence[Row]) -> RunPage:
+    label = next((row.label for row in rows if row.run is run), describe_run(run))
+    return RunPage(
+        anchor=f"run-{index}",
+        label=label,
+        run=run,
+        facts=facts(run.config),
+        curves=training_curves(run.rounds),
+        attacks=[(attack, tiles(attack.gallery) if attack.gallery else []) for attack in run.attacks],
+    )
+
+
+def _panel(attack: str, setting: str) -> str:
+    return f"{attack} attack, {setting}" if setting else f"{attack} attack"

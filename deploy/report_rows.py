@@ -1,0 +1,206 @@
+"""The comparison: one row a defence, scale and attack, from a run or a suite; its table for a terminal."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from metaleak.attacks.evaluation import FPR_LEVELS, Estimate, Evaluation
+from metaleak.attacks.roc import non_members_needed
+from metaleak.deploy.results import AttackResult, Cell, RunResult, SuiteResult
+
+UNDEFENDED = "none"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison.
+
+    `defence` and `scale` are for display, `UNDEFENDED` and "" without any; `setting` names whatever else
+    differs between the rows of one attack, such as "ways 5". `status` is "done" or what went wrong, then
+    `error` says why. `run` and `attack_result` are the results behind the row, where there are any.
+    """
+
+    defence: str
+    scale: str
+    setting: str
+    attack: str
+    status: str
+    error: str | None
+    run: RunResult | None
+    attack_result: AttackResult | None
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """What the attack achieved, if it was evaluated."""
+        return self.attack_result.evaluation if self.attack_result else None
+
+    @property
+    def accuracy(self) -> Estimate | None:
+        """The run's last adapted accuracy, if it was measured."""
+        return self.run.accuracy if self.run else None
+
+    @property
+    def label(self) -> str:
+        """Defence, scale and setting in one phrase."""
+        named = f"{self.defence}, scale {self.scale}" if self.scale else self.defence
+        named = "no defence" if self.defence == UNDEFENDED else named
+        return f"{named} ({self.setting})" if self.setting else named
+
+
+def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
+    """Return the rows of a run (one an attack) or a suite (one a cell, failed ones too), in a stable order.
+
+    Rows of one setting and attack stand together, the undefended first, then by defence and rising scale.
+    """
+    if isinstance(result, SuiteResult):
+        rows = [_cell_row(cell, result.runs.get(cell.run)) for cell in result.cells]
+    else:
+        attacks: Sequence[AttackResult | None] = result.attacks or (None,)
+        rows = [_run_row(result, attack) for attack in attacks]
+    return sorted(_with_settings(rows), key=_order)
+
+
+def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return a name and a scale for the defences of an experiment, ("none", "") without any."""
+    if not defences:
+        return UNDEFENDED, ""
+    names, scales = [], []
+    for defence in defences:
+        others = {key: str(value) for key, value in defence.items() if key != "scale"}
+        place, name, law = others.pop("place", ""), others.pop("name", "defence"), others.pop("law", "")
+        details = [detail for detail in (law, *(f"{key} {value}" for key, value in others.items())) if detail]
+        names.append(", ".join([f"{place} {name}".strip(), *details]))
+        if "scale" in defence:
+            scale = defence["scale"]
+            scales.append(f"{scale:g}" if isinstance(scale, int | float) else str(scale))
+    return " + ".join(names), " + ".join(scales)
+
+
+def rate_text(estimate: Estimate, percent: bool = False) -> tuple[str, str]:
+    """Return a rate and its interval: ("0.993", "0.988–0.997"), or in per cent ("99.3 %", "98.8–99.7")."""
+    factor, digits, unit = (100, 1, " %") if percent else (1, 3, "")
+    low, high = (f"{bound * factor:.{digits}f}" for bound in (estimate.low, estimate.high))
+    return f"{estimate.value * factor:.{digits}f}{unit}", f"{low}–{high}"
+
+
+def needs_text(level: str) -> str:
+    """Return what to print where there are too few non-members for the false-positive rate `level`."""
+    return f"needs ≥ {non_members_needed(float(level)):,} non-members".replace(",", " ")
+
+
+def level_text(level: str) -> str:
+    """Return a false-positive rate in per cent: "0.001" is "0.1 %"."""
+    return f"{float(level) * 100:g} %"
+
+
+def comparison_table(result: RunResult | SuiteResult) -> Table:
+    """Return the comparison as a table for a terminal; each rate stands above its 95 % interval."""
+    rows = comparison_rows(result)
+    settings = any(row.setting for row in rows)
+    table = Table(title="What each defence leaves to the attacker, and what it costs", show_lines=True)
+    columns = ["defence", "scale", *(["setting"] if settings else []), "attack", "AUC"]
+    columns += [*(f"TPR at {level_text(level)} FPR" for level in FPR_LEVELS), "balanced accuracy"]
+    for column in [*columns, "adapted accuracy", "members + non-members"]:
+        table.add_column(column)
+
+    def cell(estimate: Estimate | None, percent: bool = False) -> Text:
+        return Text("\n".join(rate_text(estimate, percent)) if estimate else "–")
+
+    for row in rows:
+        shown = [row.defence, row.scale, *([row.setting] if settings else []), row.attack]
+        cells = [Text(text) for text in shown]
+        if evaluation := row.evaluation:
+            cells.append(cell(evaluation.auc))
+            for level in FPR_LEVELS:
+                estimate = evaluation.tpr.get(level)
+                cells.append(cell(estimate, percent=True) if estimate else Text(needs_text(level)))
+            cells.append(cell(evaluation.balanced_accuracy, percent=True))
+            counts = f"{evaluation.members} + {evaluation.non_members}"
+        else:
+            cells += [Text(f"{row.status}: {row.error}" if row.error else row.status, style="bold red")]
+            cells += [Text("–")] * (len(FPR_LEVELS) + 1)
+            counts = "–"
+        table.add_row(*cells, cell(row.accuracy, percent=True), Text(counts))
+    return table
+
+
+def _run_row(run: RunResult, attack: AttackResult | None) -> Row:
+    defence, scale = describe_defences(_defences(run.config))
+    status, error = run.status, run.error
+    if status == "done" and (attack is None or attack.evaluation is None):
+        status = "not attacked" if attack is None else "not evaluated"
+    return Row(defence, scale, "", attack.name if attack else "–", status, error, run, attack)
+
+
+def _cell_row(cell: Cell, run: RunResult | None) -> Row:
+    attack = next((one for one in run.attacks if one.name == cell.attack), None) if run else None
+    defence, scale = describe_defences(cell.defences or (_defences(run.config) if run else ()))
+    # Without a run there is no configuration to compare: the cell's own words say which one is lost.
+    about = [
+        cell.model and f"model {cell.model}",
+        "" if cell.learners is None else f"learners {cell.learners}",
+    ]
+    setting = "" if run else ", ".join(filter(None, about))
+    error: str | None
+    if cell.status == "failed":
+        status, error = "failed", cell.error or "no reason was recorded"
+    elif run is None:
+        status, error = "missing", f"{cell.run} is not there"
+    else:
+        whole = _run_row(run, attack)
+        status, error = whole.status, whole.error
+    return Row(defence, scale, setting, cell.attack, status, error, run, attack)
+
+
+def _defences(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    listed = config.get("defences")
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _with_settings(rows: list[Row]) -> list[Row]:
+    """Name, for each row, the values in which its run or attack differs from others of the same attack."""
+    named = list(rows)
+    for attack in {row.attack for row in rows}:
+        members = [index for index, row in enumerate(rows) if row.attack == attack and row.run]
+        flat = {index: dict(_knobs(rows[index])) for index in members}
+        keys = dict.fromkeys(key for knobs in flat.values() for key in knobs)
+        varying = [key for key in keys if len({knobs.get(key) for knobs in flat.values()}) > 1]
+        for index in members:
+            parts = [f"{_short(key)} {flat[index][key]}" for key in varying if key in flat[index]]
+            named[index] = replace(rows[index], setting=", ".join(parts))
+    return named
+
+
+def _knobs(row: Row) -> Iterator[tuple[str, str]]:
+    """Yield what was set for a row, except its defence and the run's name."""
+    if row.run:
+        for key, value in row.run.config.items():
+            if key not in ("name", "defences"):
+                yield from _flatten(str(key), value)
+    if row.attack_result:
+        yield from _flatten("attack", row.attack_result.config)
+        yield "knows", row.attack_result.knows
+
+
+def _flatten(key: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for inner, nested in value.items():
+            yield from _flatten(f"{key}.{inner}", nested)
+    else:
+        yield key, str(value)
+
+
+def _short(key: str) -> str:
+    *parents, last = key.split(".")
+    return parents[-1] if parents and last == "name" else last.replace("_", " ")
+
+
+def _order(row: Row) -> tuple[str, str, bool, str, float, str]:
+    try:
+        scale = float(row.scale or 0)
+    except ValueError:
+        scale = 0.0
+    return row.attack, row.setting, row.defence != UNDEFENDED, row.defence, scale, row.scale

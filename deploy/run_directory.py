@@ -1,0 +1,116 @@
+"""The directory that one simulation writes, and what is said in it.
+
+RUN/
+    experiment.yaml         the experiment, every default written out
+    run.json                status, times, seed, versions
+    metrics.jsonl           a line a round
+    parameters.safetensors  the trained initialisation
+    record/                 what the server saw (see metaleak.server.record)
+    attacks/<name>/         attack.json, scores.parquet, gallery.safetensors
+"""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors.torch import save
+
+from metaleak.deploy.experiment import Experiment, read_experiment
+
+Status = Literal["running", "done", "failed", "interrupted"]
+
+_REPORTED = ("metaleak", "torch", "flwr", "ray", "numpy", "safetensors", "pyarrow")
+
+
+class RunDirectory:
+    """A run at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, experiment: Experiment) -> "RunDirectory":
+        """Make the directory and write the experiment; raises `ValueError` when there is something already."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"{path}: exists already; a run is never overwritten, choose another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        write_text(path / "experiment.yaml", yaml.safe_dump(experiment.resolved(), sort_keys=False))
+        run.say(
+            status="running",
+            started=now(),
+            seed=experiment.seed,
+            versions={"python": platform.python_version()} | {name: version(name) for name in _REPORTED},
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """Return the run at `path`; raises `ValueError` when there is none."""
+        if not (path / "experiment.yaml").is_file():
+            raise ValueError(f"{path}: is not a run (experiment.yaml is missing)")
+        return cls(path)
+
+    def experiment(self, changes: tuple[str, ...] = ()) -> Experiment:
+        """Return the run's experiment, after `changes`."""
+        return read_experiment(self.path / "experiment.yaml", changes)
+
+    @property
+    def record(self) -> Path:
+        """Where the record lies."""
+        return self.path / "record"
+
+    def said(self) -> dict[str, Any]:
+        """Return what `run.json` says; empty when it is missing."""
+        path = self.path / "run.json"
+        try:
+            said = json.loads(path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: damaged ({error})") from None
+        if not isinstance(said, dict):
+            raise ValueError(f"{path}: damaged (not a mapping)")
+        return said
+
+    def say(self, **what: object) -> None:
+        """Add to `run.json`."""
+        write_text(self.path / "run.json", json.dumps({**self.said(), **what}, indent=2) + "\n")
+
+    def end(self, status: Status, error: str | None = None) -> None:
+        """Say how the run ended, and how long it took."""
+        started = datetime.fromisoformat(self.said()["started"])
+        seconds = (datetime.now(UTC) - started).total_seconds()
+        self.say(status=status, finished=now(), seconds=round(seconds, 3), error=error)
+
+    def add_metrics(self, **metrics: object) -> None:
+        """Append one round's line to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a") as lines:
+            lines.write(json.dumps(metrics) + "\n")
+
+    def save_parameters(self, parameters: dict[str, torch.Tensor]) -> None:
+        """Write the initialisation as it is now."""
+        write_bytes(self.path / "parameters.safetensors", save(parameters))
+
+
+def now() -> str:
+    """Return the time, UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is complete or as it was before."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is complete or as it was before."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_bytes(content)
+    os.replace(beside, path)

@@ -1,0 +1,158 @@
+"""The curious server: a plug-in that records every reply that a Flower strategy receives."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from metaleak.server.record import Arrays, RecordWriter
+from metaleak.server.watched_grid import WatchedGrid
+
+
+class CuriousServer(Strategy):
+    """Wraps any Flower strategy and records what passes, before aggregation; changes nothing that passes.
+
+    >>> strategy = CuriousServer(FedAvg(), "runs/mine/record")          # doctest: +SKIP
+    >>> strategy.start(grid=grid, initial_arrays=arrays, num_rounds=3)  # doctest: +SKIP
+
+    Training messages and their replies are recorded; a reply that is an error is not (it has no arrays). A reply that
+    names its learners in a config entry `learner-ids` holds their arrays stacked; any other is taken as one learner,
+    whose number is that of its node in order of appearance. Raises `RecordError` when there is a record already.
+
+    An application that writes its own loop uses the other door, `curious_grid`.
+    """
+
+    def __init__(self, strategy: Strategy, record: str | Path) -> None:
+        self.strategy = strategy
+        self._recorder = Recorder(RecordWriter(Path(record)))
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the wrapped strategy's own `start` on a grid that records."""
+        try:
+            return self.strategy.start(
+                self._recorder.watch(grid),
+                initial_arrays,
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate_fn,
+            )
+        finally:
+            self._recorder.close()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return what the wrapped strategy returns."""
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return what the wrapped strategy returns."""
+        return self.strategy.aggregate_train(server_round, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return what the wrapped strategy returns."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return what the wrapped strategy returns."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Log the wrapped strategy's summary."""
+        self.strategy.summary()
+
+
+class Recorder:
+    """Turns the messages of a grid into a record."""
+
+    def __init__(self, writer: RecordWriter) -> None:
+        self._writer = writer
+        self._open: dict[str, tuple[int, str]] = {}
+        self._last: tuple[int, ArrayRecord, str] | None = None
+        self._nodes: dict[int, int] = {}
+        self._round = 0
+
+    def watch(self, grid: Grid) -> WatchedGrid:
+        """Return a grid that passes everything on and records it."""
+        return WatchedGrid(grid, sent=self._sent, received=self._received)
+
+    def close(self) -> None:
+        """Complete the index."""
+        self._writer.flush()
+
+    def _sent(self, message: Message) -> None:
+        if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
+            return
+        arrays = next(iter(message.content.array_records.values()), None)
+        if arrays is None:
+            return
+        if not self._open:
+            self._round += 1
+        round = _declared_round(message) or self._round
+        # All messages of a round usually carry one and the same object: write it once.
+        if self._last is None or self._last[0] != round or self._last[1] is not arrays:
+            self._last = (round, arrays, self._writer.sent(round, _numpy(arrays)))
+        self._open[message.metadata.message_id] = (round, self._last[2])
+
+    def _received(self, reply: Message) -> None:
+        round, sent = self._open.pop(reply.metadata.reply_to_message_id, (0, ""))
+        if not sent or reply.has_error():
+            return
+        arrays: Arrays = {}
+        for record in reply.content.array_records.values():
+            arrays |= _numpy(record)
+        if not arrays:
+            return
+        node = reply.metadata.src_node_id
+        learners = _declared_learners(reply)
+        if learners is None:
+            learners = [self._nodes.setdefault(node, len(self._nodes))]
+            arrays = {name: value[np.newaxis] for name, value in arrays.items()}
+        self._writer.reply(round, learners, str(node), sent, arrays)
+
+
+def curious_grid(grid: Grid, record: str | Path) -> tuple[WatchedGrid, Callable[[], None]]:
+    """Return a grid that records what passes, for applications that write their own loop, and what completes it.
+
+    Call the second when the loop has ended; a record that was never completed is still readable.
+    """
+    recorder = Recorder(RecordWriter(Path(record)))
+    return recorder.watch(grid), recorder.close
+
+
+def _numpy(arrays: ArrayRecord) -> Arrays:
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+def _declared_round(message: Message) -> int | None:
+    for config in message.content.config_records.values():
+        value = config.get("server-round")
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _declared_learners(reply: Message) -> list[int] | None:
+    for config in reply.content.config_records.values():
+        value = config.get("learner-ids")
+        if isinstance(value, list):
+            return [int(number) for number in value]
+    return None

@@ -1,0 +1,90 @@
+"""A Flower grid that tells what passes through it, at the moment it passes."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+
+class WatchedGrid(Grid):
+    """Passes everything on to `grid` unchanged, and calls back.
+
+    `sent(message)` is called after a message got its id, `received(reply)` for each reply when it is pulled: before
+    any strategy has seen it. `check()` is called while waiting, and may raise to end the wait. `interval` is the time
+    between two looks for replies, in seconds.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        sent: Callable[[Message], None] | None = None,
+        received: Callable[[Message], None] | None = None,
+        check: Callable[[], None] | None = None,
+        interval: float = 0.02,
+    ) -> None:
+        self._grid = grid
+        self._sent = sent
+        self._received = received
+        self._check = check
+        self._interval = interval
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the wrapped grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the wrapped grid."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return the wrapped grid's message."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the wrapped grid's node ids."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push `messages` through the wrapped grid and return their ids."""
+        pushed = list(messages)
+        ids = list(self._grid.push_messages(pushed))
+        if self._sent is not None:
+            for message in pushed:
+                self._sent(message)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that have arrived."""
+        if self._check is not None:
+            self._check()
+        replies = list(self._grid.pull_messages(message_ids))
+        if self._received is not None:
+            for reply in replies:
+                self._received(reply)
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push `messages` and return the replies, in the order of their arrival."""
+        return list(self.replies(messages, timeout=timeout))
+
+    def replies(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Push `messages` and yield each reply as it arrives; stop when all are here or after `timeout` seconds."""
+        missing = set(self.push_messages(messages))
+        end = None if timeout is None else time.monotonic() + timeout
+        while missing and (end is None or time.monotonic() < end):
+            for reply in self.pull_messages(missing):
+                missing.discard(reply.metadata.reply_to_message_id)
+                yield reply
+            if missing:
+                time.sleep(self._interval)
