@@ -1,5 +1,7 @@
 """The Flower client: a node that hosts learners and answers with their meta-gradients, stacked."""
 
+from collections.abc import Callable
+
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -9,8 +11,8 @@ from metaleak.clients.federation import Federation
 from metaleak.clients.learner import cohort_meta_gradients
 
 
-def client_app(federation: Federation) -> ClientApp:
-    """Return the `ClientApp` of every node of `federation`.
+def client_app(federation: Federation | Callable[[Context], Federation]) -> ClientApp:
+    """Return the `ClientApp` of every node of `federation`, which may also be found from the node's context.
 
     A training message holds the parameters under `arrays` and, under `config`, `server-round`, `learner-ids` and
     `chunk` (how many learners are computed at once). The reply holds the learners' meta-gradients under `arrays`,
@@ -26,7 +28,8 @@ def client_app(federation: Federation) -> ClientApp:
         config = message.content["config"]
         assert isinstance(config, ConfigRecord)
         numbers = [int(number) for number in _list(config, "learner-ids")]
-        learners = [federation.learner(number) for number in numbers]
+        known = federation if isinstance(federation, Federation) else federation(context)
+        learners = [known.learner(number) for number in numbers]
         gradients, losses = cohort_meta_gradients(
             learners,
             _parameters(message),

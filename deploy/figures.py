@@ -67,7 +67,7 @@ class FrontierPoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """The scores `(T,)` of one attack on one run against the truth `member (T,)`; `series` gives the colour."""
+    """Scores `(T,)` of an attack on a run against the truth `member (T,)`; `series` gives the colour."""
 
     label: str
     series: str
@@ -76,7 +76,7 @@ class Curve:
 
 
 def frontier(title: str, points: Sequence[FrontierPoint]) -> Markup:
-    """Return attack AUC against adapted accuracy with 95 % intervals; the points of one defence are joined."""
+    """Return attack AUC against adapted accuracy with 95 % intervals; points of one defence are joined."""
     with _figure(title, len({point.series for point in points})) as (axes, svg):
         for index, series in enumerate(dict.fromkeys(point.series for point in points)):
             own = [point for point in points if point.series == series]
@@ -125,7 +125,8 @@ def log_roc(title: str, curves: Sequence[Curve]) -> Markup:
             colour = colours[curve.series]
             nth = [other for other in curves if other.series == curve.series].index(curve)
             axes.plot(x, np.where(y > 0, y, np.nan), drawstyle="steps-post", color=_COLOURS[colour % SERIES],
-                      linestyle=_DASHES[nth % len(_DASHES)], linewidth=1.5, label=_fitting(curve.label))  # fmt: skip
+                      linestyle=_DASHES[nth % len(_DASHES)], linewidth=1.5,
+                      label=_fitting(curve.label))  # fmt: skip
         axes.plot([left, 1], [left, 1], color=_INK, linewidth=0.8, linestyle=(0, (2, 2)), label="guessing")
         axes.set(xscale="log", yscale="log", xlim=(left, 1.08), ylim=(bottom, 1.08))
         for axis, low in ((axes.xaxis, left), (axes.yaxis, bottom)):
@@ -139,11 +140,17 @@ def log_roc(title: str, curves: Sequence[Curve]) -> Markup:
 
 
 def training_curve(
-    title: str, ylabel: str, rounds: Sequence[int], values: Floats, band: tuple[Floats, Floats] | None = None
+    about: str,
+    title: str,
+    ylabel: str,
+    rounds: Sequence[int],
+    values: Floats,
+    band: tuple[Floats, Floats] | None = None,
 ) -> Markup:
     """Return `values (R,)` over `rounds (R,)` with an optional band `(low (R,), high (R,))`; NaN is a gap.
 
-    A band means rates, drawn in per cent. More than 1 000 rounds are averaged in equal stretches.
+    `about` says whose curve it is to those who cannot see it. A band means rates, drawn in per cent. More than
+    1 000 rounds are averaged in equal stretches.
     """
     stretch = -(-len(rounds) // 1000)
     starts = np.arange(0, len(rounds), stretch)
@@ -152,7 +159,7 @@ def training_curve(
         return np.asarray(np.add.reduceat(series, starts) / np.diff(np.append(starts, len(rounds))))
 
     x = averaged(np.asarray(rounds, float))
-    with _figure(title, 0) as (axes, svg):
+    with _figure(title, 0, about) as (axes, svg):
         marker = "o" if len(x) <= 60 else None
         axes.plot(x, averaged(values), color=_COLOURS[0], linewidth=1.5, marker=marker, markersize=3)
         if band is not None:
@@ -175,7 +182,7 @@ class _Drawing:
 
 
 @contextmanager
-def _figure(title: str, entries: int) -> Iterator[tuple[Axes, _Drawing]]:
+def _figure(title: str, entries: int, about: str = "") -> Iterator[tuple[Axes, _Drawing]]:
     """Open a figure with room for a legend of `entries` lines below; it is drawn when the block ends."""
     drawing = _Drawing()
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
@@ -191,7 +198,7 @@ def _figure(title: str, entries: int) -> Iterator[tuple[Axes, _Drawing]]:
         stream = io.StringIO()
         empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(stream, format="svg", metadata=empty)
-        drawing.text = _inline(stream.getvalue(), title)
+        drawing.text = _inline(stream.getvalue(), f"{title}: {about}" if about else title)
 
 
 def _inline(svg: str, title: str) -> str:
@@ -202,7 +209,7 @@ def _inline(svg: str, title: str) -> str:
     # The page's font, and identifiers that two figures of one page do not share.
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    own = hashlib.sha256((title + svg).encode()).hexdigest()[:8]
     svg = re.sub(r'(?<= id=")|(?<= href="#)|(?<="url\(#)', f"f{own}-", svg)
     for placeholder, variable in [(_INK, "ink"), (_GRID, "grid")]:
         svg = svg.replace(placeholder, f"var(--{variable})")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, Context
+from flwr.app import Array, ArrayRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from flwr.simulation import run_simulation
@@ -17,11 +17,13 @@ from metaleak.clients.app import client_app
 from metaleak.clients.episode import Parameters
 from metaleak.deploy.accuracy import Accuracy, HeldOutTasks
 from metaleak.deploy.cores import usable_cores
+from metaleak.deploy.errors import one_line
 from metaleak.deploy.experiment import Experiment
 from metaleak.deploy.run_directory import RunDirectory
 from metaleak.server import CuriousServer, MetaLearner, RoundReport, WatchedGrid
 
 _SAVE_EVERY_SECONDS = 30.0
+_STOP_SECONDS = 3.0
 
 
 class Interrupted(Exception):
@@ -54,34 +56,41 @@ class Simulation:
         self._tasks = HeldOutTasks(self.federation, experiment.evaluation)
         self._on_round = on_round
         self._stop = threading.Event()
+        self._served = threading.Event()
         self._saved = time.monotonic()
         self.run = RunDirectory.create(out, experiment)
 
-    def server_app(self) -> ServerApp:
-        """Return the `ServerApp`: the meta-learner, under the curious server's eyes."""
-        app = ServerApp()
+    def serve(self, grid: Grid) -> RunDirectory:
+        """Be the server on `grid` until the last round; return the run.
 
-        @app.main()
-        def main(grid: Grid, context: Context) -> None:
+        However it ends, `run.json` says so.
+        """
+        initial = ArrayRecord({name: Array(value.numpy()) for name, value in self._initial.items()})
+        try:
             self._strategy().start(
                 WatchedGrid(grid, check=self._check),
-                initial_arrays=ArrayRecord({name: Array(value.numpy()) for name, value in self._initial.items()}),
+                initial_arrays=initial,
                 num_rounds=self.experiment.server.rounds,
                 timeout=self.experiment.engine.timeout,
             )
-
-        return app
+        except Interrupted:
+            self.run.end("interrupted")
+            raise
+        except BaseException as error:
+            self.run.end("failed", one_line(error))
+            raise
+        self.run.end("done")
+        return self.run
 
     def start(self) -> RunDirectory:
-        """Run to the end on Ray actors of this machine; return the run.
-
-        However it ends, `run.json` says so. Raises `Interrupted` on Ctrl-C.
-        """
+        """Simulate to the end on Ray actors of this machine; return the run. Raises `Interrupted` on Ctrl-C."""
         logging.getLogger("flwr").setLevel(logging.ERROR)
         actors = self.experiment.engine.actors or usable_cores()
+        server = ServerApp()
+        server.main()(lambda grid, context: self._serve_once(grid))
         try:
             run_simulation(
-                server_app=self.server_app(),
+                server_app=server,
                 client_app=client_app(self.federation),
                 num_supernodes=actors,
                 backend_config={
@@ -91,15 +100,17 @@ class Simulation:
             )
         except KeyboardInterrupt:
             self._stop.set()
-            self.run.end("interrupted")
-            raise Interrupted(f"{self.run.path}: interrupted; the record is readable") from None
-        except Exception as error:
-            self.run.end("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)
-            raise
+            self._served.wait(timeout=_STOP_SECONDS)
+            raise Interrupted(f"{self.run.path}: interrupted; what was recorded is readable") from None
         finally:
             self._stop.set()
-        self.run.end("done")
         return self.run
+
+    def _serve_once(self, grid: Grid) -> None:
+        try:
+            self.serve(grid)
+        finally:
+            self._served.set()
 
     def _strategy(self) -> Strategy:
         settings = self.experiment.server

@@ -85,4 +85,7 @@ def _find(kind: Kind, name: str) -> Any:
     found = {point.name: point for point in entry_points(group=f"metaleak.{kind}")}
     if name not in found:
         raise ValueError(f"unknown name {name!r}, allowed are {', '.join(sorted(found))} or module:Name")
-    return found[name].load()
+    try:
+        return found[name].load()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name}: its entry point {found[name].value} cannot be loaded: {error}") from None

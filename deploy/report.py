@@ -1,7 +1,6 @@
 """The report: one HTML file about a run or a suite, which needs no network and nothing beside it."""
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -48,18 +47,12 @@ def write_report(path: Path, out: Path | None = None) -> Path:
     """
     target = out or path / "report.html"
     page = render(read(path))
-    handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        # mkstemp hides its file from others; a report is as readable as any file its owner makes.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(draft, 0o666 & ~umask)
-        os.replace(draft, target)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
     return target
 
 
@@ -121,20 +114,22 @@ def rocs(rows: Sequence[Row]) -> Iterable[Markup]:
             yield log_roc(_panel(attack, setting), curves)
 
 
-def training_curves(rounds: Sequence[Round]) -> list[Markup]:
+def training_curves(about: str, rounds: Sequence[Round]) -> list[Markup]:
     """Return the outer loss and the adapted accuracy over the rounds, as far as they were measured."""
     figures = []
     losses = [line for line in rounds if line.loss is not None]
     if losses:
         numbers, values = [line.round for line in losses], [line.loss for line in losses]
-        figures.append(training_curve("Meta-training loss", "outer loss", numbers, np.array(values, float)))
+        figures.append(training_curve(about, "Meta-training loss", "outer loss", numbers, np.array(values, float)))
     measured = [line for line in rounds if line.accuracy is not None]
     if measured:
         value = np.array([line.accuracy for line in measured], float)
         low = np.array([line.accuracy_low for line in measured], float)
         high = np.array([line.accuracy_high for line in measured], float)
         numbers = [line.round for line in measured]
-        figures.append(training_curve("Adapted accuracy, held-out tasks", "accuracy", numbers, value, (low, high)))
+        figures.append(
+            training_curve(about, "Adapted accuracy, held-out tasks", "accuracy", numbers, value, (low, high))
+        )
     return figures
 
 
@@ -167,7 +162,7 @@ def _run_page(index: int, run: RunResult, rows: Sequence[Row]) -> RunPage:
         label=label,
         run=run,
         facts=facts(run.config),
-        curves=training_curves(run.rounds),
+        curves=training_curves(label, run.rounds),
         attacks=[(attack, tiles(attack.gallery) if attack.gallery else []) for attack in run.attacks],
     )
 

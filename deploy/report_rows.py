@@ -79,6 +79,11 @@ def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return " + ".join(names), " + ".join(scales)
 
 
+def describe_run(run: RunResult) -> str:
+    """Return the defences of a run in one phrase."""
+    return _run_row(run, None).label
+
+
 def rate_text(estimate: Estimate, percent: bool = False) -> tuple[str, str]:
     """Return a rate and its interval: ("0.993", "0.988–0.997"), or in per cent ("99.3 %", "98.8–99.7")."""
     factor, digits, unit = (100, 1, " %") if percent else (1, 3, "")

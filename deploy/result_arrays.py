@@ -63,7 +63,10 @@ def read_scores(path: Path) -> tuple[Scores, Bools]:
         raise ValueError(f"{path}: not a readable Parquet file: {_line(error)}") from error
     if table["score"].null_count or table["member"].null_count:
         raise ValueError(f"{path}: empty cells in 'score' or 'member'")
-    return table["score"].to_numpy().astype(np.float64), table["member"].to_numpy().astype(np.bool_)
+    scores = table["score"].to_numpy().astype(np.float64)
+    if missing := int(np.isnan(scores).sum()):
+        raise ValueError(f"{path}: {missing} of {len(scores)} scores are NaN")
+    return scores, table["member"].to_numpy().astype(np.bool_)
 
 
 def read_gallery(path: Path) -> Gallery | None:

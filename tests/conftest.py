@@ -1,0 +1,23 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # The tensors of these tests are too small to be shared between threads.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of published archives: `METALEAK_DATA`, or `shared/data` beside the repository."""
+    named = os.environ.get("METALEAK_DATA")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    if not (folder / "mnist").is_dir():
+        pytest.skip("the published archives are not here: METALEAK_DATA names their folder")
+    return folder
