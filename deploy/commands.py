@@ -24,7 +24,8 @@ from metaleak.deploy.assessment import assess
 from metaleak.deploy.experiment import Experiment, TargetSettings, changed, experiment_from, read_experiment
 from metaleak.deploy.launch import RoundDone, simulate
 from metaleak.deploy.plugins import Plugin
-from metaleak.deploy.report import comparison_table, write_report
+from metaleak.deploy.report import write_report
+from metaleak.deploy.report_rows import comparison_table
 from metaleak.deploy.results import read
 from metaleak.deploy.run_directory import RunDirectory
 from metaleak.deploy.suite import Watch, benchmark, read_suite_file

@@ -96,7 +96,8 @@ def frontier(title: str, points: Sequence[FrontierPoint]) -> Markup:
             )
             for point, across, up in zip(own, x, y, strict=True):
                 if point.scale:
-                    axes.annotate(point.scale, (across, up), (4, 4), textcoords="offset points", fontsize=7.5)
+                    axes.annotate(point.scale, (across, up), (4, 4), textcoords="offset points", fontsize=7.5,
+                                  color=_COLOURS[index % SERIES])  # fmt: skip
         axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.annotate("guessing", (0.01, 0.5), (0, 3), xycoords=("axes fraction", "data"),
                       textcoords="offset points", fontsize=7.5)  # fmt: skip
@@ -113,7 +114,7 @@ def log_roc(title: str, curves: Sequence[Curve]) -> Markup:
 
     Where no target is accepted yet there is no point; each curve has one class of each kind at least.
     """
-    with _figure(title, len(curves)) as (axes, svg):
+    with _figure(title, len(curves) + 1) as (axes, svg):
         left = min(1 / int((~curve.member).sum()) for curve in curves)
         bottom = min(1 / int(curve.member.sum()) for curve in curves)
         colours = {name: index for index, name in enumerate(dict.fromkeys(curve.series for curve in curves))}
@@ -164,9 +165,12 @@ def training_curve(
         axes.plot(x, averaged(values), color=_COLOURS[0], linewidth=1.5, marker=marker, markersize=3)
         if band is not None:
             low, high = (averaged(bound) for bound in band)
-            axes.fill_between(x, low, high, color=_COLOURS[0], alpha=0.25, linewidth=0)
+            if len(x) > 1:
+                axes.fill_between(x, low, high, color=_COLOURS[0], alpha=0.25, linewidth=0)
+            else:  # A band over a single round has no width.
+                axes.vlines(x, low, high, color=_COLOURS[0], linewidth=1)
             axes.yaxis.set_major_formatter(FuncFormatter(_percent))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True) if len(x) > 1 else FixedLocator(x.tolist()))
         axes.set_xlabel("round" if stretch == 1 else f"round (means of {stretch})")
         axes.set_ylabel(ylabel)
     return svg()
@@ -188,13 +192,16 @@ def _figure(title: str, entries: int, about: str = "") -> Iterator[tuple[Axes, _
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # A name in a script that matplotlib's font lacks is drawn by the browser, which has fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure = Figure(figsize=(4.6, 3.1 + 0.17 * entries), layout="constrained")
+        # Margins in inches: a layout engine would draw every figure twice to find them.
+        legend = 0.155 * entries + (0.12 if entries else 0)
+        width, height = 4.6, 3.0 + legend
+        figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
+        axes = figure.add_axes((0.66 / width, (0.5 + legend) / height, 3.72 / width, 2.2 / height))
         axes.set_title(_fitting(title, 52), loc="left")
         yield axes, drawing
         if entries:
-            figure.legend(loc="outside lower left", ncols=1)
+            figure.legend(loc="lower left", bbox_to_anchor=(0, 0), borderaxespad=0.2)
         stream = io.StringIO()
         empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(stream, format="svg", metadata=empty)

@@ -42,19 +42,22 @@ class Plugin(BaseModel):
         return dict(self.model_extra or {})
 
     def build(self, kind: Kind) -> Any:
-        """Return the thing; raises `ValueError` in one line for an unknown name or a setting that is not allowed."""
+        """Return the thing.
+
+        Raises `ValueError` in one line that begins with the key at fault: `name`, or a setting that is not allowed.
+        """
         factory = _find(kind, self.name)
         try:
             thing = factory(**self.settings)
         except ValidationError as error:
             raise ValueError(first_problem(error)) from None
         except TypeError as error:
-            raise ValueError(f"{self.name} cannot be made from {self.settings}: {error}") from None
+            raise ValueError(f"name: {self.name} cannot be made from {self.settings}: {error}") from None
         if kind == "models" and isinstance(thing, nn.Module):
             thing = TorchModule(thing)
         if not isinstance(thing, _PROTOCOLS[kind]):
             wanted = _PROTOCOLS[kind].__name__
-            raise ValueError(f"{self.name} made a {type(thing).__name__}, which is not a {wanted}")
+            raise ValueError(f"name: {self.name} made a {type(thing).__name__}, which is not a {wanted}")
         return thing
 
     def resolved(self, kind: Kind) -> dict[str, Any]:
@@ -81,11 +84,11 @@ def _find(kind: Kind, name: str) -> Any:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise ValueError(f"name: {name}: {error}") from None
     found = {point.name: point for point in entry_points(group=f"metaleak.{kind}")}
     if name not in found:
-        raise ValueError(f"unknown name {name!r}, allowed are {', '.join(sorted(found))} or module:Name")
+        raise ValueError(f"name: unknown {name!r}, allowed are {', '.join(sorted(found))} or module:Name")
     try:
         return found[name].load()
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name}: its entry point {found[name].value} cannot be loaded: {error}") from None
+        raise ValueError(f"name: {name}'s entry point {found[name].value} cannot be loaded: {error}") from None

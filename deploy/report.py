@@ -1,7 +1,7 @@
 """The report: one HTML file about a run or a suite, which needs no network and nothing beside it."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,6 @@ from metaleak.attacks.evaluation import FPR_LEVELS
 from metaleak.deploy.figures import Curve, FrontierPoint, frontier, log_roc, training_curve
 from metaleak.deploy.report_gallery import Tile, tiles
 from metaleak.deploy.report_rows import (
-    UNDEFENDED,
     Row,
     comparison_rows,
     describe_run,
@@ -25,6 +24,9 @@ from metaleak.deploy.report_rows import (
 )
 from metaleak.deploy.report_words import verdict
 from metaleak.deploy.results import AttackResult, Round, RunResult, SuiteResult, read
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as runs are drawn."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,15 @@ class RunPage:
     attacks: Sequence[tuple[AttackResult, Sequence[Tile]]]
 
 
-def write_report(path: Path, out: Path | None = None) -> Path:
+def write_report(path: Path, out: Path | None = None, progress: Progress | None = None) -> Path:
     """Write the report of the run or suite in directory `path` to `out` (`path/report.html`) and return where.
 
-    The same results give the same bytes. An existing report is replaced only once the new one is complete.
-    Raises `ValueError` when `path` holds neither a run nor a suite, or holds a damaged part.
+    `progress` hears of each run that is drawn. The same results give the same bytes. An existing report is
+    replaced only once the new one is complete. Raises `ValueError` when `path` holds neither a run nor a suite, or
+    holds a damaged part.
     """
     target = out or path / "report.html"
-    page = render(read(path))
+    page = render(read(path), progress)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         draft.write_text(page, encoding="utf-8")
@@ -56,11 +59,16 @@ def write_report(path: Path, out: Path | None = None) -> Path:
     return target
 
 
-def render(result: RunResult | SuiteResult) -> str:
+def render(result: RunResult | SuiteResult, progress: Progress | None = None) -> str:
     """Return the report as the text of an HTML page."""
     rows = comparison_rows(result)
     suite = isinstance(result, SuiteResult)
     runs = list(result.runs.values()) if isinstance(result, SuiteResult) else [result]
+    pages = []
+    for index, run in enumerate(runs):
+        pages.append(_run_page(index, run, rows))
+        if progress:
+            progress(index + 1, len(runs))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -72,12 +80,13 @@ def render(result: RunResult | SuiteResult) -> str:
         title=result.name,
         suite=suite,
         facts=facts(runs[0].config) if len(runs) == 1 else _shared(runs),
-        runs=[_run_page(index, run, rows) for index, run in enumerate(runs)],
+        runs=pages,
         rows=rows,
         settings=any(row.setting for row in rows),
         groups=[(attack, list(group)) for attack, group in groupby(rows, key=lambda row: row.attack)],
         verdict=verdict(rows),
-        failed=[row for row in rows if row.status != "done"],
+        # A run that nobody has attacked yet is whole; a suite's cell without its attack is not.
+        failed=[row for row in rows if row.status != "done" and (suite or row.status != "not attacked")],
         evaluated=[row for row in rows if row.evaluation],
         frontiers=list(frontiers(rows)),
         rocs=list(rocs(rows)),
@@ -85,7 +94,6 @@ def render(result: RunResult | SuiteResult) -> str:
         level_text=level_text,
         needs_text=needs_text,
         rate_text=rate_text,
-        undefended=UNDEFENDED,
     )
 
 
@@ -93,7 +101,7 @@ def frontiers(rows: Sequence[Row]) -> Iterable[Markup]:
     """Yield one panel an attack and setting: attack AUC against adapted accuracy."""
     for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
         points = [
-            FrontierPoint(row.defence, row.scale, row.accuracy, row.evaluation.auc)
+            FrontierPoint(row.defence_name, row.scale, row.accuracy, row.evaluation.auc)
             for row in group
             if row.evaluation and row.accuracy
         ]
@@ -108,8 +116,7 @@ def rocs(rows: Sequence[Row]) -> Iterable[Markup]:
         for row in group:
             result = row.attack_result
             if result and result.member.any() and not result.member.all():
-                label = f"{row.defence}, scale {row.scale}" if row.scale else row.defence
-                curves.append(Curve(label, row.defence, result.scores, result.member))
+                curves.append(Curve(row.strength, row.defence, result.scores, result.member))
         if curves:
             yield log_roc(_panel(attack, setting), curves)
 
@@ -147,12 +154,12 @@ def _shared(runs: Sequence[RunResult]) -> list[tuple[str, str]]:
 
 def _plain(value: object) -> str:
     if isinstance(value, Mapping):
-        parts = [f"{key} {_plain(inner)}" for key, inner in value.items() if key != "name"]
+        parts = [f"{key} {_plain(inner)}" for key, inner in value.items() if key != "name" and inner is not None]
         name = str(value.get("name", ""))
         return f"{name} ({', '.join(parts)})" if name and parts else name or ", ".join(parts)
     if isinstance(value, list | tuple):
         return "; ".join(_plain(inner) for inner in value) or "none"
-    return str(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _run_page(index: int, run: RunResult, rows: Sequence[Row]) -> RunPage:

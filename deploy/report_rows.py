@@ -13,6 +13,9 @@ from metaleak.deploy.results import AttackResult, Cell, RunResult, SuiteResult
 
 UNDEFENDED = "none"
 
+_OUTSIDE = frozenset({"name", "defences", "attacks", "engine", "record"})
+"""Keys of an experiment that set no row apart: they stand in columns of their own, or change no number."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -43,11 +46,19 @@ class Row:
         return self.run.accuracy if self.run else None
 
     @property
+    def defence_name(self) -> str:
+        """The defence as words of a sentence."""
+        return "no defence" if self.defence == UNDEFENDED else self.defence
+
+    @property
+    def strength(self) -> str:
+        """Defence and scale in one phrase."""
+        return f"{self.defence_name}, scale {self.scale}" if self.scale else self.defence_name
+
+    @property
     def label(self) -> str:
         """Defence, scale and setting in one phrase."""
-        named = f"{self.defence}, scale {self.scale}" if self.scale else self.defence
-        named = "no defence" if self.defence == UNDEFENDED else named
-        return f"{named} ({self.setting})" if self.setting else named
+        return f"{self.strength} ({self.setting})" if self.setting else self.strength
 
 
 def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
@@ -56,7 +67,7 @@ def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
     Rows of one setting and attack stand together, the undefended first, then by defence and rising scale.
     """
     if isinstance(result, SuiteResult):
-        rows = [_cell_row(cell, result.runs.get(cell.run)) for cell in result.cells]
+        rows = [_cell_row(cell, result) for cell in result.cells]
     else:
         attacks: Sequence[AttackResult | None] = result.attacks or (None,)
         rows = [_run_row(result, attack) for attack in attacks]
@@ -140,15 +151,14 @@ def _run_row(run: RunResult, attack: AttackResult | None) -> Row:
     return Row(defence, scale, "", attack.name if attack else "–", status, error, run, attack)
 
 
-def _cell_row(cell: Cell, run: RunResult | None) -> Row:
+def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
+    run = suite.runs.get(cell.run)
     attack = next((one for one in run.attacks if one.name == cell.attack), None) if run else None
     defence, scale = describe_defences(cell.defences or (_defences(run.config) if run else ()))
     # Without a run there is no configuration to compare: the cell's own words say which one is lost.
-    about = [
-        cell.model and f"model {cell.model}",
-        "" if cell.learners is None else f"learners {cell.learners}",
-    ]
-    setting = "" if run else ", ".join(filter(None, about))
+    about = [("model", [one.model for one in suite.cells], cell.model)]
+    about += [("learners", [str(one.learners) for one in suite.cells], str(cell.learners))]
+    setting = "" if run else ", ".join(f"{key} {own}" for key, found, own in about if len(set(found)) > 1)
     error: str | None
     if cell.status == "failed":
         status, error = "failed", cell.error or "no reason was recorded"
@@ -180,10 +190,10 @@ def _with_settings(rows: list[Row]) -> list[Row]:
 
 
 def _knobs(row: Row) -> Iterator[tuple[str, str]]:
-    """Yield what was set for a row, except its defence and the run's name."""
+    """Yield what was set for a row, as dotted keys and text."""
     if row.run:
         for key, value in row.run.config.items():
-            if key not in ("name", "defences"):
+            if key not in _OUTSIDE:
                 yield from _flatten(str(key), value)
     if row.attack_result:
         yield from _flatten("attack", row.attack_result.config)

@@ -76,19 +76,22 @@ def _strength(evaluation: Evaluation) -> str:
 
 
 def _held(about: str, bare: Row, defended: Sequence[Row]) -> str:
-    bar = f"an AUC within {HELD_AUC:.2f} at a loss of at most {HELD_LOSS * 100:g} points of adapted accuracy"
     if bare.accuracy is None:
         return f"Adapted accuracy was not measured without a defence: what it costs to stop {about} is unknown."
-    base = bare.accuracy.value
+    bar = f"an AUC of {1 - HELD_AUC:.2f} to {HELD_AUC:.2f}"
+    bar += f" at a loss of at most {HELD_LOSS * 100:g} points of adapted accuracy"
     held = [
-        (row, base - row.accuracy.value)
+        (bare.accuracy.value - row.accuracy.value, row, row.evaluation.auc)
         for row in defended
         if row.evaluation and row.accuracy
-        if leak(row.evaluation) <= HELD_AUC and base - row.accuracy.value <= HELD_LOSS
+        # 1e-9 forgives the rounding of a difference: 0.93 - 0.90 is more than 0.03.
+        if leak(row.evaluation) <= HELD_AUC and bare.accuracy.value - row.accuracy.value <= HELD_LOSS + 1e-9
     ]
     if not held:
         return f"None of the {len(defended)} defended runs holds {about} to {bar}."
-    row, loss = min(held, key=lambda pair: pair[1])
+    loss, row, auc = min(held, key=lambda one: one[0])
+    value, interval = rate_text(auc)
     cost = f"{loss * 100:.1f} points lost" if loss > 0 else "no loss measured"
-    runs = f"{len(held)} of {len(defended)} defended runs hold"
-    return f"{runs} {about} to {bar}; the cheapest is {row.label} ({cost})."
+    runs = f"{len(held)} of {len(defended)} defended runs {'holds' if len(held) == 1 else 'hold'}"
+    cheapest = f"{row.label} (AUC {value}, 95 % interval {interval}; {cost})"
+    return f"{runs} {about} to {bar}. The cheapest is {cheapest}."

@@ -1,0 +1,362 @@
+"""The report of synthetic runs and suites: complete, self-contained, safe, and clean in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rich.console import Console
+from safetensors.numpy import save_file
+from sklearn.datasets import load_digits
+
+from metaleak.attacks.evaluation import evaluate
+from metaleak.deploy.report import write_report
+from metaleak.deploy.report_rows import comparison_rows, comparison_table, describe_defences
+from metaleak.deploy.report_words import describe, verdict
+from metaleak.deploy.results import SuiteResult, read, read_run, read_suite
+
+SECTIONS = ("summary", "comparison", "frontier", "roc", "training", "galleries", "limits", "runs")
+Defences = list[dict[str, Any]]
+
+
+def write_run(path: Path, defences: Defences, shift: float, accuracy: float, **changes: Any) -> Path:
+    """Write a run whose query attack separates by `shift` standard deviations, and its support attack by half."""
+    random = np.random.default_rng(int(100 * abs(shift)))
+    path.mkdir(parents=True)
+    experiment = {
+        "name": "synthetic",
+        "seed": 7,
+        "data": {"name": "digits"},
+        "task": {"ways": 5, "shots": 1, "queries": 1},
+        "model": {"name": "mlp", "hidden": [64]},
+        "rule": {"name": "maml", "inner_steps": 1},
+        "defences": defences,
+        "server": {"rounds": 12, "fraction": 0.5},
+        **changes,
+    }
+    (path / "experiment.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+    about = {"status": "done", "started": "2025-01-01T10:00:00Z", "seconds": 3.5, "seed": 7}
+    (path / "run.json").write_text(json.dumps({**about, "versions": {"torch": "2.14"}, "error": None}))
+    with (path / "metrics.jsonl").open("w") as file:
+        for number in range(1, 13):
+            now = accuracy * (1 - np.exp(-number / 3))
+            band = {"accuracy": now, "accuracy_low": now - 0.02, "accuracy_high": now + 0.02}
+            line = {"round": number, "loss": 1.6 * np.exp(-number / 5), "learners": 10, "seconds": 0.1}
+            file.write(json.dumps(line | (band if number % 3 == 0 else {"accuracy": None})) + "\n")
+    for name, strength in (("query", shift), ("support", shift / 2)):
+        write_attack(path / "attacks" / name, name, strength, random)
+    return path
+
+
+def write_attack(path: Path, name: str, shift: float, random: np.random.Generator) -> None:
+    path.mkdir(parents=True)
+    count, shown = 120, 6
+    member = np.arange(2 * count) < count
+    scores = random.normal(size=2 * count) + shift * member
+    about = {"attack": {"name": name, "iterations": 300}, "asks": name, "round": 12, "knows": "labels"}
+    evaluation = evaluate(scores, member, resamples=100).model_dump(mode="json")
+    (path / "attack.json").write_text(json.dumps({**about, "seconds": 1.25, "evaluation": evaluation}))
+    columns = {"learner": np.arange(2 * count) % 10, "label": np.arange(2 * count) % 5, "member": member}
+    pq.write_table(pa.table({**columns, "score": scores, "loss": scores**2}), path / "scores.parquet")
+    digits = load_digits().images[: 4 * shown, None].astype(np.float32) / 16
+    is_member = (np.arange(2 * shown) < shown).astype(np.uint8)
+    prior, other = digits[: 2 * shown], digits[2 * shown :]
+    truth = np.where(is_member[:, None, None, None] == 1, prior, other)
+    noise = random.normal(size=prior.shape).astype(np.float32) * 0.15
+    arrays = {"prior": prior, "reconstruction": (prior + truth) / 2 + noise, "truth": truth}
+    score = scores[: 2 * shown].astype(np.float32)
+    save_file({**arrays, "member": is_member, "score": score}, path / "gallery.safetensors")
+
+
+def noise(place: str, law: str, scale: float) -> Defences:
+    return [{"name": "noise", "place": place, "law": law, "scale": scale}]
+
+
+GRID: list[tuple[Defences, float, float]] = [
+    ([], 3.5, 0.93),
+    (noise("shared", "gaussian", 0.1), 2.0, 0.925),
+    (noise("shared", "gaussian", 1.0), 0.1, 0.91),
+    (noise("shared", "gaussian", 10.0), 0.0, 0.55),
+    (noise("support", "laplace", 0.1), 3.0, 0.90),
+    (noise("support", "laplace", 1.0), 1.0, 0.80),
+    (noise("inner", "gaussian", 1.0), 2.2, 0.85),
+]
+
+
+def write_suite(path: Path, name: str = "noise grid") -> Path:
+    cells = []
+    for index, (defences, shift, accuracy) in enumerate(GRID):
+        relative = f"runs/{index:04x}"
+        write_run(path / relative, defences, shift, accuracy)
+        about = {"run": relative, "defences": defences, "model": "mlp", "learners": 20, "status": "done"}
+        cells += [
+            {**about, "id": f"{index}{attack}", "label": "", "attack": attack, "error": None}
+            for attack in ("query", "support")
+        ]
+    failed = {"run": "runs/ffff", "defences": noise("query", "laplace", 5.0), "model": "mlp", "learners": 20}
+    failed |= {"id": "f", "label": "", "attack": "query", "status": "failed", "error": "actor died: no memory"}
+    (path / "suite.json").write_text(json.dumps({"name": name, "cells": [*cells, failed]}))
+    return path
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to and how it is built."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_suite(tmp_path_factory.mktemp("suite"))
+
+
+@pytest.fixture(scope="module")
+def suite_report(suite: Path) -> Path:
+    return write_report(suite)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", [], 2.0, 0.9)
+
+
+def test_a_run_has_every_section_and_figure(run: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    assert write_report(run, progress=lambda done, total: heard.append((done, total))) == run / "report.html"
+    assert heard == [(1, 1)]
+    page = Page((run / "report.html").read_text())
+    assert [section["id"] for section in page.all("section")] == list(SECTIONS)
+    # Frontier and ROC for two attacks, and two training curves.
+    assert len(page.all("svg")) == 6
+    assert all(figure["role"] == "img" and figure["aria-label"] for figure in page.all("svg"))
+    assert len(page.all("img")) == 2 * 12 * 3
+    assert all(image["alt"] and (image["src"] or "").startswith("data:image/png") for image in page.all("img"))
+    assert page.all("caption")
+
+
+def test_a_suite_compares_judges_and_lists_what_failed(suite_report: Path) -> None:
+    text = suite_report.read_text()
+    assert text.count("<tr>") > len(GRID) * 2
+    for expected in (
+        "Without a defence, the query attack tells members from non-members almost always",
+        "The cheapest is shared noise, gaussian, scale 1 (AUC 0.",
+        "actor died: no memory",
+        "needs ≥ 1 000 non-members",
+        "adapted accuracy on held-out tasks",
+        "torch",
+        "inner_steps: 1",
+        "does and does not tell you",
+    ):
+        assert expected in text, expected
+
+
+def test_the_page_needs_nothing_beside_it(suite_report: Path) -> None:
+    text = suite_report.read_text()
+    assert "http://" not in text
+    assert "https://" not in text
+    assert str(suite_report.parent) not in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    page = Page(text)
+    assert not page.all("script")
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "poster", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+
+
+def test_references_inside_figures_lead_somewhere_and_identifiers_are_unique(suite_report: Path) -> None:
+    text = suite_report.read_text()
+    identifiers = [attributes["id"] for _, attributes in Page(text).tags if "id" in attributes]
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(identifiers)
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_same_results_give_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    assert write_report(run).read_bytes() == write_report(run, tmp_path / "b.html").read_bytes()
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    evil = '"><script>alert(1)</script>$x^{'
+    defence = [{"name": evil, "scale": 1.0}]
+    run = write_run(tmp_path / "run", defence, 1.0, 0.9, name=evil, model={"name": evil})
+    attack = json.loads((run / "attacks/query/attack.json").read_text())
+    attack |= {"knows": evil, "attack": {evil: evil}}
+    (run / "attacks/query/attack.json").write_text(json.dumps(attack))
+    (run / "attacks/support").rename(run / "attacks/<b onload=x>[bold]")
+    text = write_report(run).read_text()
+    page = Page(text)
+    assert not page.all("script")
+    assert not page.all("b onload=x")
+    assert not any("onload" in attributes for _, attributes in page.tags)
+    assert "&lt;script&gt;alert(1)" in text
+    console = Console(width=300, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    console.print(comparison_table(read_run(run)))
+    assert "[bold]" in console.export_text()
+
+
+def test_missing_parts_leave_gaps_not_errors(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"status": "interrupted", "error": "stopped by the user"}')
+    text = write_report(tmp_path).read_text()
+    assert "stopped by the user" in text
+    (tmp_path / "metrics.jsonl").write_text('{"round": 1, "loss": NaN}\n{"round": 2, "lo')
+    (tmp_path / "attacks" / "query").mkdir(parents=True)
+    assert [line.round for line in read_run(tmp_path).rounds] == [1]
+    write_report(tmp_path)
+
+
+def test_a_run_without_attacks_is_whole_but_a_cell_without_its_attack_is_not(run: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run / "attacks")
+    (run / "metrics.jsonl").write_text('{"round": 4, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}')
+    assert "failed" not in [section.get("id") for section in Page(write_report(run).read_text()).all("section")]
+    (tmp_path / "suite.json").write_text(json.dumps({"cells": [{"id": "0", "run": "run", "attack": "query"}]}))
+    assert "not attacked" in write_report(tmp_path).read_text().split('id="failed"')[1]
+
+
+def test_a_long_run_with_gaps_is_drawn(run: Path) -> None:
+    lines = [{"round": n, "loss": None if n % 7 == 0 else 1 / n, "accuracy": 0.5} for n in range(1, 2500)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "means of 3" in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "message"),
+    [
+        ("run.json", b"{", "not JSON"),
+        ("run.json", b'{"status": "great"}', "status"),
+        ("run.json", b"\xff", "not UTF-8"),
+        ("run.json", b"[" * 100_000, "not JSON"),
+        ("run.json", b" " * (1 << 21), "more than"),
+        ("experiment.yaml", b"a: [", "not YAML"),
+        ("experiment.yaml", b"- 1", "mapping"),
+        ("experiment.yaml", b"!!python/object/apply:os.system ['true']", "not YAML"),
+        ("metrics.jsonl", b'{"round": 1}\noops\n', "line 2"),
+        ("metrics.jsonl", b'{"round": 1, "accuracy": 3}\n', "line 1: accuracy"),
+        ("attacks/query/attack.json", b'{"evaluation": {"auc": 2}}', "evaluation"),
+        ("attacks/query/scores.parquet", b"PAR1", "Parquet"),
+        ("attacks/query/gallery.safetensors", b"\xff" * 64, "safetensors"),
+    ],
+)
+def test_a_damaged_part_is_one_line_that_names_it(run: Path, part: str, content: bytes, message: str) -> None:
+    (run / part).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        write_report(run)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (run / "report.html").exists()
+    assert not list(run.glob(".report*"))
+
+
+def test_arrays_that_do_not_fit_are_refused(run: Path) -> None:
+    folder = run / "attacks" / "query"
+    pq.write_table(pa.table({"score": [1.0, np.nan], "member": [True, False]}), folder / "scores.parquet")
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+        read_run(run)
+    pq.write_table(pa.table({"score": ["1"], "member": [True]}), folder / "scores.parquet")
+    with pytest.raises(ValueError, match="score"):
+        read_run(run)
+    (folder / "scores.parquet").unlink()
+    images = np.zeros((2, 1, 4, 4), np.float32)
+    arrays = {"prior": images, "reconstruction": images, "truth": images[:1], "score": np.zeros(2, np.float32)}
+    save_file({**arrays, "member": np.zeros(2, np.uint8)}, folder / "gallery.safetensors")
+    with pytest.raises(ValueError, match="truth"):
+        read_run(run)
+    save_file({"prior": images}, folder / "gallery.safetensors")
+    with pytest.raises(ValueError, match="no member"):
+        read_run(run)
+
+
+def test_a_suite_cannot_point_outside_itself(tmp_path: Path) -> None:
+    for outside in ("../elsewhere", "/etc"):
+        cells = [{"id": "0", "run": outside, "attack": "query"}]
+        (tmp_path / "suite.json").write_text(json.dumps({"cells": cells}))
+        with pytest.raises(ValueError, match="outside"):
+            read_suite(tmp_path)
+
+
+def test_what_is_neither_a_run_nor_a_suite_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither"):
+        write_report(tmp_path)
+    with pytest.raises(ValueError, match="no such directory"):
+        write_report(tmp_path / "absent")
+
+
+def test_rows_stand_undefended_first_then_by_scale(suite: Path) -> None:
+    result = read(suite)
+    assert isinstance(result, SuiteResult)
+    assert len(result.runs) == len(GRID)
+    rows = [row for row in comparison_rows(result) if row.attack == "query" and row.run]
+    assert (rows[0].defence, rows[0].scale) == ("none", "")
+    assert [row.scale for row in rows if row.defence == "shared noise, gaussian"] == ["0.1", "1", "10"]
+    assert {row.setting for row in rows} == {""}
+
+
+def test_rows_say_in_what_else_they_differ(tmp_path: Path) -> None:
+    cells = []
+    for ways in (2, 5):
+        write_run(tmp_path / f"runs/{ways}", [], 1.0, 0.9, task={"ways": ways, "shots": 1}, name=f"n{ways}")
+        cells.append({"id": str(ways), "run": f"runs/{ways}", "attack": "query"})
+    (tmp_path / "suite.json").write_text(json.dumps({"cells": cells}))
+    assert [row.setting for row in comparison_rows(read_suite(tmp_path))] == ["ways 2", "ways 5"]
+
+
+def test_the_terminal_table_has_every_row_and_says_what_is_unresolved(suite: Path) -> None:
+    table = comparison_table(read(suite))
+    assert table.row_count == len(GRID) * 2 + 1
+    console = Console(width=240, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    console.print(table)
+    text = console.export_text()
+    for expected in ("needs ≥ 1 000", "actor died", "TPR at 0.1 %", "shared noise, gaussian", "120 + 120"):
+        assert expected in text
+
+
+def test_defences_are_named_with_their_scales() -> None:
+    assert describe_defences([]) == ("none", "")
+    assert describe_defences(noise("inner", "laplace", 0.5)) == ("inner noise, laplace", "0.5")
+    both = [*noise("query", "gaussian", 1.0), {"name": "clip", "norm": 2}]
+    assert describe_defences(both) == ("query noise, gaussian + clip, norm 2", "1")
+
+
+def test_the_verdict_does_not_praise_a_reversed_attack_or_an_unknown_cost(tmp_path: Path) -> None:
+    reversed_run = write_run(tmp_path / "run", [], -2.0, 0.9)
+    assert "below non-members" in describe(comparison_rows(read_run(reversed_run))[0])
+    for index, (defences, shift) in enumerate([([], 2.0), (noise("shared", "gaussian", 1.0), -2.0)]):
+        write_run(tmp_path / f"suite/runs/{index}", defences, shift, 0.9)
+    cells = [{"id": str(index), "run": f"runs/{index}", "attack": "query"} for index in range(2)]
+    (tmp_path / "suite/suite.json").write_text(json.dumps({"cells": cells}))
+    assert "None of the 1 defended runs" in verdict(comparison_rows(read_suite(tmp_path / "suite")))[-1]
+    (tmp_path / "suite/runs/0/metrics.jsonl").unlink()
+    assert "is unknown" in verdict(comparison_rows(read_suite(tmp_path / "suite")))[-1]
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_real_browser_opens_it_without_a_console_error(suite_report: Path, tmp_path: Path, width: int) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --v=0"
+    flags += " --disable-background-networking --disable-component-update --enable-logging=stderr"
+    opened = subprocess.run(
+        [chromium, *flags.split(), f"--user-data-dir={tmp_path}", f"--window-size={width},900", "--dump-dom",
+         suite_report.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in opened.stderr
+    dom = Page(opened.stdout)
+    assert [section["id"] for section in dom.all("section")] == [*SECTIONS, "failed"]
+    assert len(dom.all("svg")) == 4 + 2 * len(GRID)
