@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from flwr.simulation import run_simulation
@@ -19,11 +20,12 @@ from metaleak.deploy.accuracy import Accuracy, HeldOutTasks
 from metaleak.deploy.cores import usable_cores
 from metaleak.deploy.errors import one_line
 from metaleak.deploy.experiment import Experiment
+from metaleak.deploy.interruption import interruptible
 from metaleak.deploy.run_directory import RunDirectory
 from metaleak.server import CuriousServer, MetaLearner, RoundReport, WatchedGrid
 
 _SAVE_EVERY_SECONDS = 30.0
-_STOP_SECONDS = 3.0
+_PATIENCE_SECONDS = 2.0
 
 
 class Interrupted(Exception):
@@ -56,7 +58,7 @@ class Simulation:
         self._tasks = HeldOutTasks(self.federation, experiment.evaluation)
         self._on_round = on_round
         self._stop = threading.Event()
-        self._served = threading.Event()
+        self._ended = threading.Event()
         self._saved = time.monotonic()
         self.run = RunDirectory.create(out, experiment)
 
@@ -87,30 +89,41 @@ class Simulation:
         logging.getLogger("flwr").setLevel(logging.ERROR)
         actors = self.experiment.engine.actors or usable_cores()
         server = ServerApp()
-        server.main()(lambda grid, context: self._serve_once(grid))
+
+        @server.main()
+        def main(grid: Grid, context: Context) -> None:
+            self.serve(grid)
+
         try:
-            run_simulation(
-                server_app=server,
-                client_app=client_app(self.federation),
-                num_supernodes=actors,
-                backend_config={
-                    "init_args": {"num_cpus": actors, "log_to_driver": False, "logging_level": logging.ERROR},
-                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-                },
-            )
-        except KeyboardInterrupt:
-            self._stop.set()
-            self._served.wait(timeout=_STOP_SECONDS)
-            raise Interrupted(f"{self.run.path}: interrupted; what was recorded is readable") from None
+            with interruptible(self._interrupt):
+                run_simulation(
+                    server_app=server,
+                    client_app=client_app(self.federation),
+                    num_supernodes=actors,
+                    backend_config={
+                        "init_args": {"num_cpus": actors, "log_to_driver": False, "logging_level": logging.ERROR},
+                        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                    },
+                )
+        except Exception:
+            # Ray is pulled away from under Flower when actors do not end by themselves: the complaints mean nothing.
+            if not self._stop.is_set():
+                raise
         finally:
-            self._stop.set()
+            self._ended.set()
+        if self._stop.is_set():
+            raise Interrupted(f"{self.run.path}: interrupted; what was recorded is readable")
         return self.run
 
-    def _serve_once(self, grid: Grid) -> None:
-        try:
-            self.serve(grid)
-        finally:
-            self._served.set()
+    def _interrupt(self) -> None:
+        """Let the server stop at its next look at the grid, and end the actors if they are still busy then."""
+        self._stop.set()
+
+        def end_actors() -> None:
+            if not self._ended.wait(_PATIENCE_SECONDS):
+                ray.shutdown()
+
+        threading.Thread(target=end_actors, daemon=True).start()
 
     def _strategy(self) -> Strategy:
         settings = self.experiment.server

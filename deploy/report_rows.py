@@ -11,7 +11,7 @@ from metaleak.attacks.evaluation import FPR_LEVELS, Estimate, Evaluation
 from metaleak.attacks.roc import non_members_needed
 from metaleak.deploy.results import AttackResult, Cell, RunResult, SuiteResult
 
-UNDEFENDED = "none"
+UNDEFENDED = "undefended"
 
 _OUTSIDE = frozenset({"name", "defences", "attacks", "engine", "record"})
 """Keys of an experiment that set no row apart: they stand in columns of their own, or change no number."""
@@ -167,7 +167,9 @@ def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
     else:
         whole = _run_row(run, attack)
         status, error = whole.status, whole.error
-    return Row(defence, scale, setting, cell.attack, status, error, run, attack)
+    # A suite names its results by attack and hash: what differs between the hashes stands in the setting.
+    name = str(attack.config.get("name") or attack.name) if attack else cell.attack
+    return Row(defence, scale, setting, name, status, error, run, attack)
 
 
 def _defences(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

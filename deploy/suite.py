@@ -5,9 +5,9 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +18,8 @@ from metaleak.deploy.errors import one_line
 from metaleak.deploy.experiment import Experiment, changed, experiment_from, read_yaml
 from metaleak.deploy.launch import RoundDone, simulate
 from metaleak.deploy.plugins import Plugin, first_problem
+from metaleak.deploy.report_rows import describe_defences
+from metaleak.deploy.results import Cell
 from metaleak.deploy.run_directory import RunDirectory, write_text
 
 _SHORT = {"models": "model", "rules": "rule", "learners": "partition.learners", "ways": "task.ways"}
@@ -53,21 +55,6 @@ class Suite(BaseModel):
             experiment_from(_applied(base, zip(keys, values, strict=True)), f"suite {self.name}")
             for values in itertools.product(*self.grid.values())
         ]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One attack on one experiment, as `suite.json` has it; `label` says in words what the experiment varies."""
-
-    id: str
-    run: str
-    label: str
-    defences: list[dict[str, Any]]
-    attack: str
-    model: str
-    learners: int
-    status: Literal["done", "failed"]
-    error: str | None
 
 
 @dataclass(frozen=True)
@@ -157,7 +144,7 @@ def _cell(experiment: Experiment, relative: str, label: str, attack: str, error:
         id=hashlib.sha256(f"{relative}/{attack}".encode()).hexdigest()[:16],
         run=relative,
         label=label,
-        defences=[defence.resolved("defences") for defence in experiment.defences],
+        defences=tuple(defence.resolved("defences") for defence in experiment.defences),
         attack=attack,
         model=experiment.model.name,
         learners=experiment.partition.learners,
@@ -177,20 +164,14 @@ def _labels(experiments: list[Experiment]) -> list[str]:
             for key, value in flat.items()
             if (key, value) not in everywhere and not key.startswith("defences")
         ]
-        labels.append(", ".join([defences_label(experiment), *varied]))
+        labels.append(", ".join([_strength(experiment), *varied]))
     return labels
 
 
-def defences_label(experiment: Experiment) -> str:
+def _strength(experiment: Experiment) -> str:
     """Return the defences in words, such as `shared noise, gaussian, scale 1`."""
-    parts = []
-    for defence in experiment.defences:
-        settings = defence.resolved("defences")
-        name, place = settings.pop("name"), settings.pop("place", "")
-        law = settings.pop("law", "")
-        rest = [f"{key} {value}" for key, value in settings.items()]
-        parts.append(", ".join(filter(None, [f"{place} {name}".strip(), law, *rest])))
-    return " + ".join(parts) or "undefended"
+    name, scale = describe_defences([defence.resolved("defences") for defence in experiment.defences])
+    return f"{name}, scale {scale}" if scale else name
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -213,5 +194,5 @@ def _tell(watch: Watch | None, done: int, total: int, what: str) -> None:
 
 
 def _write(out: Path, suite: Suite, cells: list[Cell]) -> None:
-    content = {"name": suite.name, "cells": [asdict(cell) for cell in cells]}
+    content = {"name": suite.name, "cells": [cell.model_dump(mode="json") for cell in cells]}
     write_text(out / "suite.json", json.dumps(content, indent=2) + "\n")

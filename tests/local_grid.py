@@ -1,6 +1,7 @@
 """A Flower grid that runs a `ClientApp` in this process: the same messages, no Ray."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -9,6 +10,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from metaleak.clients import client_app
+from metaleak.deploy.experiment import Experiment
+from metaleak.deploy.launch import RoundDone, Simulation
+from metaleak.deploy.run_directory import RunDirectory
+
 
 class LocalGrid(Grid):
     """Nodes with fixed ids; a reply is there as soon as its message is pushed, in reverse order to be unkind.
@@ -16,9 +22,7 @@ class LocalGrid(Grid):
     `seen` keeps every message that passed, both ways. `spoil` may change a reply before it is delivered.
     """
 
-    def __init__(
-        self, app: ClientApp, nodes: int = 2, spoil: Callable[[Message], Message] | None = None
-    ) -> None:
+    def __init__(self, app: ClientApp, nodes: int = 2, spoil: Callable[[Message], Message] | None = None) -> None:
         self.app = app
         self.ids = [10_000 + node for node in range(nodes)]
         self.seen: list[Message] = []
@@ -65,3 +69,11 @@ class LocalGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         return self.pull_messages(list(self.push_messages(messages)))
+
+
+def local_simulate(
+    experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None
+) -> RunDirectory:
+    """What `metaleak.deploy.launch.simulate` does, on a local grid."""
+    simulation = Simulation(experiment, out, on_round)
+    return simulation.serve(LocalGrid(client_app(simulation.federation)))

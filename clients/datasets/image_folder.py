@@ -19,7 +19,7 @@ _MAX_BYTES = 8 << 30
 class ImageFolder(BaseModel):
     """Images laid out one folder a class: `path/<class>/<image>`.
 
-    Every image's central square is resized to `size` x `size` pixels; `grey: true` makes one channel, otherwise
+    Every image's central square is resized to `size` x `size` pixels; `grey: true` makes one channel, `false`
     three. Hidden files and files that are not images by their name are left out.
     """
 
@@ -38,8 +38,8 @@ class ImageFolder(BaseModel):
     def load(self) -> LabelledImages:
         """Return `images (n, 1 or 3, size, size)`, ordered by class and file name.
 
-        Raises `ValueError` when there are fewer than two classes, a class without an image, too many images for
-        memory, or an image that cannot be read.
+        Raises `ValueError` when there are fewer than two classes, a class without an image, too many images
+        for memory, or an image that cannot be read.
         """
         folders = self._class_folders()
         files: list[Path] = []

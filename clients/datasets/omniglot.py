@@ -78,7 +78,8 @@ class Omniglot(Published):
                     try:
                         with packed.open(name) as file:
                             images.append(decode(file, source, self.size, grey=True))
-                    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+                    # RuntimeError: encrypted, or packed by an unknown method.
+                    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
                         raise ValueError(f"{source} is damaged: {error}") from error
         # The archives have black ink on white paper.
         return np.stack(images) ^ np.uint8(255)

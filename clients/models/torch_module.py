@@ -1,5 +1,7 @@
 """Any `torch.nn.Module` as a model."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -7,11 +9,14 @@ from torch.func import functional_call
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models.model import HEAD
 
+_LOOKS_LIKE_HEAD = re.compile(r"(body\.)*head\.")
+
 
 class TorchModule:
     """A `torch.nn.Module` that takes images and returns logits, as a pure function of its parameters.
 
-    The parameters of the module's last layer that has any are named `head.*`, so that ANIL finds the classifier.
+    The parameters of the module's last layer that has any are named `head.*`, so that ANIL finds the classifier;
+    other parameters that the module itself calls `head.*` are named `body.head.*`.
     Buffers stay what they were at construction: a native batch norm must not track running statistics, and its
     third derivatives are wrong (see `metaleak.clients.models.normalisation`).
     """
@@ -24,7 +29,10 @@ class TorchModule:
         self._head = layers[-1] + "." if layers[-1] else ""
 
     def _public(self, name: str) -> str:
-        return HEAD + name.removeprefix(self._head) if name.startswith(self._head) else name
+        if name.startswith(self._head):
+            return HEAD + name.removeprefix(self._head)
+        # One "body." more than the module wrote, so that no two parameters get the same name.
+        return f"body.{name}" if _LOOKS_LIKE_HEAD.match(name) else name
 
     def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
         """Return the module's parameters, redrawn by each layer's own `reset_parameters`, seeded by `generator`.

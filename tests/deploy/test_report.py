@@ -301,7 +301,7 @@ def test_rows_stand_undefended_first_then_by_scale(suite: Path) -> None:
     assert isinstance(result, SuiteResult)
     assert len(result.runs) == len(GRID)
     rows = [row for row in comparison_rows(result) if row.attack == "query" and row.run]
-    assert (rows[0].defence, rows[0].scale) == ("none", "")
+    assert (rows[0].defence, rows[0].scale) == ("undefended", "")
     assert [row.scale for row in rows if row.defence == "shared noise, gaussian"] == ["0.1", "1", "10"]
     assert {row.setting for row in rows} == {""}
 
@@ -326,7 +326,7 @@ def test_the_terminal_table_has_every_row_and_says_what_is_unresolved(suite: Pat
 
 
 def test_defences_are_named_with_their_scales() -> None:
-    assert describe_defences([]) == ("none", "")
+    assert describe_defences([]) == ("undefended", "")
     assert describe_defences(noise("inner", "laplace", 0.5)) == ("inner noise, laplace", "0.5")
     both = [*noise("query", "gaussian", 1.0), {"name": "clip", "norm": 2}]
     assert describe_defences(both) == ("query noise, gaussian + clip, norm 2", "1")

@@ -121,10 +121,11 @@ def test_a_reply_that_does_not_fit_is_refused_and_counted(federation, change):
 
 
 def test_a_round_without_any_answer_fails_with_the_reason(federation):
+    strategy = MetaLearner(LEARNERS + 1, seed=3, chunk=100)
+    grid = LocalGrid(client_app(federation), nodes=1)
+    initial = arrays(federation.initial_parameters())
     with pytest.raises(RoundFailed, match=r"round 1: no learner answered \(.*learner 20 is not one of"):
-        strategy = MetaLearner(LEARNERS + 1, seed=3, chunk=100)
-        grid = LocalGrid(client_app(federation), nodes=1)
-        strategy.start(grid, arrays(federation.initial_parameters()), num_rounds=1)
+        strategy.start(grid, initial, num_rounds=1)
 
 
 @pytest.mark.parametrize("wrong", [{"learners": 0}, {"learners": 5, "fraction": 0}, {"learners": 5, "chunk": 0}])

@@ -1,0 +1,68 @@
+"""Where the images that the adversary does not know start, beside the target, which starts at itself."""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_SHARE = 0.7
+"""Norm of an image's common and of its own part, of the target's norm: together they have about its norm."""
+
+Start = Callable[[Tensor, Tensor, int, int], Tensor]
+"""From targets `(T, C, H, W)`, their learners' rows, a number of images M and a seed to images `(T, M, C, H, W)`."""
+
+
+def start_from_known(known: Tensor, of: Tensor) -> Tensor:
+    """Return images `of (M,)` of `known (T, N, C, H, W)`: an unknown image is likest a known one of its class."""
+    return known[:, of].clone()
+
+
+def start_from_noise(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tensor:
+    """Return images of uniform noise in [0, 1]; learners differ, targets of one learner do not."""
+    draws = [torch.rand((images, *targets.shape[1:]), generator=_of(seed, row)) for row in rows.tolist()]
+    return torch.stack(draws)
+
+
+def start_in_row_space(values: Tensor, vectors: Tensor, gradient: Tensor, bias: Tensor | None) -> Start:
+    """Return the start inside the row spaces `vectors (T, R, pixels)` of the first layer's gradients.
+
+    All images X of the learner lie there. The weight's `gradient` is `G = A X (T, H, pixels)` and the `bias`'s
+    is `b = A 1 (T, H)` with the same factors A, so all images also lie on one plane, `X u = 1`, with `u` the
+    least-squares solution of `G u = b`. Each starts at the plane's point nearest to zero plus a random direction in
+    the plane, as long as the target. Without a bias the common point is the all-white image seen in the space.
+    `values (T, R)` are the gradient's singular values.
+    """
+
+    def start(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tensor:
+        size = vectors.shape[1]
+        own = torch.stack(
+            [torch.randn((images, size), generator=_of(seed, row), dtype=torch.float64) for row in rows.tolist()]
+        )
+        length = targets.flatten(1).double().norm(dim=1)[:, None]
+        if bias is None:
+            common = _unit(vectors.sum(dim=2)) * length * _SHARE
+        else:
+            projected = (gradient.double() @ vectors.mT / values[:, None] ** 2).mT @ bias.double()[:, :, None]
+            normal = projected[:, :, 0]
+            common = normal / (normal.square().sum(dim=1, keepdim=True) + 1e-12)
+            common = common * (length / (common.norm(dim=1, keepdim=True) + 1e-12)).clamp(max=1.0)
+        axis = _unit(common)[:, None]
+        own = own - (own @ axis.mT) @ axis
+        rest = (length.square() - common.square().sum(dim=1, keepdim=True)).clamp(min=0.0).sqrt()
+        mixed = common[:, None] + _unit(own) * rest[:, None]
+        drawn: Tensor = (mixed @ vectors).float().reshape(len(targets), images, *targets.shape[1:])
+        return drawn
+
+    return start
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    length: Tensor = vectors.norm(dim=-1, keepdim=True)
+    return vectors / (length + 1e-12)
+
+
+def _of(seed: int, row: int) -> torch.Generator:
+    """Return a generator for the learner in this row, whatever other rows are asked about."""
+    digest = hashlib.blake2b(repr(("reconstruction", seed, row)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

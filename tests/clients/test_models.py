@@ -1,0 +1,172 @@
+"""Every shipped model is a pure function with the shapes that it promises."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ValidationError
+from torch import nn
+
+from metaleak.clients.models import HEAD, MLP, Conv4, LeNet, Model, TorchModule
+from metaleak.clients.models.model import Activation, activate
+from metaleak.clients.models.normalisation import normalise_over_batch, normalise_over_groups
+from metaleak.clients.randomness import keyed_generator
+from metaleak.clients.rules import anil
+
+MODELS: dict[str, Model] = {
+    "mlp": MLP(),
+    "mlp unbiased": MLP(hidden=(32,), bias=False, activation="tanh"),
+    "mlp linear": MLP(hidden=()),
+    "conv4": Conv4(),
+    "conv4 group max": Conv4(filters=12, normalisation="group", downsample="max"),
+    "conv4 none": Conv4(filters=4, normalisation="none"),
+    "lenet": LeNet(),
+    "lenet fan-in": LeNet(activation="softplus", weight_bound=None),
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 17, 20)])
+def test_logits_have_one_column_a_way(model: Model, shape: tuple[int, int, int]) -> None:
+    assert isinstance(model, Model)
+    parameters = model.initialise(shape, 7, keyed_generator(0))
+    assert all(value.dtype == torch.float32 for value in parameters.values())
+    assert {"head.weight", "head.bias"} == {name for name in parameters if name.startswith(HEAD)}
+    images = torch.rand(6, *shape, generator=keyed_generator(1))
+    logits = model(parameters, images)
+    assert logits.shape == (6, 7)
+    assert torch.equal(logits, model(parameters, images))
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_every_parameter_is_used(model: Model) -> None:
+    parameters = model.initialise((1, 20, 20), 3, keyed_generator(0))
+    images = torch.rand(4, 1, 20, 20, generator=keyed_generator(1))
+    leaves = {name: value.requires_grad_() for name, value in parameters.items()}
+    loss = F.cross_entropy(model(leaves, images), torch.tensor([0, 1, 2, 0]))
+    assert len(torch.autograd.grad(loss, list(leaves.values()))) == len(leaves)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_the_generator_alone_decides_the_start(model: Model) -> None:
+    one, again, other = (model.initialise((1, 28, 28), 5, keyed_generator(seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+def test_conv4_refuses_an_image_that_cannot_be_halved_four_times() -> None:
+    with pytest.raises(ValueError, match="15x16 is too small"):
+        Conv4(downsample="max").initialise((1, 15, 16), 5, keyed_generator(0))
+    Conv4(downsample="max").initialise((1, 16, 16), 5, keyed_generator(0))
+    Conv4(downsample="stride").initialise((1, 8, 8), 5, keyed_generator(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [(MLP, {"hidden": (0,)}), (Conv4, {"filters": 0}), (LeNet, {"weight_bound": 0}), (MLP, {"width": 3})],
+)
+def test_bad_values_are_refused(kind: type[BaseModel], values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        kind.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("relu", nn.ReLU()),
+        ("leaky_relu", nn.LeakyReLU()),
+        ("elu", nn.ELU()),
+        ("softplus", nn.Softplus()),
+        ("sigmoid", nn.Sigmoid()),
+        ("tanh", nn.Tanh()),
+    ],
+)
+def test_activations_are_those_of_torch(name: Activation, reference: nn.Module) -> None:
+    values = torch.linspace(-3, 3, 13)
+    assert torch.equal(activate(name, values), reference(values))
+
+
+def test_normalisations_agree_with_torch() -> None:
+    features = torch.randn(4, 12, 5, 6, dtype=torch.float64, generator=keyed_generator(0)) * 3 + 1
+    gain, shift = torch.randn(2, 12, dtype=torch.float64, generator=keyed_generator(1))
+    over_batch = F.batch_norm(features, None, None, gain, shift, training=True)
+    torch.testing.assert_close(normalise_over_batch(features, gain, shift), over_batch)
+    over_groups = F.group_norm(features, 3, gain, shift)
+    torch.testing.assert_close(normalise_over_groups(features, gain, shift, channels_per_group=4), over_groups)
+    # 12 channels in groups of gcd(12, 8) = 4.
+    torch.testing.assert_close(normalise_over_groups(features, gain, shift), over_groups)
+
+
+def small_module() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3))
+
+
+def test_a_module_computes_what_it_computes_by_itself() -> None:
+    module = small_module()
+    model = TorchModule(module)
+    assert isinstance(model, Model)
+    parameters = model.initialise((1, 8, 8), 3, keyed_generator(0))
+    images = torch.rand(5, 1, 8, 8, generator=keyed_generator(1))
+    module.load_state_dict({name.replace(HEAD, "3."): value for name, value in parameters.items()}, strict=True)
+    torch.testing.assert_close(model(parameters, images), module(images))
+    doubled = {name: value * 2 for name, value in parameters.items()}
+    assert not torch.equal(model(doubled, images), module(images))
+
+
+def test_a_module_starts_by_the_generator_and_leaves_the_global_one_alone() -> None:
+    state = torch.get_rng_state()
+    one, again, other = (
+        TorchModule(small_module()).initialise((1, 8, 8), 3, keyed_generator(seed)) for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["0.weight"], other["0.weight"])
+    before = torch.get_rng_state()
+    TorchModule(module := small_module())
+    after_construction = torch.get_rng_state()
+    TorchModule(module).initialise((1, 8, 8), 3, keyed_generator(0))
+    assert torch.equal(after_construction, torch.get_rng_state())
+    assert not torch.equal(before, after_construction), "torch draws when it makes a layer"
+    torch.set_rng_state(state)
+
+
+class Branches(nn.Module):
+    """A body that somebody called `head`, before the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 4)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.head(images.flatten(1)).tanh())
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "head", "body"),
+    [
+        (small_module, 8, {"head.weight", "head.bias"}, {"0.weight", "0.bias"}),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False)), 4, {"head.weight"}, set()),
+        (Branches, 4, {"head.weight", "head.bias"}, {"body.head.weight", "body.head.bias"}),
+    ],
+    ids=["convolution", "linear", "misnamed"],
+)
+def test_anil_adapts_the_last_layer_of_a_module(
+    module: Callable[[], nn.Module], size: int, head: set[str], body: set[str]
+) -> None:
+    from metaleak.clients.episode import Episode
+
+    model = TorchModule(module())
+    parameters = model.initialise((1, size, size), 3, keyed_generator(0))
+    assert set(parameters) == head | body
+    images, labels = torch.rand(3, 1, size, size, generator=keyed_generator(1)), torch.arange(3)
+    adapted = anil().adapt(model, parameters, Episode(images, labels, images, labels))
+    assert {name for name in adapted if not torch.equal(adapted[name], parameters[name])} == head
+
+
+def test_a_module_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="no parameters"):
+        TorchModule(nn.Flatten())
+    with pytest.raises(ValueError, match=r"returns shape \(2, 3\) for 2 images, 5 ways need \(2, 5\)"):
+        TorchModule(small_module()).initialise((1, 8, 8), 5, keyed_generator(0))

@@ -1,0 +1,152 @@
+"""The command line as a person meets it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from local_grid import local_simulate
+
+import metaleak.deploy.commands as commands
+from metaleak.deploy.cli import main
+from metaleak.deploy.experiment import experiment_from
+from metaleak.server import Record
+
+SMALL = {
+    "name": "small",
+    "data": {"name": "digits"},
+    "task": {"ways": 3},
+    "partition": {"learners": 6},
+    "model": {"name": "mlp", "hidden": [8]},
+    "server": {"rounds": 2},
+    "evaluation": {"tasks": 5, "queries": 3},
+    "attacks": [{"name": "query", "iterations": 3, "fit": 0}],
+    "targets": {"members": 6, "non_members": 6},
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "simulate", local_simulate)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    local_simulate(experiment_from(SMALL, "small"), path)
+    return path
+
+
+def call(capsys, *arguments):
+    """Return the exit code, what was printed and what was complained."""
+    with pytest.raises(SystemExit) as leaving:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return leaving.value.code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", ["init", "simulate", "attack", "benchmark", "report"])
+def test_every_command_has_help_with_an_example(capsys, command):
+    code, out, _ = call(capsys, command, "--help")
+    assert code == 0
+    assert f"Example: metaleak {command}" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("wrong", [("fly",), ("simulate",), ("simulate", "x.yaml", "--sett", "a=1"), ("attack", "x")])
+def test_wrong_usage_exits_with_2(capsys, wrong):
+    assert call(capsys, *wrong)[0] == 2
+
+
+def test_init_simulate_attack_report(capsys):
+    assert call(capsys, "init")[0] == 0
+    assert yaml.safe_load(open("experiment.yaml"))["server"]["rounds"] == 30  # noqa: SIM115
+    open("small.yaml", "w").write(yaml.safe_dump(SMALL))  # noqa: SIM115
+    code, out, _ = call(capsys, "simulate", "small.yaml", "--set", "rounds=3")
+    assert (code, "runs/small: 3 rounds" in out) == (0, True)
+    code, out, _ = call(capsys, "attack", "runs/small", "query")
+    assert (code, "query: AUC 0." in out or "query: AUC 1." in out) == (0, True)
+    code, out, _ = call(capsys, "report", "runs/small")
+    assert (code, os.path.exists("runs/small/report.html")) == (0, True)
+
+
+def test_json_is_for_machines(capsys, run):
+    code, out, _ = call(capsys, "attack", run, "query", "--as", "for-machines", "--json")
+    found = json.loads(out)
+    assert (code, found["members"], 0 <= found["auc"]["value"] <= 1) == (0, 6, True)
+
+
+def test_changes_reach_the_attack_and_the_targets(capsys, run):
+    changes = ("--set", "iterations=2", "--set", "targets.members=4", "--set", "targets.round=last")
+    assert call(capsys, "attack", run, "query", "--as", "changed", *changes)[0] == 0
+    written = json.loads((run / "attacks" / "changed" / "attack.json").read_text())
+    assert (written["attack"]["iterations"], written["evaluation"]["members"], written["round"]) == (2, 4, 2)
+
+
+def one_line(text):
+    assert text.startswith("metaleak: ")
+    assert text.count("\n") == 1
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("simulate", "absent.yaml"), "absent.yaml: No such file"),
+        (("simulate", "{small}", "--set", "rounds=0"), "server.rounds"),
+        (("simulate", "{small}", "--set", "model.name=nothing"), "model.name: unknown 'nothing'"),
+        (("simulate", "{small}", "--set", "data.name=mnist", "--data-dir", "{empty}"), "MNIST"),
+        (("simulate", "{small}", "--set", "partition.learners=100000"), "learners"),
+        (("simulate", "{small}", "--out", "{run}"), "exists already"),
+        (("attack", "{run}", "nothing"), "unknown 'nothing'"),
+        (("attack", "{run}", "query", "--set", "iterations=-1"), "iterations"),
+        (("attack", "{run}", "query", "--set", "targets.round=9"), "round 9 is not recorded"),
+        (("attack", "{run}", "query", "--as", "../../out"), "cannot be called"),
+        (("attack", "{empty}", "query"), "is not a run"),
+        (("report", "{empty}"), "neither a run"),
+        (("init", "{small}"), "exists already"),
+    ],
+)
+def test_trouble_is_one_line_and_exit_code_1(capsys, tmp_path, run, arguments, said):
+    small, empty = tmp_path / "small.yaml", tmp_path / "empty"
+    small.write_text(yaml.safe_dump(SMALL))
+    empty.mkdir()
+    before = sorted(path for path in run.rglob("*"))
+    code, _, err = call(capsys, *(part.format(small=small, empty=empty, run=run) for part in arguments))
+    assert code == 1
+    assert said in one_line(err)
+    assert sorted(path for path in run.rglob("*")) == before, "nothing that was written is touched"
+
+
+def test_a_damaged_record_is_named_and_debug_shows_the_traceback(capsys, tmp_path):
+    path = tmp_path / "run"
+    local_simulate(experiment_from(SMALL, "small"), path)
+    part = sorted((path / "record" / "replies").iterdir())[0]
+    part.write_bytes(part.read_bytes()[:100])
+    code, _, err = call(capsys, "attack", path, "query")
+    assert (code, part.name in one_line(err)) == (1, True)
+    with pytest.raises(ValueError, match=part.name):
+        main(["--debug", "attack", str(path), "query"])
+    assert Record(path / "record").gradients(2)
+
+
+def test_the_module_of_a_user_is_found_beside_him(tmp_path, capsys):
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+    )
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**SMALL, "model": {"name": "my_net:net"}}))
+    assert call(capsys, "simulate", "mine.yaml")[0] == 0
+
+
+def test_the_installed_command_runs(tmp_path):
+    outcome = subprocess.run(
+        [sys.executable, "-c", "from metaleak.deploy.cli import main; main(['init', 'a.yaml'])"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "wrote a.yaml" in outcome.stdout

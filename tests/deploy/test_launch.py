@@ -1,0 +1,152 @@
+"""Simulations on Flower and Ray as they really run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metaleak.deploy.experiment import experiment_from
+from metaleak.deploy.launch import simulate
+from metaleak.server import Record
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "data": {"name": "digits"},
+    "task": {"ways": 3},
+    "partition": {"learners": 40},
+    "model": {"name": "mlp", "hidden": [16]},
+    "defences": [{"name": "noise", "place": "shared", "scale": 0.1}],
+    "server": {"rounds": 3, "fraction": 0.9},
+    "evaluation": {"every": 2, "tasks": 10, "queries": 3},
+    "attacks": [],
+}
+
+
+@pytest.fixture(scope="module")
+def two_actors(tmp_path_factory):
+    heard = []
+    experiment = experiment_from({**SMALL, "engine": {"actors": 2}}, "small")
+    return simulate(experiment, tmp_path_factory.mktemp("launch") / "two", heard.append), heard
+
+
+def test_a_run_directory_says_what_happened(two_actors):
+    run, heard = two_actors
+    said = run.said()
+    assert (said["status"], said["error"], said["seed"]) == ("done", None, 0)
+    assert set(said["versions"]) >= {"python", "torch", "flwr", "ray", "metaleak"}
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [1, 2, 3] == [done.round for done in heard]
+    assert [line["learners"] for line in lines] == [36] * 3
+    assert [line["accuracy"] is not None for line in lines] == [False, True, True]
+    assert run.experiment().resolved() == yaml.safe_load((run.path / "experiment.yaml").read_text())
+
+
+def test_the_number_of_actors_changes_no_bit(two_actors, tmp_path):
+    one = simulate(experiment_from({**SMALL, "engine": {"actors": 1}}, "small"), tmp_path / "one")
+    other = two_actors[0]
+    for round in (1, 2, 3):
+        (learners, mine), (others, theirs) = (Record(run.record).gradients(round) for run in (one, other))
+        assert learners == others
+        assert all(mine[name].tobytes() == theirs[name].tobytes() for name in mine)
+    parameters = [(run.path / "parameters.safetensors").read_bytes() for run in (one, other)]
+    assert parameters[0] == parameters[1]
+
+
+def alive(marker):
+    """Return the processes of this test, found by an environment variable that Ray's children inherit."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find the actors")
+def test_ctrl_c_ends_the_actors_within_five_seconds_and_leaves_a_readable_record(tmp_path):
+    marker = f"METALEAK_TEST_MARKER={tmp_path}"
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump({**SMALL, "server": {"rounds": 100_000}}))
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from metaleak.deploy.cli import main; main()",
+            "simulate",
+            "long.yaml",
+            "--out",
+            "run",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "METALEAK_TEST_MARKER": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert any(b"ray::" in line for line in alive(marker))
+        process.send_signal(signal.SIGINT)
+        interrupted = time.monotonic()
+        while any(b"ray::" in line for line in alive(marker)):
+            assert time.monotonic() - interrupted < 5.0, "actors live on"
+            time.sleep(0.05)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    record = Record(tmp_path / "run" / "record")
+    assert len(record.rounds) >= 5
+    for round in record.rounds[:-1]:
+        assert len(record.gradients(round)[0]) == 40
+
+
+def test_flwr_run_starts_the_app_without_a_network(tmp_path):
+    flwr = Path(sys.executable).with_name("flwr")
+    app = tmp_path / "app"
+    shutil.copytree(ROOT / "deploy" / "flower_app", app)
+    quiet = {
+        "FLWR_HOME": str(tmp_path / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "METALEAK_TEST_MARKER": str(tmp_path),
+    }
+    out = tmp_path / "out"
+    changes = f'set="rounds=2; partition.learners=6; evaluation.tasks=10" out="{out}"'
+    try:
+        outcome = subprocess.run(
+            [flwr, "run", str(app), "-c", changes, "--stream"],
+            env={**os.environ, **quiet},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert json.loads((out / "run.json").read_text())["status"] == "done", outcome.stdout[-3000:]
+        assert Record(out / "record").gradients(2)[0] == list(range(6))
+    finally:
+        # `flwr run` leaves its SuperLink behind.
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"METALEAK_TEST_MARKER={tmp_path}".encode() in (process / "environ").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+            except OSError:
+                continue
