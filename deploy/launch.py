@@ -15,7 +15,6 @@ from flwr.serverapp.strategy import Strategy
 from flwr.simulation import run_simulation
 
 from metaleak.clients.app import client_app
-from metaleak.clients.episode import Parameters
 from metaleak.deploy.accuracy import Accuracy, HeldOutTasks
 from metaleak.deploy.cores import usable_cores
 from metaleak.deploy.errors import one_line
@@ -52,6 +51,8 @@ class Simulation:
     def __init__(
         self, experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None
     ) -> None:
+        # Small tensors gain nothing from more threads, and lose much when the cores are busy.
+        torch.set_num_threads(1)
         self.experiment = experiment
         self.federation = experiment.federation()
         self._initial = self.federation.initial_parameters()
@@ -145,7 +146,7 @@ class Simulation:
         last = report.round == rounds
         accuracy = None
         if last or report.round % self.experiment.evaluation.every == 0:
-            accuracy = self._accuracy(report.parameters)
+            accuracy = self._tasks.accuracy(report.parameters)
         self.run.add_metrics(
             round=report.round,
             loss=report.loss,
@@ -161,11 +162,6 @@ class Simulation:
             self._saved = time.monotonic()
         if self._on_round is not None:
             self._on_round(RoundDone(report.round, rounds, report.loss, accuracy))
-
-    def _accuracy(self, parameters: Parameters) -> Accuracy:
-        # The actors wait meanwhile, so their cores are free.
-        torch.set_num_threads(usable_cores())
-        return self._tasks.accuracy(parameters)
 
 
 def simulate(experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None) -> RunDirectory:
