@@ -1,5 +1,5 @@
 """Offline attacks on a record, and the statistics of what they find."""
 
-from metaleak.attacks.reconstruction import QueryAttack, SupportAttack
+from metaleak.attacks.reconstruction import ReconstructionAttack, query_attack, support_attack
 
-__all__ = ["QueryAttack", "SupportAttack"]
+__all__ = ["ReconstructionAttack", "query_attack", "support_attack"]

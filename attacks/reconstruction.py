@@ -6,7 +6,7 @@ optimiser and schedule could not be read; the fields below are ours, with defaul
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,7 +25,7 @@ _TICKS = 10
 
 
 class ReconstructionAttack(BaseModel):
-    """What the query and the support attack share: all but the set that they ask about.
+    """Was this image in the learner's set that the attack `asks` about?
 
     `knows`: `labels` (of every image), `other` (also the images of the set not asked about, which the observation
     must carry), or `nothing` (soft labels are optimised too).
@@ -42,6 +42,7 @@ class ReconstructionAttack(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    asks: Set = "query"
     knows: Literal["labels", "other", "nothing"] = "labels"
     decision: Literal["outside", "distance", "class"] = "outside"
     loss: Loss = "cosine"
@@ -52,11 +53,6 @@ class ReconstructionAttack(BaseModel):
     iterations: Annotated[int, Field(ge=1, le=100_000)] = 100
     whitening: Annotated[float, Field(ge=0, le=1)] = 0.5
     chunk: Annotated[int, Field(ge=1, le=100_000)] = 128
-
-    @property
-    def asks(self) -> Set:
-        """Return which of the learner's two sets the attack asks about."""
-        raise NotImplementedError
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
@@ -237,26 +233,18 @@ def _check(observation: Observation, targets: Targets, known: Tensor | None, pro
         )
 
 
-class QueryAttack(ReconstructionAttack):
-    """Was this image in the learner's query set?"""
+def query_attack(**settings: Any) -> ReconstructionAttack:
+    """Return the attack "was this image in the learner's query set?" with these fields of `ReconstructionAttack`.
 
-    @property
-    def asks(self) -> Set:
-        """Return `query`."""
-        return "query"
-
-
-class SupportAttack(ReconstructionAttack):
-    """Was this image in the learner's support set? By default the adversary knows the query set.
-
-    The support images' part of a second-order meta-gradient is weak, hence the whitening.
+    Raises pydantic's `ValidationError` for a setting that is unknown or not allowed.
     """
+    return ReconstructionAttack(**settings)
 
-    knows: Literal["labels", "other", "nothing"] = "other"
-    rate: Annotated[float, Field(gt=0, le=10)] = 0.02
-    whitening: Annotated[float, Field(ge=0, le=1)] = 1.0
 
-    @property
-    def asks(self) -> Set:
-        """Return `support`."""
-        return "support"
+def support_attack(**settings: Any) -> ReconstructionAttack:
+    """Return the attack "was this image in the learner's support set?" with these fields of `ReconstructionAttack`.
+
+    Its defaults differ: `knows: other`, `rate: 0.02`, `whitening: 1`, for the support images' part of a second-order
+    meta-gradient is weak. Raises pydantic's `ValidationError` for a setting that is unknown or not allowed.
+    """
+    return ReconstructionAttack(**{"asks": "support", "knows": "other", "rate": 0.02, "whitening": 1.0, **settings})

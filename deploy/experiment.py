@@ -19,13 +19,17 @@ _DEFAULT_NAMES = {"data": "mnist-5k", "model": "mlp", "rule": "maml"}
 
 
 class ServerSettings(BaseModel):
-    """How the meta-learner trains: `fraction` of the learners each round, one outer step a round."""
+    """How the meta-learner trains: `fraction` of the learners each round, one outer step a round.
+
+    `start_from` is a safetensors file, such as another run's, with the parameters to start from.
+    """
 
     model_config = _STRICT
 
     rounds: Annotated[int, Field(ge=1, le=10_000_000)] = 30
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     optimiser: OuterOptimiser = OuterOptimiser()
+    start_from: Path | None = None
 
 
 class EvaluationSettings(BaseModel):
@@ -55,6 +59,14 @@ class TargetSettings(BaseModel):
     round: Annotated[int, Field(ge=1)] | Literal["first", "last"] = "first"
 
 
+class RecordSettings(BaseModel):
+    """What the curious server writes down: the first `rounds` rounds, or all (`null`); 0 is nothing."""
+
+    model_config = _STRICT
+
+    rounds: Annotated[int, Field(ge=0)] | None = None
+
+
 class EngineSettings(BaseModel):
     """How the simulation runs: Ray actors (`null`: one a core), and seconds to wait for a round's replies."""
 
@@ -79,7 +91,7 @@ class Experiment(BaseModel):
     defences: tuple[Plugin, ...] = ()
     server: ServerSettings = ServerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    record: bool = True
+    record: RecordSettings = RecordSettings()
     engine: EngineSettings = EngineSettings()
     attacks: tuple[Plugin, ...] = (Plugin(name="query"), Plugin(name="support"))
     targets: TargetSettings = TargetSettings()

@@ -20,7 +20,7 @@ from metaleak.deploy.cores import usable_cores
 from metaleak.deploy.errors import one_line
 from metaleak.deploy.experiment import Experiment
 from metaleak.deploy.interruption import interruptible
-from metaleak.deploy.run_directory import RunDirectory
+from metaleak.deploy.run_directory import RunDirectory, read_parameters
 from metaleak.server import CuriousServer, MetaLearner, RoundReport, WatchedGrid
 
 _SAVE_EVERY_SECONDS = 30.0
@@ -56,6 +56,8 @@ class Simulation:
         self.experiment = experiment
         self.federation = experiment.federation()
         self._initial = self.federation.initial_parameters()
+        if experiment.server.start_from is not None:
+            self._initial = read_parameters(experiment.server.start_from, like=self._initial)
         self._tasks = HeldOutTasks(self.federation, experiment.evaluation)
         self._on_round = on_round
         self._stop = threading.Event()
@@ -135,7 +137,8 @@ class Simulation:
             seed=self.experiment.seed,
             on_round=self._after_round,
         )
-        return CuriousServer(strategy, self.run.record) if self.experiment.record else strategy
+        recorded = self.experiment.record.rounds
+        return strategy if recorded == 0 else CuriousServer(strategy, self.run.record, recorded)
 
     def _check(self) -> None:
         if self._stop.is_set():

@@ -113,33 +113,30 @@ def level_text(level: str) -> str:
 
 
 def comparison_table(result: RunResult | SuiteResult) -> Table:
-    """Return the comparison as a table for a terminal; each rate stands above its 95 % interval."""
+    """Return the comparison as a table for a terminal of 80 columns or more, each rate with its 95 % interval.
+
+    The TPRs stand in the order of `FPR_LEVELS`, a dash where there are too few non-members; the report has more.
+    """
     rows = comparison_rows(result)
-    settings = any(row.setting for row in rows)
-    table = Table(title="What each defence leaves to the attacker, and what it costs", show_lines=True)
-    columns = ["defence", "scale", *(["setting"] if settings else []), "attack", "AUC"]
-    columns += [*(f"TPR at {level_text(level)} FPR" for level in FPR_LEVELS), "balanced accuracy"]
-    for column in [*columns, "adapted accuracy", "members + non-members"]:
+    needed = "; ".join(f"{level_text(level)} {needs_text(level)}" for level in FPR_LEVELS)
+    table = Table(
+        title="What each defence leaves to the attacker, and what it costs", caption=f"TPR at a FPR of {needed}."
+    )
+    levels = " / ".join(level_text(level).removesuffix(" %") for level in FPR_LEVELS)
+    for column in ("defence", "attack", "AUC", f"TPR % at {levels} % FPR", "adapted accuracy", "n"):
         table.add_column(column)
-
-    def cell(estimate: Estimate | None, percent: bool = False) -> Text:
-        return Text("\n".join(rate_text(estimate, percent)) if estimate else "–")
-
     for row in rows:
-        shown = [row.defence, row.scale, *([row.setting] if settings else []), row.attack]
-        cells = [Text(text) for text in shown]
+        accuracy = "\n".join(rate_text(row.accuracy, percent=True)) if row.accuracy else "–"
         if evaluation := row.evaluation:
-            cells.append(cell(evaluation.auc))
-            for level in FPR_LEVELS:
-                estimate = evaluation.tpr.get(level)
-                cells.append(cell(estimate, percent=True) if estimate else Text(needs_text(level)))
-            cells.append(cell(evaluation.balanced_accuracy, percent=True))
-            counts = f"{evaluation.members} + {evaluation.non_members}"
+            rates = [evaluation.tpr.get(level) for level in FPR_LEVELS]
+            tpr = " / ".join(f"{100 * rate.value:.0f}" if rate else "–" for rate in rates)
+            auc = Text("\n".join(rate_text(evaluation.auc)))
+            counts = f"{evaluation.members} +\n{evaluation.non_members}"
         else:
-            cells += [Text(f"{row.status}: {row.error}" if row.error else row.status, style="bold red")]
-            cells += [Text("–")] * (len(FPR_LEVELS) + 1)
-            counts = "–"
-        table.add_row(*cells, cell(row.accuracy, percent=True), Text(counts))
+            tpr = counts = "–"
+            auc = Text(f"{row.status}: {row.error}" if row.error else row.status, style="bold red")
+        shown = [Text(row.label), Text(row.attack), auc, Text(tpr), Text(accuracy), Text(counts)]
+        table.add_row(*shown, end_section=True)
     return table
 
 

@@ -17,10 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from metaleak.clients.episode import Parameters
 from metaleak.deploy.experiment import Experiment, read_experiment
 
 Status = Literal["running", "done", "failed", "interrupted"]
@@ -94,9 +95,25 @@ class RunDirectory:
         with (self.path / "metrics.jsonl").open("a") as lines:
             lines.write(json.dumps(metrics) + "\n")
 
-    def save_parameters(self, parameters: dict[str, torch.Tensor]) -> None:
+    def save_parameters(self, parameters: Parameters) -> None:
         """Write the initialisation as it is now."""
         write_bytes(self.path / "parameters.safetensors", save(parameters))
+
+
+def read_parameters(path: Path, like: Parameters) -> Parameters:
+    """Return the parameters in a safetensors file.
+
+    Raises `ValueError` in one line when it cannot be read, or differs from `like` in names, shapes or types.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            expected = {name: tuple(value.shape) for name, value in like.items()}
+            if shapes != expected:
+                raise ValueError(f"{path}: holds {shapes}, the model has {expected}")
+            return {name: opened.get_tensor(name).to(like[name].dtype) for name in like}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
 
 
 def now() -> str:

@@ -20,14 +20,15 @@ class CuriousServer(Strategy):
 
     Training messages and their replies are recorded; a reply that is an error is not (it has no arrays). A reply that
     names its learners in a config entry `learner-ids` holds their arrays stacked; any other is taken as one learner,
-    whose number is that of its node in order of appearance. Raises `RecordError` when there is a record already.
+    whose number is that of its node in order of appearance. With `rounds`, only the first so many are recorded: a
+    long training fills a disk. Raises `RecordError` when there is a record already.
 
     An application that writes its own loop uses the other door, `curious_grid`.
     """
 
-    def __init__(self, strategy: Strategy, record: str | Path) -> None:
+    def __init__(self, strategy: Strategy, record: str | Path, rounds: int | None = None) -> None:
         self.strategy = strategy
-        self._recorder = Recorder(RecordWriter(Path(record)))
+        self._recorder = Recorder(RecordWriter(Path(record)), rounds)
 
     def start(
         self,
@@ -81,10 +82,11 @@ class CuriousServer(Strategy):
 
 
 class Recorder:
-    """Turns the messages of a grid into a record."""
+    """Turns the messages of a grid into a record, those of the first `rounds` rounds or all."""
 
-    def __init__(self, writer: RecordWriter) -> None:
+    def __init__(self, writer: RecordWriter, rounds: int | None = None) -> None:
         self._writer = writer
+        self._rounds = rounds
         self._open: dict[str, tuple[int, str]] = {}
         self._last: tuple[int, ArrayRecord, str] | None = None
         self._nodes: dict[int, int] = {}
@@ -107,6 +109,8 @@ class Recorder:
         if not self._open:
             self._round += 1
         round = _declared_round(message) or self._round
+        if self._rounds is not None and round > self._rounds:
+            return
         # All messages of a round usually carry one and the same object: write it once.
         if self._last is None or self._last[0] != round or self._last[1] is not arrays:
             self._last = (round, arrays, self._writer.sent(round, _numpy(arrays)))

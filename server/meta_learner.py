@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
 
-from metaleak.server.optimiser import OuterOptimiser
+from metaleak.server.optimiser import OuterOptimiser, OuterSteps
 
 
 class RoundFailed(RuntimeError):
@@ -64,7 +64,7 @@ class MetaLearner(Strategy):
         self._optimiser = optimiser or OuterOptimiser()
         self._on_round = on_round
         self._parameters: dict[str, torch.Tensor] = {}
-        self._step: torch.optim.Optimizer | None = None
+        self._steps: OuterSteps | None = None
         self._started = 0.0
         self._asked = 0
 
@@ -159,7 +159,7 @@ class MetaLearner(Strategy):
         self._parameters = {
             name: torch.from_numpy(array.numpy().copy()).requires_grad_() for name, array in arrays.items()
         }
-        self._step = self._optimiser.over(list(self._parameters.values()))
+        self._steps = self._optimiser.over(list(self._parameters.values()))
 
     def _nodes(self, grid: Grid) -> list[int]:
         deadline = time.monotonic() + 60.0
@@ -170,10 +170,10 @@ class MetaLearner(Strategy):
         return nodes
 
     def _outer_step(self, gradient: dict[str, np.ndarray]) -> None:
-        assert self._step is not None
+        assert self._steps is not None
         for name, parameter in self._parameters.items():
             parameter.grad = torch.from_numpy(gradient[name]).to(parameter.dtype)
-        self._step.step()
+        self._steps.step()
 
     def _refusal(self, reply: Message) -> str | None:
         """Return why a reply cannot be used, in one line, or `None`."""

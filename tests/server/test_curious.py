@@ -137,3 +137,9 @@ def test_an_existing_record_is_an_error_before_anything_runs(tmp_path):
     CuriousServer(FedAvg(), tmp_path / "record")
     with pytest.raises(RecordError, match="never overwritten"):
         CuriousServer(FedAvg(), tmp_path / "record")
+
+
+def test_only_the_first_rounds_are_recorded_when_asked(tmp_path):
+    strategy = CuriousServer(FedAvg(), tmp_path / "record", rounds=2)
+    assert final(strategy) == final(FedAvg())
+    assert Record(tmp_path / "record").rounds == [1, 2]

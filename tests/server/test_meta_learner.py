@@ -132,3 +132,15 @@ def test_a_round_without_any_answer_fails_with_the_reason(federation):
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         MetaLearner(**wrong)
+
+
+def test_the_rate_halves_in_its_half_life():
+    leaf = torch.zeros(1, requires_grad=True)
+    steps = OuterOptimiser(name="sgd", rate=1.0, half_life=2).over([leaf])
+    positions = []
+    for _ in range(5):
+        leaf.grad = -torch.ones(1)
+        steps.step()
+        positions.append(leaf.item())
+    moves = np.diff([0.0, *positions])
+    np.testing.assert_allclose(moves, [0.5 ** (step / 2) for step in range(5)], rtol=1e-5)
