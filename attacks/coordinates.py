@@ -36,6 +36,11 @@ class Coordinates:
     weights: Tensor | None = None
     seen: int = 0
 
+    @property
+    def boxed(self) -> bool:
+        """Whether values stay in [0, 1]: they are pixels."""
+        return self.basis is None
+
     def enter(self, images: Tensor) -> Tensor:
         """Return `images (T, M, C, H, W)`, or their part inside the span, as `(T, M, *shape)`."""
         if self.basis is None:

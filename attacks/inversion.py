@@ -122,17 +122,21 @@ def invert(
     rates = {"asked": rate, "other": rate, "labels": schedule.rate * _LABEL_RATE}
 
     fit_loss = loss = torch.full(slots.shape, torch.nan)
+    # One optimiser for both phases: it has seen the held target's gradients too, so that a released target moves by
+    # how strongly it is pulled now beside how strongly it was at first, and not by a full first step of Adam's.
+    move = _adam() if schedule.optimiser == "adam" else _momentum()
     for phase, steps in enumerate((schedule.fit, schedule.iterations)):
-        move = _adam() if schedule.optimiser == "adam" else _momentum()
         for index in range(steps):
             gradients, loss = step(values)
+            moves = move(gradients)
             if phase == 0:
-                gradients["asked"] = gradients["asked"] * held
+                moves["asked"] = moves["asked"] * held
             elif index == 0:
                 fit_loss = loss
             left = 1.0 - index / steps
-            moves = move(gradients)
             values = {name: value - rates[name] * left * moves[name] for name, value in values.items()}
+            if coordinates.boxed:
+                values |= {name: value.clamp(0.0, 1.0) for name, value in values.items() if name != "labels"}
             tick()
     return Inversion(Unknowns(values["asked"], values.get("other"), values.get("labels")), fit_loss, loss)
 

@@ -197,7 +197,7 @@ def _figure(title: str, entries: int, about: str = "") -> Iterator[tuple[Axes, _
         width, height = 4.6, 3.0 + legend
         figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
-        axes = figure.add_axes((0.66 / width, (0.5 + legend) / height, 3.72 / width, 2.2 / height))
+        axes = figure.add_axes((0.8 / width, (0.5 + legend) / height, 3.58 / width, 2.2 / height))
         axes.set_title(_fitting(title, 52), loc="left")
         yield axes, drawing
         if entries:

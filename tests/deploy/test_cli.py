@@ -1,5 +1,6 @@
 """The command line as a person meets it."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from local_grid import local_simulate
 import metaleak.deploy.commands as commands
 from metaleak.deploy.cli import main
 from metaleak.deploy.experiment import experiment_from
-from metaleak.server import Record
+from metaleak.server import Record, RecordWriter
 
 SMALL = {
     "name": "small",
@@ -131,6 +132,30 @@ def test_a_damaged_record_is_named_and_debug_shows_the_traceback(capsys, tmp_pat
     with pytest.raises(ValueError, match=part.name):
         main(["--debug", "attack", str(path), "query"])
     assert Record(path / "record").gradients(2)
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_written(capsys, tmp_path, monkeypatch):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**SMALL, "server": {"rounds": 5}}))
+    whole = RecordWriter.reply
+
+    def until_full(self, round, *rest):
+        if round > 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+        return whole(self, round, *rest)
+
+    monkeypatch.setattr(RecordWriter, "reply", until_full)
+    code, _, err = call(capsys, "simulate", "small.yaml", "--out", "run")
+    assert (code, "No space left on device" in one_line(err)) == (1, True)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert Record(tmp_path / "run" / "record").rounds == [1, 2]
+
+
+def test_a_start_that_does_not_fit_the_model_is_named(capsys, tmp_path, run):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    start = f"start_from={run / 'parameters.safetensors'}"
+    code, _, err = call(capsys, "simulate", "small.yaml", "--set", start, "--set", "model.hidden=[9]")
+    assert (code, "parameters.safetensors: holds" in one_line(err)) == (1, True)
+    assert call(capsys, "simulate", "small.yaml", "--set", start)[0] == 0
 
 
 def test_the_module_of_a_user_is_found_beside_him(tmp_path, capsys):
