@@ -16,8 +16,8 @@ def client_app(federation: Federation | Callable[[Context], Federation]) -> Clie
 
     A training message holds the parameters under `arrays` and, under `config`, `server-round`, `learner-ids` and
     `chunk` (how many learners are computed at once). The reply holds the learners' meta-gradients under `arrays`,
-    one array a parameter with a leading learner dimension in the order of `learner-ids`, and under `metrics` each
-    learner's loss. Neither ever holds an image or a label.
+    one array a parameter with a leading learner dimension in the order of `learner-ids`, which it repeats under
+    `config`. Neither ever holds an image or a label; a learner's loss, which no defence covers, stays with it too.
     """
     app = ClientApp()
 
@@ -30,7 +30,7 @@ def client_app(federation: Federation | Callable[[Context], Federation]) -> Clie
         numbers = [int(number) for number in _list(config, "learner-ids")]
         known = federation if isinstance(federation, Federation) else federation(context)
         learners = [known.learner(number) for number in numbers]
-        gradients, losses = cohort_meta_gradients(
+        gradients, _ = cohort_meta_gradients(
             learners,
             _parameters(message),
             round=int(str(config["server-round"])),
@@ -39,7 +39,7 @@ def client_app(federation: Federation | Callable[[Context], Federation]) -> Clie
         content = RecordDict(
             {
                 "arrays": ArrayRecord({name: Array(value.numpy()) for name, value in gradients.items()}),
-                "metrics": MetricRecord({"num-examples": len(numbers), "loss": losses.tolist()}),
+                "metrics": MetricRecord({"num-examples": len(numbers)}),
                 "config": ConfigRecord({"learner-ids": numbers}),
             }
         )

@@ -28,7 +28,8 @@ class Defence(Protocol):
     def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Return the defended tensors, same names, shapes and dtypes.
 
-        All randomness comes from `generator`, which is keyed by (seed, round, learner, place). An `inner` defence is
-        differentiated through by second-order rules, so it must not work in place.
+        All randomness comes from `generator`, which is keyed by (seed, round, learner, the defence's place in the
+        list, inner step). An `inner` defence is differentiated through by second-order rules, so it must not work in
+        place.
         """
         ...

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
@@ -17,11 +18,12 @@ from metaleak.deploy.experiment import EvaluationSettings
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Mean query accuracy over tasks, with the 95 % interval of that mean (normal, over tasks)."""
+    """Mean query accuracy over tasks, with the 95 % interval of that mean (normal, over tasks), and the mean loss."""
 
     value: float
     low: float
     high: float
+    loss: float
 
 
 class HeldOutTasks:
@@ -45,14 +47,17 @@ class HeldOutTasks:
     def accuracy(self, parameters: Parameters, chunk: int = 16) -> Accuracy:
         """Return the accuracy after adaptation of `parameters` to each task's support set."""
 
-        def correct(one: Episode) -> Tensor:
+        def measured(one: Episode) -> tuple[Tensor, Tensor]:
             adapted = self._rule.adapt(self._model, parameters, one)
-            return (self._model(adapted, one.query_images).argmax(1) == one.query_labels).float().mean()
+            logits = self._model(adapted, one.query_images)
+            loss = F.cross_entropy(logits, one.query_labels)
+            return (logits.argmax(1) == one.query_labels).float().mean(), loss
 
         with torch.no_grad():
-            per_task = vmap(correct, chunk_size=chunk)(self._batch).double()
+            per_task, losses = vmap(measured, chunk_size=chunk)(self._batch)
+        per_task = per_task.double()
         mean, error = per_task.mean().item(), per_task.std().item() / math.sqrt(len(per_task))
-        return Accuracy(mean, max(0.0, mean - 1.96 * error), min(1.0, mean + 1.96 * error))
+        return Accuracy(mean, max(0.0, mean - 1.96 * error), min(1.0, mean + 1.96 * error), losses.mean().item())
 
 
 def _with_steps(rule: Rule, steps: int | None) -> Rule:

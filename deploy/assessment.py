@@ -12,6 +12,7 @@ from safetensors.torch import save
 from metaleak.attacks.evaluation import Evaluation, evaluate
 from metaleak.attacks.observation import Answers, Attack, Observation, Progress
 from metaleak.clients.federation import Federation
+from metaleak.clients.randomness import derived_seed
 from metaleak.deploy.experiment import Experiment, TargetSettings
 from metaleak.deploy.plugins import Plugin
 from metaleak.deploy.run_directory import RunDirectory, write_bytes, write_text
@@ -23,20 +24,19 @@ _SHOWN = 8
 
 def assess(
     run: RunDirectory,
+    experiment: Experiment,
     attack: Plugin,
     name: str | None = None,
-    targets: TargetSettings | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run `attack` on what the server recorded in `run` and write `attacks/<name>/`; return the evaluation.
 
-    `name` defaults to the attack's own, `targets` to the experiment's. Raises `ValueError` when the run has no such
-    record, or has an attack of this name already.
+    `experiment` is the run's, perhaps with other targets or another place of the data; `name` defaults to that of the
+    attack. Raises `ValueError` when the run has no such record, or has an attack of this name already.
     """
     # Two threads on small batched tensors were 15 times slower than one on a busy machine of two cores.
     torch.set_num_threads(1)
-    experiment = run.experiment()
-    targets = targets or experiment.targets
+    targets = experiment.targets
     made: Attack = attack.build("attacks")
     out = _new_directory(run.path / "attacks", name or attack.name.rpartition(":")[2])
     federation = experiment.federation()
@@ -44,11 +44,13 @@ def assess(
     round = _round(record, targets)
     learners, observation = observe(record, round, federation, made)
     truth = ask(federation, learners, round, made.asks, targets)
+    # Not the experiment's own seed, from which the truth could be rebuilt.
+    attack_seed = derived_seed(experiment.seed, "attack")
     started = time.monotonic()
-    answers = made(observation, truth.targets(federation, learners), experiment.seed, progress)
+    answers = made(observation, truth.targets(federation, learners), attack_seed, progress)
     seconds = time.monotonic() - started
     evaluation = evaluate(answers.scores.numpy(), truth.member.numpy(), groups=_groups(truth))
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     _write_scores(out / "scores.parquet", truth, answers, round)
     if answers.reconstructions is not None:
         _write_gallery(out / "gallery.safetensors", federation, truth, answers, answers.reconstructions)
@@ -110,15 +112,12 @@ def round_seconds(seconds: float) -> float:
 
 def _new_directory(attacks: Path, name: str) -> Path:
     if not name or name.startswith(".") or "/" in name or "\\" in name:
-        raise ValueError(f"an attack's results cannot be called {name!r}; use letters, digits, - and _")
+        raise ValueError(f"an attack's results cannot be called {name!r}: no slashes, no dot in front")
     out = attacks / name
-    if (out / "attack.json").exists():
+    # Parts without attack.json were left by an attack that did not finish, and are written over.
+    unfinished = {"scores.parquet", "gallery.safetensors"}
+    if out.is_symlink() or (out.exists() and not {part.name for part in out.iterdir()} <= unfinished):
         raise ValueError(f"{out}: exists already; choose another name with --as")
-    if out.exists():
-        # What an unfinished attack left has no value.
-        for part in out.iterdir():
-            part.unlink()
-        out.rmdir()
     return out
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metaleak.deploy.errors import one_line
+from metaleak.deploy.errors import Interrupted, one_line
 
 app = typer.Typer(
     add_completion=False,
@@ -34,11 +34,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document in
 
 @app.callback()
 def options(
-    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Take the options that every command has."""
-    context.obj = debug
+    """Take the options that every command has; `main` has looked for `--debug` already."""
 
 
 @app.command()
@@ -79,6 +77,8 @@ def attack(
     name: Annotated[str, typer.Argument(help="query, support, or module:Name.", metavar="query|support")],
     changes: Changes = None,
     result: Annotated[str | None, typer.Option("--as", help="Name of the result; default: the attack's.")] = None,
+    data_dir: DataDir = None,
+    download: Download = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask of images whether they were in learners' sets, from the record alone.
@@ -89,7 +89,7 @@ def attack(
     """
     from metaleak.deploy.commands import attack_command
 
-    attack_command(run, name, tuple(changes or ()), result, as_json)
+    attack_command(run, name, tuple(changes or ()), _with_data(None, data_dir, download), result, as_json)
 
 
 @app.command()
@@ -119,9 +119,9 @@ def report(
 
     Example: `metaleak report runs/demo`
     """
-    from metaleak.deploy.report import write_report
+    from metaleak.deploy.commands import report_command
 
-    typer.echo(f"wrote {write_report(path, out)}")
+    report_command(path, out)
 
 
 def _with_data(changes: list[str] | None, data_dir: Path | None, download: bool) -> tuple[str, ...]:
@@ -135,9 +135,12 @@ def _with_data(changes: list[str] | None, data_dir: Path | None, download: bool)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
-    sys.path.insert(0, str(Path.cwd()))
-    sys.exit(_exit_code(lambda: app(arguments, standalone_mode=True), debug))
+    given = sys.argv[1:] if arguments is None else arguments
+    # It may stand anywhere, so it is taken out before the commands look at their options.
+    rest = [argument for argument in given if argument != "--debug"]
+    # For `module:Name` of the user's own; last, so that no file lying here stands in for a library.
+    sys.path.append(str(Path.cwd()))
+    sys.exit(_exit_code(lambda: app(rest, standalone_mode=True), debug=len(rest) < len(given)))
 
 
 def _exit_code(command: Callable[[], object], debug: bool) -> int:
@@ -152,5 +155,5 @@ def _exit_code(command: Callable[[], object], debug: bool) -> int:
         if debug:
             raise
         typer.echo(f"metaleak: {one_line(error)}", err=True)
-        return 130 if type(error).__name__ == "Interrupted" else 1
+        return 130 if isinstance(error, Interrupted) else 1
     return 0

@@ -21,7 +21,7 @@ from rich.progress import (
 
 from metaleak.attacks.evaluation import Evaluation
 from metaleak.deploy.assessment import assess
-from metaleak.deploy.experiment import Experiment, TargetSettings, changed, experiment_from, read_experiment
+from metaleak.deploy.experiment import Experiment, experiment_from, read_experiment
 from metaleak.deploy.launch import RoundDone, simulate
 from metaleak.deploy.plugins import Plugin
 from metaleak.deploy.report import write_report
@@ -44,7 +44,7 @@ def simulate_command(file: Path, changes: tuple[str, ...], out: Path | None, as_
     experiment = read_experiment(file, changes)
     path = out or Path("runs") / _file_name(experiment.name)
     with _progress() as progress:
-        bar = progress.add_task("starting actors", total=experiment.server.rounds)
+        bar = progress.add_task("loading, starting actors", total=experiment.server.rounds)
         run = simulate(experiment, path, lambda done: _show_round(progress, bar, done))
     last = read(path)
     if as_json:
@@ -55,18 +55,20 @@ def simulate_command(file: Path, changes: tuple[str, ...], out: Path | None, as_
     typer.echo(f"{path}: {experiment.server.rounds} rounds in {run.said()['seconds']:.0f} s{shown}")
 
 
-def attack_command(path: Path, name: str, changes: tuple[str, ...], result: str | None, as_json: bool) -> None:
+def attack_command(
+    path: Path, name: str, changes: tuple[str, ...], data: tuple[str, ...], result: str | None, as_json: bool
+) -> None:
     """Attack, with a progress bar, and print the evaluation."""
     run = RunDirectory.open(path)
-    experiment = run.experiment()
-    plugin, targets = _changed_attack(experiment, name, changes)
+    experiment = run.experiment(data)
+    plugin, experiment = _changed_attack(experiment, name, changes)
     with _progress() as progress:
         bar = progress.add_task(f"{name} attack", total=None)
         evaluation = assess(
             run,
+            experiment,
             plugin,
             result,
-            targets,
             lambda done, total: progress.update(bar, completed=done, total=total),
         )
     if as_json:
@@ -90,7 +92,7 @@ def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as
         )
         cells = benchmark(suite, path, watch, changes)
     failed = [cell for cell in cells if cell.status == "failed"]
-    page = write_report(path)
+    page = _report(path, None)
     if as_json:
         typer.echo(json.dumps({"suite": str(path), "cells": len(cells), "failed": len(failed), "report": str(page)}))
     else:
@@ -102,19 +104,27 @@ def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as
         raise typer.Exit(1)
 
 
-def _changed_attack(experiment: Experiment, name: str, changes: tuple[str, ...]) -> tuple[Plugin, TargetSettings]:
-    """Return the experiment's own attack of this name, or a default one, and the targets, after `changes`."""
+def report_command(path: Path, out: Path | None) -> None:
+    """Write the report, with a progress bar, and say where it is."""
+    typer.echo(f"wrote {_report(path, out)}")
+
+
+def _report(path: Path, out: Path | None) -> Path:
+    with _progress() as progress:
+        bar = progress.add_task("report", total=None)
+        return write_report(path, out, lambda done, total: progress.update(bar, completed=done, total=total))
+
+
+def _changed_attack(experiment: Experiment, name: str, changes: tuple[str, ...]) -> tuple[Plugin, Experiment]:
+    """Return the experiment's own attack of this name, or a default one, and the experiment that asks it."""
     own = [attack for attack in experiment.attacks if attack.name == name]
     plain: dict[str, Any] = {
-        "attack": own[0].model_dump() if own else {"name": name},
-        "targets": experiment.targets.model_dump(),
+        **experiment.resolved(),
+        "attacks": [own[0].model_dump() if own else {"name": name}],
     }
-    for change in changes:
-        plain = changed(plain, change if change.startswith("targets.") else f"attack.{change}")
-    plugin = Plugin(**plain["attack"])
-    plugin.build("attacks")
-    checked = experiment_from({"targets": plain["targets"], "attacks": []}, "--set")
-    return plugin, checked.targets
+    told = [change if change.startswith("targets.") else f"attacks.0.{change}" for change in changes]
+    asked = experiment_from(plain, "attack", told)
+    return asked.attacks[0], asked
 
 
 @contextmanager
@@ -133,8 +143,10 @@ def _progress() -> Iterator[Progress]:
 
 
 def _show_round(progress: Progress, bar: Any, done: RoundDone) -> None:
-    accuracy = f", accuracy {done.accuracy.value:.1%}" if done.accuracy else ""
-    progress.update(bar, completed=done.round, description=f"loss {done.loss:.3f}{accuracy}")
+    refused = f", {done.refused} learners refused" if done.refused else ""
+    if done.accuracy:
+        progress.update(bar, description=f"accuracy {done.accuracy.value:.1%}{refused}")
+    progress.update(bar, completed=done.round)
 
 
 def _show_step(progress: Progress, overall: Any, current: Any, done: int, total: int, what: str) -> None:

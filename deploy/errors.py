@@ -1,6 +1,10 @@
 """Errors as a person reads them."""
 
 
+class Interrupted(RuntimeError):
+    """The user ended the simulation; what was recorded is complete up to the last reply."""
+
+
 def one_line(error: BaseException) -> str:
     """Return what went wrong in one line: the error's own first line, with its type where that says more."""
     text = next(iter(str(error).splitlines()), "")

@@ -11,10 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
+from metaleak.deploy.plain_yaml import parse_yaml
 from metaleak.deploy.plugins import Kind, Plugin, first_problem
 from metaleak.server.optimiser import OuterOptimiser
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
+_MAX_FILE = 1 << 20
 _DEFAULT_NAMES = {"data": "mnist-5k", "model": "mlp", "rule": "maml"}
 
 
@@ -35,7 +37,7 @@ class ServerSettings(BaseModel):
 class EvaluationSettings(BaseModel):
     """Adapted accuracy on held-out tasks: `tasks` of them after every `every` rounds and at the end.
 
-    `queries` are the query images a class; `inner_steps` and `inner_rate` default to the rule's own.
+    `queries` are the query images a class; `inner_steps` defaults to the rule's own.
     """
 
     model_config = _STRICT
@@ -49,7 +51,8 @@ class EvaluationSettings(BaseModel):
 class TargetSettings(BaseModel):
     """Which images an attack is asked about, in which recorded round.
 
-    At most `members` member images are drawn, and as many non-members as `non_members` of the same classes.
+    At most `members` images that learners hold are drawn, and at most `non_members` of the same classes that no
+    learner does.
     """
 
     model_config = _STRICT
@@ -103,6 +106,13 @@ class Experiment(BaseModel):
                 plugin.build(kind)
             except ValueError as error:
                 raise ValueError(f"{key}.{error}") from None
+        if self.attacks and self.record.rounds == 0:
+            raise ValueError("record.rounds: must be at least 1 for the attacks to have a record, got 0")
+        recorded = min(self.server.rounds, self.record.rounds or self.server.rounds)
+        if self.attacks and isinstance(self.targets.round, int) and self.targets.round > recorded:
+            raise ValueError(
+                f"targets.round: must be one of the {recorded} recorded rounds, got {self.targets.round}"
+            )
         return self
 
     def _plugins(self) -> Iterable[tuple[str, Kind, Plugin]]:
@@ -146,6 +156,8 @@ class Experiment(BaseModel):
             del plain[key]
         for key in ("data_dir", "download"):
             plain["data"].pop(key, None)
+        if self.server.start_from is not None and self.server.start_from.is_file():
+            plain["server"]["start_from"] = hashlib.sha256(self.server.start_from.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -158,8 +170,11 @@ def experiment_from(plain: object, source: str, changes: Iterable[str] = ()) -> 
         plain = {}
     if not isinstance(plain, dict):
         raise ValueError(f"{source}: must be a mapping of keys to values, got {type(plain).__name__}")
-    # A change like `model.hidden=[32]` keeps the default model's name.
-    plain = {**{key: {"name": name} for key, name in _DEFAULT_NAMES.items()}, **plain}
+    # `model: {hidden: [32]}` or `--set model.hidden=[32]` keeps the default model's name.
+    for key, name in _DEFAULT_NAMES.items():
+        given = plain.get(key, {})
+        if isinstance(given, dict):
+            plain = {**plain, key: {"name": name, **given}}
     for change in changes:
         plain = changed(plain, change)
     try:
@@ -178,7 +193,9 @@ def read_experiment(path: Path, changes: Iterable[str] = ()) -> Experiment:
 def read_yaml(path: Path) -> object:
     """Return what the YAML file holds, as plain data; raises `ValueError` in one line."""
     try:
-        return yaml.safe_load(path.read_text())
+        if path.stat().st_size > _MAX_FILE:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {_MAX_FILE} that are read")
+        return parse_yaml(path.read_text())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -197,26 +214,33 @@ def changed(plain: dict[str, Any], change: str) -> dict[str, Any]:
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise ValueError(f"--set {change!r}: must be key=value, for example server.rounds=50")
-    keys = path.split(".")
-    if keys[0] in ServerSettings.model_fields:
-        keys = ["server", *keys]
+    if path.partition(".")[0] in ServerSettings.model_fields:
+        path = f"server.{path}"
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         raise ValueError(f"--set {change!r}: the value is not YAML") from None
-    return _with(plain, keys, value, change)  # type: ignore[no-any-return]
+    return with_value(plain, path, value, f"--set {change!r}")
 
 
-def _with(node: Any, keys: list[str], value: Any, change: str) -> Any:
+def with_value(plain: dict[str, Any], path: str, value: object, source: str = "grid") -> dict[str, Any]:
+    """Return `plain` with `value` at the dotted `path`, lists indexed by number.
+
+    Raises `ValueError`, naming `source`, when the path leads through something that has no such entry.
+    """
+    return _with(plain, path.split("."), value, source)  # type: ignore[no-any-return]
+
+
+def _with(node: Any, keys: list[str], value: Any, source: str) -> Any:
     if not keys:
         return value
     key, rest = keys[0], keys[1:]
     if isinstance(node, list):
         if not key.isdigit() or int(key) >= len(node):
-            raise ValueError(f"--set {change!r}: the list has entries 0 to {len(node) - 1}, not {key!r}")
-        return [_with(item, rest, value, change) if i == int(key) else item for i, item in enumerate(node)]
+            raise ValueError(f"{source}: the list has entries 0 to {len(node) - 1}, not {key!r}")
+        return [_with(item, rest, value, source) if i == int(key) else item for i, item in enumerate(node)]
     if node is None:
         node = {}
     if not isinstance(node, dict):
-        raise ValueError(f"--set {change!r}: {key!r} lies inside a plain value")
-    return {**node, key: _with(node.get(key), rest, value, change)}
+        raise ValueError(f"{source}: {key!r} lies inside a plain value")
+    return {**node, key: _with(node.get(key), rest, value, source)}

@@ -15,9 +15,11 @@ from flwr.serverapp.strategy import Strategy
 from flwr.simulation import run_simulation
 
 from metaleak.clients.app import client_app
+from metaleak.clients.episode import Parameters
+from metaleak.clients.federation import Federation
 from metaleak.deploy.accuracy import Accuracy, HeldOutTasks
 from metaleak.deploy.cores import usable_cores
-from metaleak.deploy.errors import one_line
+from metaleak.deploy.errors import Interrupted, one_line
 from metaleak.deploy.experiment import Experiment
 from metaleak.deploy.interruption import interruptible
 from metaleak.deploy.run_directory import RunDirectory, read_parameters
@@ -27,17 +29,13 @@ _SAVE_EVERY_SECONDS = 30.0
 _PATIENCE_SECONDS = 2.0
 
 
-class Interrupted(Exception):
-    """The user ended the simulation; what was recorded is complete up to the last reply."""
-
-
 @dataclass(frozen=True)
 class RoundDone:
-    """What a caller hears after every round; `accuracy` only where it was evaluated."""
+    """What a caller hears after a round; `refused` learners gave no usable answer, `accuracy` may not be measured."""
 
     round: int
     rounds: int
-    loss: float
+    refused: int
     accuracy: Accuracy | None
 
 
@@ -59,6 +57,7 @@ class Simulation:
         if experiment.server.start_from is not None:
             self._initial = read_parameters(experiment.server.start_from, like=self._initial)
         self._tasks = HeldOutTasks(self.federation, experiment.evaluation)
+        _try_out(self.federation, self._initial)
         self._on_round = on_round
         self._stop = threading.Event()
         self._ended = threading.Event()
@@ -152,7 +151,7 @@ class Simulation:
             accuracy = self._tasks.accuracy(report.parameters)
         self.run.add_metrics(
             round=report.round,
-            loss=report.loss,
+            loss=accuracy and accuracy.loss,
             learners=report.learners,
             refused=report.refused,
             seconds=round(report.seconds, 4),
@@ -164,7 +163,15 @@ class Simulation:
             self.run.save_parameters(report.parameters)
             self._saved = time.monotonic()
         if self._on_round is not None:
-            self._on_round(RoundDone(report.round, rounds, report.loss, accuracy))
+            self._on_round(RoundDone(report.round, rounds, report.refused, accuracy))
+
+
+def _try_out(federation: Federation, parameters: Parameters) -> None:
+    """Compute one learner's meta-gradient, so that a model or rule that cannot is found before any actor starts."""
+    try:
+        federation.learner(0).meta_gradient(parameters, 1)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"the model and the rule give no meta-gradient: {one_line(error)}") from error
 
 
 def simulate(experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None) -> RunDirectory:

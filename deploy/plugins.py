@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
@@ -48,7 +49,10 @@ class Plugin(BaseModel):
         """
         factory = _find(kind, self.name)
         try:
-            thing = factory(**self.settings)
+            # Whatever a stranger's constructor draws from the global generator is the same in every process.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                thing = factory(**self.settings)
         except ValidationError as error:
             raise ValueError(first_problem(error)) from None
         except TypeError as error:

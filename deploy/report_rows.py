@@ -75,7 +75,7 @@ def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
 
 
 def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Return a name and a scale for the defences of an experiment, ("none", "") without any."""
+    """Return a name and a scale for the defences of an experiment, ("undefended", "") without any."""
     if not defences:
         return UNDEFENDED, ""
     names, scales = [], []
@@ -131,7 +131,7 @@ def comparison_table(result: RunResult | SuiteResult) -> Table:
             rates = [evaluation.tpr.get(level) for level in FPR_LEVELS]
             tpr = " / ".join(f"{100 * rate.value:.0f}" if rate else "–" for rate in rates)
             auc = Text("\n".join(rate_text(evaluation.auc)))
-            counts = f"{evaluation.members} +\n{evaluation.non_members}"
+            counts = f"{evaluation.members} + {evaluation.non_members}"
         else:
             tpr = counts = "–"
             auc = Text(f"{row.status}: {row.error}" if row.error else row.status, style="bold red")
@@ -196,7 +196,6 @@ def _knobs(row: Row) -> Iterator[tuple[str, str]]:
                 yield from _flatten(str(key), value)
     if row.attack_result:
         yield from _flatten("attack", row.attack_result.config)
-        yield "knows", row.attack_result.knows
 
 
 def _flatten(key: str, value: object) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaleak.attacks.evaluation import Estimate, Evaluation
+from metaleak.deploy.plain_yaml import parse_yaml
 from metaleak.deploy.result_arrays import (
     MEGABYTE,
     Bools,
@@ -228,7 +229,7 @@ def _json(path: Path, shape: type[Shape], limit: int = MAX_CONFIG_FILE) -> Shape
 
 def _yaml(path: Path, text: str) -> Mapping[str, Any]:
     try:
-        config = yaml.safe_load(text) or {}
+        config = parse_yaml(text) or {}
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):

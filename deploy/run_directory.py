@@ -103,7 +103,7 @@ class RunDirectory:
 def read_parameters(path: Path, like: Parameters) -> Parameters:
     """Return the parameters in a safetensors file.
 
-    Raises `ValueError` in one line when it cannot be read, or differs from `like` in names, shapes or types.
+    Raises `ValueError` in one line when it cannot be read, or differs from `like` in names or shapes.
     """
     try:
         with safe_open(path, framework="pt") as opened:

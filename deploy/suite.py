@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaleak.attacks.observation import Progress
 from metaleak.deploy.assessment import assess, planned_attacks
-from metaleak.deploy.errors import one_line
-from metaleak.deploy.experiment import Experiment, changed, experiment_from, read_yaml
+from metaleak.deploy.errors import Interrupted, one_line
+from metaleak.deploy.experiment import Experiment, experiment_from, read_yaml, with_value
 from metaleak.deploy.launch import RoundDone, simulate
 from metaleak.deploy.plugins import Plugin, first_problem
 from metaleak.deploy.report_rows import describe_defences
@@ -39,20 +39,17 @@ class Suite(BaseModel):
     base: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[Any]] = Field(default_factory=dict)
 
-    def experiments(self, changes: Iterable[str] = ()) -> list[Experiment]:
+    def experiments(self, changes: Sequence[str] = ()) -> list[Experiment]:
         """Return one experiment a combination; raises `ValueError` in one line when one is wrong.
 
-        `changes` such as `server.rounds=5` are applied to the base.
+        `changes` such as `server.rounds=5` are applied to each of them.
         """
-        base = self.base
-        for change in changes:
-            base = changed(base, change)
         keys = [_SHORT.get(key, key) for key in self.grid]
         empty = [key for key, values in self.grid.items() if not values]
         if empty:
             raise ValueError(f"grid.{empty[0]}: must have at least one value")
         return [
-            experiment_from(_applied(base, zip(keys, values, strict=True)), f"suite {self.name}")
+            experiment_from(_applied(self.base, zip(keys, values, strict=True)), f"suite {self.name}", changes)
             for values in itertools.product(*self.grid.values())
         ]
 
@@ -78,58 +75,78 @@ def read_suite_file(path: Path) -> Suite:
         raise ValueError(f"{path}: {problem}") from None
 
 
-def benchmark(suite: Suite, out: Path, watch: Watch | None = None, changes: Iterable[str] = ()) -> list[Cell]:
+def benchmark(suite: Suite, out: Path, watch: Watch | None = None, changes: Sequence[str] = ()) -> list[Cell]:
     """Run every cell of `suite` that `out` does not hold yet and return all cells, the failed ones too.
 
     A simulation is kept under the hash of what decides its numbers, an attack under the hash of its own
-    configuration; `suite.json` is written after every cell. A cell that fails is reported with its error and tried
-    again by the next call.
+    configuration. `suite.json` lists all cells from the start and is written after each; a cell that fails is
+    reported with its error and tried again by the next call. Raises `Interrupted` on Ctrl-C.
     """
     experiments = suite.experiments(changes)
-    labels = _labels(experiments)
+    planned = [
+        (experiment, label, f"runs/{experiment.simulation_key()}", _results(experiment))
+        for experiment, label in zip(experiments, _labels(experiments), strict=True)
+    ]
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "suite.yaml", yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False))
-    done: list[Cell] = []
-    steps = sum(1 + len(experiment.attacks) for experiment in experiments)
-    step = 0
-    for experiment, label in zip(experiments, labels, strict=True):
-        relative = f"runs/{experiment.simulation_key()}"
+    cells = {
+        (relative, result): _cell(experiment, relative, label, result, _missing(out / relative, result))
+        for experiment, label, relative, results in planned
+        for result in results
+    }
+    _write(out, suite, cells.values())
+    steps, step = len(planned) + len(cells), 0
+    for experiment, label, relative, results in planned:
         _tell(watch, step, steps, f"{label}: simulation")
         error = _simulated(experiment, out / relative, watch)
         step += 1
-        for name, attack in planned_attacks(experiment).items():
-            _tell(watch, step, steps, f"{label}: {name} attack")
-            result = f"{name}-{_attack_key(experiment, attack)}"
-            problem = error or _attacked(experiment, out / relative, attack, result, watch)
+        for result, attack in results.items():
+            _tell(watch, step, steps, f"{label}: {result}")
+            problem = error or (_attacked(experiment, out / relative, attack, result, watch) if attack else None)
+            cells[relative, result] = _cell(experiment, relative, label, result, problem)
+            _write(out, suite, cells.values())
             step += 1
-            done.append(_cell(experiment, relative, label, result, problem))
-            _write(out, suite, done)
-    _write(out, suite, done)
     _tell(watch, steps, steps, "done")
-    return done
+    return list(cells.values())
+
+
+def _results(experiment: Experiment) -> dict[str, Plugin | None]:
+    """Return the attacks by the names of their results; a simulation without any is a cell of its own."""
+    named: dict[str, Plugin | None] = {
+        f"{name}-{_attack_key(experiment, attack)}": attack for name, attack in planned_attacks(experiment).items()
+    }
+    return named or {"": None}
+
+
+def _missing(run: Path, result: str) -> str | None:
+    """Return why a result cannot be read yet, or `None` when it can."""
+    done = (run / "attacks" / result / "attack.json") if result else (run / "run.json")
+    return None if done.exists() else "not run yet"
 
 
 def _simulated(experiment: Experiment, path: Path, watch: Watch | None) -> str | None:
     """Simulate unless `path` holds the finished run; return the error in one line, or `None`."""
-    if path.exists():
-        if RunDirectory(path).said().get("status") == "done":
-            return None
-        # A run that did not finish cannot be used, and its key names exactly what to compute again.
-        shutil.rmtree(path)
     try:
+        if path.exists():
+            if RunDirectory(path).said().get("status") == "done":
+                return None
+            # A run that did not finish cannot be used, and its key names exactly what to compute again.
+            shutil.rmtree(path)
         simulate(experiment, path, watch.round if watch else None)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Interrupted:
+        raise
+    except Exception as error:  # noqa: BLE001 (one cell's trouble, of whatever kind, is not the others')
         return one_line(error)
     return None
 
 
 def _attacked(experiment: Experiment, path: Path, attack: Plugin, result: str, watch: Watch | None) -> str | None:
     """Attack unless the result is there; return the error in one line, or `None`."""
-    if (path / "attacks" / result / "attack.json").exists():
+    if _missing(path, result) is None:
         return None
     try:
-        assess(RunDirectory.open(path), attack, result, experiment.targets, watch.attack if watch else None)
-    except (ValueError, OSError, RuntimeError) as error:
+        assess(RunDirectory.open(path), experiment, attack, result, watch.attack if watch else None)
+    except Exception as error:  # noqa: BLE001 (one cell's trouble, of whatever kind, is not the others')
         return one_line(error)
     return None
 
@@ -184,7 +201,7 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _applied(base: dict[str, Any], values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in values:
-        base = changed(base, f"{key}={json.dumps(value)}")
+        base = with_value(base, key, value)
     return base
 
 
@@ -193,6 +210,6 @@ def _tell(watch: Watch | None, done: int, total: int, what: str) -> None:
         watch.step(done, total, what)
 
 
-def _write(out: Path, suite: Suite, cells: list[Cell]) -> None:
+def _write(out: Path, suite: Suite, cells: Iterable[Cell]) -> None:
     content = {"name": suite.name, "cells": [cell.model_dump(mode="json") for cell in cells]}
     write_text(out / "suite.json", json.dumps(content, indent=2) + "\n")

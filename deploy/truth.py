@@ -55,7 +55,7 @@ def ask(
 
     Members are drawn from what `learners` held in `round`, at most `settings.members`. Non-members are images that no
     learner ever holds: each takes a drawn learner and position, and an image of the class that stands there, so that
-    members and non-members have the same classes. Raises `ValueError` when a class has no such image.
+    members and non-members have the same classes while the images last. Raises `ValueError` when there is none.
     """
     generator = keyed_generator(federation.seed, round, "targets", asks)
     draws = {learner: federation.learner(learner).drawn(round) for learner in learners}
@@ -67,26 +67,36 @@ def ask(
     ]
     order = torch.randperm(len(held), generator=generator).tolist()
     members = [held[place] for place in order[: settings.members]]
-    pools = _by_class(federation)
-    outsiders = [held[order[place % len(held)]] for place in range(settings.non_members)]
-    non_members: list[int] = []
-    for _, _, _, label in outsiders:
-        pool = pools.get(label)
-        if pool is None or len(pool) == 0:
-            raise ValueError(
-                f"class {federation.images().classes[label]!r} has no image that no learner holds; "
-                "raise partition.non_members"
-            )
-        non_members.append(int(pool[torch.randint(len(pool), (), generator=generator)]))
-    asked = members + outsiders
-    return Truth(
-        learner=torch.tensor([row[0] for row in asked]),
-        position=torch.tensor([row[1] for row in asked]),
-        image=torch.tensor([row[2] for row in members] + non_members),
-        label=torch.tensor([row[3] for row in asked]),
-        held=torch.tensor([row[2] for row in asked]),
-        member=torch.arange(len(asked)) < len(members),
-    )
+    outsiders = _outsiders(federation, [held[place] for place in order], settings.non_members, generator)
+    if not outsiders:
+        raise ValueError("no learner's class has an image that no learner holds; raise partition.non_members")
+    asked = [(*row, row[2], True) for row in members] + [(*row, image, False) for row, image in outsiders]
+    # An attack must not learn from the order of its targets.
+    shuffled = [asked[place] for place in torch.randperm(len(asked), generator=generator).tolist()]
+    columns = [torch.tensor(column) for column in zip(*shuffled, strict=True)]
+    learner, position, truly_held, label, image, member = columns
+    return Truth(learner, position, image, label, truly_held, member)
+
+
+def _outsiders(
+    federation: Federation, held: list[tuple[int, int, int, int]], count: int, generator: torch.Generator
+) -> list[tuple[tuple[int, int, int, int], int]]:
+    """Return at most `count` of `held` (learner, position, image, class), each with an image of its class to ask of.
+
+    No image is asked about twice, so that every non-member is a new piece of evidence; places are taken in turn while
+    their class has images left.
+    """
+    indices = federation.split().non_members
+    labels = federation.images().labels[indices]
+    pools = {
+        label: pool[torch.randperm(len(pool), generator=generator)].tolist()
+        for label in sorted({row[3] for row in held})
+        for pool in [indices[labels == label]]
+    }
+    asked: list[tuple[tuple[int, int, int, int], int]] = []
+    while len(asked) < count and any(pools.values()):
+        asked += [(row, pools[row[3]].pop()) for row in held if pools[row[3]]][: count - len(asked)]
+    return asked
 
 
 def held_images(
@@ -99,9 +109,3 @@ def held_images(
 
 def _asked(drawn: Draw, which: Literal["query", "support"]) -> Tensor:
     return drawn.query if which == "query" else drawn.support
-
-
-def _by_class(federation: Federation) -> dict[int, Tensor]:
-    indices = federation.split().non_members
-    labels = federation.images().labels[indices]
-    return {int(label): indices[labels == label] for label in set(labels.tolist())}

@@ -1,5 +1,6 @@
 """The curious server: a plug-in that records every reply that a Flower strategy receives."""
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from metaleak.server.record import Arrays, RecordWriter
 from metaleak.server.watched_grid import WatchedGrid
+
+_LOG = logging.getLogger("metaleak")
 
 
 class CuriousServer(Strategy):
@@ -57,8 +60,12 @@ class CuriousServer(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return what the wrapped strategy returns."""
-        return self.strategy.configure_train(server_round, arrays, config, grid)
+        """Refuse: only `start` sees the replies as they arrive.
+
+        Raises `RuntimeError`: an application with a loop of its own, or another wrapper around this one, would record
+        nothing and never notice. `curious_grid` is for the first; the second wraps in the other order.
+        """
+        raise RuntimeError("CuriousServer records through its own start(); for a loop of your own use curious_grid()")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -88,7 +95,7 @@ class Recorder:
         self._writer = writer
         self._rounds = rounds
         self._open: dict[str, tuple[int, str]] = {}
-        self._last: tuple[int, ArrayRecord, str] | None = None
+        self._last: tuple[int, list[ArrayRecord], str] | None = None
         self._nodes: dict[int, int] = {}
         self._round = 0
 
@@ -103,26 +110,25 @@ class Recorder:
     def _sent(self, message: Message) -> None:
         if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
             return
-        arrays = next(iter(message.content.array_records.values()), None)
-        if arrays is None:
+        records = message.content.array_records
+        if not records:
             return
         if not self._open:
             self._round += 1
         round = _declared_round(message) or self._round
         if self._rounds is not None and round > self._rounds:
             return
-        # All messages of a round usually carry one and the same object: write it once.
-        if self._last is None or self._last[0] != round or self._last[1] is not arrays:
-            self._last = (round, arrays, self._writer.sent(round, _numpy(arrays)))
+        # All messages of a round usually carry one and the same objects: write them once.
+        arrays = list(records.values())
+        if self._last is None or self._last[0] != round or not _identical(self._last[1], arrays):
+            self._last = (round, arrays, self._writer.sent(round, _named(message)))
         self._open[message.metadata.message_id] = (round, self._last[2])
 
     def _received(self, reply: Message) -> None:
         round, sent = self._open.pop(reply.metadata.reply_to_message_id, (0, ""))
         if not sent or reply.has_error():
             return
-        arrays: Arrays = {}
-        for record in reply.content.array_records.values():
-            arrays |= _numpy(record)
+        arrays = _named(reply)
         if not arrays:
             return
         node = reply.metadata.src_node_id
@@ -130,6 +136,12 @@ class Recorder:
         if learners is None:
             learners = [self._nodes.setdefault(node, len(self._nodes))]
             arrays = {name: value[np.newaxis] for name, value in arrays.items()}
+        if not learners or any(value.shape[:1] != (len(learners),) for value in arrays.values()):
+            # To refuse a reply is the strategy's right, not the observer's.
+            _LOG.warning(
+                "round %d: node %d's reply is not stacked by its learner ids and was not recorded", round, node
+            )
+            return
         self._writer.reply(round, learners, str(node), sent, arrays)
 
 
@@ -142,8 +154,18 @@ def curious_grid(grid: Grid, record: str | Path) -> tuple[WatchedGrid, Callable[
     return recorder.watch(grid), recorder.close
 
 
-def _numpy(arrays: ArrayRecord) -> Arrays:
-    return {name: array.numpy() for name, array in arrays.items()}
+def _named(message: Message) -> Arrays:
+    """Return a message's arrays by name; with several array records, as `<record>/<name>`."""
+    records = message.content.array_records
+    return {
+        name if len(records) == 1 else f"{key}/{name}": array.numpy()
+        for key, record in records.items()
+        for name, array in record.items()
+    }
+
+
+def _identical(left: list[ArrayRecord], right: list[ArrayRecord]) -> bool:
+    return len(left) == len(right) and all(one is other for one, other in zip(left, right, strict=True))
 
 
 def _declared_round(message: Message) -> int | None:

@@ -23,13 +23,12 @@ class RoundFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What one round did: `loss` is the learners' mean query loss, `refused` counts learners whose reply was none.
+    """What one round did: how many `learners` answered, and how many were `refused` or did not answer.
 
     `parameters` are those after the outer step; `seconds` run from sampling to the outer step.
     """
 
     round: int
-    loss: float
     learners: int
     refused: int
     seconds: float
@@ -119,17 +118,15 @@ class MetaLearner(Strategy):
         if not accepted:
             raise RoundFailed(f"round {server_round}: no learner answered ({(reasons or ['no reply in time'])[0]})")
         total = {name: np.zeros(value.shape, dtype=np.float64) for name, value in self._parameters.items()}
-        losses: list[float] = []
+        answered = 0
         for _, reply in sorted(accepted, key=lambda pair: pair[0]):
             for name, array in next(iter(reply.content.array_records.values())).items():
                 for gradient in array.numpy():
                     total[name] += gradient
-            losses.extend(_losses(reply))
-        answered = len(losses)
+            answered += len(_learner_ids(reply))
         self._outer_step({name: value / answered for name, value in total.items()})
         report = RoundReport(
             round=server_round,
-            loss=float(np.mean(losses)),
             learners=answered,
             refused=self._asked - answered,
             seconds=time.monotonic() - self._started,
@@ -138,7 +135,7 @@ class MetaLearner(Strategy):
         if self._on_round is not None:
             self._on_round(report)
         new = ArrayRecord({name: Array(value.numpy()) for name, value in report.parameters.items()})
-        return new, MetricRecord({"loss": report.loss, "learners": answered, "refused": report.refused})
+        return new, MetricRecord({"learners": answered, "refused": report.refused})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -178,10 +175,13 @@ class MetaLearner(Strategy):
     def _refusal(self, reply: Message) -> str | None:
         """Return why a reply cannot be used, in one line, or `None`."""
         if reply.has_error():
-            return str(reply.error.reason).splitlines()[0]
-        learners, losses = _learner_ids(reply), _losses(reply)
+            # Ray puts the client's own words last, after its traceback.
+            return ([line for line in str(reply.error.reason).splitlines() if line.strip()] or ["no reason given"])[
+                -1
+            ]
+        learners = _learner_ids(reply)
         arrays = next(iter(reply.content.array_records.values()), None)
-        if not learners or arrays is None or len(losses) != len(learners):
+        if not learners or arrays is None:
             return f"node {reply.metadata.src_node_id} sent no gradient, or no learner ids"
         if set(arrays) != set(self._parameters):
             return f"learners {learners[0]}...: arrays {sorted(arrays)}, expected {sorted(self._parameters)}"
@@ -209,9 +209,3 @@ def _learner_ids(reply: Message) -> list[int]:
     config = reply.content.config_records.get("config")
     value = config.get("learner-ids") if config is not None else None
     return [int(number) for number in value] if isinstance(value, list) else []
-
-
-def _losses(reply: Message) -> list[float]:
-    metrics = reply.content.metric_records.get("metrics")
-    value = metrics.get("loss") if metrics is not None else None
-    return [float(loss) for loss in value] if isinstance(value, list) else []

@@ -80,7 +80,7 @@ class RecordWriter:
     def sent(self, round: int, arrays: Arrays) -> str:
         """Write the parameters that go out in `round`; return their path inside the record."""
         name = self._name("sent", round)
-        _write(self.path / name, save({key: np.ascontiguousarray(value) for key, value in arrays.items()}))
+        _write(self.path / name, save({key: np.asarray(value, order="C") for key, value in arrays.items()}))
         return name
 
     def reply(self, round: int, learners: Sequence[int], node: str, sent: str, arrays: Arrays) -> str:
@@ -90,7 +90,7 @@ class RecordWriter:
         name, received = self._name("replies", round), time.time()
         entries = [Entry(round, learner, node, sent, name, row, received) for row, learner in enumerate(learners)]
         header = {"entries": json.dumps([asdict(entry) for entry in entries])}
-        contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        contiguous = {key: np.asarray(value, order="C") for key, value in arrays.items()}
         _write(self.path / name, save(contiguous, metadata=header))
         if self._pending and self._pending[0].round != round:
             self.flush()
@@ -146,6 +146,8 @@ class Record:
         replies = {entry.reply: self._load(entry.reply) for entry in entries}
         names = list(replies[entries[0].reply])
         try:
+            if min(entry.row for entry in entries) < 0:
+                raise IndexError("a row below 0")
             stacked = {name: np.stack([replies[e.reply][name][e.row] for e in entries]) for name in names}
         except (KeyError, IndexError, ValueError) as error:
             raise RecordError(f"{self.path}: round {round} has replies of different shapes ({error})") from None
@@ -163,7 +165,10 @@ class Record:
         entries: list[Entry] = []
         for part in sorted((self.path / "index").glob("*.parquet")):
             try:
-                entries.extend(Entry(**row) for row in pq.read_table(part, schema=_SCHEMA).to_pylist())
+                table = pq.read_table(part, schema=_SCHEMA)
+                if any(column.null_count for column in table.columns):
+                    raise TypeError("empty cells")
+                entries.extend(Entry(**row) for row in table.to_pylist())
             except (OSError, TypeError, pa.ArrowException) as error:
                 raise RecordError(f"{part}: damaged ({str(error).splitlines()[0]})") from None
         indexed = {entry.reply for entry in entries}

@@ -17,8 +17,8 @@ class TorchModule:
 
     The parameters of the module's last layer that has any are named `head.*`, so that ANIL finds the classifier;
     other parameters that the module itself calls `head.*` are named `body.head.*`.
-    Buffers stay what they were at construction: a native batch norm must not track running statistics, and its
-    third derivatives are wrong (see `metaleak.clients.models.normalisation`).
+    A native batch norm must not track running statistics, and its third derivatives are wrong: see
+    `metaleak.clients.models.normalisation`.
     """
 
     def __init__(self, module: nn.Module) -> None:

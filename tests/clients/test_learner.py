@@ -47,7 +47,7 @@ def test_no_image_and_no_label_is_in_any_message_of_a_run():
             assert trace not in message
     for message in grid.seen:
         assert set(message.content) <= {"arrays", "config", "metrics"}
-        assert set(message.content.get("metrics", {})) <= {"loss", "num-examples"}
+        assert set(message.content.get("metrics", {})) <= {"num-examples"}
         assert set(message.content.get("config", {})) <= {"server-round", "learner-ids", "chunk"}
 
 

@@ -104,7 +104,10 @@ def one_line(text):
         (("simulate", "{small}", "--out", "{run}"), "exists already"),
         (("attack", "{run}", "nothing"), "unknown 'nothing'"),
         (("attack", "{run}", "query", "--set", "iterations=-1"), "iterations"),
-        (("attack", "{run}", "query", "--set", "targets.round=9"), "round 9 is not recorded"),
+        (
+            ("attack", "{run}", "query", "--set", "targets.round=9"),
+            "targets.round: must be one of the 2 recorded rounds",
+        ),
         (("attack", "{run}", "query", "--as", "../../out"), "cannot be called"),
         (("attack", "{empty}", "query"), "is not a run"),
         (("report", "{empty}"), "neither a run"),

@@ -46,6 +46,8 @@ def test_resolved_is_complete_and_gives_the_same_experiment():
         ({"model": {"name": "nowhere:Thing"}}, ["model.name: nowhere:Thing", "No module named"]),
         ({"model": {"name": "collections:OrderedDict"}}, ["model.name: ", "OrderedDict", "not a Model"]),
         ({"partition": {"held_out": 0.7, "non_members": 0.5}}, ["partition", "below 1"]),
+        ({"record": {"rounds": 0}}, ["record.rounds", "at least 1", "got 0"]),
+        ({"targets": {"round": 31}}, ["targets.round", "one of the 30", "got 31"]),
         ([1, 2], ["must be a mapping"]),
     ],
 )
@@ -88,7 +90,13 @@ def test_the_simulation_key_counts_what_decides_the_numbers_and_nothing_else(tmp
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"a: [1", "not YAML in line"), (b"\xff\xfe\x00", "not"), (None, "No such file")]
+    ("content", "said"),
+    [
+        (b"a: [1", "not YAML in line"),
+        (b"a: &x [1]\nb: *x", "aliases are not allowed"),
+        (b"\xff\xfe\x00", "not"),
+        (None, "No such file"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content, said):
     path = tmp_path / "experiment.yaml"

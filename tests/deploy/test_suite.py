@@ -7,6 +7,7 @@ import pytest
 from local_grid import local_simulate
 
 import metaleak.deploy.suite as suite_module
+from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.results import read_suite
 from metaleak.deploy.suite import Suite, benchmark, read_suite_file
 
@@ -65,6 +66,34 @@ def test_another_attack_configuration_is_another_cell_on_the_same_run(tmp_path, 
     benchmark(grid(), tmp_path, changes=["attacks=[{name: query, iterations: 4, fit: 0}]"])
     assert len(simulated) == 1
     assert len(list(tmp_path.rglob("attack.json"))) == 2
+
+
+def test_changes_reach_every_combination():
+    suite = Suite(base=BASE, grid={"data": [{"name": "mnist"}, {"name": "fashion-mnist"}]})
+    found = suite.experiments(["data.data_dir=/somewhere", "rule.inner_steps=2"])
+    assert [str(e.federation().data.data_dir) for e in found] == ["/somewhere"] * 2
+    assert [e.federation().rule.inner_steps for e in found] == [2, 2]
+
+
+def test_a_suite_without_attacks_still_reports_its_failures(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite_module, "simulate", lambda *_: 1 / 0)
+    cells = benchmark(grid(), tmp_path, changes=["attacks=[]"])
+    assert [(cell.status, cell.error) for cell in cells] == [("failed", "ZeroDivisionError: division by zero")]
+
+
+def test_an_interrupted_call_keeps_the_cells_that_are_done(tmp_path, monkeypatch, simulated):
+    benchmark(grid(), tmp_path)
+
+    def interrupt(*_):
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(suite_module, "simulate", interrupt)
+    with pytest.raises(Interrupted):
+        benchmark(grid(defences=[[NOISE], []]), tmp_path)
+    assert [(cell.status, cell.error) for cell in read_suite(tmp_path).cells] == [
+        *[("failed", "not run yet")] * 2,
+        *[("done", None)] * 2,
+    ]
 
 
 def test_a_failed_cell_is_reported_and_tried_again(tmp_path, monkeypatch, simulated):

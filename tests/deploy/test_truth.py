@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from metaleak.attacks.evaluation import evaluate
 from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.models import MLP
@@ -50,7 +51,21 @@ def test_members_are_in_the_set_that_is_asked_about_and_non_members_in_nobodys(f
 def test_members_and_non_members_have_the_same_classes_and_learners(federation):
     truth = ask(federation, LEARNERS, 1, "query", TargetSettings(members=50, non_members=50))
     for values in (truth.label, truth.learner, truth.position):
-        assert torch.equal(values[truth.member], values[~truth.member])
+        assert torch.equal(values[truth.member].sort().values, values[~truth.member].sort().values)
+
+
+def test_the_order_of_the_targets_says_nothing_about_membership(federation):
+    truth = ask(federation, LEARNERS, 1, "query", TargetSettings(members=200, non_members=200))
+    auc = evaluate(-torch.arange(len(truth.member)).float().numpy(), truth.member.numpy()).auc
+    assert auc.low < 0.5 < auc.high
+
+
+def test_no_image_is_asked_about_twice_however_many_are_wanted(federation):
+    truth = ask(federation, LEARNERS, 1, "query", TargetSettings(members=10_000, non_members=10_000))
+    members, non_members = truth.image[truth.member], truth.image[~truth.member]
+    assert len(members) == len(set(members.tolist())) == 15 * 5 * 3
+    assert len(non_members) == len(set(non_members.tolist())) <= len(federation.split().non_members)
+    assert len(non_members) > 1000
 
 
 def test_the_same_question_twice_is_the_same(federation):

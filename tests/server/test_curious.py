@@ -133,6 +133,47 @@ def test_error_replies_pass_and_are_not_recorded(tmp_path):
     assert Record(tmp_path / "record").entries == []
 
 
+def test_two_array_records_are_told_apart_and_scalars_stay_scalars(tmp_path):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        both = {"arrays": ArrayRecord({"w": Array(np.zeros((), "f4"))}), "control": message.content["arrays"]}
+        return Message(RecordDict(both), reply_to=message)
+
+    grid, complete = curious_grid(LocalGrid(app, NODES), tmp_path / "record")
+    sent = RecordDict({"arrays": ArrayRecord({"w": Array(np.ones((), "f4"))})})
+    list(grid.send_and_receive([Message(sent, grid.get_node_ids()[0], MessageType.TRAIN)]))
+    complete()
+    record = Record(tmp_path / "record")
+    assert record.sent(1)["w"].shape == ()
+    gradients = record.gradients(1)[1]
+    assert {name: value.tolist() for name, value in gradients.items()} == {"arrays/w": [0.0], "control/w": [1.0]}
+
+
+def test_a_reply_that_is_not_stacked_reaches_the_strategy_all_the_same(tmp_path):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        wrong = {"arrays": message.content["arrays"], "config": ConfigRecord({"learner-ids": [1, 2]})}
+        return Message(RecordDict(wrong), reply_to=message)
+
+    grid, complete = curious_grid(LocalGrid(app, NODES), tmp_path / "record")
+    content = RecordDict({"arrays": start_arrays()})
+    replies = list(grid.send_and_receive([Message(content, grid.get_node_ids()[0], MessageType.TRAIN)]))
+    complete()
+    assert len(replies) == 1
+    assert Record(tmp_path / "record").entries == []
+
+
+def test_a_way_round_its_own_start_is_refused_not_ignored(tmp_path):
+    curious = CuriousServer(FedAvg(), tmp_path / "record")
+    grid = LocalGrid(ordinary_app(), NODES)
+    with pytest.raises(RuntimeError, match="curious_grid"):
+        curious.configure_train(1, start_arrays(), ConfigRecord({}), grid)
+
+
 def test_an_existing_record_is_an_error_before_anything_runs(tmp_path):
     CuriousServer(FedAvg(), tmp_path / "record")
     with pytest.raises(RecordError, match="never overwritten"):
