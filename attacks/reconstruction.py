@@ -17,7 +17,7 @@ from metaleak.attacks.coordinates import Coordinates, dense_first_layer, pixels,
 from metaleak.attacks.inversion import Inversion, Optimiser, Problem, Schedule, Set, Unknowns, invert
 from metaleak.attacks.matching import Layers, Loss
 from metaleak.attacks.observation import Answers, Observation, Progress, Targets
-from metaleak.attacks.starts import start_from_known, start_from_noise, start_in_row_space
+from metaleak.attacks.starts import start_blurred, start_from_known, start_in_row_space
 from metaleak.clients.episode import Episode, Parameters
 
 _TICKS = 10
@@ -36,8 +36,9 @@ class ReconstructionAttack(BaseModel):
     model gives prior and reconstruction the same class, else 0.
 
     The first `fit` steps hold the target and move the rest, `iterations` more move everything, at a `rate` that is
-    about a pixel's first step. `whitening` evens out how strongly the directions of the first layer's gradient
-    count, see `seen_by_dense_layer`. `chunk` targets are computed at a time: about 3 MB each for the default MLP.
+    about a pixel's first step. Images of models whose first layer is not dense stay in [0, 1] throughout.
+    `whitening` evens out how strongly the directions of a dense first layer's gradient count, see
+    `seen_by_dense_layer`. `chunk` targets are computed at a time: about 3 MB each for the default MLP.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +60,8 @@ class ReconstructionAttack(BaseModel):
     ) -> Answers:
         """Return scores, reconstructions and the statistics `distance`, `outside`, `class_kept`, `fit_loss`, `loss`.
 
+        With a dense first layer also `outside_prior`, a baseline without a reconstruction: the part, in [0, 1], of
+        the target's own norm that lies out of the row space of the observed first-layer gradient.
         A target's answer depends on the seed, its learner and itself, not on the targets beside it. Raises
         `ValueError` when the shapes do not fit, or when the observation lacks what `knows` says is known.
         """
@@ -122,7 +125,7 @@ class ReconstructionAttack(BaseModel):
             asked, other = start_from_known(given, positions), None
         else:
             make = (
-                start_from_noise
+                start_blurred
                 if space is None
                 else start_in_row_space(
                     *space, gradients[str(first)], gradients.get(str(first).replace("weight", "bias"))
@@ -162,6 +165,9 @@ def _read(
         "loss": found.loss,
         "outside": inside.outside(made - prior),
     }
+    if inside.basis is not None:
+        # What the gradient's row space tells of the target without any reconstruction, to print beside one.
+        statistics["outside_prior"] = inside.outside(prior) / (prior.flatten(1).norm(dim=1) + 1e-12)
     return inside.leave(made[:, None])[:, 0], statistics
 
 

@@ -4,10 +4,14 @@ import hashlib
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _SHARE = 0.7
 """Norm of an image's common and of its own part, of the target's norm: together they have about its norm."""
+
+_NOISE = 0.02
+"""Standard deviation of a blurred start's noise, in pixel values."""
 
 Start = Callable[[Tensor, Tensor, int, int], Tensor]
 """From targets `(T, C, H, W)`, their learners' rows, a number of images M and a seed to images `(T, M, C, H, W)`."""
@@ -18,10 +22,19 @@ def start_from_known(known: Tensor, of: Tensor) -> Tensor:
     return known[:, of].clone()
 
 
-def start_from_noise(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tensor:
-    """Return images of uniform noise in [0, 1]; learners differ, targets of one learner do not."""
-    draws = [torch.rand((images, *targets.shape[1:]), generator=_of(seed, row)) for row in rows.tolist()]
-    return torch.stack(draws)
+def start_blurred(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tensor:
+    """Return the target out of focus and a little noise, which tells the images of one class apart.
+
+    The unknown images are of the target's kind: for a convolution, whose gradient constrains them less than a dense
+    layer's, this start is nearer to them than noise. The learner and the seed decide on the noise.
+    """
+    # Two means over squares of a third of the image: about a Gaussian of a seventh of it.
+    side = min(targets.shape[2:]) // 3 | 1
+    blurred = targets
+    for _ in range(2):
+        blurred = F.avg_pool2d(blurred, side, stride=1, padding=side // 2)
+    noise = [torch.randn((images, *targets.shape[1:]), generator=_of(seed, row)) for row in rows.tolist()]
+    return (blurred[:, None] + _NOISE * torch.stack(noise)).clamp(0.0, 1.0)
 
 
 def start_in_row_space(values: Tensor, vectors: Tensor, gradient: Tensor, bias: Tensor | None) -> Start:
