@@ -31,6 +31,8 @@ def assess(
 ) -> Evaluation:
     """Run `attack` on what the server recorded in `run` and write `attacks/<name>/`; return the evaluation.
 
+    Beside it stands the AUC of every statistic by itself, taking small values for "member".
+
     `experiment` is the run's, perhaps with other targets or another place of the data; `name` defaults to that of the
     attack. Raises `ValueError` when the run has no such record, or has an attack of this name already.
     """
@@ -62,6 +64,10 @@ def assess(
         "knows": _knows(made),
         "seconds": round_seconds(seconds),
         "evaluation": evaluation.model_dump(mode="json"),
+        "statistics": {
+            name: evaluate(-values.numpy(), truth.member.numpy(), groups=_groups(truth)).auc.model_dump(mode="json")
+            for name, values in answers.statistics.items()
+        },
     }
     # Written last: an attack without it was not finished.
     write_text(out / "attack.json", json.dumps(described, indent=2) + "\n")
