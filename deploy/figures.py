@@ -105,6 +105,7 @@ def frontier(title: str, points: Sequence[FrontierPoint]) -> Markup:
         axes.set_ylabel("attack AUC (lower is better)")
         axes.set_ylim(min([0.45, *(point.auc.low - 0.02 for point in points)]), 1.03)
         axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.12)
     return svg()
 

@@ -122,12 +122,12 @@ def rocs(rows: Sequence[Row]) -> Iterable[Markup]:
 
 
 def training_curves(about: str, rounds: Sequence[Round]) -> list[Markup]:
-    """Return the outer loss and the adapted accuracy over the rounds, as far as they were measured."""
+    """Return loss and adapted accuracy on held-out tasks over the rounds, as far as they were measured."""
     figures = []
     losses = [line for line in rounds if line.loss is not None]
     if losses:
         numbers, values = [line.round for line in losses], [line.loss for line in losses]
-        figures.append(training_curve(about, "Meta-training loss", "outer loss", numbers, np.array(values, float)))
+        figures.append(training_curve(about, "Loss, held-out tasks", "loss", numbers, np.array(values, float)))
     measured = [line for line in rounds if line.accuracy is not None]
     if measured:
         value = np.array([line.accuracy for line in measured], float)

@@ -165,7 +165,7 @@ def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
         whole = _run_row(run, attack)
         status, error = whole.status, whole.error
     # A suite names its results by attack and hash: what differs between the hashes stands in the setting.
-    name = str(attack.config.get("name") or attack.name) if attack else cell.attack
+    name = attack.kind if attack else cell.attack
     return Row(defence, scale, setting, name, status, error, run, attack)
 
 

@@ -36,7 +36,7 @@ class _Read(BaseModel):
 
 
 class Round(_Read):
-    """One line of `metrics.jsonl`: a round's mean outer loss and, if measured, adapted accuracy in [0, 1]."""
+    """One line of `metrics.jsonl`: loss and adapted accuracy in [0, 1] on held-out tasks, if measured."""
 
     round: Annotated[int, Field(ge=0)]
     loss: float | None = None
@@ -99,6 +99,11 @@ class AttackResult:
     scores: Scores
     member: Bools
     gallery: Gallery | None
+
+    @property
+    def kind(self) -> str:
+        """What the attack is; `name` is that of its result, which may carry more."""
+        return str(self.config.get("name") or self.name)
 
 
 @dataclass(frozen=True)
