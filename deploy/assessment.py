@@ -40,7 +40,7 @@ def assess(
     torch.set_num_threads(1)
     targets = experiment.targets
     made: Attack = attack.build("attacks")
-    out = _new_directory(run.path / "attacks", name or attack.name.rpartition(":")[2])
+    out = _new_directory(run.path / "attacks", name or result_name(attack))
     federation = experiment.federation()
     record = Record(run.record)
     round = _round(record, targets)
@@ -98,11 +98,16 @@ def observe(record: Record, round: int, federation: Federation, attack: Attack) 
     )
 
 
+def result_name(attack: Plugin) -> str:
+    """Return the name under which an attack's results stand when nobody gives another."""
+    return attack.name.rpartition(":")[2]
+
+
 def planned_attacks(experiment: Experiment) -> dict[str, Plugin]:
     """Return the experiment's attacks by the name of their results, numbered where a name comes twice."""
     planned: dict[str, Plugin] = {}
     for attack in experiment.attacks:
-        base = attack.name.rpartition(":")[2]
+        base = result_name(attack)
         name, number = base, 1
         while name in planned:
             number += 1

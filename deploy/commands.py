@@ -20,13 +20,13 @@ from rich.progress import (
 )
 
 from metaleak.attacks.evaluation import Evaluation
-from metaleak.deploy.assessment import assess
+from metaleak.deploy.assessment import assess, result_name
 from metaleak.deploy.experiment import Experiment, experiment_from, read_experiment
 from metaleak.deploy.launch import RoundDone, simulate
 from metaleak.deploy.plugins import Plugin
 from metaleak.deploy.report import write_report
 from metaleak.deploy.report_rows import comparison_table
-from metaleak.deploy.results import read
+from metaleak.deploy.results import read, read_attack
 from metaleak.deploy.run_directory import RunDirectory
 from metaleak.deploy.suite import Watch, benchmark, read_suite_file
 
@@ -75,6 +75,10 @@ def attack_command(
         typer.echo(evaluation.model_dump_json())
         return
     typer.echo(_sentence(name, evaluation))
+    written = read_attack(path / "attacks" / (result or result_name(plugin)))
+    alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in written.statistics.items())
+    if alone:
+        typer.echo(f"AUC by each statistic alone, small for members: {alone}")
     _print(comparison_table(read(path)))
 
 

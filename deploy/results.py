@@ -78,6 +78,7 @@ class _AttackFile(_Read):
     knows: str = ""
     seconds: float | None = None
     evaluation: Evaluation | None = None
+    statistics: dict[str, Estimate] = {}
 
 
 class _SuiteFile(_Read):
@@ -99,6 +100,7 @@ class AttackResult:
     scores: Scores
     member: Bools
     gallery: Gallery | None
+    statistics: Mapping[str, Estimate]
 
     @property
     def kind(self) -> str:
@@ -211,6 +213,7 @@ def read_attack(path: Path) -> AttackResult:
         scores=scores,
         member=member,
         gallery=read_gallery(path / "gallery.safetensors"),
+        statistics=described.statistics,
     )
 
 

@@ -69,6 +69,7 @@ def test_init_simulate_attack_report(capsys):
     assert (code, "runs/small: 3 rounds" in out) == (0, True)
     code, out, _ = call(capsys, "attack", "runs/small", "query")
     assert (code, "query: AUC 0." in out or "query: AUC 1." in out) == (0, True)
+    assert "outside_prior" in out
     code, out, _ = call(capsys, "report", "runs/small")
     assert (code, os.path.exists("runs/small/report.html")) == (0, True)
 
