@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from metaleak.deploy.errors import Interrupted, one_line
+from metaleak.deploy.interruption import interruptible
 
 app = typer.Typer(
     add_completion=False,
@@ -145,7 +146,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _exit_code(command: Callable[[], object], debug: bool) -> int:
     try:
-        command()
+        # An exception of ours passes through the command line's library, which would turn Python's own into exit 1.
+        with interruptible(_raise_interrupted):
+            command()
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except KeyboardInterrupt:
@@ -157,3 +160,7 @@ def _exit_code(command: Callable[[], object], debug: bool) -> int:
         typer.echo(f"metaleak: {one_line(error)}", err=True)
         return 130 if isinstance(error, Interrupted) else 1
     return 0
+
+
+def _raise_interrupted() -> None:
+    raise Interrupted("interrupted")

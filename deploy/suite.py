@@ -146,6 +146,8 @@ def _attacked(experiment: Experiment, path: Path, attack: Plugin, result: str, w
         return None
     try:
         assess(RunDirectory.open(path), experiment, attack, result, watch.attack if watch else None)
+    except Interrupted:
+        raise
     except Exception as error:  # noqa: BLE001 (one cell's trouble, of whatever kind, is not the others')
         return one_line(error)
     return None

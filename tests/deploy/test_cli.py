@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -168,6 +169,13 @@ def test_the_module_of_a_user_is_found_beside_him(tmp_path, capsys):
     )
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**SMALL, "model": {"name": "my_net:net"}}))
     assert call(capsys, "simulate", "mine.yaml")[0] == 0
+
+
+def test_ctrl_c_during_an_attack_is_one_line_and_exit_code_130(capsys, monkeypatch, run):
+    monkeypatch.setattr(commands, "assess", lambda *_: signal.raise_signal(signal.SIGINT))
+    code, _, err = call(capsys, "attack", run, "query", "--as", "stopped")
+    assert (code, one_line(err)) == (130, "metaleak: interrupted\n")
+    assert not (run / "attacks" / "stopped").exists()
 
 
 def test_the_installed_command_runs(tmp_path):

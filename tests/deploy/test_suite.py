@@ -96,6 +96,15 @@ def test_an_interrupted_call_keeps_the_cells_that_are_done(tmp_path, monkeypatch
     ]
 
 
+def test_an_interrupted_attack_ends_the_suite(tmp_path, monkeypatch, simulated):
+    def interrupt(*_):
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(suite_module, "assess", interrupt)
+    with pytest.raises(Interrupted):
+        benchmark(grid(), tmp_path)
+
+
 def test_a_failed_cell_is_reported_and_tried_again(tmp_path, monkeypatch, simulated):
     whole = suite_module.simulate
 
