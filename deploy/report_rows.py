@@ -11,6 +11,9 @@ from metaleak.attacks.evaluation import FPR_LEVELS, Estimate, Evaluation
 from metaleak.attacks.roc import non_members_needed
 from metaleak.deploy.results import AttackResult, Cell, RunResult, SuiteResult
 
+_CLEARLY = 0.05
+"""A statistic's AUC must beat the score's by this much to be worth a word beside it."""
+
 UNDEFENDED = "undefended"
 
 _OUTSIDE = frozenset({"name", "defences", "attacks", "engine", "record"})
@@ -56,9 +59,29 @@ class Row:
         return f"{self.defence_name}, scale {self.scale}" if self.scale else self.defence_name
 
     @property
+    def betrayed(self) -> tuple[str, float] | None:
+        """The attack's statistic that leaks clearly more than its score, with its AUC; `None` when none does."""
+        if self.evaluation is None or self.attack_result is None or not self.attack_result.statistics:
+            return None
+        by_leak = {name: leak(auc.value) for name, auc in self.attack_result.statistics.items()}
+        name = max(by_leak, key=by_leak.__getitem__)
+        return (name, by_leak[name]) if by_leak[name] > leak(self.evaluation.auc.value) + _CLEARLY else None
+
+    @property
+    def leak(self) -> float:
+        """How far from guessing the attack's score, or its best statistic, is: an AUC in [0.5, 1]."""
+        own = leak(self.evaluation.auc.value) if self.evaluation else 0.5
+        return max(own, self.betrayed[1]) if self.betrayed else own
+
+    @property
     def label(self) -> str:
         """Defence, scale and setting in one phrase."""
         return f"{self.strength} ({self.setting})" if self.setting else self.strength
+
+
+def leak(auc: float) -> float:
+    """Return how far an AUC is from guessing, in [0.5, 1]: a reversed order leaks as much."""
+    return max(auc, 1 - auc)
 
 
 def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
@@ -131,6 +154,8 @@ def comparison_table(result: RunResult | SuiteResult) -> Table:
             rates = [evaluation.tpr.get(level) for level in FPR_LEVELS]
             tpr = " / ".join(f"{100 * rate.value:.0f}" if rate else "–" for rate in rates)
             auc = Text("\n".join(rate_text(evaluation.auc)))
+            if row.betrayed:
+                auc.append(f"\nbut {row.betrayed[0]} {row.betrayed[1]:.3f}", style="bold red")
             counts = f"{evaluation.members} + {evaluation.non_members}"
         else:
             tpr = counts = "–"

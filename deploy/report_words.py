@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from metaleak.attacks.evaluation import Evaluation
-from metaleak.deploy.report_rows import UNDEFENDED, Row, level_text, rate_text
+from metaleak.deploy.report_rows import UNDEFENDED, Row, leak, level_text, rate_text
 
 HELD_AUC = 0.60
 """A defence holds an attack when the AUC is no further from guessing than this."""
@@ -14,9 +14,10 @@ HELD_LOSS = 0.03
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
-    """Return sentences about `rows`, at most two for each attack and setting, in the rows' order.
+    """Return sentences about `rows`, grouped by attack and setting, in the rows' order.
 
-    Defences are judged on the point estimates; rows without an evaluation say nothing.
+    Defences are judged on the point estimates, by the attack's score and by each of its statistics; rows without an
+    evaluation say nothing.
     """
     sentences = []
     for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
@@ -30,6 +31,12 @@ def verdict(rows: Sequence[Row]) -> list[str]:
             sentences.append(f"Under {defended[0].label}, {about} {describe(defended[0])}.")
         if bare and defended:
             sentences.append(_held(about, bare[0], defended))
+            sentences += [
+                f"Under {row.label} {about} only seems to fail: its statistic {row.betrayed[0]} alone reaches "
+                f"AUC {row.betrayed[1]:.3f}."
+                for row in defended
+                if row.betrayed and row.evaluation and leak(row.evaluation.auc.value) <= HELD_AUC < row.leak
+            ]
         elif len(defended) > 1:
             sentences.append(
                 f"There is no undefended run to compare {about} with: what its defences cost is unknown."
@@ -58,11 +65,6 @@ def describe(row: Row) -> str:
     return words
 
 
-def leak(evaluation: Evaluation) -> float:
-    """Return how far an attack is from guessing, as an AUC in [0.5, 1]: a reversed order leaks as much."""
-    return max(evaluation.auc.value, 1 - evaluation.auc.value)
-
-
 def _strength(evaluation: Evaluation) -> str:
     auc = evaluation.auc
     if auc.low <= 0.5 <= auc.high:
@@ -85,7 +87,7 @@ def _held(about: str, bare: Row, defended: Sequence[Row]) -> str:
         for row in defended
         if row.evaluation and row.accuracy
         # 1e-9 forgives the rounding of a difference: 0.93 - 0.90 is more than 0.03.
-        if leak(row.evaluation) <= HELD_AUC and bare.accuracy.value - row.accuracy.value <= HELD_LOSS + 1e-9
+        if row.leak <= HELD_AUC and bare.accuracy.value - row.accuracy.value <= HELD_LOSS + 1e-9
     ]
     if not held:
         return f"None of the {len(defended)} defended runs holds {about} to {bar}."

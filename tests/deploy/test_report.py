@@ -187,6 +187,22 @@ def test_references_inside_figures_lead_somewhere_and_identifiers_are_unique(sui
     assert len(identifiers) == len(set(identifiers))
 
 
+def test_a_statistic_that_leaks_more_than_the_score_is_not_passed_over(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path)
+    for path in suite.rglob("attack.json"):
+        described = json.loads(path.read_text())
+        found = {"value": 0.01, "low": 0.0, "high": 0.02}
+        path.write_text(json.dumps({**described, "statistics": {"outside_prior": found}}))
+    rows = comparison_rows(read_suite(suite))
+    defended = [row for row in rows if row.evaluation and row.evaluation.auc.value < 0.6]
+    assert defended
+    assert all(row.betrayed == ("outside_prior", 0.99) for row in defended)
+    said = " ".join(verdict(rows))
+    assert "only seems to fail: its statistic outside_prior alone reaches AUC 0.990" in said
+    assert "None of the" in said
+    assert "but outside_prior 0.990" in write_report(suite).read_text()
+
+
 def test_the_same_results_give_the_same_bytes(run: Path, tmp_path: Path) -> None:
     assert write_report(run).read_bytes() == write_report(run, tmp_path / "b.html").read_bytes()
 
