@@ -11,6 +11,8 @@ _QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # After Ctrl-C has shut Ray down, a late call of Flower's must fail, not start a cluster anew.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Ray's advice on a setting of its next version, which Flower decides.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

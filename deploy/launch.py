@@ -26,7 +26,7 @@ from metaleak.deploy.run_directory import RunDirectory, read_parameters
 from metaleak.server import CuriousServer, MetaLearner, RoundReport, WatchedGrid
 
 _SAVE_EVERY_SECONDS = 30.0
-_PATIENCE_SECONDS = 2.0
+_PATIENCE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Simulation:
 
     def start(self) -> RunDirectory:
         """Simulate to the end on Ray actors of this machine; return the run. Raises `Interrupted` on Ctrl-C."""
-        logging.getLogger("flwr").setLevel(logging.ERROR)
+        # Flower logs the tracebacks of what fails; what matters of them comes as an error's one line.
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)
         actors = self.experiment.engine.actors or usable_cores()
         server = ServerApp()
 

@@ -185,7 +185,8 @@ def test_query_attack_holds_on_sigmoid_convolutions():
     """At an inner rate that fits 588 features; at 0.4 one inner step overshoots and little is left to see."""
     small = make_world(model=LeNet(activation="sigmoid"), rule=MAML(inner_rate=0.01))
     attack = query_attack(layers="each", fit=80, iterations=15, decision="distance", chunk=20)
-    assert auc(attack(small.observation, small.targets("query"), seed=1).scores) >= 0.8
+    # 20 + 20 targets: an attack of AUC 0.8 stays above this 19 times of 20.
+    assert auc(attack(small.observation, small.targets("query"), seed=1).scores) >= 0.68
 
 
 def test_a_blurred_start_is_an_image_of_its_own_learner_and_seed():

@@ -140,7 +140,9 @@ def test_flwr_run_starts_the_app_without_a_network(tmp_path):
             timeout=240,
             check=False,
         )
-        assert json.loads((out / "run.json").read_text())["status"] == "done", outcome.stdout[-3000:]
+        said = out / "run.json"
+        assert said.exists(), outcome.stdout[-3000:] + outcome.stderr[-3000:]
+        assert json.loads(said.read_text())["status"] == "done", outcome.stdout[-3000:]
         assert Record(out / "record").gradients(2)[0] == list(range(6))
     finally:
         # `flwr run` leaves its SuperLink behind.
