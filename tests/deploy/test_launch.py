@@ -92,7 +92,7 @@ def test_ctrl_c_ends_the_actors_within_five_seconds_and_leaves_a_readable_record
         text=True,
     )
     try:
-        metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+        metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 240
         while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
