@@ -173,7 +173,11 @@ def test_the_module_of_a_user_is_found_beside_him(tmp_path, capsys):
 
 def test_ctrl_c_during_an_attack_is_one_line_and_exit_code_130(capsys, monkeypatch, run):
     monkeypatch.setattr(commands, "assess", lambda *_: signal.raise_signal(signal.SIGINT))
-    code, _, err = call(capsys, "attack", run, "query", "--as", "stopped")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, _, err = call(capsys, "attack", run, "query", "--as", "stopped")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, one_line(err)) == (130, "metaleak: interrupted\n")
     assert not (run / "attacks" / "stopped").exists()
 

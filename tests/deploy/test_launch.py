@@ -90,6 +90,8 @@ def test_ctrl_c_ends_the_actors_within_five_seconds_and_leaves_a_readable_record
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 240
@@ -127,6 +129,8 @@ def test_flwr_run_starts_the_app_without_a_network(tmp_path):
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "METALEAK_TEST_MARKER": str(tmp_path),
+        # Flower finds its own programs by name, as in an activated environment.
+        "PATH": f"{flwr.parent}{os.pathsep}{os.environ['PATH']}",
     }
     out = tmp_path / "out"
     changes = f'set="rounds=2; partition.learners=6; evaluation.tasks=10" out="{out}"'
