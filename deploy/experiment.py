@@ -180,7 +180,7 @@ def experiment_from(plain: object, source: str, changes: Iterable[str] = ()) -> 
     try:
         return Experiment(**plain)
     except ValidationError as error:
-        raise ValueError(f"{source}: {first_problem(error)}") from None
+        raise ValueError(f"{source}: {first_problem(error, Experiment)}") from None
     except TypeError as error:
         raise ValueError(f"{source}: {error}") from None
 

@@ -54,7 +54,7 @@ class Plugin(BaseModel):
                 torch.manual_seed(0)
                 thing = factory(**self.settings)
         except ValidationError as error:
-            raise ValueError(first_problem(error)) from None
+            raise ValueError(first_problem(error, factory)) from None
         except TypeError as error:
             raise ValueError(f"name: {self.name} cannot be made from {self.settings}: {error}") from None
         if kind == "models" and isinstance(thing, nn.Module):
@@ -71,15 +71,29 @@ class Plugin(BaseModel):
         return {"name": self.name, **settings}
 
 
-def first_problem(error: ValidationError, prefix: str = "") -> str:
-    """Return pydantic's first complaint as `key: what is wrong, got value (and n more)`."""
+def first_problem(error: ValidationError, model: object = None) -> str:
+    """Return pydantic's first complaint as `key: what is wrong, got value (and n more)`.
+
+    With the `model` that was to be made, an unknown key comes with those that are allowed.
+    """
     problems = error.errors(include_url=False)
     problem = problems[0]
-    key = ".".join([prefix, *(str(part) for part in problem["loc"])]).strip(".")
+    key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys(model, problem["loc"][:-1])
+        message = "unknown key" + (f", allowed are {', '.join(allowed)}" if allowed else "")
     got = "" if isinstance(problem["input"], Mapping) else f", got {problem['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{key}: {message}{got}{more}" if key else f"{message}{more}"
+
+
+def _keys(model: object, path: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the model that lies at `path` inside `model`, none where that cannot be told."""
+    for part in path:
+        fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+        model = fields[part].annotation if isinstance(part, str) and part in fields else None
+    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
 def _find(kind: Kind, name: str) -> Any:

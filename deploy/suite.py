@@ -71,7 +71,7 @@ def read_suite_file(path: Path) -> Suite:
     try:
         return Suite(**plain)
     except (ValidationError, TypeError) as error:
-        problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        problem = first_problem(error, Suite) if isinstance(error, ValidationError) else str(error)
         raise ValueError(f"{path}: {problem}") from None
 
 

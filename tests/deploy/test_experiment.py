@@ -35,10 +35,14 @@ def test_resolved_is_complete_and_gives_the_same_experiment():
     [
         ({"server": {"rounds": 0}}, ["server.rounds", "greater than or equal to 1", "got 0"]),
         ({"server": {"fraction": 1.5}}, ["server.fraction", "less than or equal to 1", "got 1.5"]),
-        ({"sever": {}}, ["sever", "not permitted"]),
+        ({"sever": {}}, ["sever: unknown key", "server, targets, task"]),
+        (
+            {"server": {"round": 3}},
+            ["server.round: unknown key, allowed are fraction, optimiser, rounds, start_from"],
+        ),
         ({"model": {"name": "mpl"}}, ["model.name: unknown 'mpl'", "conv4", "lenet", "mlp"]),
         ({"model": {"name": "mlp", "hidden": [0]}}, ["model.hidden.0", "greater than or equal to 1", "got 0"]),
-        ({"model": {"name": "mlp", "width": 3}}, ["model.width", "not permitted"]),
+        ({"model": {"name": "mlp", "width": 3}}, ["model.width: unknown key, allowed are activation, bias, hidden"]),
         ({"rule": {"name": "maml", "order": 3}}, ["rule.order", "1 or 2", "got 3"]),
         ({"data": {"name": "imagenet"}}, ["data.name: unknown 'imagenet'", "mnist-5k"]),
         ({"defences": [{"name": "noise", "place": "outer"}]}, ["defences.0.place", "'support'", "got 'outer'"]),
