@@ -15,9 +15,10 @@ from metaleak.clients.federation import Federation
 from metaleak.clients.randomness import derived_seed
 from metaleak.deploy.experiment import Experiment, TargetSettings
 from metaleak.deploy.plugins import Plugin
-from metaleak.deploy.run_directory import RunDirectory, write_bytes, write_text
+from metaleak.deploy.run_directory import RunDirectory, write_text
 from metaleak.deploy.truth import Truth, ask, held_images, pixels
 from metaleak.server import Record
+from metaleak.server.whole_file import write_whole
 
 _SHOWN = 8
 
@@ -43,9 +44,9 @@ def assess(
     out = _new_directory(run.path / "attacks", name or result_name(attack))
     federation = experiment.federation()
     record = Record(run.record)
-    round = _round(record, targets)
-    learners, observation = observe(record, round, federation, made)
-    truth = ask(federation, learners, round, made.asks, targets)
+    recorded = _round(record, targets)
+    learners, observation = observe(record, recorded, federation, made)
+    truth = ask(federation, learners, recorded, made.asks, targets)
     # Not the experiment's own seed, from which the truth could be rebuilt.
     attack_seed = derived_seed(experiment.seed, "attack")
     started = time.monotonic()
@@ -53,16 +54,16 @@ def assess(
     seconds = time.monotonic() - started
     evaluation = evaluate(answers.scores.numpy(), truth.member.numpy(), groups=_groups(truth))
     out.mkdir(parents=True, exist_ok=True)
-    _write_scores(out / "scores.parquet", truth, answers, round)
+    _write_scores(out / "scores.parquet", truth, answers, recorded)
     if answers.reconstructions is not None:
         _write_gallery(out / "gallery.safetensors", federation, truth, answers, answers.reconstructions)
     described = {
         "attack": attack.resolved("attacks"),
         "targets": targets.model_dump(mode="json"),
         "asks": made.asks,
-        "round": round,
+        "round": recorded,
         "knows": _knows(made),
-        "seconds": round_seconds(seconds),
+        "seconds": round(seconds, 3),
         "evaluation": evaluation.model_dump(mode="json"),
         "statistics": {
             name: evaluate(-values.numpy(), truth.member.numpy(), groups=_groups(truth)).auc.model_dump(mode="json")
@@ -116,11 +117,6 @@ def planned_attacks(experiment: Experiment) -> dict[str, Plugin]:
     return planned
 
 
-def round_seconds(seconds: float) -> float:
-    """Return a duration as it is written in files, to the millisecond."""
-    return int(seconds * 1000 + 0.5) / 1000
-
-
 def _new_directory(attacks: Path, name: str) -> Path:
     if not name or name.startswith(".") or "/" in name or "\\" in name:
         raise ValueError(f"an attack's results cannot be called {name!r}: no slashes, no dot in front")
@@ -167,7 +163,7 @@ def _write_scores(path: Path, truth: Truth, answers: Answers, round: int) -> Non
     table = pa.table({name: pa.array(values.numpy()) for name, values in columns.items()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    write_bytes(path, sink.getvalue().to_pybytes())
+    write_whole(path, sink.getvalue().to_pybytes())
 
 
 def _write_gallery(
@@ -183,4 +179,4 @@ def _write_gallery(
         "member": truth.member[shown].to(torch.uint8),
         "score": answers.scores[shown].to(torch.float32),
     }
-    write_bytes(path, save(gallery))
+    write_whole(path, save(gallery))

@@ -14,4 +14,8 @@ class _PlainLoader(yaml.SafeLoader):
 
 def parse_yaml(text: str) -> Any:
     """Return what `text` says as plain data; raises `yaml.YAMLError`."""
-    return yaml.load(text, _PlainLoader)
+    loader = _PlainLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

@@ -1,6 +1,5 @@
 """The report: one HTML file about a run or a suite, which needs no network and nothing beside it."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,6 +23,7 @@ from metaleak.deploy.report_rows import (
 )
 from metaleak.deploy.report_words import verdict
 from metaleak.deploy.results import AttackResult, Round, RunResult, SuiteResult, read
+from metaleak.server.whole_file import write_whole
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as runs are drawn."""
@@ -50,12 +50,7 @@ def write_report(path: Path, out: Path | None = None, progress: Progress | None 
     """
     target = out or path / "report.html"
     page = render(read(path), progress)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(target, page.encode())
     return target
 
 

@@ -10,7 +10,6 @@ RUN/
 """
 
 import json
-import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from safetensors.torch import save
 
 from metaleak.clients.episode import Parameters
 from metaleak.deploy.experiment import Experiment, read_experiment
+from metaleak.server.whole_file import write_whole
 
 Status = Literal["running", "done", "failed", "interrupted"]
 
@@ -97,7 +97,7 @@ class RunDirectory:
 
     def save_parameters(self, parameters: Parameters) -> None:
         """Write the initialisation as it is now."""
-        write_bytes(self.path / "parameters.safetensors", save(parameters))
+        write_whole(self.path / "parameters.safetensors", save(parameters))
 
 
 def read_parameters(path: Path, like: Parameters) -> Parameters:
@@ -123,11 +123,4 @@ def now() -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is complete or as it was before."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is complete or as it was before."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    write_whole(path, text.encode())

@@ -1,6 +1,5 @@
 """The meta-learner: a Flower strategy that averages meta-gradients and takes outer steps."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class MetaLearner(Strategy):
 
     def sample(self, round: int) -> list[int]:
         """Return the learners of `round`, ascending."""
-        size = max(1, round_half_up(self.fraction * self.learners))
+        size = max(1, int(self.fraction * self.learners + 0.5))
         generator = np.random.default_rng([self.seed, round])
         return sorted(generator.choice(self.learners, size=size, replace=False).tolist())
 
@@ -192,11 +191,6 @@ class MetaLearner(Strategy):
             if not np.isfinite(array.numpy()).all():
                 return f"learners {learners[0]}...: {name} has entries that are not finite"
         return None
-
-
-def round_half_up(value: float) -> int:
-    """Return the whole number nearest to `value`, halves upwards."""
-    return math.floor(value + 0.5)
 
 
 def _shares(chunks: Sequence[list[int]], nodes: int) -> list[Sequence[list[int]]]:

@@ -11,7 +11,6 @@ rows in its header, so that a run which ended in the middle of a round loses not
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+
+from metaleak.server.whole_file import write_whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -73,14 +74,14 @@ class RecordWriter:
         self.path = path
         for folder in ("sent", "replies", "index"):
             (path / folder).mkdir(parents=True, exist_ok=True)
-        _write(path / "format.json", json.dumps(_FORMAT).encode())
+        write_whole(path / "format.json", json.dumps(_FORMAT).encode())
         self._pending: list[Entry] = []
         self._counts: dict[tuple[str, int], int] = {}
 
     def sent(self, round: int, arrays: Arrays) -> str:
         """Write the parameters that go out in `round`; return their path inside the record."""
         name = self._name("sent", round)
-        _write(self.path / name, save({key: np.asarray(value, order="C") for key, value in arrays.items()}))
+        write_whole(self.path / name, save({key: np.asarray(value, order="C") for key, value in arrays.items()}))
         return name
 
     def reply(self, round: int, learners: Sequence[int], node: str, sent: str, arrays: Arrays) -> str:
@@ -91,7 +92,7 @@ class RecordWriter:
         entries = [Entry(round, learner, node, sent, name, row, received) for row, learner in enumerate(learners)]
         header = {"entries": json.dumps([asdict(entry) for entry in entries])}
         contiguous = {key: np.asarray(value, order="C") for key, value in arrays.items()}
-        _write(self.path / name, save(contiguous, metadata=header))
+        write_whole(self.path / name, save(contiguous, metadata=header))
         if self._pending and self._pending[0].round != round:
             self.flush()
         self._pending.extend(entries)
@@ -104,7 +105,7 @@ class RecordWriter:
             table = pa.Table.from_pylist([asdict(entry) for entry in self._pending], schema=_SCHEMA)
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink)
-            _write(self.path / name, sink.getvalue().to_pybytes())
+            write_whole(self.path / name, sink.getvalue().to_pybytes())
             self._pending = []
 
     def _name(self, folder: str, round: int) -> str:
@@ -195,13 +196,3 @@ class Record:
                 return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
         except (OSError, SafetensorError, ValueError) as error:
             raise RecordError(f"{self.path / name}: damaged or missing ({error})") from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise

@@ -58,7 +58,7 @@ def test_the_rule_would_see_a_wrong_import(tmp_path):
 
 
 def test_nothing_on_disk_is_pickled_and_nothing_is_evaluated():
-    forbidden = ("import pickle", "torch.load(", "torch.save(", "yaml.unsafe_load(", " eval(", "allow_pickle=True")
+    forbidden = ("import pickle", "torch.load(", "torch.save(", "yaml.load(", " eval(", "allow_pickle=True")
     texts = {path: path.read_text() for room in ROOMS for path in modules(room)}
     assert not [f"{path}: {word}" for path, text in texts.items() for word in forbidden if word in text]
 
