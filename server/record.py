@@ -1,198 +1,283 @@
-"""The record: what the server saw, in files that any tool can read.
+"""The record: what the server saw, in files that any tool can read. `record_layout` says which and how.
 
-    record/
-        format.json                     {"format": "metaleak-record", "version": 1}
-        sent/<round>-<n>.safetensors    the parameters that went out, by name
-        replies/<round>-<n>.safetensors one reply: arrays by name, with a leading axis of its learners
-        index/<round>.parquet           a row a learner and reply: round, learner, node, sent, reply, row, received
-
-Every file is complete or absent: it is written beside its place and renamed into it. A reply's file repeats its index
-rows in its header, so that a run which ended in the middle of a round loses nothing.
+Every file is written beside its place and renamed into it, so that a run which ended anywhere loses no reply.
+A record may come from a stranger: whatever its files hold, reading gives data or a `RecordError`, and takes memory
+that goes with the files' size.
 """
 
 import json
+import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
+from metaleak.server.background_writer import BackgroundWriter
+from metaleak.server.record_index import index_part
+from metaleak.server.record_layout import (
+    FOLDERS,
+    FORMAT,
+    Entry,
+    RecordError,
+    Reply,
+    file_name,
+    parse_name,
+    read_reply,
+    reply_metadata,
+)
+from metaleak.server.tensor_file import Arrays, Header, encoded, plain_file, read_header, read_json, read_tensor
 from metaleak.server.whole_file import write_whole
 
-Arrays = dict[str, np.ndarray]
+__all__ = ["Arrays", "Entry", "Record", "RecordError", "RecordWriter"]
 
-_FORMAT = {"format": "metaleak-record", "version": 1}
-_SCHEMA = pa.schema(
-    [
-        ("round", pa.int64()),
-        ("learner", pa.int64()),
-        ("node", pa.string()),
-        ("sent", pa.string()),
-        ("reply", pa.string()),
-        ("row", pa.int64()),
-        ("received", pa.float64()),
-    ]
-)
+Kind = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
-
-class RecordError(ValueError):
-    """A record that is not there, or has a damaged part; the message is one line and names the file."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of the index: where one learner's gradient of one round lies.
-
-    `node` is Flower's node id as text; `sent` and `reply` are paths inside the record; `row` indexes the leading axis
-    of the reply's arrays; `received` is the time of arrival in seconds since the epoch.
-    """
-
-    round: int
-    learner: int
-    node: str
-    sent: str
-    reply: str
-    row: int
-    received: float
+_FORMAT_LIMIT = 4096  # bytes
 
 
 class RecordWriter:
-    """Writes a new record, each reply as it arrives.
+    """Writes a new record, each reply as it arrives, or continues one (`resume`).
 
-    Raises `RecordError` when there is something at `path` already, and `OSError` when the disk is full: what was
-    written before stays readable.
+    With `background` the calls only queue there, and the arrays are neither copied nor looked at again until they are
+    written: they are the writer's from then on, and whoever changes them changes the record. Raises `RecordError`
+    when there is something at `path` already or arrays cannot be recorded, and `OSError` when the disk is full (with
+    `background`, from a later call): what was written before stays readable. For one thread.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, background: BackgroundWriter | None = None) -> None:
         if path.exists() and any(path.iterdir()):
             raise RecordError(f"{path}: there is a record already; a record is never overwritten")
-        self.path = path
-        for folder in ("sent", "replies", "index"):
+        for folder in FOLDERS:
             (path / folder).mkdir(parents=True, exist_ok=True)
-        write_whole(path / "format.json", json.dumps(_FORMAT).encode())
-        self._pending: list[Entry] = []
+        write_whole(path / "format.json", json.dumps(FORMAT).encode())
+        self._begin(path, background)
+
+    @classmethod
+    def resume(cls, path: Path, last_round: int, background: BackgroundWriter | None = None) -> "RecordWriter":
+        """Continue the record at `path` after `last_round`: what lies there of later rounds is removed.
+
+        Completes the index of the rounds that stay. Raises `RecordError` for a path that is no record, and when one
+        of the rounds that stay is damaged.
+        """
+        record = Record(path)
+        (path / "index").mkdir(exist_ok=True)
+        for folder in FOLDERS:
+            _own_folder(path, folder)
+        # Nothing is removed before all that stays has been read.
+        kept = {round: record.replies(round) for round in record.rounds if round <= last_round}
+        writer = cls.__new__(cls)
+        writer._begin(path, background)
+        # Replies go last to first and before what they answer: a crash in the middle leaves a record, too.
+        for folder in ("index", "replies", "sent"):
+            for file in sorted((path / folder).iterdir(), key=_place, reverse=True):
+                round, number = _place(file)
+                if round > last_round or (file.name.startswith(".") and file.name.endswith(".part")):
+                    file.unlink()
+                elif round >= 0:
+                    writer._counts[folder, round] = max(number + 1, writer._counts.get((folder, round), 0))
+        for round, replies in kept.items():
+            writer._index_anew(round, replies)
+        return writer
+
+    def _begin(self, path: Path, background: BackgroundWriter | None) -> None:
+        self.path = path
+        self._background = background
+        self._pending: list[Reply] = []
         self._counts: dict[tuple[str, int], int] = {}
 
     def sent(self, round: int, arrays: Arrays) -> str:
         """Write the parameters that go out in `round`; return their path inside the record."""
-        name = self._name("sent", round)
-        write_whole(self.path / name, save({key: np.asarray(value, order="C") for key, value in arrays.items()}))
+        name, number = self._next("sent", round)
+        _, buffers = self._encoded(name, arrays, {})
+        self._do(sum(value.nbytes for value in arrays.values()), partial(write_whole, self.path / name, buffers))
+        self._counts["sent", round] = number + 1
         return name
 
     def reply(self, round: int, learners: Sequence[int], node: str, sent: str, arrays: Arrays) -> str:
         """Write one reply, `arrays` stacked in the order of `learners`; return its path inside the record."""
-        if any(value.shape[:1] != (len(learners),) for value in arrays.values()):
-            raise RecordError(f"round {round}: a reply of {len(learners)} learners is not stacked by learner")
-        name, received = self._name("replies", round), time.time()
-        entries = [Entry(round, learner, node, sent, name, row, received) for row, learner in enumerate(learners)]
-        header = {"entries": json.dumps([asdict(entry) for entry in entries])}
-        contiguous = {key: np.asarray(value, order="C") for key, value in arrays.items()}
-        write_whole(self.path / name, save(contiguous, metadata=header))
+        name, number = self._next("replies", round)
+        metadata = reply_metadata(round, node, sent, time.time(), list(learners))
+        header, buffers = self._encoded(name, arrays, metadata)
+        try:
+            reply = read_reply(name, header)
+        except ValueError as error:
+            raise RecordError(f"{self.path / name}: not recorded, {error}") from None
         if self._pending and self._pending[0].round != round:
             self.flush()
-        self._pending.extend(entries)
+        self._do(sum(value.nbytes for value in arrays.values()), partial(write_whole, self.path / name, buffers))
+        # Only now: a reply that could not be written leaves no gap in the numbers, which the reader would refuse.
+        self._counts["replies", round] = number + 1
+        self._pending.append(reply)
         return name
 
     def flush(self) -> None:
         """Write the index rows that are not in a Parquet file yet."""
         if self._pending:
-            name = self._name("index", self._pending[0].round).removesuffix(".safetensors") + ".parquet"
-            table = pa.Table.from_pylist([asdict(entry) for entry in self._pending], schema=_SCHEMA)
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink)
-            write_whole(self.path / name, sink.getvalue().to_pybytes())
+            round = self._pending[0].round
+            name, number = self._next("index", round)
+            self._do(sum(reply.learners.nbytes for reply in self._pending), partial(self._index, name, self._pending))
+            self._counts["index", round] = number + 1
             self._pending = []
 
-    def _name(self, folder: str, round: int) -> str:
+    def _next(self, folder: str, round: int) -> tuple[str, int]:
         number = self._counts.get((folder, round), 0)
-        self._counts[folder, round] = number + 1
-        return f"{folder}/{round:06d}-{number:04d}.safetensors"
+        return file_name(folder, round, number), number
+
+    def _do(self, size: int, job: Callable[[], None]) -> None:
+        if self._background is None:
+            job()
+        else:
+            self._background.submit(size, job)
+
+    def _encoded(
+        self, name: str, arrays: Arrays, metadata: dict[str, str]
+    ) -> tuple[Header, list[bytes | memoryview]]:
+        try:
+            parse_name(name)
+            return encoded(arrays, metadata)
+        except ValueError as error:
+            raise RecordError(f"{self.path / name}: not recorded, {error}") from None
+
+    def _index(self, name: str, replies: list[Reply]) -> None:
+        write_whole(self.path / name, [index_part(replies)])
+
+    def _index_anew(self, round: int, replies: list[Reply]) -> None:
+        """Write the index of a round in one part; which replies its parts held needs no reading then."""
+        # The others go first: a crash in between leaves rows that are missing, not rows that are there twice.
+        for number in range(1, self._counts.get(("index", round), 0)):
+            (self.path / file_name("index", round, number)).unlink(missing_ok=True)
+        self._index(file_name("index", round, 0), replies)
+        self._counts["index", round] = 1
 
 
 class Record:
     """Reads a record, finished or not.
 
-    Raises `RecordError` for a path that is no record and for damaged parts, naming the file.
+    Opening lists the replies, reading a round reads its files: a damaged one spoils its own round. Raises
+    `RecordError` for a path that is no record and for damaged parts, naming the file. Reading a round takes the
+    memory of its arrays and of one tensor of a reply.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            declared = json.loads((path / "format.json").read_text())
-        except FileNotFoundError:
-            raise RecordError(f"{path}: no record here (format.json is missing)") from None
-        except (OSError, ValueError) as error:
-            raise RecordError(f"{path / 'format.json'}: damaged ({error})") from None
-        if declared != _FORMAT:
-            raise RecordError(f"{path / 'format.json'}: says {declared!r}, this version reads {_FORMAT!r}")
-        self.entries = self._read_index()
+        with self._open("format.json") as file:
+            declared = read_json(os.pread(file, _FORMAT_LIMIT, 0))
+            if not isinstance(declared, dict) or not isinstance(declared.get("version"), int):
+                raise ValueError("it says no version")
+        if declared != FORMAT:
+            told = f"{str(declared.get('format'))[:50]!r} version {declared['version']}"
+            raise RecordError(f"{path / 'format.json'}: says {told}, this program reads {FORMAT}")
+        self._numbers: dict[int, list[int]] = {}
+        with self._naming("replies"):
+            _own_folder(path, "replies")
+            for name in os.listdir(path / "replies"):
+                with suppress(ValueError):  # somebody's notes
+                    round, number = parse_name(f"replies/{name}")
+                    self._numbers.setdefault(round, []).append(number)
 
     @property
     def rounds(self) -> list[int]:
         """The rounds that have at least one reply, ascending."""
-        return sorted({entry.round for entry in self.entries})
+        return sorted(self._numbers)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """A row for each learner of each reply, by round and reply; reads the header of every reply."""
+        return [entry for round in self.rounds for reply in self.replies(round) for entry in reply.entries()]
 
     def sent(self, round: int) -> Arrays:
-        """Return the parameters that the server sent in `round`."""
-        return self._load(self._of_round(round)[0].sent)
+        """Return the parameters that the server sent in `round` (of several, those that its first reply answers)."""
+        reply, _ = next(self._replies(round))
+        return self._load(reply.sent)
+
+    def replies(self, round: int) -> list[Reply]:
+        """Return what the headers of the round's replies say, in the order of arrival."""
+        return [reply for reply, _ in self._replies(round)]
 
     def gradients(self, round: int) -> tuple[list[int], Arrays]:
         """Return the learners of `round`, ascending, and what each sent, stacked in that order."""
-        entries = sorted(self._of_round(round), key=lambda entry: entry.learner)
-        replies = {entry.reply: self._load(entry.reply) for entry in entries}
-        names = list(replies[entries[0].reply])
-        try:
-            if min(entry.row for entry in entries) < 0:
-                raise IndexError("a row below 0")
-            stacked = {name: np.stack([replies[e.reply][name][e.row] for e in entries]) for name in names}
-        except (KeyError, IndexError, ValueError) as error:
-            raise RecordError(f"{self.path}: round {round} has replies of different shapes ({error})") from None
-        return [entry.learner for entry in entries], stacked
+        replies = []
+        for reply, kind in self._replies(round):
+            replies.append(reply)
+            if len(replies) == 1:
+                common = kind
+            elif kind != common:
+                raise RecordError(f"{self.path / reply.name}: other names, shapes or types than in {replies[0].name}")
+        learners = np.concatenate([reply.learners for reply in replies])
+        order = np.argsort(learners)
+        again = learners[order][1:][np.diff(learners[order]) == 0]
+        if len(again):
+            raise RecordError(f"{self.path}: learner {again[0]} is in round {round} more than once")
+        rows = np.empty_like(order)
+        rows[order] = np.arange(len(order))
+        with self._naming("replies"):  # should there be too little memory
+            stacked = {name: np.empty((len(rows), *shape), dtype) for name, (dtype, shape) in common.items()}
+        for reply in replies:
+            own, rows = np.split(rows, [len(reply.learners)])
+            with self._open(reply.name) as file:
+                header = read_header(file)
+                if _kind(header) != common:
+                    raise ValueError("changed while it was read")
+                for name, value in stacked.items():
+                    value[own] = read_tensor(file, header, name)
+        return learners[order].tolist(), stacked
 
-    def _of_round(self, round: int) -> list[Entry]:
-        entries = [entry for entry in self.entries if entry.round == round]
-        if not entries:
+    def _replies(self, round: int) -> Iterator[tuple[Reply, Kind]]:
+        if round not in self._numbers:
             rounds = self.rounds
             span = f"{rounds[0]} to {rounds[-1]}" if rounds else "none"
             raise RecordError(f"{self.path}: round {round} is not recorded, the recorded rounds are {span}")
-        return entries
-
-    def _read_index(self) -> list[Entry]:
-        entries: list[Entry] = []
-        for part in sorted((self.path / "index").glob("*.parquet")):
-            try:
-                table = pq.read_table(part, schema=_SCHEMA)
-                if any(column.null_count for column in table.columns):
-                    raise TypeError("empty cells")
-                entries.extend(Entry(**row) for row in table.to_pylist())
-            except (OSError, TypeError, pa.ArrowException) as error:
-                raise RecordError(f"{part}: damaged ({str(error).splitlines()[0]})") from None
-        indexed = {entry.reply for entry in entries}
-        for reply in sorted((self.path / "replies").glob("*.safetensors")):
-            name = f"replies/{reply.name}"
-            if name not in indexed:
-                entries.extend(self._entries_in_header(name))
-        for entry in entries:
-            for name in (entry.sent, entry.reply):
-                if not (self.path / name).resolve().is_relative_to(self.path.resolve()):
-                    raise RecordError(f"{self.path}: the index names {name!r}, which lies outside the record")
-        return entries
-
-    def _entries_in_header(self, name: str) -> list[Entry]:
-        try:
-            with safe_open(self.path / name, framework="numpy") as opened:
-                return [Entry(**row) for row in json.loads(opened.metadata()["entries"])]
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{self.path / name}: damaged ({error})") from None
+        for number, there in enumerate(sorted(self._numbers[round])):
+            name = file_name("replies", round, number)
+            if there != number:
+                raise RecordError(f"{self.path / name}: missing, there are later ones")
+            with self._open(name) as file:
+                header = read_header(file)
+                reply = read_reply(name, header)
+            yield reply, _kind(header)
 
     def _load(self, name: str) -> Arrays:
+        with self._open(name) as file:
+            header = read_header(file)
+            return {key: read_tensor(file, header, key) for key in header.tensors}
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[int]:
+        with self._naming(name), plain_file(self.path, name) as file:
+            yield file
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Turn what goes wrong with the file `name` into a `RecordError`."""
         try:
-            with safe_open(self.path / name, framework="numpy") as opened:
-                return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError, ValueError) as error:
-            raise RecordError(f"{self.path / name}: damaged or missing ({error})") from None
+            yield
+        except RecordError:
+            raise
+        except FileNotFoundError:
+            missing = "missing" if name != "format.json" else "missing, there is no record here"
+            raise RecordError(f"{self.path / name}: {missing}") from None
+        except (OSError, ValueError, MemoryError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+            raise RecordError(f"{self.path / name}: damaged ({' '.join(reason.split())})") from None
+
+
+def _kind(header: Header) -> Kind:
+    """Return what the replies of a round must have in common: names, types, and shapes without the leading axis."""
+    return {name: (spec.dtype, spec.shape[1:]) for name, spec in header.tensors.items()}
+
+
+def _own_folder(path: Path, folder: str) -> None:
+    """Refuse a folder that is a link: what lies in it is not the record's."""
+    if not (path / folder).is_dir() or (path / folder).is_symlink():
+        raise RecordError(f"{path / folder}: no folder of the record")
+
+
+def _place(file: Path) -> tuple[int, int]:
+    try:
+        return parse_name(f"{file.parent.name}/{file.name}")
+    except ValueError:
+        return -1, -1

@@ -1,15 +1,22 @@
 """Files that are complete or as they were before, whatever happens while they are written."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` beside `path` and rename it into place; raises `OSError` and leaves no part behind."""
+def write_whole(path: Path, content: bytes | Sequence[bytes | memoryview]) -> None:
+    """Write `content` beside `path` and rename it into place; raises `OSError` and leaves no part behind.
+
+    A sequence of buffers is written one after the other and not joined in memory. A process that dies leaves the old
+    file and perhaps a `.<name>.part`; a machine that loses its power may lose the file: nothing waits for the disk.
+    """
     beside = path.with_name(f".{path.name}.part")
     try:
-        beside.write_bytes(content)
+        with open(beside, "wb") as file:
+            for buffer in [content] if isinstance(content, bytes) else content:
+                file.write(buffer)
         os.replace(beside, path)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         beside.unlink(missing_ok=True)
         raise

@@ -1,14 +1,22 @@
 """The record: open, complete up to the last reply, honest about damage."""
 
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as numpy_arrays
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from metaleak.server import Record, RecordError, RecordWriter
+from metaleak.server import BackgroundWriter, Record, RecordError, RecordWriter
 
 
 def gradients(learners, seed=0):
@@ -23,15 +31,19 @@ def parameters(seed=9):
     return {name: value[0] for name, value in gradients(1, seed).items()}
 
 
-def written(path, flush=True):
-    writer = RecordWriter(path)
+def written(path, flush=True, background=None):
+    writer = written_by(RecordWriter(path, background))
+    if flush:
+        writer.flush()
+    return path
+
+
+def written_by(writer):
     for round in (1, 2):
         sent = writer.sent(round, parameters(round))
         writer.reply(round, [4, 7], "node-b", sent, gradients(2, round))
         writer.reply(round, [1], "node-a", sent, gradients(1, 10 + round))
-    if flush:
-        writer.flush()
-    return path
+    return writer
 
 
 def test_reading_returns_what_was_written_ordered_by_learner(tmp_path):
@@ -85,34 +97,132 @@ def test_a_damaged_part_is_named_in_one_line_and_the_rest_stays_readable(tmp_pat
     assert record.gradients(2)[0] == [1, 4, 7]
 
 
-def test_a_damaged_index_is_named(tmp_path):
+def test_the_index_is_for_others_and_its_damage_hurts_nobody(tmp_path):
     path = written(tmp_path / "record")
-    part = next((path / "index").glob("*.parquet"))
-    part.write_bytes(b"PAR1 not really PAR1")
-    with pytest.raises(RecordError, match=part.name):
-        Record(path)
+    for part in (path / "index").glob("*.parquet"):
+        part.write_bytes(b"PAR1 not really PAR1")
+    assert Record(path).gradients(2)[0] == [1, 4, 7]
 
 
-def test_an_index_that_points_outside_is_refused(tmp_path):
-    path = tmp_path / "record"
-    writer = RecordWriter(path)
-    writer.reply(1, [0], "node", "../../secret.safetensors", gradients(1))
-    writer.flush()
-    with pytest.raises(RecordError, match="outside the record"):
-        Record(path)
+def test_the_index_says_what_the_headers_say(tmp_path):
+    path = written(tmp_path / "record")
+    rows = pd.read_parquet(path / "index").to_dict("records")
+    assert rows == [asdict(entry) for entry in Record(path).entries]
+    assert list(rows[0]) == ["round", "learner", "node", "sent", "reply", "row", "received"]
+
+
+SENT = "sent/000001-0000.safetensors"
+RIGHT = {"round": "1", "node": "n", "sent": SENT, "received": "1.5", "learners": "4,7"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"sent": "../../secret.safetensors"}, "no file in sent"),
+        ({"sent": "/etc/passwd"}, "no file in sent"),
+        ({"sent": "sent/../format.json"}, "no file in sent"),
+        ({"round": "2"}, "another round"),
+        ({"round": "-1"}, "another round"),
+        ({"learners": "4"}, "not stacked by its 1 learners"),
+        ({"learners": "4,-7"}, "no learners"),
+        ({"learners": "4,4"}, "a learner twice"),
+        ({"received": "nan"}, "no time"),
+        ({"node": "two\nlines"}, "no node"),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused_in_one_line(tmp_path, wrong, says):
+    path = written(tmp_path / "record")
+    save_file(gradients(2), path / "replies" / "000001-0000.safetensors", RIGHT | wrong)
+    with pytest.raises(RecordError, match=says) as caught:
+        Record(path).gradients(1)
+    assert "replies/000001-0000.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert Record(path).gradients(2)[0] == [1, 4, 7]
+
+
+def test_the_writer_refuses_what_the_reader_would_refuse(tmp_path):
+    writer = RecordWriter(tmp_path / "record")
+    for arguments in (
+        (1, [1, 2], "node", SENT, gradients(1)),
+        (1, [1, 1], "node", SENT, gradients(2)),
+        (1, [-1], "node", SENT, gradients(1)),
+        (1, [1], "node", "../../secret.safetensors", gradients(1)),
+        (1, [1], "two\nlines", SENT, gradients(1)),
+        (-1, [1], "node", SENT, gradients(1)),
+        (1, [1], "node", SENT, {}),
+        (1, [1], "node", SENT, {"w": np.zeros(1, object)}),
+        (1, [1], "node", SENT, {"__metadata__": np.zeros(1)}),
+        (1, [1], "node", SENT, {"half a \ud83d pair": np.zeros(1)}),
+        (1, [1], "node", SENT, {f"{number:020d}": np.zeros(1) for number in range(20_000)}),
+    ):
+        with pytest.raises(RecordError, match="not recorded"):
+            writer.reply(*arguments)
+    assert Record(tmp_path / "record").rounds == []
+
+
+def test_a_learner_that_answered_twice_is_refused_by_its_name(tmp_path):
+    path = written(tmp_path / "record")
+    shutil.copy(path / "replies" / "000001-0000.safetensors", path / "replies" / "000001-0002.safetensors")
+    with pytest.raises(RecordError, match="learner 4 is in round 1 more than once"):
+        Record(path).gradients(1)
+    assert Record(path).gradients(2)[0] == [1, 4, 7]
+
+
+@pytest.mark.parametrize("other", [{"w": "w"}, {"w": "w", "c": "b"}, {"w": "b", "b": "w"}])
+def test_replies_of_a_round_that_differ_in_names_or_shapes_are_refused(tmp_path, other):
+    writer = RecordWriter(tmp_path)
+    writer.reply(1, [0], "node", SENT, gradients(1))
+    writer.reply(1, [1], "node", SENT, {name: gradients(1)[same] for name, same in other.items()})
+    with pytest.raises(RecordError, match=r"000001-0001.*other names, shapes or types"):
+        Record(tmp_path).gradients(1)
+
+
+@pytest.mark.parametrize("place", ["replies", "replies/000001-0000.safetensors", "sent", SENT])
+def test_links_are_not_followed(tmp_path, place):
+    path = written(tmp_path / "record")
+    shutil.move(path / place, tmp_path / "elsewhere")
+    (path / place).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RecordError, match=place.replace(".", r"\.")):
+        (Record(path).sent if "sent" in place else Record(path).gradients)(1)
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
+    path = written(tmp_path / "record")
+    (path / SENT).unlink()
+    os.mkfifo(path / SENT)
+    with pytest.raises(RecordError, match="not a plain file"):
+        Record(path).sent(1)
+
+
+def test_files_are_the_librarys_own_format_in_every_type(tmp_path):
+    generator = np.random.default_rng(0)
+    types = ["?", "i1", "u1", "<i2", "<u2", "<f2", "<i4", "<u4", "<f4", "<i8", "<u8", "<f8"]
+    arrays = {f"{kind} ü\n": generator.integers(0, 2, (2, 3)).astype(kind) for kind in types}
+    arrays |= {"scalars": np.array([1.0, 2.0]), "nothing": np.zeros((2, 0), "f4")}
+    arrays |= {"big-endian": np.arange(2, dtype=">f4"), "across": np.arange(6.0).reshape(3, 2).T}
+    writer = RecordWriter(tmp_path)
+    sent = writer.sent(1, {"zero dimensions": np.float32(3), **arrays})
+    reply = writer.reply(1, [1, 2], "node", sent, arrays)
+    found, (learners, stacked), ours = (
+        load_file(tmp_path / reply),
+        Record(tmp_path).gradients(1),
+        Record(tmp_path).sent(1),
+    )
+    assert learners == [1, 2]
+    assert found.keys() == stacked.keys() == arrays.keys()
+    assert ours["zero dimensions"] == load_file(tmp_path / sent)["zero dimensions"] == 3
+    for name, value in arrays.items():
+        for read in (found[name], stacked[name], ours[name]):
+            assert (read.dtype, read.shape) == (value.dtype.newbyteorder("<"), value.shape)
+            np.testing.assert_array_equal(read, value)
 
 
 def test_no_record_and_another_version_are_told_apart(tmp_path):
     with pytest.raises(RecordError, match="no record here"):
         Record(tmp_path)
-    (tmp_path / "format.json").write_text('{"format": "metaleak-record", "version": 99}')
-    with pytest.raises(RecordError, match="99"):
+    (tmp_path / "format.json").write_text('{"format": "metaleak-record", "version": 1}')
+    with pytest.raises(RecordError, match=r"version 1, this program reads .*2"):
         Record(tmp_path)
-
-
-def test_a_reply_that_is_not_stacked_is_refused(tmp_path):
-    with pytest.raises(RecordError, match="not stacked"):
-        RecordWriter(tmp_path / "record").reply(1, [1, 2], "node", "x", gradients(1))
 
 
 @settings(max_examples=25, deadline=None)
@@ -131,18 +241,177 @@ def test_every_float32_survives_bit_for_bit(tmp_path_factory, values, learners):
     assert stacked["w"].tobytes() == values[np.argsort(chosen)].tobytes()
 
 
-def test_a_full_disk_leaves_what_was_written(tmp_path, monkeypatch):
-    path = tmp_path / "record"
-    writer = RecordWriter(path)
+def test_the_background_writes_the_same_record(tmp_path):
+    written(tmp_path / "at-once")
+    with BackgroundWriter() as background:
+        written(tmp_path / "later", background=background)
+    assert content(tmp_path / "later") == content(tmp_path / "at-once")
+    assert (tmp_path / "later" / "index" / "000002-0000.parquet").exists()
+
+
+def test_queued_arrays_are_handed_over_not_copied(tmp_path):
+    door = threading.Event()
+    with BackgroundWriter() as background:
+        writer = RecordWriter(tmp_path, background)
+        background.submit(0, door.wait)
+        arrays = gradients(1)
+        writer.reply(1, [0], "node", SENT, arrays)
+        arrays["w"][:] = 5
+        door.set()
+    assert (Record(tmp_path).gradients(1)[1]["w"] == 5).all()
+
+
+def content(path):
+    """Return what a record says, apart from when and from whom."""
+    record = Record(path)
+    entries = [replace(entry, received=0, node="") for entry in record.entries]
+    rounds = {
+        round: [{name: value.tobytes() for name, value in arrays.items()} for arrays in (record.sent(round), found)]
+        for round in record.rounds
+        for _, found in [record.gradients(round)]
+    }
+    index = pd.read_parquet(path / "index").drop(columns=["received", "node"]).to_dict("records")
+    return entries, rounds, index
+
+
+def third_round(writer, replies=2):
+    sent = writer.sent(3, parameters(3))
+    for number in range(replies):
+        writer.reply(3, [2 * number, 2 * number + 1], "node", sent, gradients(2, 30 + number))
+
+
+def crashed(path, how):
+    """Leave a record as a run that died in its third round would."""
+    writer = written_by(RecordWriter(path))
+    if how == "before the round":
+        return
+    third_round(writer, replies=1)
+    if how == "before anything of the index":
+        for part in (path / "index").iterdir():
+            part.unlink()
+    elif how == "while a reply was written":
+        whole = (path / "replies" / "000003-0000.safetensors").read_bytes()
+        (path / "replies" / ".000003-0001.safetensors.part").write_bytes(whole[: len(whole) // 2])
+    elif how == "while the index was written":
+        (path / "index" / ".000003-0000.parquet.part").write_bytes(b"PAR1")
+    elif how == "after the round":
+        writer.flush()
+    elif how == "after a second index part":
+        RecordWriter.resume(path, 3)
+        shutil.copy(path / "index" / "000002-0000.parquet", path / "index" / "000002-0001.parquet")
+
+
+CRASHES = [
+    "before the round",
+    "before anything of the index",
+    "while a reply was written",
+    "while the index was written",
+    "after the round",
+    "after a second index part",
+]
+
+
+@pytest.mark.parametrize("how", CRASHES)
+def test_a_resumed_record_is_as_if_nothing_had_happened(tmp_path, how):
+    undisturbed = written_by(RecordWriter(tmp_path / "undisturbed"))
+    third_round(undisturbed)
+    undisturbed.flush()
+    crashed(tmp_path / "record", how)
+    resumed = RecordWriter.resume(tmp_path / "record", 2)
+    assert Record(tmp_path / "record").rounds == [1, 2]
+    third_round(resumed)
+    resumed.flush()
+    assert content(tmp_path / "record") == content(tmp_path / "undisturbed")
+    files = [
+        sorted(str(f.relative_to(tmp_path / one)) for f in (tmp_path / one).rglob("*"))
+        for one in ("record", "undisturbed")
+    ]
+    assert files[0] == files[1]
+
+
+def test_a_resumed_round_goes_on_with_its_numbers(tmp_path):
+    path = written(tmp_path / "record", flush=False)
+    writer = RecordWriter.resume(path, 2)
+    writer.reply(2, [9], "node", writer.sent(2, parameters()), gradients(1))
+    writer.flush()
+    assert Record(path).gradients(2)[0] == [1, 4, 7, 9]
+    assert sorted(pd.read_parquet(path / "index").query("round == 2")["learner"]) == [1, 4, 7, 9]
+
+
+def test_resuming_before_the_first_round_leaves_an_empty_record(tmp_path):
+    RecordWriter.resume(written(tmp_path / "record"), 0)
+    assert [file.name for file in (tmp_path / "record").rglob("*") if file.is_file()] == ["format.json"]
+
+
+def test_what_is_no_record_or_is_damaged_cannot_be_resumed(tmp_path):
+    with pytest.raises(RecordError, match="no record here"):
+        RecordWriter.resume(tmp_path, 1)
+    path = written(tmp_path / "record")
+    (path / "replies" / "000001-0000.safetensors").write_bytes(b"no")
+    with pytest.raises(RecordError, match="000001-0000"):
+        RecordWriter.resume(path, 1)
+    assert Record(path).gradients(2)[0] == [1, 4, 7], "and nothing was removed"
+
+
+def test_resuming_removes_nothing_through_a_link(tmp_path):
+    path = written(tmp_path / "record")
+    shutil.move(path / "sent", tmp_path / "elsewhere")
+    (path / "sent").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RecordError, match="sent"):
+        RecordWriter.resume(path, 0)
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB, where the user may make one."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("a small file system needs the right to mount")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_is_one_error_and_leaves_what_was_written(small_disk, background):
+    path, errors = small_disk / "record", []
+    later = BackgroundWriter(limit_bytes=200_000) if background else None
+    writer = RecordWriter(path, later)
     sent = writer.sent(1, parameters())
-    writer.reply(1, [0], "node", sent, gradients(1))
-
-    def full(self, content):
-        raise OSError(28, "No space left on device", str(self))
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        writer.reply(1, [1], "node", sent, gradients(1))
-    monkeypatch.undo()
-    assert Record(path).gradients(1)[0] == [0]
+    try:
+        for number in range(50):
+            writer.reply(1, [number], "node", sent, {"w": np.full((1, 10_000), number, "f8")})
+    except OSError as error:
+        errors.append(error)
+    if later:
+        later.close()
+    assert [error.errno for error in errors] == [errno.ENOSPC]
+    learners, stacked = Record(path).gradients(1)
+    assert learners == list(range(len(learners)))
+    assert 8 < len(learners) < 14
+    assert (stacked["w"] == np.array(learners)[:, np.newaxis]).all()
     assert not list(path.rglob("*.part"))
+
+
+def test_a_file_size_limit_is_one_error_and_leaves_what_was_written(tmp_path):
+    code = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from metaleak.server import RecordWriter
+writer = RecordWriter(Path(sys.argv[1]))
+sent = writer.sent(1, {"w": np.zeros(3)})
+writer.reply(1, [0], "node", sent, {"w": np.zeros((1, 3))})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    writer.reply(1, [1], "node", sent, {"w": np.zeros((1, 30_000))})
+except OSError as error:
+    print(type(error).__name__, error.errno)
+writer.reply(1, [2], "node", sent, {"w": np.zeros((1, 3))})
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "record"], capture_output=True, text=True)
+    assert done.stdout.split() == ["OSError", str(errno.EFBIG)], done.stderr
+    assert Record(tmp_path / "record").gradients(1)[0] == [0, 2]
+    assert not list((tmp_path / "record").rglob("*.part"))
