@@ -17,8 +17,9 @@ class TorchModule:
 
     The parameters of the module's last layer that has any are named `head.*`, so that ANIL finds the classifier;
     other parameters that the module itself calls `head.*` are named `body.head.*`.
-    A native batch norm must not track running statistics, and its third derivatives are wrong: see
-    `metaleak.clients.models.normalisation`.
+    A native batch norm must not track running statistics. Third derivatives through native batch, layer and instance
+    norm are wrong, see `metaleak.clients.models.normalisation`: what learners send is right, but an attack that asks
+    about support images through second-order MAML is misled.
     """
 
     def __init__(self, module: nn.Module) -> None:
