@@ -1,23 +1,29 @@
 """The Flower client: a node that hosts learners and answers with their meta-gradients, stacked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from metaleak.clients.cohort import cohort_meta_gradients
+from metaleak.clients.device import Device, torch_device
 from metaleak.clients.episode import Parameters
+from metaleak.clients.faults import Absence
 from metaleak.clients.federation import Federation
-from metaleak.clients.learner import cohort_meta_gradients
+from metaleak.clients.stacked_arrays import StackedArrays
 
 
-def client_app(federation: Federation | Callable[[Context], Federation]) -> ClientApp:
+def client_app(federation: Federation | Callable[[Context], Federation], device: Device = "auto") -> ClientApp:
     """Return the `ClientApp` of every node of `federation`, which may also be found from the node's context.
 
     A training message holds the parameters under `arrays` and, under `config`, `server-round`, `learner-ids` and
-    `chunk` (how many learners are computed at once). The reply holds the learners' meta-gradients under `arrays`,
-    one array a parameter with a leading learner dimension in the order of `learner-ids`, which it repeats under
-    `config`. Neither ever holds an image or a label; a learner's loss, which no defence covers, stays with it too.
+    `chunk` (how many learners are computed at once). The reply holds the meta-gradients of the learners that answer
+    under `arrays`, one array a parameter with a leading learner dimension in the order of `learner-ids`, which
+    stand under `config`; there also `missing-ids` of those who do not answer, with `missing-kinds` (`dropped`,
+    `late` or `failed`) and `missing-reasons`. Neither ever holds an image or a label; a learner's loss, which no
+    defence covers, stays with it too.
     """
     app = ClientApp()
 
@@ -25,37 +31,85 @@ def client_app(federation: Federation | Callable[[Context], Federation]) -> Clie
     def train(message: Message, context: Context) -> Message:
         # One thread an actor: Ray already runs as many actors as there are cores.
         torch.set_num_threads(1)
-        config = message.content["config"]
-        assert isinstance(config, ConfigRecord)
-        numbers = [int(number) for number in _list(config, "learner-ids")]
+        asked = _asked(message)
         known = federation if isinstance(federation, Federation) else federation(context)
-        learners = [known.learner(number) for number in numbers]
-        gradients, _ = cohort_meta_gradients(
-            learners,
-            _parameters(message),
-            round=int(str(config["server-round"])),
-            chunk=int(str(config["chunk"])),
-        )
-        content = RecordDict(
-            {
-                "arrays": ArrayRecord({name: Array(value.numpy()) for name, value in gradients.items()}),
-                "metrics": MetricRecord({"num-examples": len(numbers)}),
-                "config": ConfigRecord({"learner-ids": numbers}),
-            }
-        )
-        return Message(content, reply_to=message)
+        return Message(_answer(known, asked, torch_device(device)).content(), reply_to=message)
 
     return app
 
 
-def _parameters(message: Message) -> Parameters:
-    arrays = message.content["arrays"]
-    assert isinstance(arrays, ArrayRecord)
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+@dataclass(frozen=True)
+class _Asked:
+    learners: list[int]
+    round: int
+    chunk: int
+    parameters: Parameters
 
 
-def _list(config: ConfigRecord, name: str) -> list[int]:
-    values = config[name]
-    if not isinstance(values, list):
-        raise ValueError(f"message config `{name}` must be a list, got {values!r}")
-    return [int(value) for value in values]
+@dataclass(frozen=True)
+class _Answer:
+    present: list[int]
+    absent: dict[int, Absence]
+    arrays: ArrayRecord
+
+    def content(self) -> RecordDict:
+        config = ConfigRecord({"learner-ids": self.present})
+        if self.absent:
+            config["missing-ids"] = list(self.absent)
+            config["missing-kinds"] = [str(absence.kind) for absence in self.absent.values()]
+            config["missing-reasons"] = [absence.reason for absence in self.absent.values()]
+        metrics = MetricRecord({"num-examples": len(self.present)})
+        return RecordDict({"arrays": self.arrays, "metrics": metrics, "config": config})
+
+
+def _asked(message: Message) -> _Asked:
+    arrays, config = message.content["arrays"], message.content["config"]
+    if not isinstance(arrays, ArrayRecord) or not isinstance(config, ConfigRecord):
+        raise ValueError("a training message needs the records `arrays` and `config`")
+    learners, round, chunk = (config[name] for name in ("learner-ids", "server-round", "chunk"))
+    if not isinstance(learners, list) or not isinstance(round, int) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(
+            f"message config: learner-ids {learners!r}, server-round {round!r} or chunk {chunk!r} is wrong"
+        )
+    parameters = {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+    return _Asked([int(number) for number in learners], round, chunk, parameters)
+
+
+def _answer(federation: Federation, asked: _Asked, device: torch.device) -> _Answer:
+    """Return what the asked learners say, chunk by chunk; who is missing changes no other chunk's numbers."""
+    absent = {
+        number: absence
+        for number in asked.learners
+        if (absence := federation.faults.absence(federation.seed, asked.round, number)) is not None
+    }
+    parameters = {name: value.to(device) for name, value in asked.parameters.items()}
+    stack = StackedArrays(len(asked.learners) - len(absent), like=parameters)
+    present: list[int] = []
+    for start in range(0, len(asked.learners), asked.chunk):
+        numbers = [number for number in asked.learners[start : start + asked.chunk] if number not in absent]
+        try:
+            _compute(federation, numbers, parameters, asked.round, stack)
+            present += numbers
+        except Exception as trouble:  # noqa: BLE001 (whatever a learner's model or rule raises)
+            # One learner's trouble is not that of its cohort: let each of them try alone.
+            for number in numbers:
+                try:
+                    _compute(federation, [number], parameters, asked.round, stack)
+                    present.append(number)
+                except Exception as alone:  # noqa: BLE001
+                    absent[number] = Absence("failed", _in_short(alone if len(numbers) > 1 else trouble))
+    return _Answer(present, absent, stack.record())
+
+
+def _compute(
+    federation: Federation, numbers: Sequence[int], parameters: Parameters, round: int, stack: StackedArrays
+) -> None:
+    if numbers:
+        gradients, _ = cohort_meta_gradients(federation.learners(numbers), parameters, round, chunk=len(numbers))
+        stack.append(gradients)
+
+
+def _in_short(error: Exception) -> str:
+    """Return an error's type and first line: enough to find it, too little to carry a learner's data away."""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first[:160]}"

@@ -1,10 +1,12 @@
 """All learners of an experiment, made where they are needed and only there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from metaleak.clients.datasets import DataSet, LabelledImages
 from metaleak.clients.episode import Parameters
+from metaleak.clients.faults import NO_FAULTS, Faults
 from metaleak.clients.learner import TaskLearner
 from metaleak.clients.models import Model
 from metaleak.clients.partition import Partition, Split, TaskShape, split
@@ -27,6 +29,7 @@ class Federation:
     model: Model
     rule: Rule
     defences: tuple[Defence, ...] = ()
+    faults: Faults = NO_FAULTS
 
     def images(self) -> LabelledImages:
         """Return the data set's images, loaded once in this process."""
@@ -38,19 +41,29 @@ class Federation:
 
     def learner(self, learner: int) -> TaskLearner:
         """Return task-learner number `learner`; raises `ValueError` for a number outside the federation."""
-        shards = self.split().shards
-        if not 0 <= learner < len(shards):
-            raise ValueError(f"learner {learner} is not one of the {len(shards)} learners, 0 to {len(shards) - 1}")
-        return TaskLearner(
-            learner=learner,
-            seed=self.seed,
-            data=self.images(),
-            shard=shards[learner],
-            task=self.task,
-            model=self.model,
-            rule=self.rule,
-            defences=self.defences,
-        )
+        return self.learners([learner])[0]
+
+    def learners(self, numbers: Sequence[int]) -> list[TaskLearner]:
+        """Return the task-learners with these numbers; raises `ValueError` for one outside the federation."""
+        shards, images = self.split().shards, self.images()
+        strangers = [number for number in numbers if not 0 <= number < len(shards)]
+        if strangers:
+            raise ValueError(
+                f"learner {strangers[0]} is not one of the {len(shards)} learners, 0 to {len(shards) - 1}"
+            )
+        return [
+            TaskLearner(
+                learner=number,
+                seed=self.seed,
+                data=images,
+                shard=shards[number],
+                task=self.task,
+                model=self.model,
+                rule=self.rule,
+                defences=self.defences,
+            )
+            for number in numbers
+        ]
 
     def initial_parameters(self) -> Parameters:
         """Return the initialisation that the server starts from, by the experiment's seed."""

@@ -1,11 +1,8 @@
 """The task-learner: a private shard, a rule, and the defences that stand before anything leaves."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.func import vmap
 
 from metaleak.clients.datasets import LabelledImages
 from metaleak.clients.episode import Episode, Parameters
@@ -44,8 +41,9 @@ class TaskLearner:
 
     def meta_gradient(self, parameters: Parameters, round: int) -> tuple[Parameters, Tensor]:
         """Return what the learner sends, shaped like `parameters`, and its query loss, a scalar that it keeps."""
-        gradients, losses = cohort_meta_gradients([self], parameters, round)
-        return {name: stacked[0] for name, stacked in gradients.items()}, losses[0]
+        gradient, loss = self.rule.meta_gradient(self.model, parameters, self.episode(round), self.perturb(round))
+        sent = self.defend_shared({name: value.detach() for name, value in gradient.items()}, round)
+        return sent, loss.detach()
 
     def defend_shared(self, gradient: Parameters, round: int) -> Parameters:
         """Return the meta-gradient as it leaves."""
@@ -63,46 +61,3 @@ class TaskLearner:
                 key = (self.seed, round, self.learner, "defence", order, step)
                 tensors = defence(tensors, keyed_generator(*key))
         return tensors
-
-
-def cohort_meta_gradients(
-    learners: Sequence[TaskLearner], parameters: Parameters, round: int, chunk: int = 16
-) -> tuple[Parameters, Tensor]:
-    """Return the meta-gradients of `learners`, stacked `(L, ...)`, and their query losses `(L,)`.
-
-    All learners share one model, rule and task shape. `chunk` episodes are computed at once under `vmap`; a learner's
-    numbers depend, in their last bits, on the chunk it is in, so a caller who wants the same bits again passes the
-    same chunks. Learners with an `inner` defence are computed one by one: their noise is drawn inside the rule.
-    """
-    parts = [
-        _chunk_meta_gradients(learners[start : start + chunk], parameters, round)
-        for start in range(0, len(learners), chunk)
-    ]
-    gradients = {name: torch.cat([part[0][name] for part in parts]) for name in parameters}
-    return gradients, torch.cat([part[1] for part in parts])
-
-
-def _chunk_meta_gradients(
-    learners: Sequence[TaskLearner], parameters: Parameters, round: int
-) -> tuple[Parameters, Tensor]:
-    model, rule = learners[0].model, learners[0].rule
-    episodes = [learner.episode(round) for learner in learners]
-    if any(learner.perturb(round) is not None for learner in learners):
-        computed = [
-            rule.meta_gradient(model, parameters, episode, learner.perturb(round))
-            for learner, episode in zip(learners, episodes, strict=True)
-        ]
-        gradients = _stack([gradient for gradient, _ in computed])
-        losses = torch.stack([loss for _, loss in computed])
-    else:
-        batch = Episode(*(torch.stack(tensors) for tensors in zip(*episodes, strict=True)))
-        gradients, losses = vmap(lambda one: rule.meta_gradient(model, parameters, one))(batch)
-    defended = [
-        learner.defend_shared({name: value[row] for name, value in gradients.items()}, round)
-        for row, learner in enumerate(learners)
-    ]
-    return _stack(defended), losses.detach()
-
-
-def _stack(gradients: Sequence[Parameters]) -> Parameters:
-    return {name: torch.stack([gradient[name] for gradient in gradients]).detach() for name in gradients[0]}

@@ -18,3 +18,8 @@ def derived_seed(*key: int | str) -> int:
 def keyed_generator(*key: int | str) -> torch.Generator:
     """Return a fresh CPU generator seeded by `derived_seed(*key)`."""
     return torch.Generator().manual_seed(derived_seed(*key))
+
+
+def keyed_uniforms(count: int, *key: int | str) -> list[float]:
+    """Return `count` independent numbers in [0, 1), the same for the same key."""
+    return torch.rand(count, generator=keyed_generator(*key), dtype=torch.float64).tolist()

@@ -1,6 +1,8 @@
 """What a learner draws from its shard each round; evaluation rebuilds the truth with the same functions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,28 +42,47 @@ def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: i
             f"for a task of {task.ways} ways x {needed} images"
         )
     # A key without the round is what makes a choice last.
-    class_key = (seed, learner, "positions") if held == task.ways else (seed, round, learner, "positions")
-    image_key = (seed, learner, "roles") if images_each == needed else (seed, round, learner, "roles")
-    rows = torch.randperm(held, generator=keyed_generator(*class_key))[: task.ways]
+    class_key: tuple[int | str, ...] = (seed, learner, "positions")
+    image_key: tuple[int | str, ...] = (seed, learner, "roles")
+    if held > task.ways:
+        class_key = (seed, round, learner, "positions")
+    if images_each > needed:
+        image_key = (seed, round, learner, "roles")
+    return _drawn(shard, task, class_key, image_key)
+
+
+# A choice that lasts is made once a process: it takes longer than a small network's meta-gradient.
+@lru_cache(maxsize=16384)
+def _drawn(
+    shard: ShardIndices, task: TaskShape, class_key: tuple[int | str, ...], image_key: tuple[int | str, ...]
+) -> Draw:
+    rows = torch.randperm(len(shard.classes), generator=keyed_generator(*class_key))[: task.ways]
     shuffled = _shuffle_rows(shard.images, keyed_generator(*image_key))[rows]
     return Draw(
         classes=torch.tensor(shard.classes)[rows],
         support=shuffled[:, : task.shots],
-        query=shuffled[:, task.shots : needed],
+        query=shuffled[:, task.shots : task.shots + task.queries],
     )
 
 
 def episode(data: LabelledImages, draw: Draw) -> Episode:
     """Return the tensors of `draw`: float32 images in [0, 1], rows ordered by label position."""
-    ways, shots = draw.support.shape
-    queries = draw.query.shape[1]
-    positions = torch.arange(ways)
-    return Episode(
-        support_images=data.images[draw.support.flatten()].to(torch.float32) / 255.0,
-        support_labels=positions.repeat_interleave(shots),
-        query_images=data.images[draw.query.flatten()].to(torch.float32) / 255.0,
-        query_labels=positions.repeat_interleave(queries),
-    )
+    return Episode(*(part[0] for part in episodes(data, [draw])))
+
+
+def episodes(data: LabelledImages, draws: Sequence[Draw]) -> Episode:
+    """Return the tensors of `draws`, all of one task shape, with a leading axis; see `episode`."""
+    support, query = (torch.stack([getattr(draw, part) for draw in draws]) for part in ("support", "query"))
+    positions = torch.arange(support.shape[1])
+
+    def images(indices: Tensor) -> Tensor:
+        flat = data.images[indices.flatten()].to(torch.float32) / 255.0
+        return flat.reshape(len(draws), -1, *data.image_shape)
+
+    def labels(indices: Tensor) -> Tensor:
+        return positions.repeat_interleave(indices.shape[2]).expand(len(draws), -1)
+
+    return Episode(images(support), labels(support), images(query), labels(query))
 
 
 def held_out_episode(labels: Tensor, held_out: Tensor, task: TaskShape, seed: int, number: int) -> Draw:

@@ -41,9 +41,12 @@ def _root_mean_square(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def _unit_noise(law: Literal["gaussian", "laplace"], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return noise of standard deviation 1, shaped and typed as `like`."""
+    """Return noise of standard deviation 1, shaped and typed as `like` and where it is.
+
+    It is drawn on the CPU, whose generator gives the same numbers on every machine.
+    """
     if law == "gaussian":
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
     # A Laplace variable is the difference of two exponential ones; b = 1 / sqrt(2) gives unit variance.
     both = torch.empty((2, *like.shape), dtype=like.dtype).exponential_(generator=generator)
-    return (both[0] - both[1]) / math.sqrt(2.0)
+    return ((both[0] - both[1]) / math.sqrt(2.0)).to(like.device)

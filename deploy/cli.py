@@ -56,20 +56,33 @@ def init(
 
 @app.command()
 def simulate(
-    file: Annotated[Path, typer.Argument(help="The experiment file.")],
+    file: Annotated[Path | None, typer.Argument(help="The experiment file.")] = None,
     changes: Changes = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; default runs/<name>.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Instead of a file: go on with this run from its last round."),
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="Run on this Ray cluster: auto, or HOST:PORT of its head.")
+    ] = None,
     data_dir: DataDir = None,
     download: Download = False,
     as_json: AsJson = False,
 ) -> None:
     """Simulate the experiment and record what the server sees.
 
-    Example: `metaleak simulate experiment.yaml --set rounds=50 --out runs/first`
+    Example: `metaleak simulate experiment.yaml --set rounds=50 --out runs/first`; after a power cut
+    `metaleak simulate --resume runs/first`
     """
     from metaleak.deploy.commands import simulate_command
 
-    simulate_command(file, _with_data(changes, data_dir, download), out, as_json)
+    if (file is None) == (resume is None) or (resume is not None and out is not None):
+        raise typer.BadParameter("give either an experiment file (with --out) or --resume RUN")
+    asked = _with_data(changes, data_dir, download)
+    if ray_address is not None:
+        asked = (*asked, f"engine.ray_address={ray_address}")
+    simulate_command(file, asked, out, resume, as_json)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from rich.progress import (
 from metaleak.attacks.evaluation import Evaluation
 from metaleak.deploy.assessment import assess, result_name
 from metaleak.deploy.experiment import Experiment, experiment_from, read_experiment
-from metaleak.deploy.launch import RoundDone, simulate
+from metaleak.deploy.launch import RoundDone, resume, simulate
 from metaleak.deploy.plugins import Plugin
 from metaleak.deploy.report import write_report
 from metaleak.deploy.report_rows import comparison_table
@@ -39,20 +39,29 @@ def write_template(file: Path) -> None:
     file.write_text((files("metaleak.deploy") / "templates" / "experiment.yaml").read_text())
 
 
-def simulate_command(file: Path, changes: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Simulate, with a progress bar, and say where the run is."""
-    experiment = read_experiment(file, changes)
-    path = out or Path("runs") / _file_name(experiment.name)
+def simulate_command(
+    file: Path | None, changes: tuple[str, ...], out: Path | None, resumed: Path | None, as_json: bool
+) -> None:
+    """Simulate the experiment in `file`, or go on with the run `resumed`; show progress, say where the run is."""
+    if resumed is not None:
+        path, rounds = resumed, RunDirectory.open(resumed).experiment().server.rounds
+    elif file is not None:
+        experiment = read_experiment(file, changes)
+        path, rounds = out or Path("runs") / _file_name(experiment.name), experiment.server.rounds
     with _progress() as progress:
-        bar = progress.add_task("loading, starting actors", total=experiment.server.rounds)
-        run = simulate(experiment, path, lambda done: _show_round(progress, bar, done))
+        bar = progress.add_task("loading, starting actors", total=rounds)
+
+        def show(done: RoundDone) -> None:
+            _show_round(progress, bar, done)
+
+        run = resume(path, changes, show) if resumed is not None else simulate(experiment, path, show)
     last = read(path)
     if as_json:
         typer.echo(json.dumps({"run": str(path), **run.said(), "final": _last_line(path)}))
         return
     accuracy = getattr(last, "accuracy", None)
     shown = f", adapted accuracy {_percent(accuracy)}" if accuracy else ""
-    typer.echo(f"{path}: {experiment.server.rounds} rounds in {run.said()['seconds']:.0f} s{shown}")
+    typer.echo(f"{path}: {rounds} rounds in {run.said()['seconds']:.0f} s{shown}")
 
 
 def attack_command(
@@ -147,9 +156,9 @@ def _progress() -> Iterator[Progress]:
 
 
 def _show_round(progress: Progress, bar: Any, done: RoundDone) -> None:
-    refused = f", {done.refused} learners refused" if done.refused else ""
+    missing = f", {done.missing} learners missing" if done.missing else ""
     if done.accuracy:
-        progress.update(bar, description=f"accuracy {done.accuracy.value:.1%}{refused}")
+        progress.update(bar, description=f"accuracy {done.accuracy.value:.1%}{missing}")
     progress.update(bar, completed=done.round)
 
 

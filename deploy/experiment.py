@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from metaleak.clients.device import Device
+from metaleak.clients.faults import Faults
 from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.deploy.plain_yaml import parse_yaml
@@ -71,12 +73,22 @@ class RecordSettings(BaseModel):
 
 
 class EngineSettings(BaseModel):
-    """How the simulation runs: Ray actors (`null`: one a core), and seconds to wait for a round's replies."""
+    """How the simulation runs; none of it decides what is computed, but for the last bits.
+
+    `actors`: Ray actors (`null`: one a core). `learners_per_node`: how many learners a Flower node hosts; with `auto`
+    any node computes for any learner, which is fastest. `chunk`: how many learners are computed at once (`auto`:
+    measured, then kept for the run). `device`: where actors compute; `auto` shares out the GPUs when there are any.
+    `timeout`: seconds to wait for a round's replies. `ray_address`: an existing Ray cluster, such as `auto`.
+    """
 
     model_config = _STRICT
 
     actors: Annotated[int, Field(ge=1, le=4096)] | None = None
+    learners_per_node: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    chunk: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    device: Device = "auto"
     timeout: Annotated[float, Field(gt=0)] = 3600.0
+    ray_address: str | None = None
 
 
 class Experiment(BaseModel):
@@ -92,6 +104,7 @@ class Experiment(BaseModel):
     model: Plugin = Plugin(name=_DEFAULT_NAMES["model"])
     rule: Plugin = Plugin(name=_DEFAULT_NAMES["rule"])
     defences: tuple[Plugin, ...] = ()
+    faults: Faults = Faults()
     server: ServerSettings = ServerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     record: RecordSettings = RecordSettings()
@@ -134,6 +147,7 @@ class Experiment(BaseModel):
             model=self.model.build("models"),
             rule=self.rule.build("rules"),
             defences=tuple(defence.build("defences") for defence in self.defences),
+            faults=self.faults,
         )
 
     def resolved(self) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from flwr.serverapp import Grid, ServerApp
 from metaleak.clients.app import client_app
 from metaleak.clients.federation import Federation
 from metaleak.deploy.experiment import Experiment, read_experiment
-from metaleak.deploy.launch import Simulation
 
 
 def experiment_of(context: Context, folder: Path) -> Experiment:
@@ -39,6 +38,9 @@ def flower_server(folder: Path) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        # A node starts a process a message, and needs none of this.
+        from metaleak.deploy.launch import Simulation
+
         out = Path(str(context.run_config.get("out", "runs/flower")))
         Simulation(experiment_of(context, folder), out).serve(grid)
 

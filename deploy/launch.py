@@ -1,41 +1,39 @@
-"""Running an experiment's simulation on Flower and Ray, in one function."""
+"""Running an experiment's simulation: what the server does, and where its actors are."""
 
-import logging
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
 import torch
-from flwr.app import Array, ArrayRecord, Context
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.simulation import run_simulation
 
 from metaleak.clients.app import client_app
+from metaleak.clients.device import torch_device
 from metaleak.clients.episode import Parameters
 from metaleak.clients.federation import Federation
+from metaleak.clients.measured_chunk import measured_chunk
 from metaleak.deploy.accuracy import Accuracy, HeldOutTasks
-from metaleak.deploy.cores import usable_cores
 from metaleak.deploy.errors import Interrupted, one_line
 from metaleak.deploy.experiment import Experiment
-from metaleak.deploy.interruption import interruptible
-from metaleak.deploy.run_directory import RunDirectory, read_parameters
+from metaleak.deploy.ray_engine import RayEngine
+from metaleak.deploy.run_directory import RunDirectory, Status, read_parameters
 from metaleak.server import CuriousServer, MetaLearner, RoundReport, WatchedGrid
-
-_SAVE_EVERY_SECONDS = 30.0
-_PATIENCE_SECONDS = 0.5
+from metaleak.server.background_writer import BackgroundWriter
+from metaleak.server.checkpoint import Checkpoint, read_checkpoint
+from metaleak.server.record import RecordWriter
+from metaleak.server.whole_file import write_whole
 
 
 @dataclass(frozen=True)
 class RoundDone:
-    """What a caller hears after a round; `refused` learners gave no usable answer, `accuracy` may not be measured."""
+    """What a caller hears after a round: `missing` learners gave no usable answer, `accuracy` may not be measured."""
 
     round: int
     rounds: int
-    refused: int
+    missing: int
     accuracy: Accuracy | None
 
 
@@ -43,11 +41,15 @@ class Simulation:
     """One experiment being simulated into a run directory.
 
     Everything that can be wrong with the data or the models is found here, before any actor starts: raises
-    `ValueError` or `OSError` with one line.
+    `ValueError` or `OSError` with one line. `resume` goes on with the run in `out`.
     """
 
     def __init__(
-        self, experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None
+        self,
+        experiment: Experiment,
+        out: Path,
+        on_round: Callable[[RoundDone], None] | None = None,
+        resume: bool = False,
     ) -> None:
         # Small tensors gain nothing from more threads, and lose much when the cores are busy.
         torch.set_num_threads(1)
@@ -59,112 +61,136 @@ class Simulation:
         self._tasks = HeldOutTasks(self.federation, experiment.evaluation)
         _try_out(self.federation, self._initial)
         self._on_round = on_round
-        self._stop = threading.Event()
-        self._ended = threading.Event()
-        self._saved = time.monotonic()
-        self.run = RunDirectory.create(out, experiment)
+        self._engine: RayEngine | None = None
+        self._last: Checkpoint | None = None
+        self.run = RunDirectory.open(out) if resume else RunDirectory.create(out, experiment)
+        self._from = self._checkpoint() if resume else None
+        self._chunk = self._chosen_chunk()
 
     def serve(self, grid: Grid) -> RunDirectory:
         """Be the server on `grid` until the last round; return the run.
 
         However it ends, `run.json` says so.
         """
-        initial = ArrayRecord({name: Array(value.numpy()) for name, value in self._initial.items()})
-        try:
-            self._strategy().start(
-                WatchedGrid(grid, check=self._check),
-                initial_arrays=initial,
-                num_rounds=self.experiment.server.rounds,
-                timeout=self.experiment.engine.timeout,
-            )
-        except Interrupted:
-            self.run.end("interrupted")
-            raise
-        except BaseException as error:
-            self.run.end("failed", one_line(error))
-            raise
-        self.run.end("done")
+        with ExitStack() as stack:
+            stack.enter_context(self.run.held())
+            try:
+                with BackgroundWriter() as background:
+                    self.run.say(status="running", error=None)
+                    self._strategy(background).start(
+                        WatchedGrid(grid, check=self._check),
+                        initial_arrays=ArrayRecord(
+                            {name: Array(value.numpy()) for name, value in self._initial.items()}
+                        ),
+                        num_rounds=self.experiment.server.rounds,
+                        timeout=self.experiment.engine.timeout,
+                    )
+            except Interrupted:
+                self._end("interrupted")
+                raise
+            except BaseException as error:
+                self._end("failed", one_line(error))
+                raise
+            self._end("done")
         return self.run
 
     def start(self) -> RunDirectory:
-        """Simulate to the end on Ray actors of this machine; return the run. Raises `Interrupted` on Ctrl-C."""
-        # Flower logs the tracebacks of what fails; what matters of them comes as an error's one line.
-        logging.getLogger("flwr").setLevel(logging.CRITICAL)
-        actors = self.experiment.engine.actors or usable_cores()
-        server = ServerApp()
-
-        @server.main()
-        def main(grid: Grid, context: Context) -> None:
-            self.serve(grid)
-
-        try:
-            with interruptible(self._interrupt):
-                run_simulation(
-                    server_app=server,
-                    client_app=client_app(self.federation),
-                    num_supernodes=actors,
-                    backend_config={
-                        "init_args": {"num_cpus": actors, "log_to_driver": False, "logging_level": logging.ERROR},
-                        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-                    },
-                )
-        except Exception:
-            # Ray is pulled away from under Flower when actors do not end by themselves: the complaints mean nothing.
-            if not self._stop.is_set():
-                raise
-        finally:
-            self._ended.set()
-        if self._stop.is_set():
+        """Simulate to the end on Ray actors; return the run. Raises `Interrupted` on Ctrl-C."""
+        self._engine = RayEngine(self.experiment.engine, self.experiment.partition.learners)
+        self._engine.run(client_app(self.federation, self.experiment.engine.device), self.serve)
+        if self._engine.stopped:
             raise Interrupted(f"{self.run.path}: interrupted; what was recorded is readable")
         return self.run
 
-    def _interrupt(self) -> None:
-        """Let the server stop at its next look at the grid, and end the actors if they are still busy then."""
-        self._stop.set()
-
-        def end_actors() -> None:
-            if not self._ended.wait(_PATIENCE_SECONDS):
-                ray.shutdown()
-
-        threading.Thread(target=end_actors, daemon=True).start()
-
-    def _strategy(self) -> Strategy:
-        settings = self.experiment.server
+    def _strategy(self, background: BackgroundWriter) -> Strategy:
+        settings, engine = self.experiment.server, self.experiment.engine
+        self._background = background
         strategy: Strategy = MetaLearner(
             self.experiment.partition.learners,
             fraction=settings.fraction,
             optimiser=settings.optimiser,
             seed=self.experiment.seed,
+            chunk=self._chunk,
+            learners_per_node=None if engine.learners_per_node == "auto" else engine.learners_per_node,
+            # A SuperNode starts a process a message; Ray's actors are there and share out the rest of the work
+            # better.
+            shares_per_node=1 if self._engine is None else 2,
+            resume_from=self._from,
             on_round=self._after_round,
         )
         recorded = self.experiment.record.rounds
-        return strategy if recorded == 0 else CuriousServer(strategy, self.run.record, recorded)
+        if recorded == 0:
+            return strategy
+        if self._from is not None or (self.run.record / "format.json").exists():
+            writer = RecordWriter.resume(self.run.record, self._done, background)
+        else:
+            writer = RecordWriter(self.run.record, background)
+        return CuriousServer(strategy, writer, recorded)
 
     def _check(self) -> None:
-        if self._stop.is_set():
+        if self._engine is not None and self._engine.stopped:
             raise Interrupted("stopped")
 
     def _after_round(self, report: RoundReport) -> None:
         rounds = self.experiment.server.rounds
-        last = report.round == rounds
         accuracy = None
-        if last or report.round % self.experiment.evaluation.every == 0:
+        if report.round == rounds or report.round % self.experiment.evaluation.every == 0:
             accuracy = self._tasks.accuracy(report.parameters)
         self.run.add_metrics(
             round=report.round,
             loss=accuracy and accuracy.loss,
             learners=report.learners,
+            dropped=report.dropped,
+            late=report.late,
+            failed=report.failed,
             refused=report.refused,
             seconds=round(report.seconds, 4),
             accuracy=accuracy and accuracy.value,
             accuracy_low=accuracy and accuracy.low,
             accuracy_high=accuracy and accuracy.high,
         )
-        if last or time.monotonic() - self._saved > _SAVE_EVERY_SECONDS:
-            self.run.save_parameters(report.parameters)
-            self._saved = time.monotonic()
+        self._last = report.checkpoint
+        content = report.checkpoint.content()
+        # Behind the round's replies in one queue: a checkpoint on disk means that its record is there too.
+        self._background.submit(len(content), lambda: write_whole(self.run.checkpoint, content))
         if self._on_round is not None:
-            self._on_round(RoundDone(report.round, rounds, report.refused, accuracy))
+            missing = report.dropped + report.late + report.failed + report.refused
+            self._on_round(RoundDone(report.round, rounds, missing, accuracy))
+
+    @property
+    def _done(self) -> int:
+        """How many rounds were done before this process began."""
+        return self._from.round if self._from is not None else 0
+
+    def _end(self, status: Status, error: str | None = None) -> None:
+        last = self._last or self._from
+        if last is not None:
+            self.run.save_parameters(last.parameters)
+        self.run.end(status, error)
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """Return where the run goes on, having forgotten what came after."""
+        checkpoint = read_checkpoint(self.run.checkpoint) if self.run.checkpoint.exists() else None
+        if checkpoint is not None:
+            shapes = {name: value.shape for name, value in checkpoint.parameters.items()}
+            if shapes != {name: value.shape for name, value in self._initial.items()}:
+                raise ValueError(f"{self.run.checkpoint}: is of another model than experiment.yaml")
+        self.run.forget_metrics(checkpoint.round if checkpoint is not None else 0)
+        return checkpoint
+
+    def _chosen_chunk(self) -> int:
+        """Return how many learners are computed at once, and write it down: it decides the last bits."""
+        asked, known = self.experiment.engine.chunk, self.run.said().get("chunk")
+        if asked == "auto" and isinstance(known, int):
+            return known
+        if asked == "auto":
+            asked = measured_chunk(self.federation, torch_device(self.experiment.engine.device))
+            # A round needs a few chunks to share out, whatever the number of actors.
+            sampled = int(self.experiment.server.fraction * self.experiment.partition.learners + 0.5)
+            while asked > 1 and 4 * asked > sampled:
+                asked //= 2
+        self.run.say(chunk=asked)
+        return asked
 
 
 def _try_out(federation: Federation, parameters: Parameters) -> None:
@@ -178,3 +204,22 @@ def _try_out(federation: Federation, parameters: Parameters) -> None:
 def simulate(experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None) -> RunDirectory:
     """Simulate `experiment` into the new directory `out` and return the run; see `Simulation`."""
     return Simulation(experiment, out, on_round).start()
+
+
+def resume(
+    out: Path, changes: Sequence[str] = (), on_round: Callable[[RoundDone], None] | None = None
+) -> RunDirectory:
+    """Go on with the run in `out` from its last round, and return it; one that is done is returned as it is.
+
+    The final parameters and the record are those of a run that was never disturbed, bit for bit. `changes` may
+    concern where it runs, `engine.` and the data's place, and nothing that decides what is computed: raises
+    `ValueError`.
+    """
+    run = RunDirectory.open(out)
+    experiment = run.experiment(tuple(changes))
+    before, after = run.experiment().simulation_key(), experiment.simulation_key()
+    if before != after or experiment.engine.chunk != run.experiment().engine.chunk:
+        raise ValueError(f"{out}: a run goes on as it began; only the engine (but for chunk) may be changed")
+    if run.said().get("status") == "done":
+        return run
+    return Simulation(experiment, out, on_round, resume=True).start()

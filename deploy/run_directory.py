@@ -4,13 +4,20 @@ RUN/
     experiment.yaml         the experiment, every default written out
     run.json                status, times, seed, versions
     metrics.jsonl           a line a round
+    checkpoint.safetensors  all that is needed to go on, after every round
     parameters.safetensors  the trained initialisation
     record/                 what the server saw (see metaleak.server.record)
     attacks/<name>/         attack.json, scores.parquet, gallery.safetensors
 """
 
+import fcntl
 import json
+import os
 import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,16 +47,23 @@ class RunDirectory:
         """Make the directory and write the experiment; raises `ValueError` when there is something already."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(f"{path}: exists already; a run is never overwritten, choose another --out")
-        path.mkdir(parents=True, exist_ok=True)
-        run = cls(path)
-        write_text(path / "experiment.yaml", yaml.safe_dump(experiment.resolved(), sort_keys=False))
-        run.say(
-            status="running",
-            started=now(),
-            seed=experiment.seed,
-            versions={"python": platform.python_version()} | {name: version(name) for name in _REPORTED},
-        )
-        return run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Made beside its place and moved there: half a run, which could neither go on nor begin, never exists.
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            run = cls(beside)
+            write_text(beside / "experiment.yaml", yaml.safe_dump(experiment.resolved(), sort_keys=False))
+            run.say(
+                status="running",
+                started=now(),
+                seed=experiment.seed,
+                versions={"python": platform.python_version()} | {name: version(name) for name in _REPORTED},
+            )
+            beside.chmod(0o777 & ~_umask())
+            beside.rename(path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -95,6 +109,28 @@ class RunDirectory:
         with (self.path / "metrics.jsonl").open("a") as lines:
             lines.write(json.dumps(metrics) + "\n")
 
+    def forget_metrics(self, last_round: int) -> None:
+        """Keep the lines of the rounds up to `last_round`, whole ones."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True)[:last_round] if path.exists() else []
+        write_text(path, "".join(lines))
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state after the last round lies."""
+        return self.path / "checkpoint.safetensors"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run, so that no second process writes into it; raises `ValueError` when one does already."""
+        with (self.path / ".held").open("w") as lock:
+            try:
+                # The system lets go of it when this process ends, however it ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f"{self.path}: another process is working on this run") from None
+            yield
+
     def save_parameters(self, parameters: Parameters) -> None:
         """Write the initialisation as it is now."""
         write_whole(self.path / "parameters.safetensors", save(parameters))
@@ -114,6 +150,13 @@ def read_parameters(path: Path, like: Parameters) -> Parameters:
             return {name: opened.get_tensor(name).to(like[name].dtype) for name in like}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def _umask() -> int:
+    """Return the bits that new files of this process do not get; reading it takes setting it."""
+    bits = os.umask(0o022)
+    os.umask(bits)
+    return bits
 
 
 def now() -> str:

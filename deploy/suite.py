@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from metaleak.attacks.observation import Progress
 from metaleak.deploy.assessment import assess, planned_attacks
 from metaleak.deploy.errors import Interrupted, one_line
 from metaleak.deploy.experiment import Experiment, experiment_from, read_yaml, with_value
-from metaleak.deploy.launch import RoundDone, simulate
+from metaleak.deploy.launch import RoundDone, resume, simulate
 from metaleak.deploy.plugins import Plugin, first_problem
 from metaleak.deploy.report_rows import describe_defences
 from metaleak.deploy.results import Cell
@@ -126,13 +125,14 @@ def _missing(run: Path, result: str) -> str | None:
 
 def _simulated(experiment: Experiment, path: Path, watch: Watch | None) -> str | None:
     """Simulate unless `path` holds the finished run; return the error in one line, or `None`."""
+    hear = watch.round if watch else None
     try:
-        if path.exists():
-            if RunDirectory(path).said().get("status") == "done":
-                return None
-            # A run that did not finish cannot be used, and its key names exactly what to compute again.
-            shutil.rmtree(path)
-        simulate(experiment, path, watch.round if watch else None)
+        if (path / "experiment.yaml").exists():
+            # Its key names exactly what it computes, so one that was cut off goes on; a finished one is left as it
+            # is.
+            resume(path, on_round=hear)
+        else:
+            simulate(experiment, path, hear)
     except Interrupted:
         raise
     except Exception as error:  # noqa: BLE001 (one cell's trouble, of whatever kind, is not the others')

@@ -9,10 +9,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from metaleak.server.received_array import view
 from metaleak.server.record import Arrays, RecordWriter
 from metaleak.server.watched_grid import WatchedGrid
 
 _LOG = logging.getLogger("metaleak")
+_LARGEST = 16
+"""How many times larger than the parameters a learner's reply may be; control variates and the like make it
+larger.
+"""
 
 
 class CuriousServer(Strategy):
@@ -24,14 +29,16 @@ class CuriousServer(Strategy):
     Training messages and their replies are recorded; a reply that is an error is not (it has no arrays). A reply that
     names its learners in a config entry `learner-ids` holds their arrays stacked; any other is taken as one learner,
     whose number is that of its node in order of appearance. With `rounds`, only the first so many are recorded: a
-    long training fills a disk. Raises `RecordError` when there is a record already.
+    long training fills a disk. `record` is where to make a new record, or a writer, such as one that works in the
+    background. Raises `RecordError` when there is a record already.
 
     An application that writes its own loop uses the other door, `curious_grid`.
     """
 
-    def __init__(self, strategy: Strategy, record: str | Path, rounds: int | None = None) -> None:
+    def __init__(self, strategy: Strategy, record: str | Path | RecordWriter, rounds: int | None = None) -> None:
         self.strategy = strategy
-        self._recorder = Recorder(RecordWriter(Path(record)), rounds)
+        writer = record if isinstance(record, RecordWriter) else RecordWriter(Path(record))
+        self._recorder = Recorder(writer, rounds)
 
     def start(
         self,
@@ -89,12 +96,17 @@ class CuriousServer(Strategy):
 
 
 class Recorder:
-    """Turns the messages of a grid into a record, those of the first `rounds` rounds or all."""
+    """Turns the messages of a grid into a record, those of the first `rounds` rounds or all.
+
+    Arrays are looked at in their messages and handed on as they lie there, never copied. A reply that is no arrays,
+    or is far larger than what was sent to its learners, is left out with a warning: no stranger fills the disk. To
+    refuse it is the strategy's right.
+    """
 
     def __init__(self, writer: RecordWriter, rounds: int | None = None) -> None:
         self._writer = writer
         self._rounds = rounds
-        self._open: dict[str, tuple[int, str]] = {}
+        self._open: dict[str, tuple[int, str, int]] = {}
         self._last: tuple[int, list[ArrayRecord], str] | None = None
         self._nodes: dict[int, int] = {}
         self._round = 0
@@ -122,25 +134,27 @@ class Recorder:
         arrays = list(records.values())
         if self._last is None or self._last[0] != round or not _identical(self._last[1], arrays):
             self._last = (round, arrays, self._writer.sent(round, _named(message)))
-        self._open[message.metadata.message_id] = (round, self._last[2])
+        self._open[message.metadata.message_id] = (round, self._last[2], _size(message))
 
     def _received(self, reply: Message) -> None:
-        round, sent = self._open.pop(reply.metadata.reply_to_message_id, (0, ""))
-        if not sent or reply.has_error():
-            return
-        arrays = _named(reply)
-        if not arrays:
+        round, sent, size = self._open.pop(reply.metadata.reply_to_message_id, (0, "", 0))
+        if not sent or reply.has_error() or not reply.content.array_records:
             return
         node = reply.metadata.src_node_id
         learners = _declared_learners(reply)
-        if learners is None:
-            learners = [self._nodes.setdefault(node, len(self._nodes))]
-            arrays = {name: value[np.newaxis] for name, value in arrays.items()}
-        if not learners or any(value.shape[:1] != (len(learners),) for value in arrays.values()):
-            # To refuse a reply is the strategy's right, not the observer's.
-            _LOG.warning(
-                "round %d: node %d's reply is not stacked by its learner ids and was not recorded", round, node
-            )
+        if learners == []:
+            return
+        try:
+            if _size(reply) > _LARGEST * len(learners or [0]) * size:
+                raise ValueError(f"is over {_LARGEST} times as large as what was sent")
+            arrays = _named(reply)
+            if learners is None:
+                learners = [self._nodes.setdefault(node, len(self._nodes))]
+                arrays = {name: value[np.newaxis] for name, value in arrays.items()}
+            if any(value.shape[:1] != (len(learners),) for value in arrays.values()):
+                raise ValueError("is not stacked by its learner ids")
+        except ValueError as error:
+            _LOG.warning("round %d: node %d's reply %s and was not recorded", round, node, error)
             return
         self._writer.reply(round, learners, str(node), sent, arrays)
 
@@ -154,11 +168,17 @@ def curious_grid(grid: Grid, record: str | Path) -> tuple[WatchedGrid, Callable[
     return recorder.watch(grid), recorder.close
 
 
+def _size(message: Message) -> int:
+    """Return how many bytes the arrays of a message take, at least what a header takes."""
+    records = message.content.array_records.values()
+    return max(1024, sum(len(array.data) for record in records for array in record.values()))
+
+
 def _named(message: Message) -> Arrays:
     """Return a message's arrays by name; with several array records, as `<record>/<name>`."""
     records = message.content.array_records
     return {
-        name if len(records) == 1 else f"{key}/{name}": array.numpy()
+        name if len(records) == 1 else f"{key}/{name}": view(array)
         for key, record in records.items()
         for name, array in record.items()
     }

@@ -1,46 +1,62 @@
 """The meta-learner: a Flower strategy that averages meta-gradients and takes outer steps."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from logging import INFO, WARNING
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
+from metaleak.server.answer import Answer, Refused, read_answer
+from metaleak.server.checkpoint import Checkpoint
+from metaleak.server.dispatch import Dispatch, Patience
 from metaleak.server.optimiser import OuterOptimiser, OuterSteps
+from metaleak.server.shares import Share, floating_shares, hosted_shares
+from metaleak.server.tree_sum import TreeSum
 
 
 class RoundFailed(RuntimeError):
-    """No learner of a round answered with a meta-gradient; the message is one line with the first reason."""
+    """No learner of a round could be heard; the message is one line with the first reason."""
 
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What one round did: how many `learners` answered, and how many were `refused` or did not answer.
+    """What one round did.
 
-    `parameters` are those after the outer step; `seconds` run from sampling to the outer step.
+    Of the learners that were asked, `learners` answered, `dropped` out, were `late` or `failed`, and what the others
+    sent was `refused`. `seconds` run from sampling to the outer step. `checkpoint` is the state after it.
     """
 
     round: int
     learners: int
+    dropped: int
+    late: int
+    failed: int
     refused: int
     seconds: float
-    parameters: dict[str, torch.Tensor]
+    checkpoint: Checkpoint
+
+    @property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The parameters after the outer step."""
+        return self.checkpoint.parameters
 
 
 class MetaLearner(Strategy):
     """Samples learners each round, sends them the parameters, and steps along their mean meta-gradient.
 
     `learners` is the size of the federation and `fraction` the part of it that is sampled each round, at least one;
-    the sample depends on (`seed`, round) alone. Work is cut into chunks of `chunk` learners, by learner and never by
-    node, so that the numbers do not depend on how many nodes there are. The optimiser's state lives as long as the
-    strategy. `on_round` is called after every round.
+    the sample depends on (`seed`, round) alone. With `learners_per_node: None` any node computes for any learner;
+    with a number, node k, in the order of node ids, hosts that many learners from k times that number on. `chunk`
+    learners are computed at once, by learner and never by node, so that the numbers do not depend on how many nodes
+    there are; a node gets about `shares_per_node` messages a round. A reply is checked, added and forgotten as it
+    arrives. `resume_from` continues after a checkpoint. `on_round` is called after every round.
     """
 
     def __init__(
@@ -51,20 +67,33 @@ class MetaLearner(Strategy):
         optimiser: OuterOptimiser | None = None,
         seed: int = 0,
         chunk: int = 16,
+        learners_per_node: int | None = None,
+        shares_per_node: int = 1,
+        patience: Patience | None = None,
+        resume_from: Checkpoint | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
-        if learners < 1 or not 0 < fraction <= 1 or chunk < 1:
-            raise ValueError(f"learners {learners} and chunk {chunk} must be >= 1, fraction {fraction} in (0, 1]")
+        if (
+            learners < 1
+            or not 0 < fraction <= 1
+            or chunk < 1
+            or (learners_per_node is not None and learners_per_node < 1)
+        ):
+            raise ValueError(
+                f"learners {learners}, chunk {chunk} and learners_per_node {learners_per_node} must be >= 1, "
+                f"fraction {fraction} in (0, 1]"
+            )
         self.learners = learners
         self.fraction = fraction
         self.seed = seed
         self.chunk = chunk
+        self.learners_per_node = learners_per_node
+        self.shares_per_node = shares_per_node
+        self._hosts: list[int] = []
         self._optimiser = optimiser or OuterOptimiser()
+        self._patience = patience
+        self._resume_from = resume_from
         self._on_round = on_round
-        self._parameters: dict[str, torch.Tensor] = {}
-        self._steps: OuterSteps | None = None
-        self._started = 0.0
-        self._asked = 0
 
     def sample(self, round: int) -> list[int]:
         """Return the learners of `round`, ascending."""
@@ -72,69 +101,46 @@ class MetaLearner(Strategy):
         generator = np.random.default_rng([self.seed, round])
         return sorted(generator.choice(self.learners, size=size, replace=False).tolist())
 
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds up to `num_rounds` and return the last parameters; `timeout` is a round's, in seconds.
+
+        `train_config` goes to the nodes; `evaluate_fn` is called after each round. Nodes are not asked to evaluate.
+        Raises `RoundFailed` when none of a round's learners could be heard for another reason than its own absence.
+        """
+        result = Result(arrays=initial_arrays)
+        steps, done = self._steps(initial_arrays)
+        dispatch = Dispatch(self._patience or Patience(round=timeout))
+        if self._resume_from is not None:
+            result.arrays = _record(steps.parameters)
+        self.summary()
+        for round in range(done + 1, num_rounds + 1):
+            result.arrays, result.train_metrics_clientapp[round] = self._round(
+                round, dispatch, grid, result.arrays, train_config or ConfigRecord(), steps
+            )
+            if evaluate_fn is not None and (measured := evaluate_fn(round, result.arrays)) is not None:
+                result.evaluate_metrics_serverapp[round] = measured
+        return result
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one message a node, each with the parameters and the node's share of the round's learners."""
-        self._started = time.monotonic()
-        if not self._parameters:
-            self._start(arrays)
-        sampled = self.sample(server_round)
-        self._asked = len(sampled)
-        chunks = [sampled[start : start + self.chunk] for start in range(0, len(sampled), self.chunk)]
-        nodes = self._nodes(grid)
-        for node, share in zip(nodes, _shares(chunks, len(nodes)), strict=False):
-            numbers = [number for chunk in share for number in chunk]
-            if numbers:
-                told = ConfigRecord(
-                    {
-                        **config,
-                        "server-round": server_round,
-                        "learner-ids": numbers,
-                        "chunk": self.chunk,
-                    }
-                )
-                content = RecordDict({"arrays": arrays, "config": told})
-                yield Message(content, dst_node_id=node, message_type=MessageType.TRAIN)
+        """Refuse: replies stream through `start`, which is the only way to run a round. Raises `RuntimeError`."""
+        raise RuntimeError("MetaLearner streams its replies and runs rounds only in its own start()")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the replies' meta-gradients, take one outer step and return the new parameters.
-
-        A reply that is an error, or whose arrays do not fit the parameters, is refused and counted. The sum runs in
-        float64 in the order of the learners, whatever the order of arrival. Raises `RoundFailed` if none is left.
-        """
-        accepted: list[tuple[int, Message]] = []
-        reasons: list[str] = []
-        for reply in replies:
-            reason = self._refusal(reply)
-            if reason is None:
-                accepted.append((_learner_ids(reply)[0], reply))
-            else:
-                reasons.append(reason)
-                log(WARNING, "round %d: a reply was refused: %s", server_round, reason)
-        if not accepted:
-            raise RoundFailed(f"round {server_round}: no learner answered ({(reasons or ['no reply in time'])[0]})")
-        total = {name: np.zeros(value.shape, dtype=np.float64) for name, value in self._parameters.items()}
-        answered = 0
-        for _, reply in sorted(accepted, key=lambda pair: pair[0]):
-            for name, array in next(iter(reply.content.array_records.values())).items():
-                for gradient in array.numpy():
-                    total[name] += gradient
-            answered += len(_learner_ids(reply))
-        self._outer_step({name: value / answered for name, value in total.items()})
-        report = RoundReport(
-            round=server_round,
-            learners=answered,
-            refused=self._asked - answered,
-            seconds=time.monotonic() - self._started,
-            parameters={name: value.detach().clone() for name, value in self._parameters.items()},
-        )
-        if self._on_round is not None:
-            self._on_round(report)
-        new = ArrayRecord({name: Array(value.numpy()) for name, value in report.parameters.items()})
-        return new, MetricRecord({"learners": answered, "refused": report.refused})
+        """Refuse, see `configure_train`."""
+        raise RuntimeError("MetaLearner streams its replies and runs rounds only in its own start()")
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -151,55 +157,134 @@ class MetaLearner(Strategy):
         size = len(self.sample(1))
         log(INFO, "MetaLearner: %d of %d learners a round, %s", size, self.learners, self._optimiser)
 
-    def _start(self, arrays: ArrayRecord) -> None:
-        self._parameters = {
-            name: torch.from_numpy(array.numpy().copy()).requires_grad_() for name, array in arrays.items()
-        }
-        self._steps = self._optimiser.over(list(self._parameters.values()))
+    def _steps(self, initial: ArrayRecord) -> tuple[OuterSteps, int]:
+        """Return the optimiser at work and how many rounds are done already."""
+        if self._resume_from is not None:
+            # In the order of the model: a defence draws its noise in the order in which it meets the parameters.
+            steps = self._optimiser.over({name: self._resume_from.parameters[name] for name in initial})
+            steps.restore(self._resume_from.optimiser)
+            return steps, self._resume_from.round
+        parameters = {name: torch.from_numpy(array.numpy().copy()) for name, array in initial.items()}
+        return self._optimiser.over(parameters), 0
 
-    def _nodes(self, grid: Grid) -> list[int]:
+    def _round(
+        self, round: int, dispatch: Dispatch, grid: Grid, arrays: ArrayRecord, config: ConfigRecord, steps: OuterSteps
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        started = time.monotonic()
+        sampled = self.sample(round)
+        nodes, shares = self._shares(grid, sampled)
+
+        def ask(share: Share, node: int, ttl: float) -> Message:
+            told = ConfigRecord(
+                {**config, "server-round": round, "learner-ids": list(share.learners), "chunk": self.chunk}
+            )
+            content = RecordDict({"arrays": arrays, "config": told})
+            return Message(content, dst_node_id=node, message_type=MessageType.TRAIN, ttl=ttl)
+
+        gathered = _Gathered(round, {name: tuple(value.shape) for name, value in steps.parameters.items()})
+        for share, reply in dispatch.answers(grid, nodes, shares, ask):
+            gathered.take(share, reply)
+        mean = gathered.mean()
+        if mean:
+            steps.step(mean)
+        checkpoint = Checkpoint(round, steps.parameters, steps.state())
+        counts = {kind: gathered.counts[kind] for kind in ("learners", "dropped", "late", "failed", "refused")}
+        if self._on_round is not None:
+            self._on_round(
+                RoundReport(round=round, seconds=time.monotonic() - started, checkpoint=checkpoint, **counts)
+            )
+        return _record(checkpoint.parameters), MetricRecord(dict(counts))
+
+    def _shares(self, grid: Grid, sampled: Sequence[int]) -> tuple[list[int], list[Share]]:
+        """Return the nodes and the shares of a round, waiting for nodes to connect."""
+        if self._hosts and self.learners_per_node is not None:
+            return self._hosts, hosted_shares(sampled, self.learners_per_node)
+        needed = -(-self.learners // self.learners_per_node) if self.learners_per_node else 1
         deadline = time.monotonic() + 60.0
-        while not (nodes := sorted(grid.get_node_ids())):
+        while len(nodes := sorted(grid.get_node_ids())) < needed:
             if time.monotonic() > deadline:
-                raise RoundFailed("no Flower node has connected within 60 s")
+                raise RoundFailed(f"{len(nodes)} Flower nodes have connected within 60 s, {needed} are needed")
             time.sleep(0.1)
-        return nodes
+        if self.learners_per_node is not None:
+            # Who hosts whom is settled once: a node that leaves takes its learners with it and moves no other's.
+            self._hosts = nodes
+            return nodes, hosted_shares(sampled, self.learners_per_node)
+        return nodes, floating_shares(sampled, self.shares_per_node * len(nodes), self.chunk)
 
-    def _outer_step(self, gradient: dict[str, np.ndarray]) -> None:
-        assert self._steps is not None
-        for name, parameter in self._parameters.items():
-            parameter.grad = torch.from_numpy(gradient[name]).to(parameter.dtype)
-        self._steps.step()
 
-    def _refusal(self, reply: Message) -> str | None:
-        """Return why a reply cannot be used, in one line, or `None`."""
+class _Gathered:
+    """What the answers of one round come to."""
+
+    def __init__(self, round: int, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.counts: Counter[str] = Counter()
+        self._round = round
+        self._shapes = shapes
+        self._sum = TreeSum()
+        self._reason = ""
+
+    def take(self, share: Share, reply: Message | None) -> None:
+        """Check a share's reply, add what is good, count what is not."""
+        try:
+            answer = self._answer(share, reply)
+        except Refused as refused:
+            self._complain("refused", len(share.learners), f"learners {_span(share)}: {refused}")
+            answer = None
+        if answer is None:
+            self._sum.add(share.first, len(share.learners), [], {})
+            return
+        for number, (kind, reason) in answer.missing.items():
+            if kind == "failed":
+                self._complain("failed", 1, f"learner {number}: {reason}")
+            else:
+                self.counts[kind] += 1
+        rows, gradients = answer.rows, answer.gradients
+        if not self._sum.add(share.first, len(share.learners), rows, gradients):
+            finite = np.logical_and.reduce(
+                [np.isfinite(value.reshape(len(rows), -1)).all(axis=1) for value in gradients.values()]
+            )
+            for place in np.flatnonzero(~finite):
+                number = share.learners[rows[place]]
+                self._complain("refused", 1, f"learner {number}: has entries that are not finite")
+            rows = [row for row, good in zip(rows, finite, strict=True) if good]
+            kept = {name: value[finite] for name, value in gradients.items()}
+            self._sum.add(share.first, len(share.learners), rows, kept)
+        self.counts["learners"] += len(rows)
+
+    def mean(self) -> dict[str, np.ndarray]:
+        """Return the mean meta-gradient in float64; empty when all learners were absent by their own fault.
+
+        Raises `RoundFailed` when nobody answered and something went wrong.
+        """
+        total = self._sum.total()
+        if self.counts["learners"]:
+            return {name: value / self.counts["learners"] for name, value in total.items()}
+        if self._reason:
+            raise RoundFailed(f"round {self._round}: no learner answered ({self._reason})")
+        return {}
+
+    def _answer(self, share: Share, reply: Message | None) -> Answer | None:
+        if reply is None:
+            self._complain("late", len(share.learners), f"learners {_span(share)}: no reply in time")
+            return None
         if reply.has_error():
             # Ray puts the client's own words last, after its traceback.
-            return ([line for line in str(reply.error.reason).splitlines() if line.strip()] or ["no reason given"])[
-                -1
-            ]
-        learners = _learner_ids(reply)
-        arrays = next(iter(reply.content.array_records.values()), None)
-        if not learners or arrays is None:
-            return f"node {reply.metadata.src_node_id} sent no gradient, or no learner ids"
-        if set(arrays) != set(self._parameters):
-            return f"learners {learners[0]}...: arrays {sorted(arrays)}, expected {sorted(self._parameters)}"
-        for name, array in arrays.items():
-            expected = (len(learners), *self._parameters[name].shape)
-            if tuple(array.shape) != expected:
-                return f"learners {learners[0]}...: {name} has shape {tuple(array.shape)}, expected {expected}"
-            if not np.isfinite(array.numpy()).all():
-                return f"learners {learners[0]}...: {name} has entries that are not finite"
-        return None
+            lines = [line for line in str(reply.error.reason).splitlines() if line.strip()]
+            reason = (lines or ["no reason given"])[-1]
+            self._complain("failed", len(share.learners), f"learners {_span(share)}: {reason}")
+            return None
+        return read_answer(reply, share, self._shapes)
+
+    def _complain(self, kind: str, learners: int, reason: str) -> None:
+        self.counts[kind] += learners
+        self._reason = self._reason or reason
+        log(WARNING, "round %d: %s: %s", self._round, kind, reason)
 
 
-def _shares(chunks: Sequence[list[int]], nodes: int) -> list[Sequence[list[int]]]:
-    """Return `nodes` runs of consecutive chunks, of sizes that differ by at most one."""
-    bounds = [len(chunks) * node // nodes for node in range(nodes + 1)]
-    return [chunks[start:end] for start, end in pairwise(bounds)]
+def _span(share: Share) -> str:
+    """Return a share's learners as short text, such as `3 to 9`."""
+    first, last = share.learners[0], share.learners[-1]
+    return str(first) if first == last else f"{first} to {last}"
 
 
-def _learner_ids(reply: Message) -> list[int]:
-    config = reply.content.config_records.get("config")
-    value = config.get("learner-ids") if config is not None else None
-    return [int(number) for number in value] if isinstance(value, list) else []
+def _record(parameters: dict[str, torch.Tensor]) -> ArrayRecord:
+    return ArrayRecord({name: Array(value.detach().numpy()) for name, value in parameters.items()})

@@ -1,9 +1,12 @@
 """The outer optimiser: how the mean meta-gradient moves the initialisation."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 
 class OuterOptimiser(BaseModel):
@@ -19,24 +22,59 @@ class OuterOptimiser(BaseModel):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     half_life: Annotated[float, Field(gt=0)] | None = None
 
-    def over(self, parameters: list[torch.Tensor]) -> "OuterSteps":
-        """Return the optimiser at work on these leaf tensors."""
+    def over(self, parameters: Mapping[str, Tensor]) -> "OuterSteps":
+        """Return the optimiser at work on a copy of these parameters."""
         return OuterSteps(self, parameters)
 
 
 class OuterSteps:
-    """An outer optimiser with its state, over leaf tensors."""
+    """An outer optimiser with its state and the parameters it moves."""
 
-    def __init__(self, settings: OuterOptimiser, parameters: list[torch.Tensor]) -> None:
+    def __init__(self, settings: OuterOptimiser, parameters: Mapping[str, Tensor]) -> None:
+        self._leaves = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+        leaves = list(self._leaves.values())
         self._optimiser: torch.optim.Optimizer
         if settings.name == "sgd":
-            self._optimiser = torch.optim.SGD(parameters, lr=settings.rate, momentum=settings.momentum)
+            self._optimiser = torch.optim.SGD(leaves, lr=settings.rate, momentum=settings.momentum)
         else:
-            self._optimiser = torch.optim.Adam(parameters, lr=settings.rate)
+            self._optimiser = torch.optim.Adam(leaves, lr=settings.rate)
         gamma = 1.0 if settings.half_life is None else 0.5 ** (1.0 / settings.half_life)
         self._schedule = torch.optim.lr_scheduler.ExponentialLR(self._optimiser, gamma)
 
-    def step(self) -> None:
-        """Move the tensors along their `.grad`, once a round."""
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """A copy of the parameters as they are now."""
+        return {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
+
+    def step(self, gradient: Mapping[str, np.ndarray]) -> None:
+        """Move the parameters along `gradient`, named and shaped like them; once a round."""
+        for name, leaf in self._leaves.items():
+            leaf.grad = torch.from_numpy(gradient[name]).to(leaf.dtype)
         self._optimiser.step()
         self._schedule.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that decides the next steps beside the parameters: `rate`, `step` and `<parameter>/<moment>`."""
+        state = {
+            "rate": torch.tensor(self._optimiser.param_groups[0]["lr"], dtype=torch.float64),
+            "steps": torch.tensor(self._schedule.last_epoch),
+        }
+        for name, leaf in self._leaves.items():
+            for key, value in self._optimiser.state.get(leaf, {}).items():
+                if isinstance(value, Tensor):
+                    state[f"{name}/{key}"] = value.detach().clone()
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned; raises `ValueError` when it is of another optimiser or model."""
+        plain: dict[str, dict[str, Any]] = {}
+        try:
+            self._optimiser.param_groups[0]["lr"] = state["rate"].item()
+            self._schedule.last_epoch = int(state["steps"].item())
+            for path in set(state) - {"rate", "steps"}:
+                name, _, key = path.rpartition("/")
+                plain.setdefault(name, {})[key] = state[path].clone()
+            for name, moments in plain.items():
+                self._optimiser.state[self._leaves[name]] = moments
+        except KeyError as error:
+            raise ValueError(f"the optimiser's state does not fit: {error} is missing or unknown") from None

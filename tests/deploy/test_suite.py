@@ -4,10 +4,12 @@ import json
 import re
 
 import pytest
-from local_grid import local_simulate
+from local_grid import LocalGrid
 
 import metaleak.deploy.suite as suite_module
+from metaleak.clients import client_app
 from metaleak.deploy.errors import Interrupted
+from metaleak.deploy.launch import Simulation
 from metaleak.deploy.results import read_suite
 from metaleak.deploy.suite import Suite, benchmark, read_suite_file
 
@@ -29,11 +31,11 @@ def simulated(monkeypatch):
     """Simulate in this process, and list which runs were."""
     done = []
 
-    def simulate(experiment, out, on_round=None):
-        done.append(out.name)
-        return local_simulate(experiment, out, on_round)
+    def start(simulation):
+        done.append(simulation.run.path.name)
+        return simulation.serve(LocalGrid(client_app(simulation.federation)))
 
-    monkeypatch.setattr(suite_module, "simulate", simulate)
+    monkeypatch.setattr(Simulation, "start", start)
     return done
 
 
@@ -122,7 +124,7 @@ def test_a_failed_cell_is_reported_and_tried_again(tmp_path, monkeypatch, simula
     assert {cell.status for cell in benchmark(grid(defences=[[NOISE], []]), tmp_path)} == {"done"}
 
 
-def test_a_run_that_did_not_finish_is_computed_again(tmp_path, simulated):
+def test_a_run_that_did_not_finish_goes_on(tmp_path, simulated):
     benchmark(grid(), tmp_path)
     run = next((tmp_path / "runs").iterdir()) / "run.json"
     run.write_text(json.dumps({**json.loads(run.read_text()), "status": "interrupted"}))

@@ -1,5 +1,8 @@
 """The meta-learner: samples by seed, averages by learner, refuses what does not fit."""
 
+import dataclasses
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,14 @@ from local_grid import LocalGrid
 
 from metaleak.clients import Federation, Partition, TaskShape, client_app
 from metaleak.clients.datasets import Digits
+from metaleak.clients.faults import Faults
 from metaleak.clients.models import MLP
-from metaleak.clients.rules import MAML
-from metaleak.server import MetaLearner, OuterOptimiser, RoundFailed
+from metaleak.clients.rules import MAML, Reptile
+from metaleak.server import CuriousServer, MetaLearner, OuterOptimiser, Record, RoundFailed
+from metaleak.server.answer import Refused, read_answer
+from metaleak.server.checkpoint import read_checkpoint
+from metaleak.server.dispatch import Patience
+from metaleak.server.shares import Share
 
 LEARNERS = 20
 
@@ -34,7 +42,7 @@ def arrays(parameters):
 def trained(federation, *, nodes=2, rounds=3, spoil=None, reports=None, **settings):
     grid = LocalGrid(client_app(federation), nodes=nodes, spoil=spoil)
     on_round = reports.append if reports is not None else None
-    strategy = MetaLearner(LEARNERS, seed=3, on_round=on_round, **{"chunk": 4, **settings})
+    strategy = MetaLearner(LEARNERS, seed=3, on_round=on_round, **{"chunk": 4, "shares_per_node": 8, **settings})
     result = strategy.start(grid, arrays(federation.initial_parameters()), num_rounds=rounds)
     return {name: array.numpy() for name, array in result.arrays.items()}
 
@@ -86,10 +94,10 @@ def test_sampling_depends_on_seed_and_round_alone():
 
 
 def spoiled(change):
-    """Return a spoiler of the replies of node 10 000."""
+    """Return a spoiler of the reply that holds learner 0, which is one chunk of 4."""
 
     def spoil(reply: Message) -> Message:
-        if reply.metadata.src_node_id == 10_000:
+        if not reply.has_error() and 0 in reply.content["config"]["learner-ids"]:
             change(reply)
         return reply
 
@@ -116,31 +124,203 @@ def extra_array(reply):
 def test_a_reply_that_does_not_fit_is_refused_and_counted(federation, change):
     reports = []
     result = trained(federation, rounds=2, spoil=spoiled(change), reports=reports)
-    assert [report.refused for report in reports] == [8, 8], "node 10 000 hosts 2 of 5 chunks of 4"
+    assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)] * 2
     assert all(np.isfinite(value).all() for value in result.values())
 
 
+def one_row_not_finite(reply):
+    name = "head.bias"
+    values = reply.content["arrays"][name].numpy().copy()
+    values[1, 0] = np.inf
+    reply.content["arrays"][name] = Array(values)
+
+
+def test_one_learner_that_is_not_finite_is_refused_alone(federation):
+    reports = []
+    spoilt = trained(federation, rounds=1, spoil=spoiled(one_row_not_finite), reports=reports)
+    assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 1, 1)]
+    start = federation.initial_parameters()
+    others = [n for n in range(LEARNERS) if n != 1]
+    mean = torch.stack([federation.learner(n).meta_gradient(start, 1)[0]["head.bias"] for n in others]).mean(0)
+    # Adam's first step is the rate times the gradient's sign.
+    np.testing.assert_allclose(spoilt["head.bias"], start["head.bias"] - 0.001 * mean.sign(), atol=1e-5)
+
+
+def config_of(reply):
+    return reply.content["config"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("stranger", lambda c: c.update({"learner-ids": [0, 1, 2, 99]}), "learner 99 was not asked"),
+        ("somebody else's", lambda c: c.update({"learner-ids": [4, 5, 6, 7]}), "learner 4 was not asked"),
+        ("twice", lambda c: c.update({"learner-ids": [0, 1, 1, 2]}), "not ascending, or stand twice"),
+        ("in another order", lambda c: c.update({"learner-ids": [1, 0, 2, 3]}), "not ascending, or stand twice"),
+        ("too few", lambda c: c.update({"learner-ids": [0, 1]}), "has shape"),
+        ("none", lambda c: c.pop("learner-ids"), "no learner ids"),
+        ("text", lambda c: c.update({"learner-ids": ["0", "1"]}), "learner 0 was not asked"),
+        ("missing and present", lambda c: c.update({"missing-ids": [2]}), "not ascending, or stand twice"),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_wrong_learner_ids_are_refused_in_one_clear_line(federation, caplog, name, change, reason):
+    reports = []
+    with caplog.at_level("WARNING", logger="flwr"):
+        trained(federation, rounds=1, spoil=spoiled(lambda reply: change(config_of(reply))), reports=reports)
+    assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert reason in said
+    assert "\n" not in said
+
+
+def test_a_reply_of_a_thousand_times_the_size_costs_no_memory_and_no_disk(federation, tmp_path):
+    def bloated(reply):
+        for name, array in list(reply.content["arrays"].items()):
+            reply.content["arrays"][name] = Array(np.zeros((1000 * array.shape[0], *array.shape[1:]), "f4"))
+
+    reports = []
+    grid = LocalGrid(client_app(federation), nodes=2, spoil=spoiled(bloated))
+    strategy = CuriousServer(
+        MetaLearner(LEARNERS, seed=3, chunk=4, shares_per_node=8, on_round=reports.append), tmp_path / "record"
+    )
+    strategy.start(grid, arrays(federation.initial_parameters()), num_rounds=1)
+    assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)]
+    assert Record(tmp_path / "record").gradients(1)[0] == list(range(4, LEARNERS))
+    reply = grid.seen[1].content["arrays"]
+    tracemalloc.start()
+    with pytest.raises(Refused, match="has shape"):
+        read_answer(grid.seen[1], Share(0, (0, 1, 2, 3)), {n: tuple(a.shape[1:]) for n, a in reply.items()})
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+
+
+def test_learners_in_trouble_are_missing_and_change_nothing_for_the_others(federation):
+    faults = Faults(dropout=0.2, failure=0.2, straggler=0.5, delay=10, deadline=5)
+    troubled = dataclasses.replace(federation, faults=faults)
+    absences = {n: faults.absence(3, 1, n) for n in range(LEARNERS)}
+    reports = []
+    result = trained(troubled, rounds=1, reports=reports, optimiser=OuterOptimiser(name="sgd", rate=1.0))
+    (report,) = reports
+    for kind in ("dropped", "late", "failed"):
+        expected = sum(a is not None and a.kind == kind for a in absences.values())
+        assert getattr(report, kind) == expected > 0
+    present = [n for n, absence in absences.items() if absence is None]
+    assert report.learners == len(present)
+    start = federation.initial_parameters()
+    mean = torch.stack([federation.learner(n).meta_gradient(start, 1)[0]["head.bias"] for n in present]).mean(0)
+    np.testing.assert_allclose(result["head.bias"], start["head.bias"] - mean, rtol=1e-5, atol=1e-7)
+
+
+def test_a_round_in_which_everybody_drops_out_changes_nothing_and_training_goes_on(federation):
+    reports = []
+    absent = dataclasses.replace(federation, faults=Faults(dropout=1.0))
+    result = trained(absent, rounds=2, reports=reports)
+    assert [report.dropped for report in reports] == [LEARNERS, LEARNERS]
+    assert same(result, {name: value.numpy() for name, value in federation.initial_parameters().items()})
+
+
+class Moody:
+    """A rule that fails for one learner, whose episode it knows by its first image."""
+
+    def __init__(self, federation, learner):
+        self.bad = federation.learner(learner).episode(1).support_images[0]
+
+    def meta_gradient(self, model, parameters, episode, perturb=None):
+        if torch.equal(episode.support_images[0], self.bad):
+            raise ValueError("this one is ill")
+        return MAML().meta_gradient(model, parameters, episode, perturb)
+
+    def adapt(self, model, parameters, episode, perturb=None):
+        return MAML().adapt(model, parameters, episode, perturb)
+
+
+def test_a_learner_that_fails_does_not_take_its_cohort_with_it(federation, caplog):
+    reports = []
+    ill = dataclasses.replace(federation, rule=Moody(federation, 6))
+    with caplog.at_level("WARNING", logger="flwr"):
+        trained(ill, rounds=1, reports=reports)
+    assert [(report.learners, report.failed) for report in reports] == [(LEARNERS - 1, 1)]
+    assert "learner 6: ValueError: this one is ill" in caplog.text
+
+
+@pytest.mark.parametrize("rule", [MAML(), MAML(order=1), Reptile(inner_steps=2)], ids=str)
+def test_one_node_a_learner_and_cohorts_give_the_same(federation, tmp_path, rule):
+    """The same gradients to rounding, the same record, and the same bits where the arithmetic is the same."""
+    everyone = dataclasses.replace(federation, rule=rule, faults=Faults(dropout=0.1, failure=0.1))
+    records, reports, results = {}, {}, {}
+    for name, nodes, settings in (
+        ("cohorts", 2, {"chunk": 4}),
+        ("one by one in cohorts", 2, {"chunk": 1}),
+        ("five a node", 4, {"chunk": 1, "learners_per_node": 5}),
+        ("a node each", LEARNERS, {"chunk": 1, "learners_per_node": 1}),
+    ):
+        reports[name] = []
+        strategy = MetaLearner(LEARNERS, seed=3, on_round=reports[name].append, **settings)
+        grid = LocalGrid(client_app(everyone), nodes=nodes)
+        curious = CuriousServer(strategy, tmp_path / name)
+        result = curious.start(grid, arrays(everyone.initial_parameters()), num_rounds=2)
+        results[name] = {key: array.numpy() for key, array in result.arrays.items()}
+        records[name] = Record(tmp_path / name)
+    counts = {name: [(r.learners, r.dropped, r.failed, r.refused) for r in reports[name]] for name in reports}
+    assert len({str(found) for found in counts.values()}) == 1
+    first = records["a node each"].gradients(1)
+    for name in ("one by one in cohorts", "five a node"):
+        assert same(results[name], results["a node each"])
+        for round in (1, 2):
+            (learners, mine), (others, theirs) = (records[n].gradients(round) for n in (name, "a node each"))
+            assert learners == others
+            assert same(mine, theirs)
+    learners, together = records["cohorts"].gradients(1)
+    assert learners == first[0]
+    for row in range(len(learners)):
+        mine, alone = (np.concatenate([v[row].ravel() for v in g.values()]) for g in (together, first[1]))
+        assert np.linalg.norm(mine - alone) <= 1e-6 * np.linalg.norm(alone)
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(federation, tmp_path):
+    for settings in (
+        OuterOptimiser(name="adam", rate=0.01, half_life=3),
+        OuterOptimiser(name="sgd", rate=0.1, momentum=0.9),
+    ):
+        reports = []
+        whole = trained(federation, rounds=5, optimiser=settings, reports=reports)
+        file = tmp_path / f"{settings.name}.safetensors"
+        file.write_bytes(reports[1].checkpoint.content())
+        again = trained(federation, rounds=5, optimiser=settings, resume_from=read_checkpoint(file))
+        assert same(whole, again)
+
+
 def test_a_round_without_any_answer_fails_with_the_reason(federation):
-    strategy = MetaLearner(LEARNERS + 1, seed=3, chunk=100)
-    grid = LocalGrid(client_app(federation), nodes=1)
+    def nothing(context):
+        raise OSError("the data are not here")
+
+    strategy = MetaLearner(LEARNERS, seed=3, patience=Patience(recovery=0))
+    grid = LocalGrid(client_app(nothing), nodes=1)
     initial = arrays(federation.initial_parameters())
-    with pytest.raises(RoundFailed, match=r"round 1: no learner answered \(.*learner 20 is not one of"):
+    with pytest.raises(RoundFailed, match=r"round 1: no learner answered \(.*the data are not here"):
         strategy.start(grid, initial, num_rounds=1)
 
 
-@pytest.mark.parametrize("wrong", [{"learners": 0}, {"learners": 5, "fraction": 0}, {"learners": 5, "chunk": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learners": 0},
+        {"learners": 5, "fraction": 0},
+        {"learners": 5, "chunk": 0},
+        {"learners": 5, "learners_per_node": 0},
+    ],
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         MetaLearner(**wrong)
 
 
 def test_the_rate_halves_in_its_half_life():
-    leaf = torch.zeros(1, requires_grad=True)
-    steps = OuterOptimiser(name="sgd", rate=1.0, half_life=2).over([leaf])
+    steps = OuterOptimiser(name="sgd", rate=1.0, half_life=2).over({"w": torch.zeros(1)})
     positions = []
     for _ in range(5):
-        leaf.grad = -torch.ones(1)
-        steps.step()
-        positions.append(leaf.item())
+        steps.step({"w": -np.ones(1)})
+        positions.append(steps.parameters["w"].item())
     moves = np.diff([0.0, *positions])
     np.testing.assert_allclose(moves, [0.5 ** (step / 2) for step in range(5)], rtol=1e-5)

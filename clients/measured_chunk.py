@@ -1,0 +1,155 @@
+"""How many episodes are computed at once: measured once for a model, rule and machine, and remembered.
+
+One at a time is a plain loop; more is `vmap`. On a CPU an MLP wants many, a wide convolution one: `vmap` turns it
+into a grouped convolution, which is slower. The choice decides the last bits of every number, so whoever wants the
+same bits again keeps it: a run writes it down.
+"""
+
+import hashlib
+import json
+import platform
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metaleak.clients.cohort import batch_meta_gradients
+from metaleak.clients.datasets.cache import cache_directory
+from metaleak.clients.episode import Episode, Parameters
+from metaleak.clients.federation import Federation
+from metaleak.clients.shard import episodes
+
+CHUNKS = (1, 4, 16, 64)
+"""The choices; powers of two, in which learners are also summed."""
+
+_WORTH = 0.95
+"""A larger chunk must take at most this much of the time an episode: memory is not free."""
+
+
+def measured_chunk(
+    federation: Federation, device: torch.device, memory: int = 512 << 20, seconds: float = 2.0
+) -> int:
+    """Return how many episodes of `federation` are best computed at once on `device`, one of `CHUNKS`.
+
+    No choice needs more than about `memory` bytes. Measuring goes on for about `seconds`; the result is remembered in
+    the user's cache directory, for this machine, torch, model, rule, task and image shape.
+    """
+    if any(defence.place == "inner" for defence in federation.defences):
+        return 1
+    parameters = {name: value.to(device) for name, value in federation.initial_parameters().items()}
+    key = _key(federation, parameters, device, memory)
+    for known in CHUNKS:
+        if _remembered().get(key) == known:
+            return known
+    chosen = _measured(federation, parameters, device, memory, seconds)
+    _remember(key, chosen)
+    return chosen
+
+
+def bytes_per_episode(federation: Federation, parameters: Parameters) -> int:
+    """Return what all intermediate tensors of one episode's meta-gradient take together: an upper bound."""
+    batch = _batch(federation, parameters, 1)
+    with _Allocations() as allocations:
+        batch_meta_gradients(federation.model, federation.rule, parameters, batch)
+    return int(allocations.bytes)
+
+
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of what the operations inside return."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor) and not value._is_view():
+                self.bytes += value.numel() * value.element_size()
+        return result
+
+
+def _measured(
+    federation: Federation, parameters: Parameters, device: torch.device, memory: int, seconds: float
+) -> int:
+    affordable = max(1, memory // max(1, bytes_per_episode(federation, parameters)))
+    best, best_time, end = 1, float("inf"), time.monotonic() + seconds
+    for chunk in CHUNKS:
+        if chunk > affordable or time.monotonic() > end:
+            break
+        batch = _batch(federation, parameters, chunk)
+        # The first call of a size pays for its setting up.
+        times = [_seconds(federation, parameters, batch, device) / chunk for _ in range(2 if chunk > 16 else 4)][1:]
+        if min(times) < _WORTH * best_time:
+            best, best_time = chunk, min(times)
+        elif min(times) > 1.5 * best_time:
+            break
+    return best
+
+
+def _seconds(federation: Federation, parameters: Parameters, batch: Episode, device: torch.device) -> float:
+    start = time.perf_counter()
+    batch_meta_gradients(federation.model, federation.rule, parameters, batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _batch(federation: Federation, parameters: Parameters, count: int) -> Episode:
+    """Return `count` episodes, of as many learners as there are."""
+    device = next(iter(parameters.values())).device
+    learners = len(federation.split().shards)
+    drawn = [learner.drawn(1) for learner in federation.learners([number % learners for number in range(count)])]
+    return Episode(*(part.to(device) for part in episodes(federation.images(), drawn)))
+
+
+def _key(federation: Federation, parameters: Parameters, device: torch.device, memory: int) -> str:
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    decides = (
+        repr(federation.model),
+        repr(federation.rule),
+        repr(federation.task),
+        repr(federation.images().image_shape),
+        repr(shapes),
+        torch.__version__,
+        device.type,
+        where,
+        str(memory),
+    )
+    return hashlib.blake2b(repr(decides).encode(), digest_size=12).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _file() -> Path:
+    return cache_directory() / "chunks.json"
+
+
+def _remembered() -> dict[str, object]:
+    try:
+        known = json.loads(_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(key: str, chunk: int) -> None:
+    """Keep a choice; a cache that cannot be written is done without."""
+    file = _file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f".chunks-{key}.part")
+        beside.write_text(json.dumps({**_remembered(), key: chunk}))
+        beside.replace(file)
+    except OSError:
+        pass

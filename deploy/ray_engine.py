@@ -1,0 +1,120 @@
+"""Flower's simulation on Ray actors, of this machine or of a cluster."""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+import ray
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from metaleak.deploy.cores import usable_cores
+from metaleak.deploy.experiment import EngineSettings
+from metaleak.deploy.interruption import interruptible
+
+_LANES = 4
+"""Flower nodes an actor. Flower looks at each node every 0.1 s and takes one message: one node would starve an
+actor.
+"""
+
+_PATIENCE_SECONDS = 0.5
+_LEAVING_SECONDS = 10.0
+
+
+class RayEngine:
+    """Runs a server and a client app until the server is done, or Ctrl-C. Good for one run."""
+
+    def __init__(self, settings: EngineSettings, learners: int) -> None:
+        self._settings = settings
+        self._learners = learners
+        self._stop = threading.Event()
+        self._ended = threading.Event()
+        self._served = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._stop.is_set()
+
+    def run(self, client: ClientApp, serve: Callable[[Grid], object]) -> None:
+        """Call `serve` with a grid whose nodes run `client`; return when it has returned."""
+        # Flower logs the tracebacks of what fails; what matters of them comes as an error's one line.
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)
+        server = ServerApp()
+
+        @server.main()
+        def main(grid: Grid, context: Context) -> None:
+            try:
+                serve(grid)
+                self._served = True
+            finally:
+                self._end_actors_after(_LEAVING_SECONDS)
+
+        actors = self._actors()
+        per_node = self._settings.learners_per_node
+        try:
+            with interruptible(self._interrupt):
+                run_simulation(
+                    server_app=server,
+                    client_app=client,
+                    num_supernodes=_LANES * actors if per_node == "auto" else -(-self._learners // per_node),
+                    backend_config={
+                        "init_args": {"num_cpus": actors, "log_to_driver": False, "logging_level": logging.ERROR},
+                        # An actor that dies comes back; what it was at is asked for again by the strategy.
+                        "client_resources": {"num_cpus": 1, "num_gpus": self._gpus(actors), "max_restarts": -1},
+                    },
+                )
+        except Exception:
+            # Ray is pulled away from under Flower when actors do not end by themselves: the complaints mean nothing.
+            if not self._stop.is_set() and not self._served:
+                raise
+        finally:
+            self._ended.set()
+
+    def _actors(self) -> int:
+        """Return how many actors there will be, having joined the cluster if one was named."""
+        if self._settings.ray_address is None:
+            return self._settings.actors or usable_cores()
+        paths = os.pathsep.join(sys.path)
+        ray.init(
+            address=self._settings.ray_address,
+            runtime_env={"env_vars": {"PYTHONPATH": paths}},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        return max(1, int(_resources().get("CPU", 1)))
+
+    def _gpus(self, actors: int) -> float:
+        """Return the part of a GPU that each actor gets; Ray counts in ten-thousandths."""
+        if self._settings.device == "cpu":
+            return 0.0
+        if self._settings.ray_address is None:
+            count = float(torch.cuda.device_count()) if torch.cuda.is_available() else 0.0
+        else:
+            count = _resources().get("GPU", 0.0)
+        share = int(10_000 * count / actors) / 10_000
+        # More than one, and it must be whole.
+        return share if share < 1 else float(int(share))
+
+    def _interrupt(self) -> None:
+        """Let the server stop at its next look at the grid, and end the actors if they are still busy then."""
+        self._stop.set()
+        self._end_actors_after(_PATIENCE_SECONDS)
+
+    def _end_actors_after(self, seconds: float) -> None:
+        """End what does not end by itself: an actor that hangs, or waits for a machine that is gone."""
+
+        def end_actors() -> None:
+            if not self._ended.wait(seconds):
+                ray.shutdown()
+
+        threading.Thread(target=end_actors, daemon=True).start()
+
+
+def _resources() -> dict[str, float]:
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]

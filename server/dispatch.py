@@ -1,0 +1,165 @@
+"""Asking nodes and taking their answers as they come: lost work is given out again, slow work twice."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from metaleak.server.shares import Share
+
+_SHORTEST, _LONGEST = 0.005, 0.5
+"""Seconds between two looks for replies: a twentieth of the time since the last one, within these bounds. On Flower's
+deployment engine every look is a request to the SuperLink.
+"""
+_APP_ERRORS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
+
+Ask = Callable[[Share, int, float], Message]
+"""Makes the message for a share, a node and its time to live in seconds."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long an answer is waited for, and when it is asked for again.
+
+    A round ends `round` seconds after its start. An error that the app itself raised is tried once more; a lost
+    node's work again and again for `recovery` seconds. A share that is out for `slow` seconds, and five times as
+    long as the slowest of the rounds before and now, is asked for a second time: the first answer counts.
+    """
+
+    round: float = 3600.0
+    recovery: float = 300.0
+    slow: float = 10.0
+
+
+@dataclass
+class _Work:
+    """A share on its way: the messages that are out for it, each with its node, and what went wrong so far."""
+
+    share: Share
+    out: dict[str, int] = field(default_factory=dict)
+    asked: float = 0.0
+    tried: list[int] = field(default_factory=list)
+    failed: float | None = None
+    not_before: float = 0.0
+    error: Message | None = None
+
+
+class Dispatch:
+    """Gives out the shares of one round after another on a grid.
+
+    At most `per_node` messages are out for a node and `in_flight` in all: what lies in Flower's store takes memory,
+    and the time Flower takes to find a message grows with them.
+    """
+
+    def __init__(self, patience: Patience, per_node: int = 2, in_flight: int = 64) -> None:
+        self._patience = patience
+        self._per_node = per_node
+        self._in_flight = in_flight
+        self._slowest = (0.0, 0.0)
+        self._left: set[int] = set()
+
+    def answers(
+        self, grid: Grid, nodes: Sequence[int], shares: Sequence[Share], ask: Ask
+    ) -> Iterator[tuple[Share, Message | None]]:
+        """Yield every share once with its reply, in the order of arrival.
+
+        A reply may be an error, when trying again did not help; it is `None` when the round's time is over. Of two
+        replies to one share only the first is pulled, so nobody who watches the grid sees the other.
+        """
+        self._slowest = (self._slowest[1], 0.0)
+        self._left = set()
+        end = time.monotonic() + self._patience.round
+        waiting, out = [_Work(share) for share in shares], list[_Work]()
+        last = time.monotonic()
+        while (waiting or out) and time.monotonic() < end:
+            self._send(grid, nodes, waiting, out, end, ask)
+            for work in [work for work in waiting if self._given_up(work)]:
+                waiting.remove(work)
+                yield work.share, work.error
+            before = last
+            for work, reply in self._pulled(grid, out):
+                out.remove(work)
+                last = time.monotonic()
+                if reply.has_error() and self._again(work, reply):
+                    waiting.insert(0, work)
+                else:
+                    self._slowest = (self._slowest[0], max(self._slowest[1], time.monotonic() - work.asked))
+                    yield work.share, reply
+            if last == before:
+                time.sleep(min(_LONGEST, max(_SHORTEST, (time.monotonic() - last) / 20)))
+        for work in (*waiting, *out):
+            yield work.share, work.error
+
+    def _send(
+        self, grid: Grid, nodes: Sequence[int], waiting: list[_Work], out: list[_Work], end: float, ask: Ask
+    ) -> None:
+        """Ask for what waits, as far as nodes are free, and a second time for what takes too long."""
+        now = time.monotonic()
+        load = Counter(node for work in out for node in work.out.values())
+        slow = max(self._patience.slow, 5 * max(self._slowest))
+        late = [work for work in out if max(self._slowest) > 0 and len(work.out) == 1 and now - work.asked > slow]
+        for work in [*late, *waiting]:
+            if load.total() >= self._in_flight and not work.out:
+                break
+            if work.not_before > now:
+                continue
+            node = self._node(nodes, work, load)
+            if node is None:
+                continue
+            ids = list(grid.push_messages([ask(work.share, node, max(1.0, end - now))]))
+            work.tried.append(node)
+            if not ids:
+                # The share stays where it is and tries another node, if there is one.
+                self._left.add(node)
+                work.not_before = now + (1.0 if self._left.issuperset(nodes) or work.share.host is not None else 0.0)
+                work.failed = work.failed or now
+                continue
+            if not work.out:
+                waiting.remove(work)
+                out.append(work)
+            work.out[ids[0]] = node
+            work.asked = now
+            load[node] += 1
+
+    def _node(self, nodes: Sequence[int], work: _Work, load: Counter[int]) -> int | None:
+        """Return the least busy node that may take the share, rather one that has not tried; `None` if all are
+        busy.
+        """
+        if work.share.host is not None:
+            return nodes[work.share.host]
+        free = [node for node in nodes if load[node] < self._per_node and node not in self._left]
+        if self._left.issuperset(nodes):
+            free = list(nodes)
+        return min(free, key=lambda node: (work.tried.count(node), load[node]), default=None)
+
+    @staticmethod
+    def _pulled(grid: Grid, out: list[_Work]) -> Iterator[tuple[_Work, Message]]:
+        """Yield replies that are there: one a share, though two may have been asked for."""
+        done: list[_Work] = []
+        for turn in range(max((len(work.out) for work in out), default=0)):
+            asked = {list(work.out)[turn]: work for work in out if len(work.out) > turn and work not in done}
+            if not asked:
+                return
+            for reply in grid.pull_messages(list(asked)):
+                work = asked[reply.metadata.reply_to_message_id]
+                done.append(work)
+                yield work, reply
+
+    def _again(self, work: _Work, reply: Message) -> bool:
+        """Return whether to ask again after an error, and say from when on."""
+        now = time.monotonic()
+        work.error, work.out = reply, {}
+        work.failed = work.failed or now
+        if reply.error.code in _APP_ERRORS:
+            return len(work.tried) < 2
+        # A new process takes seconds to start; until then its place answers with errors at once.
+        work.not_before = now + min(5.0, 0.1 * 2 ** len(work.tried))
+        return not self._given_up(work)
+
+    def _given_up(self, work: _Work) -> bool:
+        """Return whether a share has failed for too long."""
+        return work.failed is not None and time.monotonic() - work.failed > self._patience.recovery

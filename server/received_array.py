@@ -1,0 +1,46 @@
+"""Reading an array that came over the wire: as a view, and only after its size has been checked."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array
+
+_LONGEST_HEADER = 4096
+_MAGIC = b"\x93NUMPY"
+# What NumPy writes for plain numbers (NEP 1). Its own reader takes any Python literal, and raises any error on one.
+_HEADER = re.compile(
+    rb"\{'descr': '([<>|][biufc][0-9]{1,2})', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\), \}[ ]*\n"
+)
+
+
+def view(array: Array) -> npt.NDArray[Any]:
+    """Return the numbers of `array` as they lie in its data: read only, nothing is copied.
+
+    Raises `ValueError` in one line when the data are not a plain `.npy` file of just the size that its header says,
+    or the header says something else than the array does.
+    """
+    if array.stype != "numpy.ndarray":
+        raise ValueError(f"is serialised as {str(array.stype)[:40]!r}, expected 'numpy.ndarray'")
+    data = memoryview(array.data).cast("B").toreadonly()
+    start = {b"\x01\x00": 10, b"\x02\x00": 12}.get(bytes(data[6:8]), 0)
+    if bytes(data[:6]) != _MAGIC or not start or len(data) < start:
+        raise ValueError("is not a .npy file of version 1 or 2")
+    offset = start + int.from_bytes(data[8:start], "little")
+    parsed = _HEADER.fullmatch(bytes(data[start:offset])) if offset <= min(len(data), _LONGEST_HEADER) else None
+    if parsed is None:
+        raise ValueError("has a .npy header that is damaged or says something else than plain numbers")
+    try:
+        dtype = np.dtype(parsed[1].decode())
+        shape = tuple(int(size) for size in parsed[3].decode().split(",") if size.strip())
+    except (TypeError, ValueError):
+        raise ValueError("has a .npy header with an unknown type or a damaged shape") from None
+    if shape != tuple(array.shape):
+        raise ValueError(f"says shape {tuple(array.shape)} outside and {shape} inside")
+    held, expected = len(data) - offset, math.prod(shape) * dtype.itemsize
+    if held != expected:
+        raise ValueError(f"of shape {shape} and type {dtype} takes {expected} bytes, it has {held}")
+    flat = np.frombuffer(data, dtype=dtype, offset=offset)
+    return flat.reshape(shape[::-1]).T if parsed[2] == b"True" else flat.reshape(shape)
