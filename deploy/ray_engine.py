@@ -64,7 +64,13 @@ class RayEngine:
                     client_app=client,
                     num_supernodes=_LANES * actors if per_node == "auto" else -(-self._learners // per_node),
                     backend_config={
-                        "init_args": {"num_cpus": actors, "log_to_driver": False, "logging_level": logging.ERROR},
+                        "init_args": {
+                            # Not a cluster that happens to run on this machine: that has to be asked for.
+                            "address": "local",
+                            "num_cpus": actors,
+                            "log_to_driver": False,
+                            "logging_level": logging.ERROR,
+                        },
                         # An actor that dies comes back; what it was at is asked for again by the strategy.
                         "client_resources": {"num_cpus": 1, "num_gpus": self._gpus(actors), "max_restarts": -1},
                     },

@@ -44,6 +44,7 @@ class _Work:
     asked: float = 0.0
     tried: list[int] = field(default_factory=list)
     failed: float | None = None
+    lost: bool = False
     not_before: float = 0.0
     error: Message | None = None
 
@@ -82,12 +83,15 @@ class Dispatch:
                 yield work.share, work.error
             before = last
             for work, reply in self._pulled(grid, out):
-                out.remove(work)
                 last = time.monotonic()
+                if reply.has_error() and work.out:
+                    # Another message is out for the same share and may still be answered.
+                    continue
+                out.remove(work)
                 if reply.has_error() and self._again(work, reply):
                     waiting.insert(0, work)
                 else:
-                    self._slowest = (self._slowest[0], max(self._slowest[1], time.monotonic() - work.asked))
+                    self._slowest = (self._slowest[0], max(self._slowest[1], last - work.asked))
                     yield work.share, reply
             if last == before:
                 time.sleep(min(_LONGEST, max(_SHORTEST, (time.monotonic() - last) / 20)))
@@ -102,7 +106,10 @@ class Dispatch:
         load = Counter(node for work in out for node in work.out.values())
         slow = max(self._patience.slow, 5 * max(self._slowest))
         late = [work for work in out if max(self._slowest) > 0 and len(work.out) == 1 and now - work.asked > slow]
-        for work in [*late, *waiting]:
+        # What was lost is asked for twice at once. A simulation's dead actor stays on top of Flower's stack of idle
+        # ones: a single message would be given to it again and again, of two one finds a living actor.
+        twice = [work for work in waiting if work.lost and work.not_before <= now]
+        for work in [*late, *waiting, *twice]:
             if load.total() >= self._in_flight and not work.out:
                 break
             if work.not_before > now:
@@ -138,24 +145,26 @@ class Dispatch:
 
     @staticmethod
     def _pulled(grid: Grid, out: list[_Work]) -> Iterator[tuple[_Work, Message]]:
-        """Yield replies that are there: one a share, though two may have been asked for."""
+        """Yield replies that are there: at most one good one a share, though two may have been asked for."""
+        names = [(work, list(work.out)) for work in out]
         done: list[_Work] = []
-        for turn in range(max((len(work.out) for work in out), default=0)):
-            asked = {list(work.out)[turn]: work for work in out if len(work.out) > turn and work not in done}
-            if not asked:
-                return
-            for reply in grid.pull_messages(list(asked)):
+        for turn in range(max((len(asked) for _, asked in names), default=0)):
+            asked = {asked[turn]: work for work, asked in names if len(asked) > turn and work not in done}
+            for reply in grid.pull_messages(list(asked)) if asked else []:
                 work = asked[reply.metadata.reply_to_message_id]
-                done.append(work)
+                del work.out[reply.metadata.reply_to_message_id]
+                if not reply.has_error():
+                    done.append(work)
                 yield work, reply
 
     def _again(self, work: _Work, reply: Message) -> bool:
         """Return whether to ask again after an error, and say from when on."""
         now = time.monotonic()
-        work.error, work.out = reply, {}
+        work.error = reply
         work.failed = work.failed or now
         if reply.error.code in _APP_ERRORS:
             return len(work.tried) < 2
+        work.lost = True
         # A new process takes seconds to start; until then its place answers with errors at once.
         work.not_before = now + min(5.0, 0.1 * 2 ** len(work.tried))
         return not self._given_up(work)

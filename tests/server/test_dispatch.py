@@ -90,6 +90,17 @@ def test_a_place_that_answers_with_errors_while_its_process_starts_is_asked_agai
     assert all(not reply.has_error() for reply in results.values())
 
 
+def test_work_that_was_lost_is_asked_for_twice_at_once_and_counts_once():
+    """In a simulation one dead actor can sit on top of the idle ones for as long as single messages come."""
+    asked = iter(["dies", "dies", "good"])
+
+    grid, results = dispatched(lambda *_: next(asked), shares=SHARES[:1])
+    assert not results[SHARES[0]].has_error()
+    assert len(grid.asked) == 3
+    assert len({node for _, node in grid.asked}) == 3
+    assert grid.pulled == [SHARES[0]] * 3, "two errors and one answer"
+
+
 def test_what_the_app_itself_raises_is_tried_twice_and_then_told():
     grid, results = dispatched(lambda share, node, times: "raises" if share == SHARES[2] else "good")
     assert results[SHARES[2]].error.reason == "raises"

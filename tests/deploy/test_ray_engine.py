@@ -1,0 +1,113 @@
+"""Trouble on Ray: a killed actor, a killed machine; the numbers do not notice."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from metaleak.deploy.experiment import experiment_from
+from metaleak.deploy.launch import simulate
+from metaleak.server import Record
+
+EXPERIMENT = {
+    "data": {"name": "mnist-5k"},
+    "partition": {"learners": 120},
+    "rule": {"name": "maml", "inner_steps": 5},
+    "server": {"rounds": 6},
+    "evaluation": {"every": 6, "tasks": 10},
+    "attacks": [],
+}
+PROC = Path("/proc")
+
+pytestmark = pytest.mark.skipif(not PROC.exists(), reason="needs /proc to find the actors")
+
+
+def experiment(**engine):
+    # One by one, so that a round takes long enough to be hit.
+    return experiment_from({**EXPERIMENT, "engine": {"chunk": 1, **engine}}, "test")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return simulate(experiment(actors=2), tmp_path_factory.mktemp("ray") / "run")
+
+
+def busy_actors():
+    """Return the process ids of actors of this test's own Ray that are at work."""
+    found = []
+    for process in PROC.glob("[0-9]*"):
+        try:
+            if (process / "cmdline").read_bytes().startswith(b"ray::ClientAppActor.run"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def assert_same(run, other):
+    assert (run.path / "parameters.safetensors").read_bytes() == (other.path / "parameters.safetensors").read_bytes()
+    mine, theirs = Record(run.record), Record(other.record)
+    assert mine.rounds == theirs.rounds
+    for round in mine.rounds:
+        (learners, gradients), (others, expected) = mine.gradients(round), theirs.gradients(round)
+        assert learners == others == list(range(120)), "every learner of every round, once"
+        assert all(gradients[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+class Disturbance:
+    """Does something once, in the middle of a round: in a thread, some time after round `after` is done."""
+
+    def __init__(self, after, act):
+        self.after = after
+        self.act = act
+        self.result = None
+
+    def __call__(self, done):
+        if done.round == self.after:
+            threading.Thread(target=self._work).start()
+
+    def _work(self):
+        deadline = time.monotonic() + 30
+        while not (busy := busy_actors()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self.result = self.act(busy)
+
+
+def test_a_killed_actors_learners_are_computed_again_in_the_same_round(tmp_path, undisturbed):
+    heard = []
+    kill = Disturbance(2, lambda busy: os.kill(busy[0], signal.SIGKILL) or busy[0])
+
+    def on_round(done):
+        heard.append((done.round, done.missing))
+        kill(done)
+
+    run = simulate(experiment(actors=2), tmp_path / "run", on_round)
+    assert kill.result is not None, "no actor was killed"
+    assert heard == [(round, 0) for round in range(1, 7)]
+    assert_same(run, undisturbed)
+
+
+def test_a_cluster_of_two_machines_loses_one_in_a_round(tmp_path, undisturbed):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        other = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        kill = Disturbance(2, lambda _: cluster.remove_node(other, allow_graceful=False) or "killed")
+        heard = []
+
+        def on_round(done):
+            heard.append((done.round, done.missing))
+            kill(done)
+
+        run = simulate(experiment(ray_address=cluster.address), tmp_path / "run", on_round)
+        assert kill.result == "killed"
+        assert heard == [(round, 0) for round in range(1, 7)]
+        assert_same(run, undisturbed)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
