@@ -146,17 +146,16 @@ class Recorder:
             return
         try:
             if _size(reply) > _LARGEST * len(learners or [0]) * size:
-                raise ValueError(f"is over {_LARGEST} times as large as what was sent")
+                raise ValueError(f"over {_LARGEST} times as large as what was sent")
             arrays = _named(reply)
             if learners is None:
                 learners = [self._nodes.setdefault(node, len(self._nodes))]
                 arrays = {name: value[np.newaxis] for name, value in arrays.items()}
             if any(value.shape[:1] != (len(learners),) for value in arrays.values()):
-                raise ValueError("is not stacked by its learner ids")
+                raise ValueError("not stacked by its learner ids")
+            self._writer.reply(round, learners, str(node), sent, arrays)
         except ValueError as error:
-            _LOG.warning("round %d: node %d's reply %s and was not recorded", round, node, error)
-            return
-        self._writer.reply(round, learners, str(node), sent, arrays)
+            _LOG.warning("round %d: node %d's reply is not recorded: %s", round, node, error)
 
 
 def curious_grid(grid: Grid, record: str | Path) -> tuple[WatchedGrid, Callable[[], None]]:
