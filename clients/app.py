@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -26,16 +27,19 @@ def client_app(federation: Federation | Callable[[Context], Federation], device:
     defence covers, stays with it too.
     """
     app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        # One thread an actor: Ray already runs as many actors as there are cores.
-        torch.set_num_threads(1)
-        asked = _asked(message)
-        known = federation if isinstance(federation, Federation) else federation(context)
-        return Message(_answer(known, asked, torch_device(device)).content(), reply_to=message)
-
+    # A function of this module goes to an actor as its name, a function made here would go with all it knows.
+    app.train()(partial(_train, federation, device))
     return app
+
+
+def _train(
+    federation: Federation | Callable[[Context], Federation], device: Device, message: Message, context: Context
+) -> Message:
+    # One thread an actor: Ray already runs as many actors as there are cores.
+    torch.set_num_threads(1)
+    asked = _asked(message)
+    known = federation if isinstance(federation, Federation) else federation(context)
+    return Message(_answer(known, asked, torch_device(device)).content(), reply_to=message)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ same bits again keeps it: a run writes it down.
 
 import hashlib
 import json
+import os
 import platform
 import time
 from functools import lru_cache
@@ -21,7 +22,7 @@ from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.federation import Federation
 from metaleak.clients.shard import episodes
 
-CHUNKS = (1, 4, 16, 64)
+CHUNKS = (1, 4, 16, 32, 64, 128)
 """The choices; powers of two, in which learners are also summed."""
 
 _WORTH = 0.95
@@ -29,16 +30,18 @@ _WORTH = 0.95
 
 
 def measured_chunk(
-    federation: Federation, device: torch.device, memory: int = 512 << 20, seconds: float = 2.0
+    federation: Federation, device: torch.device, memory: int | None = None, seconds: float = 3.0
 ) -> int:
     """Return how many episodes of `federation` are best computed at once on `device`, one of `CHUNKS`.
 
-    No choice needs more than about `memory` bytes. Measuring goes on for about `seconds`; the result is remembered in
-    the user's cache directory, for this machine, torch, model, rule, task and image shape.
+    No choice needs more than `memory` bytes; the default is a quarter of this machine's, shared by its cores, or
+    half of the GPU's. Measuring goes on for about `seconds`; the result is remembered in the user's cache
+    directory, for this machine, torch, model, rule, task and image shape.
     """
     if any(defence.place == "inner" for defence in federation.defences):
         return 1
     parameters = {name: value.to(device) for name, value in federation.initial_parameters().items()}
+    memory = _memory(device) if memory is None else memory
     key = _key(federation, parameters, device, memory)
     for known in CHUNKS:
         if _remembered().get(key) == known:
@@ -75,26 +78,35 @@ def _measured(
     federation: Federation, parameters: Parameters, device: torch.device, memory: int, seconds: float
 ) -> int:
     affordable = max(1, memory // max(1, bytes_per_episode(federation, parameters)))
-    best, best_time, end = 1, float("inf"), time.monotonic() + seconds
-    for chunk in CHUNKS:
-        if chunk > affordable or time.monotonic() > end:
-            break
-        batch = _batch(federation, parameters, chunk)
-        # The first call of a size pays for its setting up.
-        times = [_seconds(federation, parameters, batch, device) / chunk for _ in range(2 if chunk > 16 else 4)][1:]
-        if min(times) < _WORTH * best_time:
-            best, best_time = chunk, min(times)
-        elif min(times) > 1.5 * best_time:
-            break
+    batches = {chunk: _batch(federation, parameters, chunk) for chunk in CHUNKS if chunk <= affordable}
+    times: dict[int, float] = {}
+    end = time.monotonic() + seconds
+    # In turns, so that a moment in which the machine is busy falls on all of them; the first turn warms up.
+    for turn in range(6):
+        for chunk, batch in batches.items():
+            if turn > 0 and time.monotonic() > end:
+                break
+            measured = _seconds(federation, parameters, batch, device) / chunk
+            times[chunk] = min(measured, times.get(chunk, float("inf")))
+            if turn == 0 and (times[chunk] > 2 * min(times.values()) or time.monotonic() > end):
+                # Larger ones would only be slower.
+                batches = {size: kept for size, kept in batches.items() if size < chunk}
+                break
+    best = 1
+    for chunk in batches:
+        if times[chunk] < _WORTH * times[best]:
+            best = chunk
     return best
 
 
 def _seconds(federation: Federation, parameters: Parameters, batch: Episode, device: torch.device) -> float:
-    start = time.perf_counter()
+    """Return what one batch takes: of this process's own time on a CPU, where others may be at work too."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    start = clock()
     batch_meta_gradients(federation.model, federation.rule, parameters, batch)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _batch(federation: Federation, parameters: Parameters, count: int) -> Episode:
@@ -129,6 +141,16 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _memory(device: torch.device) -> int:
+    """Return how many bytes one actor's batch may take."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 2
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 // (os.cpu_count() or 1)
+    except (AttributeError, ValueError):
+        return 1 << 30
 
 
 def _file() -> Path:

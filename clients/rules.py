@@ -69,11 +69,16 @@ def inner_steps(
     def loss(moving: Parameters) -> Tensor:
         return cross_entropy(model, {**fixed, **moving}, images, labels)
 
+    def descent(moving: Parameters) -> Tensor:
+        return -rate * loss(moving)
+
     for step in range(steps):
-        gradient: Parameters = grad(loss)(moving)
-        if perturb is not None:
-            gradient = perturb(gradient, step)
-        moving = {name: value - rate * gradient[name] for name, value in moving.items()}
+        if perturb is None:
+            # The rate at the loss, a scalar, and not at every gradient: large networks are bound by memory.
+            update: Parameters = grad(descent)(moving)
+        else:
+            update = {name: -rate * value for name, value in perturb(grad(loss)(moving), step).items()}
+        moving = {name: value + update[name] for name, value in moving.items()}
     return {name: fixed[name] if name in fixed else moving[name] for name in parameters}
 
 

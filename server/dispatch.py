@@ -17,6 +17,9 @@ deployment engine every look is a request to the SuperLink.
 """
 _APP_ERRORS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
 
+IN_FLIGHT = 64
+"""How many messages are out at once, by default."""
+
 Ask = Callable[[Share, int, float], Message]
 """Makes the message for a share, a node and its time to live in seconds."""
 
@@ -56,10 +59,10 @@ class Dispatch:
     and the time Flower takes to find a message grows with them.
     """
 
-    def __init__(self, patience: Patience, per_node: int = 2, in_flight: int = 64) -> None:
+    def __init__(self, patience: Patience, per_node: int = 2, in_flight: int | None = None) -> None:
         self._patience = patience
         self._per_node = per_node
-        self._in_flight = in_flight
+        self._in_flight = IN_FLIGHT if in_flight is None else in_flight
         self._slowest = (0.0, 0.0)
         self._left: set[int] = set()
 

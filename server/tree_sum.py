@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from metaleak.server.record import Arrays
 
-_Sum = dict[str, npt.NDArray[np.float64]] | None
+_Sums = dict[str, npt.NDArray[np.float64]]
+_Sum = _Sums | None
 
 
 class TreeSum:
@@ -20,6 +21,7 @@ class TreeSum:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], _Sum] = {}
+        self._room: dict[int, _Sums] = {}
 
     def add(self, first: int, count: int, rows: Sequence[int], gradients: Arrays) -> bool:
         """Add what the positions `first` to `first + count - 1` sent, and return whether all of it is finite.
@@ -27,8 +29,12 @@ class TreeSum:
         `rows` are the ascending offsets of those that answered, `gradients` theirs, stacked `(len(rows), ...)`. If
         anything is infinite or not a number, nothing is added.
         """
+        values = _padded(count, rows, gradients)
         with np.errstate(invalid="ignore"):
-            sums = _halved(first, count, _padded(count, rows, gradients))
+            sums = [
+                (level, index, None if values is None else self._summed(values, (index << level) - first, level))
+                for level, index in _nodes(first, count)
+            ]
         if not all(_finite(total) for _, _, total in sums):
             return False
         for level, index, total in sums:
@@ -47,6 +53,32 @@ class TreeSum:
     def held(self) -> int:
         """How many partial sums are held."""
         return sum(total is not None for total in self._known.values())
+
+    def _summed(self, values: Arrays, start: int, level: int) -> _Sums:
+        """Return the sum of the 2 ** `level` rows from `start` on, along the tree."""
+        total = {name: np.empty(value.shape[1:]) for name, value in values.items()}
+        self._sum_into(total, values, start, level)
+        return total
+
+    def _sum_into(self, total: _Sums, values: Arrays, start: int, level: int) -> None:
+        if level == 0:
+            for name, value in values.items():
+                total[name][...] = value[start]
+            return
+        half = 1 << (level - 1)
+        if level == 1:
+            for name, value in values.items():
+                np.add(value[start], value[start + 1], out=total[name], dtype=np.float64)
+            return
+        # Depth first and in the same room again and again: the partial sums of many learners at once would not fit
+        # into the processor's cache.
+        if level not in self._room:
+            self._room[level] = {name: np.empty_like(value) for name, value in total.items()}
+        other = self._room[level]
+        self._sum_into(total, values, start, level - 1)
+        self._sum_into(other, values, start + half, level - 1)
+        for name, value in total.items():
+            value += other[name]
 
     def _insert(self, level: int, index: int, total: _Sum) -> None:
         while (level, index ^ 1) in self._known:
@@ -68,32 +100,15 @@ def _padded(count: int, rows: Sequence[int], gradients: Arrays) -> Arrays | None
     return padded
 
 
-def _halved(first: int, count: int, values: Arrays | None) -> list[tuple[int, int, _Sum]]:
-    """Return the nodes `(level, index, sum)` of the tree that the positions from `first` on fill completely."""
-    nodes: list[tuple[int, int, _Sum]] = []
-    level, low, high = 0, first, first + count
-    while low < high:
-        if low % 2 or high - low == 1:
-            nodes.append((level, low, _row(values, 0)))
-            values, low = _cut(values, slice(1, None)), low + 1
-        if low < high and high % 2:
-            nodes.append((level, high - 1, _row(values, -1)))
-            values, high = _cut(values, slice(None, -1)), high - 1
-        if low < high:
-            values = values and {
-                name: np.add(value[0::2], value[1::2], dtype=np.float64) for name, value in values.items()
-            }
-            level, low, high = level + 1, low // 2, high // 2
+def _nodes(first: int, count: int) -> list[tuple[int, int]]:
+    """Return the nodes `(level, index)` of the tree that the positions from `first` on fill completely."""
+    nodes: list[tuple[int, int]] = []
+    end = first + count
+    while first < end:
+        level = min((first & -first).bit_length() - 1 if first else end.bit_length(), (end - first).bit_length() - 1)
+        nodes.append((level, first >> level))
+        first += 1 << level
     return nodes
-
-
-def _row(values: Arrays | None, row: int) -> _Sum:
-    # A copy: a view would keep the whole reply in memory.
-    return values and {name: value[row].astype(np.float64) for name, value in values.items()}
-
-
-def _cut(values: Arrays | None, part: slice) -> Arrays | None:
-    return values and {name: value[part] for name, value in values.items()}
 
 
 def _added(left: _Sum, right: _Sum) -> _Sum:

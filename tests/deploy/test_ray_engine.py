@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
-from metaleak.deploy.experiment import experiment_from
+from metaleak.deploy.experiment import EngineSettings, experiment_from
 from metaleak.deploy.launch import simulate
+from metaleak.deploy.ray_engine import RayEngine
 from metaleak.server import Record
 
 EXPERIMENT = {
@@ -111,3 +113,13 @@ def test_a_cluster_of_two_machines_loses_one_in_a_round(tmp_path, undisturbed):
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "actors", "device", "each"),
+    [(0, 2, "auto", 0.0), (1, 4, "auto", 0.25), (1, 3, "cuda", 0.3333), (4, 2, "auto", 2.0), (8, 16, "cpu", 0.0)],
+)
+def test_actors_share_the_gpus_by_fractions(monkeypatch, gpus, actors, device, each):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert RayEngine(EngineSettings(actors=actors, device=device), learners=100)._gpus(actors) == each
