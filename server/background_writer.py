@@ -19,7 +19,7 @@ class BackgroundWriter:
     The thread is a daemon: a process that ends without `close` loses what is queued and does not hang.
     """
 
-    def __init__(self, limit_bytes: int = 256 * 2**20) -> None:
+    def __init__(self, limit_bytes: int = 64 * 2**20) -> None:
         if limit_bytes < 0:
             raise ValueError(f"limit_bytes must not be negative, got {limit_bytes}")
         self._limit = limit_bytes

@@ -59,7 +59,7 @@ class Dispatch:
     and the time Flower takes to find a message grows with them.
     """
 
-    def __init__(self, patience: Patience, per_node: int = 2, in_flight: int | None = None) -> None:
+    def __init__(self, patience: Patience, per_node: int = 1, in_flight: int | None = None) -> None:
         self._patience = patience
         self._per_node = per_node
         self._in_flight = IN_FLIGHT if in_flight is None else in_flight
