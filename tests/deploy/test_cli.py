@@ -57,7 +57,17 @@ def test_every_command_has_help_with_an_example(capsys, command):
     assert f"Example: metaleak {command}" in " ".join(out.split())
 
 
-@pytest.mark.parametrize("wrong", [("fly",), ("simulate",), ("simulate", "x.yaml", "--sett", "a=1"), ("attack", "x")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("fly",),
+        ("simulate",),
+        ("simulate", "x.yaml", "--sett", "a=1"),
+        ("simulate", "x.yaml", "--resume", "runs/x"),
+        ("simulate", "--resume", "runs/x", "--out", "runs/y"),
+        ("attack", "x"),
+    ],
+)
 def test_wrong_usage_exits_with_2(capsys, wrong):
     assert call(capsys, *wrong)[0] == 2
 
@@ -104,6 +114,10 @@ def one_line(text):
         (("simulate", "{small}", "--set", "data.name=mnist", "--data-dir", "{empty}"), "MNIST"),
         (("simulate", "{small}", "--set", "partition.learners=100000"), "learners"),
         (("simulate", "{small}", "--out", "{run}"), "exists already"),
+        (("simulate", "--resume", "{empty}"), "is not a run"),
+        (("simulate", "--resume", "{run}", "--set", "rounds=9"), "goes on as it began"),
+        (("simulate", "{small}", "--set", "faults.dropout=2"), "faults.dropout"),
+        (("simulate", "{small}", "--set", "engine.learners_per_node=0"), "engine.learners_per_node"),
         (("attack", "{run}", "nothing"), "unknown 'nothing'"),
         (("attack", "{run}", "query", "--set", "iterations=-1"), "iterations"),
         (

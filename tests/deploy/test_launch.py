@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from local_grid import local_simulate
 
 from metaleak.deploy.experiment import experiment_from
 from metaleak.deploy.launch import simulate
@@ -116,6 +117,44 @@ def test_ctrl_c_ends_the_actors_within_five_seconds_and_leaves_a_readable_record
     assert len(record.rounds) >= 5
     for round in record.rounds[:-1]:
         assert len(record.gradients(round)[0]) == 40
+
+
+def test_a_killed_simulation_goes_on_from_the_command_line_and_ends_with_the_same_bits(tmp_path):
+    settings = {**SMALL, "server": {"rounds": 60, "fraction": 0.9}, "engine": {"actors": 1, "chunk": 4}}
+    (tmp_path / "some.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-c", "from metaleak.deploy.cli import main; main()", "simulate"]
+    killed = subprocess.Popen(
+        [*command, "some.yaml", "--out", "run"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 240
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        killed.kill()
+    killed.wait()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+    resumed = subprocess.run(
+        [*command, "--resume", "run", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["final"]["round"] == 60
+    other = local_simulate(experiment_from(settings, "undisturbed"), tmp_path / "undisturbed")
+    mine, theirs = Record(tmp_path / "run" / "record"), Record(other.record)
+    assert mine.rounds == theirs.rounds == list(range(1, 61))
+    for round in mine.rounds:
+        (learners, gradients), (others, expected) = mine.gradients(round), theirs.gradients(round)
+        assert learners == others
+        assert all(gradients[name].tobytes() == expected[name].tobytes() for name in expected)
+    final = [path / "parameters.safetensors" for path in (tmp_path / "run", other.path)]
+    assert final[0].read_bytes() == final[1].read_bytes()
 
 
 def test_flwr_run_starts_the_app_without_a_network(tmp_path):
