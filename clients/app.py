@@ -1,5 +1,6 @@
 """The Flower client: a node that hosts learners and answers with their meta-gradients, stacked."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from metaleak.clients.faults import Absence
 from metaleak.clients.federation import Federation
 from metaleak.clients.stacked_arrays import StackedArrays
 
+_LOG = logging.getLogger("metaleak")
+
 
 def client_app(federation: Federation | Callable[[Context], Federation], device: Device = "auto") -> ClientApp:
     """Return the `ClientApp` of every node of `federation`, which may also be found from the node's context.
@@ -23,8 +26,8 @@ def client_app(federation: Federation | Callable[[Context], Federation], device:
     `chunk` (how many learners are computed at once). The reply holds the meta-gradients of the learners that answer
     under `arrays`, one array a parameter with a leading learner dimension in the order of `learner-ids`, which
     stand under `config`; there also `missing-ids` of those who do not answer, with `missing-kinds` (`dropped`,
-    `late` or `failed`) and `missing-reasons`. Neither ever holds an image or a label; a learner's loss, which no
-    defence covers, stays with it too.
+    `late` or `failed`) and `missing-reasons` (the type of the error). Neither ever holds an image or a label; a
+    learner's loss, which no defence covers, stays with it too.
     """
     app = ClientApp()
     # A function of this module goes to an actor as its name, a function made here would go with all it knows.
@@ -94,14 +97,19 @@ def _answer(federation: Federation, asked: _Asked, device: torch.device) -> _Ans
         try:
             _compute(federation, numbers, parameters, asked.round, stack)
             present += numbers
-        except Exception as trouble:  # noqa: BLE001 (whatever a learner's model or rule raises)
+        except Exception as trouble:
+            if _is_of_memory(trouble):
+                # The node's trouble, not a learner's: to be asked again, with the same chunks and so the same bits.
+                raise
             # One learner's trouble is not that of its cohort: let each of them try alone.
             for number in numbers:
                 try:
                     _compute(federation, [number], parameters, asked.round, stack)
                     present.append(number)
-                except Exception as alone:  # noqa: BLE001
-                    absent[number] = Absence("failed", _in_short(alone if len(numbers) > 1 else trouble))
+                except Exception as alone:  # noqa: BLE001 (whatever a learner's model or rule raises)
+                    # The type alone: a message may quote a label, a path, a number of the learner's.
+                    absent[number] = Absence("failed", type(alone).__name__)
+                    _LOG.warning("learner %d failed", number, exc_info=alone)
     return _Answer(present, absent, stack.record())
 
 
@@ -113,7 +121,5 @@ def _compute(
         stack.append(gradients)
 
 
-def _in_short(error: Exception) -> str:
-    """Return an error's type and first line: enough to find it, too little to carry a learner's data away."""
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first[:160]}"
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

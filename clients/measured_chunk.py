@@ -146,7 +146,7 @@ def _processor() -> str:
 def _memory(device: torch.device) -> int:
     """Return how many bytes one actor's batch may take."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory) // 2
+        return int(torch.cuda.get_device_properties(device).total_memory) // 2 // (os.cpu_count() or 1)
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 // (os.cpu_count() or 1)
     except (AttributeError, ValueError):

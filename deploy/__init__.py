@@ -1,7 +1,8 @@
 """The way in: experiment files, launching, benchmark grids, reports, the command line.
 
 Importing this package asks Flower and Ray to send no telemetry and to look for no updates: a privacy tool makes no
-network connection that its user did not ask for, and it may run where there is none. Set the variables to override.
+network connection that its user did not ask for, and it may run where there is none. Processes that are started after
+it, Ray's actors among them, keep the memory that they have once had. Set the variables to override.
 """
 
 import os

@@ -72,7 +72,7 @@ def simulate(
 ) -> None:
     """Simulate the experiment and record what the server sees.
 
-    Example: `metaleak simulate experiment.yaml --set rounds=50 --out runs/first`; after a power cut
+    Example: `metaleak simulate experiment.yaml --set rounds=50 --out runs/first`; after a kill
     `metaleak simulate --resume runs/first`
     """
     from metaleak.deploy.commands import simulate_command

@@ -75,10 +75,11 @@ class RecordSettings(BaseModel):
 class EngineSettings(BaseModel):
     """How the simulation runs; none of it decides what is computed, but for the last bits.
 
-    `actors`: Ray actors (`null`: one a core). `learners_per_node`: how many learners a Flower node hosts; with `auto`
-    any node computes for any learner, which is fastest. `chunk`: how many learners are computed at once (`auto`:
-    measured, then kept for the run). `device`: where actors compute; `auto` shares out the GPUs when there are any.
-    `timeout`: seconds to wait for a round's replies. `ray_address`: an existing Ray cluster, such as `auto`.
+    `actors`: Ray actors (`null`: one a core; on a cluster always one a CPU of it). `learners_per_node`: how many
+    learners a Flower node hosts; with `auto` any node computes for any learner, which is fastest. `chunk`: how many
+    learners are computed at once (`auto`: measured, then kept for the run). `device`: where actors compute; `auto`
+    shares out the GPUs when there are any. `timeout`: seconds to wait for a round's replies. `ray_address`: an
+    existing Ray cluster, such as `auto`.
     """
 
     model_config = _STRICT

@@ -1,7 +1,7 @@
 """Running an experiment's simulation: what the server does, and where its actors are."""
 
+import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +72,10 @@ class Simulation:
 
         However it ends, `run.json` says so.
         """
-        with ExitStack() as stack:
-            stack.enter_context(self.run.held())
+        with self.run.held():
             try:
                 with BackgroundWriter() as background:
+                    self.run.forget_metrics(self._done)
                     self.run.say(status="running", error=None)
                     self._strategy(background).start(
                         WatchedGrid(grid, check=self._check),
@@ -121,9 +121,11 @@ class Simulation:
         recorded = self.experiment.record.rounds
         if recorded == 0:
             return strategy
-        if self._from is not None or (self.run.record / "format.json").exists():
+        if (self.run.record / "format.json").exists():
             writer = RecordWriter.resume(self.run.record, self._done, background)
         else:
+            # Killed while its folders were made, it holds nothing yet.
+            shutil.rmtree(self.run.record, ignore_errors=True)
             writer = RecordWriter(self.run.record, background)
         return CuriousServer(strategy, writer, recorded)
 
@@ -164,18 +166,22 @@ class Simulation:
 
     def _end(self, status: Status, error: str | None = None) -> None:
         last = self._last or self._from
+        if status != "done":
+            # Said first: on a full disk the rest may fail.
+            self.run.end(status, error)
         if last is not None:
             self.run.save_parameters(last.parameters)
-        self.run.end(status, error)
+        if status == "done":
+            self.run.end(status)
 
     def _checkpoint(self) -> Checkpoint | None:
-        """Return where the run goes on, having forgotten what came after."""
-        checkpoint = read_checkpoint(self.run.checkpoint) if self.run.checkpoint.exists() else None
-        if checkpoint is not None:
-            shapes = {name: value.shape for name, value in checkpoint.parameters.items()}
-            if shapes != {name: value.shape for name, value in self._initial.items()}:
-                raise ValueError(f"{self.run.checkpoint}: is of another model than experiment.yaml")
-        self.run.forget_metrics(checkpoint.round if checkpoint is not None else 0)
+        """Return where the run goes on, or `None` when its first round was never done."""
+        if not self.run.checkpoint.exists():
+            return None
+        checkpoint = read_checkpoint(self.run.checkpoint)
+        shapes = {name: value.shape for name, value in checkpoint.parameters.items()}
+        if shapes != {name: value.shape for name, value in self._initial.items()}:
+            raise ValueError(f"{self.run.checkpoint}: is of another model than experiment.yaml")
         return checkpoint
 
     def _chosen_chunk(self) -> int:
@@ -217,9 +223,23 @@ def resume(
     """
     run = RunDirectory.open(out)
     experiment = run.experiment(tuple(changes))
-    before, after = run.experiment().simulation_key(), experiment.simulation_key()
-    if before != after or experiment.engine.chunk != run.experiment().engine.chunk:
-        raise ValueError(f"{out}: a run goes on as it began; only the engine (but for chunk) may be changed")
+    return go_on(run, experiment, on_round)
+
+
+def go_on(
+    run: RunDirectory, experiment: Experiment, on_round: Callable[[RoundDone], None] | None = None
+) -> RunDirectory:
+    """Go on with `run` where `experiment`, which must compute the same, says; see `resume`."""
+    before = run.experiment()
+    same = all(
+        getattr(before.engine, key) == getattr(experiment.engine, key)
+        for key in ("chunk", "learners_per_node", "device")
+    )
+    if before.simulation_key() != experiment.simulation_key() or not same:
+        raise ValueError(
+            f"{run.path}: a run goes on as it began; only engine.actors, engine.timeout, engine.ray_address and the "
+            "data's place may be changed"
+        )
     if run.said().get("status") == "done":
         return run
-    return Simulation(experiment, out, on_round, resume=True).start()
+    return Simulation(experiment, run.path, on_round, resume=True).start()

@@ -15,7 +15,7 @@ from metaleak.attacks.observation import Progress
 from metaleak.deploy.assessment import assess, planned_attacks
 from metaleak.deploy.errors import Interrupted, one_line
 from metaleak.deploy.experiment import Experiment, experiment_from, read_yaml, with_value
-from metaleak.deploy.launch import RoundDone, resume, simulate
+from metaleak.deploy.launch import RoundDone, go_on, simulate
 from metaleak.deploy.plugins import Plugin, first_problem
 from metaleak.deploy.report_rows import describe_defences
 from metaleak.deploy.results import Cell
@@ -119,8 +119,11 @@ def _results(experiment: Experiment) -> dict[str, Plugin | None]:
 
 def _missing(run: Path, result: str) -> str | None:
     """Return why a result cannot be read yet, or `None` when it can."""
-    done = (run / "attacks" / result / "attack.json") if result else (run / "run.json")
-    return None if done.exists() else "not run yet"
+    if result:
+        done = (run / "attacks" / result / "attack.json").exists()
+    else:
+        done = RunDirectory(run).said().get("status") == "done"
+    return None if done else "not run yet"
 
 
 def _simulated(experiment: Experiment, path: Path, watch: Watch | None) -> str | None:
@@ -130,7 +133,7 @@ def _simulated(experiment: Experiment, path: Path, watch: Watch | None) -> str |
         if (path / "experiment.yaml").exists():
             # Its key names exactly what it computes, so one that was cut off goes on; a finished one is left as it
             # is.
-            resume(path, on_round=hear)
+            go_on(RunDirectory.open(path), experiment, hear)
         else:
             simulate(experiment, path, hear)
     except Interrupted:

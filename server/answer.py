@@ -90,6 +90,11 @@ def _asked(numbers: object, share: Share) -> list[int]:
     return numbers
 
 
+def in_one_line(text: str) -> str:
+    """Return what a stranger said as one short line without control characters."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)[:300]
+
+
 def _short(names: list[str]) -> str:
     """Return names as text that stays one short line, whatever a stranger called them."""
     text = ", ".join(repr(name)[:60] for name in names[:8])

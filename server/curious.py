@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -95,18 +96,31 @@ class CuriousServer(Strategy):
         self.strategy.summary()
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a message asked for: `learners` when it names them, and the shapes of the arrays that it sent."""
+
+    round: int
+    sent: str
+    size: int
+    learners: list[int] | None
+    shapes: dict[str, tuple[int, ...]]
+
+
 class Recorder:
     """Turns the messages of a grid into a record, those of the first `rounds` rounds or all.
 
     Arrays are looked at in their messages and handed on as they lie there, never copied. A reply that is no arrays,
-    or is far larger than what was sent to its learners, is left out with a warning: no stranger fills the disk. To
-    refuse it is the strategy's right.
+    or is far larger than what was sent to its learners, is left out with a warning: no stranger fills the disk. So is
+    one that answers for other learners than its message asked for, or with other arrays than were sent: it would make
+    the round unreadable. To refuse it is the strategy's right. A second answer of a learner is not recorded.
     """
 
     def __init__(self, writer: RecordWriter, rounds: int | None = None) -> None:
         self._writer = writer
         self._rounds = rounds
-        self._open: dict[str, tuple[int, str, int]] = {}
+        self._open: dict[str, _Asked] = {}
+        self._recorded: dict[int, set[int]] = {}
         self._last: tuple[int, list[ArrayRecord], str] | None = None
         self._nodes: dict[int, int] = {}
         self._round = 0
@@ -134,28 +148,45 @@ class Recorder:
         arrays = list(records.values())
         if self._last is None or self._last[0] != round or not _identical(self._last[1], arrays):
             self._last = (round, arrays, self._writer.sent(round, _named(message)))
-        self._open[message.metadata.message_id] = (round, self._last[2], _size(message))
+        self._open[message.metadata.message_id] = _Asked(
+            round,
+            self._last[2],
+            _size(message),
+            _declared_learners(message),
+            {name: value.shape for name, value in _named(message).items()},
+        )
 
     def _received(self, reply: Message) -> None:
-        round, sent, size = self._open.pop(reply.metadata.reply_to_message_id, (0, "", 0))
-        if not sent or reply.has_error() or not reply.content.array_records:
+        asked = self._open.pop(reply.metadata.reply_to_message_id, None)
+        if asked is None or reply.has_error() or not reply.content.array_records:
             return
         node = reply.metadata.src_node_id
-        learners = _declared_learners(reply)
-        if learners == []:
-            return
         try:
-            if _size(reply) > _LARGEST * len(learners or [0]) * size:
+            learners = _declared_learners(reply)
+            if learners == []:
+                return
+            if _size(reply) > _LARGEST * len(asked.learners or learners or [0]) * asked.size:
                 raise ValueError(f"over {_LARGEST} times as large as what was sent")
             arrays = _named(reply)
-            if learners is None:
+            if learners is None and asked.learners is None:
                 learners = [self._nodes.setdefault(node, len(self._nodes))]
                 arrays = {name: value[np.newaxis] for name, value in arrays.items()}
+            learners = learners or []
             if any(value.shape[:1] != (len(learners),) for value in arrays.values()):
                 raise ValueError("not stacked by its learner ids")
-            self._writer.reply(round, learners, str(node), sent, arrays)
+            if asked.learners is not None:
+                if not set(learners) <= set(asked.learners):
+                    raise ValueError("not of the learners that were asked")
+                if {name: value.shape[1:] for name, value in arrays.items()} != asked.shapes:
+                    raise ValueError("not shaped like what was sent")
+            known = self._recorded.setdefault(asked.round, set())
+            if known & set(learners):
+                return
+            self._writer.reply(asked.round, learners, str(node), asked.sent, arrays)
+            known.update(learners)
+            self._recorded.pop(asked.round - 2, None)
         except ValueError as error:
-            _LOG.warning("round %d: node %d's reply is not recorded: %s", round, node, error)
+            _LOG.warning("round %d: node %d's reply is not recorded: %s", asked.round, node, error)
 
 
 def curious_grid(grid: Grid, record: str | Path) -> tuple[WatchedGrid, Callable[[], None]]:
@@ -199,5 +230,8 @@ def _declared_learners(reply: Message) -> list[int] | None:
     for config in reply.content.config_records.values():
         value = config.get("learner-ids")
         if isinstance(value, list):
-            return [int(number) for number in value]
+            numbers = [number for number in value if type(number) is int]
+            if len(numbers) != len(value):
+                raise ValueError("learner ids that are not whole numbers")
+            return numbers
     return None

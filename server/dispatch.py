@@ -65,6 +65,8 @@ class Dispatch:
         self._in_flight = IN_FLIGHT if in_flight is None else in_flight
         self._slowest = (0.0, 0.0)
         self._left: set[int] = set()
+        self._lost_hosts: set[int] = set()
+        self._unwanted: set[str] = set()
 
     def answers(
         self, grid: Grid, nodes: Sequence[int], shares: Sequence[Share], ask: Ask
@@ -72,10 +74,11 @@ class Dispatch:
         """Yield every share once with its reply, in the order of arrival.
 
         A reply may be an error, when trying again did not help; it is `None` when the round's time is over. Of two
-        replies to one share only the first is pulled, so nobody who watches the grid sees the other.
+        replies to one share the first counts; the other is pulled in a later round and dropped.
         """
         self._slowest = (self._slowest[1], 0.0)
         self._left = set()
+        self._drop_unwanted(grid)
         end = time.monotonic() + self._patience.round
         waiting, out = [_Work(share) for share in shares], list[_Work]()
         last = time.monotonic()
@@ -83,6 +86,8 @@ class Dispatch:
             self._send(grid, nodes, waiting, out, end, ask)
             for work in [work for work in waiting if self._given_up(work)]:
                 waiting.remove(work)
+                if work.share.host is not None:
+                    self._lost_hosts.add(nodes[work.share.host])
                 yield work.share, work.error
             before = last
             for work, reply in self._pulled(grid, out):
@@ -94,6 +99,7 @@ class Dispatch:
                 if reply.has_error() and self._again(work, reply):
                     waiting.insert(0, work)
                 else:
+                    self._unwanted.update(work.out)
                     self._slowest = (self._slowest[0], max(self._slowest[1], last - work.asked))
                     yield work.share, reply
             if last == before:
@@ -119,15 +125,19 @@ class Dispatch:
                 continue
             node = self._node(nodes, work, load)
             if node is None:
-                continue
+                break
             ids = list(grid.push_messages([ask(work.share, node, max(1.0, end - now))]))
             work.tried.append(node)
             if not ids:
                 # The share stays where it is and tries another node, if there is one.
                 self._left.add(node)
+                if node in self._lost_hosts:
+                    # One look a round is enough for a host that did not come back in all that time.
+                    work.failed = now - self._patience.recovery - 1
                 work.not_before = now + (1.0 if self._left.issuperset(nodes) or work.share.host is not None else 0.0)
                 work.failed = work.failed or now
                 continue
+            self._lost_hosts.discard(node)
             if not work.out:
                 waiting.remove(work)
                 out.append(work)
@@ -145,6 +155,12 @@ class Dispatch:
         if self._left.issuperset(nodes):
             free = list(nodes)
         return min(free, key=lambda node: (work.tried.count(node), load[node]), default=None)
+
+    def _drop_unwanted(self, grid: Grid) -> None:
+        """Take second answers out of Flower's store, where each would lie until the end."""
+        if self._unwanted:
+            for reply in grid.pull_messages(list(self._unwanted)):
+                self._unwanted.discard(reply.metadata.reply_to_message_id)
 
     @staticmethod
     def _pulled(grid: Grid, out: list[_Work]) -> Iterator[tuple[_Work, Message]]:

@@ -1,10 +1,11 @@
 """The meta-learner: a Flower strategy that averages meta-gradients and takes outer steps."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from logging import INFO, WARNING
+from logging import INFO
 
 import numpy as np
 import torch
@@ -13,12 +14,16 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
-from metaleak.server.answer import Answer, Refused, read_answer
+from metaleak.server.answer import Answer, Refused, in_one_line, read_answer
 from metaleak.server.checkpoint import Checkpoint
 from metaleak.server.dispatch import Dispatch, Patience
 from metaleak.server.optimiser import OuterOptimiser, OuterSteps
 from metaleak.server.shares import Share, floating_shares, hosted_shares
 from metaleak.server.tree_sum import TreeSum
+
+_LOG = logging.getLogger("metaleak")
+_LARGEST_SHARE = 64 << 20
+"""Bytes of gradients in one reply, about; a share of one chunk may be larger."""
 
 
 class RoundFailed(RuntimeError):
@@ -172,7 +177,8 @@ class MetaLearner(Strategy):
     ) -> tuple[ArrayRecord, MetricRecord]:
         started = time.monotonic()
         sampled = self.sample(round)
-        nodes, shares = self._shares(grid, sampled)
+        size = sum(value.numel() * value.element_size() for value in steps.parameters.values())
+        nodes, shares = self._shares(grid, sampled, size)
 
         def ask(share: Share, node: int, ttl: float) -> Message:
             told = ConfigRecord(
@@ -195,8 +201,8 @@ class MetaLearner(Strategy):
             )
         return _record(checkpoint.parameters), MetricRecord(dict(counts))
 
-    def _shares(self, grid: Grid, sampled: Sequence[int]) -> tuple[list[int], list[Share]]:
-        """Return the nodes and the shares of a round, waiting for nodes to connect."""
+    def _shares(self, grid: Grid, sampled: Sequence[int], size: int) -> tuple[list[int], list[Share]]:
+        """Return the nodes and the shares of a round whose gradients have `size` bytes; wait for nodes to connect."""
         if self._hosts and self.learners_per_node is not None:
             return self._hosts, hosted_shares(sampled, self.learners_per_node)
         needed = -(-self.learners // self.learners_per_node) if self.learners_per_node else 1
@@ -209,7 +215,8 @@ class MetaLearner(Strategy):
             # Who hosts whom is settled once: a node that leaves takes its learners with it and moves no other's.
             self._hosts = nodes
             return nodes, hosted_shares(sampled, self.learners_per_node)
-        return nodes, floating_shares(sampled, self.shares_per_node * len(nodes), self.chunk)
+        most = max(1, min(64, _LARGEST_SHARE // max(1, size)))
+        return nodes, floating_shares(sampled, self.shares_per_node * len(nodes), self.chunk, most)
 
 
 class _Gathered:
@@ -259,7 +266,7 @@ class _Gathered:
         if self.counts["learners"]:
             return {name: value / self.counts["learners"] for name, value in total.items()}
         if self._reason:
-            raise RoundFailed(f"round {self._round}: no learner answered ({self._reason})")
+            raise RoundFailed(f"round {self._round}: no learner answered ({in_one_line(self._reason)})")
         return {}
 
     def _answer(self, share: Share, reply: Message | None) -> Answer | None:
@@ -277,7 +284,7 @@ class _Gathered:
     def _complain(self, kind: str, learners: int, reason: str) -> None:
         self.counts[kind] += learners
         self._reason = self._reason or reason
-        log(WARNING, "round %d: %s: %s", self._round, kind, reason)
+        _LOG.warning("round %d: %s: %s", self._round, kind, in_one_line(reason))
 
 
 def _span(share: Share) -> str:

@@ -49,7 +49,7 @@ class OuterSteps:
     def step(self, gradient: Mapping[str, np.ndarray]) -> None:
         """Move the parameters along `gradient`, named and shaped like them; once a round."""
         for name, leaf in self._leaves.items():
-            leaf.grad = torch.from_numpy(gradient[name]).to(leaf.dtype)
+            leaf.grad = torch.from_numpy(np.asarray(gradient[name])).to(leaf.dtype)
         self._optimiser.step()
         self._schedule.step()
 

@@ -161,6 +161,8 @@ def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path, locally):
 
 def test_two_processes_do_not_work_on_one_run(tmp_path, locally):
     run = cut_off(tmp_path)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with run.held(), pytest.raises(ValueError, match="another process is working on this run"):
         resume(run.path)
+    assert {path: path.read_bytes() for path in before} == before
     assert resume(run.path).said()["status"] == "done"

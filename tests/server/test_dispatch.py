@@ -1,5 +1,6 @@
 """Giving out work: all of it comes back once, whatever happens to the nodes."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -117,6 +118,34 @@ def test_what_hangs_is_asked_of_somebody_else_and_only_one_answer_is_pulled():
     first, second = [node for share, node in grid.asked if share == SHARES[3]]
     assert first != second
     assert grid.pulled.count(SHARES[3]) == 1
+
+
+def test_a_second_answer_does_not_stay_in_flowers_store():
+    late = {"hangs": True}
+
+    def hangs_once(share, node, times):
+        return "hangs" if share == SHARES[3] and times == 0 and late.pop("hangs", False) else "good"
+
+    grid = ScriptedGrid(hangs_once)
+    dispatch = Dispatch(Patience(round=20, slow=0.05))
+    dict(dispatch.answers(grid, NODES, SHARES, ask))
+    (left,) = grid.out
+    grid.out[left] = (SHARES[3], "good")
+    assert len(dict(dispatch.answers(grid, NODES, SHARES, ask))) == len(SHARES)
+    assert not grid.out
+
+
+def test_a_host_that_stays_away_costs_its_patience_once():
+    shares = hosted_shares([0, 1, 2], learners_per_node=1)
+    grid = ScriptedGrid(lambda share, node, times: "gone" if node == 11 else "good")
+    dispatch = Dispatch(Patience(round=20, recovery=1.0))
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        results = dict(dispatch.answers(grid, NODES, shares, ask))
+        times.append(time.monotonic() - started)
+        assert [reply is None for reply in results.values()].count(True) == 1
+    assert times[0] >= 1.0 > max(times[1:])
 
 
 def test_a_round_ends_in_time_and_says_who_is_missing():

@@ -166,12 +166,83 @@ def config_of(reply):
 )
 def test_wrong_learner_ids_are_refused_in_one_clear_line(federation, caplog, name, change, reason):
     reports = []
-    with caplog.at_level("WARNING", logger="flwr"):
+    with caplog.at_level("WARNING", logger="metaleak"):
         trained(federation, rounds=1, spoil=spoiled(lambda reply: change(config_of(reply))), reports=reports)
     assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)]
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert reason in said
     assert "\n" not in said
+
+
+class Moody:
+    """A rule that fails for one learner, whose episode it knows by its first image."""
+
+    def __init__(self, federation, learner):
+        self.bad = federation.learner(learner).episode(1).support_images[0]
+
+    def meta_gradient(self, model, parameters, episode, perturb=None):
+        if torch.equal(episode.support_images[0], self.bad):
+            raise ValueError("this one is ill")
+        return MAML().meta_gradient(model, parameters, episode, perturb)
+
+    def adapt(self, model, parameters, episode, perturb=None):
+        return MAML().adapt(model, parameters, episode, perturb)
+
+
+def ids(value):
+    return lambda reply: config_of(reply).update({"learner-ids": value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ids(["x"]),
+        ids([float("inf")]),
+        ids([4, 5, 6, 7]),
+        ids([0, 1, 1, 2]),
+        ids(list(range(10_000))),
+        lambda reply: config_of(reply).pop("learner-ids"),
+        wrong_shape,
+        missing_array,
+        extra_array,
+    ],
+)
+def test_a_strangers_reply_neither_ends_the_run_nor_spoils_the_record(federation, tmp_path, change):
+    reports = []
+    grid = LocalGrid(client_app(federation), nodes=2, spoil=spoiled(change))
+    strategy = MetaLearner(LEARNERS, seed=3, chunk=4, shares_per_node=8, on_round=reports.append)
+    CuriousServer(strategy, tmp_path / "record").start(grid, arrays(federation.initial_parameters()), num_rounds=2)
+    assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)] * 2
+    assert all(Record(tmp_path / "record").gradients(round)[0] == list(range(4, LEARNERS)) for round in (1, 2))
+
+
+class Tempered(MLP):
+    """An MLP with a temperature: a parameter without dimensions."""
+
+    def initialise(self, image_shape, ways, generator):
+        return {**super().initialise(image_shape, ways, generator), "temperature": torch.tensor(1.0)}
+
+    def __call__(self, parameters, images):
+        return super().__call__(parameters, images) * parameters["temperature"]
+
+
+def test_a_parameter_without_dimensions_is_learned_too(federation):
+    tempered = dataclasses.replace(federation, model=Tempered(hidden=(8,)))
+    result = trained(tempered, rounds=2)
+    assert result["temperature"].shape == ()
+    assert result["temperature"] != 1.0
+
+
+class OutOfMemory(Moody):
+    def meta_gradient(self, model, parameters, episode, perturb=None):
+        raise MemoryError("no more")
+
+
+def test_a_node_out_of_memory_is_not_taken_for_ill_learners(federation):
+    """Its learners are asked for again; one by one they would have other bits."""
+    ill = dataclasses.replace(federation, rule=OutOfMemory(federation, 0))
+    with pytest.raises(RoundFailed, match=r"no learner answered \(learners .*no more"):
+        trained(ill, rounds=1, patience=Patience(recovery=0))
 
 
 def test_a_reply_of_a_thousand_times_the_size_costs_no_memory_and_no_disk(federation, tmp_path):
@@ -220,28 +291,13 @@ def test_a_round_in_which_everybody_drops_out_changes_nothing_and_training_goes_
     assert same(result, {name: value.numpy() for name, value in federation.initial_parameters().items()})
 
 
-class Moody:
-    """A rule that fails for one learner, whose episode it knows by its first image."""
-
-    def __init__(self, federation, learner):
-        self.bad = federation.learner(learner).episode(1).support_images[0]
-
-    def meta_gradient(self, model, parameters, episode, perturb=None):
-        if torch.equal(episode.support_images[0], self.bad):
-            raise ValueError("this one is ill")
-        return MAML().meta_gradient(model, parameters, episode, perturb)
-
-    def adapt(self, model, parameters, episode, perturb=None):
-        return MAML().adapt(model, parameters, episode, perturb)
-
-
 def test_a_learner_that_fails_does_not_take_its_cohort_with_it(federation, caplog):
     reports = []
     ill = dataclasses.replace(federation, rule=Moody(federation, 6))
-    with caplog.at_level("WARNING", logger="flwr"):
+    with caplog.at_level("WARNING", logger="metaleak"):
         trained(ill, rounds=1, reports=reports)
     assert [(report.learners, report.failed) for report in reports] == [(LEARNERS - 1, 1)]
-    assert "learner 6: ValueError: this one is ill" in caplog.text
+    assert "learner 6: ValueError" in caplog.text
 
 
 @pytest.mark.parametrize("rule", [MAML(), MAML(order=1), Reptile(inner_steps=2)], ids=str)
