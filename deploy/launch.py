@@ -23,6 +23,7 @@ from metaleak.deploy.run_directory import RunDirectory, Status, read_parameters
 from metaleak.server import CuriousServer, MetaLearner, RoundReport, WatchedGrid
 from metaleak.server.background_writer import BackgroundWriter
 from metaleak.server.checkpoint import Checkpoint, read_checkpoint
+from metaleak.server.meta_learner import LARGEST_SHARE
 from metaleak.server.record import RecordWriter
 from metaleak.server.whole_file import write_whole
 
@@ -191,9 +192,10 @@ class Simulation:
             return known
         if asked == "auto":
             asked = measured_chunk(self.federation, torch_device(self.experiment.engine.device))
-            # A round needs a few chunks to share out, whatever the number of actors.
+            # A round needs a few chunks to share out, whatever the number of actors, and none that fills the memory.
             sampled = int(self.experiment.server.fraction * self.experiment.partition.learners + 0.5)
-            while asked > 1 and 4 * asked > sampled:
+            size = sum(value.numel() * value.element_size() for value in self._initial.values())
+            while asked > 1 and (4 * asked > sampled or asked * size > LARGEST_SHARE):
                 asked //= 2
         self.run.say(chunk=asked)
         return asked

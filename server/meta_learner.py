@@ -22,8 +22,8 @@ from metaleak.server.shares import Share, floating_shares, hosted_shares
 from metaleak.server.tree_sum import TreeSum
 
 _LOG = logging.getLogger("metaleak")
-_LARGEST_SHARE = 64 << 20
-"""Bytes of gradients in one reply, about; a share of one chunk may be larger."""
+LARGEST_SHARE = 16 << 20
+"""Bytes of gradients in one reply, about: several are on their way at once. A share of one chunk may be larger."""
 
 
 class RoundFailed(RuntimeError):
@@ -215,7 +215,7 @@ class MetaLearner(Strategy):
             # Who hosts whom is settled once: a node that leaves takes its learners with it and moves no other's.
             self._hosts = nodes
             return nodes, hosted_shares(sampled, self.learners_per_node)
-        most = max(1, min(64, _LARGEST_SHARE // max(1, size)))
+        most = max(1, min(64, LARGEST_SHARE // max(1, size)))
         return nodes, floating_shares(sampled, self.shares_per_node * len(nodes), self.chunk, most)
 
 

@@ -32,10 +32,15 @@ CONV4 = {
 }
 
 
-def experiment(shape: dict[str, Any], learners: int, rounds: int, recorded: bool, **engine: Any) -> Experiment:
-    """Return an experiment on synthetic images in which every learner takes part in every round."""
+def experiment(
+    shape: dict[str, Any], learners: int, rounds: int, recorded: bool, room: int | None = None, **engine: Any
+) -> Experiment:
+    """Return an experiment on synthetic images in which every learner takes part in every round.
+
+    There are images enough for `room` learners, by default for those that there are.
+    """
     task = shape["task"]
-    images = 2 * learners * task["ways"] * (task["shots"] + task["queries"]) + 4000
+    images = 2 * (room or learners) * task["ways"] * (task["shots"] + task["queries"]) + 4000
     return experiment_from(
         {
             **shape,

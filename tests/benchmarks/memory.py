@@ -4,7 +4,8 @@
     python tests/benchmarks/memory.py --learners 10 30 100 300 1000 3000 10000 --figure docs/scaling.png
 
 Each number of learners is simulated in a process of its own, whose peak resident memory counts. Shared memory that
-it only looks at (Ray's object store) is part of it; what is its own is printed too, as sampled every 20 ms.
+it only looks at (Ray's object store) is part of it, and so is the data set, the same for all; what is its own is
+printed too, as sampled every 20 ms.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def _one(learners: int, rounds: int) -> dict[str, Any]:
     stop = threading.Event()
     sampler = threading.Thread(target=_sample, args=(own, stop), daemon=True)
     sampler.start()
-    seconds, first = round_seconds(experiment(WIDE, learners, rounds, True), warm=1)
+    seconds, first = round_seconds(experiment(WIDE, learners, rounds, True, room=10_000), warm=1)
     stop.set()
     sampler.join()
     median = statistics.median(seconds)
