@@ -1,7 +1,7 @@
 """How many episodes are computed at once: measured once for a model, rule and machine, and remembered.
 
-One at a time is a plain loop; more is `vmap`. On a CPU an MLP wants many, a wide convolution one: `vmap` turns it
-into a grouped convolution, which is slower. The choice decides the last bits of every number, so whoever wants the
+One at a time is a plain loop; more is `vmap`. On a CPU an MLP wants many, a wide convolution few or one: `vmap` turns
+it into a grouped convolution. The choice decides the last bits of every number, so whoever wants the
 same bits again keeps it: a run writes it down.
 """
 
@@ -34,8 +34,8 @@ def measured_chunk(
 ) -> int:
     """Return how many episodes of `federation` are best computed at once on `device`, one of `CHUNKS`.
 
-    No choice needs more than `memory` bytes; the default is a quarter of this machine's, shared by its cores, or
-    half of the GPU's. Measuring goes on for about `seconds`; the result is remembered in the user's cache
+    No choice needs more than `memory` bytes; the default is a quarter of this machine's, or half of the GPU's,
+    divided by the cores. Measuring goes on for about `seconds`; the result is remembered in the user's cache
     directory, for this machine, torch, model, rule, task and image shape.
     """
     if any(defence.place == "inner" for defence in federation.defences):

@@ -55,13 +55,12 @@ class _Work:
 class Dispatch:
     """Gives out the shares of one round after another on a grid.
 
-    At most `per_node` messages are out for a node and `in_flight` in all: what lies in Flower's store takes memory,
-    and the time Flower takes to find a message grows with them.
+    Any node has at most one message at a time, a host all of its own, and `in_flight` are out in all: what lies in
+    Flower's store takes memory, and the time Flower takes to find a message grows with them.
     """
 
-    def __init__(self, patience: Patience, per_node: int = 1, in_flight: int | None = None) -> None:
+    def __init__(self, patience: Patience, in_flight: int | None = None) -> None:
         self._patience = patience
-        self._per_node = per_node
         self._in_flight = IN_FLIGHT if in_flight is None else in_flight
         self._slowest = (0.0, 0.0)
         self._left: set[int] = set()
@@ -151,7 +150,7 @@ class Dispatch:
         """
         if work.share.host is not None:
             return nodes[work.share.host]
-        free = [node for node in nodes if load[node] < self._per_node and node not in self._left]
+        free = [node for node in nodes if not load[node] and node not in self._left]
         if self._left.issuperset(nodes):
             free = list(nodes)
         return min(free, key=lambda node: (work.tried.count(node), load[node]), default=None)

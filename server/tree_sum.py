@@ -49,11 +49,6 @@ class TreeSum:
             self._insert(level + 1, index // 2, self._known.pop((level, index)))
         return next(iter(self._known.values()), None) or {}
 
-    @property
-    def held(self) -> int:
-        """How many partial sums are held."""
-        return sum(total is not None for total in self._known.values())
-
     def _summed(self, values: Arrays, start: int, level: int) -> _Sums:
         """Return the sum of the 2 ** `level` rows from `start` on, along the tree."""
         total = {name: np.empty(value.shape[1:]) for name, value in values.items()}

@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from metaleak.deploy.cores import usable_cores
+
 HERE = Path(__file__).resolve().parent
 
 # One thread a process, no accelerator, and nobody calls home.
@@ -86,13 +88,17 @@ def yes_or_no(answer: bool) -> str:
 
 def machine() -> dict[str, Any]:
     """Return what the numbers depend on, beside the code."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.is_file():
         lines = [line for line in information.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].partition(":")[2].strip() if lines else model
-    return {"processor": model, "cores": usable, "python": platform.python_version(), "load": os.getloadavg()[0]}
+    return {
+        "processor": model,
+        "cores": usable_cores(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+    }
 
 
 def arguments(description: str, repeats: int) -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import alternating
 import torch
 
 from metaleak.clients.cohort import batch_meta_gradients
@@ -139,17 +140,10 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
         print(json.dumps(rows))
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_text(row.get(name, "")) for name in names] for row in rows]
-    widths = [max(len(line[column]) for line in [names, *cells]) for column in range(len(names))]
-    for line in [names, ["-" * width for width in widths], *cells]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    alternating.show("", names, [[_text(row.get(name, "")) for name in names] for row in rows], [])
 
 
 def _text(value: Any) -> str:
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 100
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"

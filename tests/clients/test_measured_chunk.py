@@ -4,27 +4,15 @@ import json
 
 import pytest
 import torch
+from small_federation import federation
 
-from metaleak.clients import Federation, Partition, TaskShape
-from metaleak.clients.datasets import Digits, EmbeddedMNIST
+from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.measured_chunk import CHUNKS, bytes_per_episode, measured_chunk
-from metaleak.clients.models import MLP, Conv4
+from metaleak.clients.models import Conv4
 from metaleak.clients.rules import MAML
 from metaleak.defenses import Noise
 
 CPU = torch.device("cpu")
-
-
-def federation(**changes):
-    settings = {
-        "seed": 1,
-        "data": Digits(),
-        "task": TaskShape(ways=3),
-        "partition": Partition(learners=10),
-        "model": MLP(hidden=(8,)),
-        "rule": MAML(),
-    }
-    return Federation(**{**settings, **changes})
 
 
 @pytest.fixture(autouse=True)

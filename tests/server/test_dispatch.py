@@ -162,7 +162,7 @@ def test_a_node_that_has_left_is_passed_over():
 def test_only_so_many_messages_are_out_at_once():
     grid, _ = dispatched(lambda *_: "good", in_flight=2)
     assert grid.most_out == 2
-    grid, _ = dispatched(lambda *_: "good", per_node=1)
+    grid, _ = dispatched(lambda *_: "good")
     assert grid.most_out == 3
 
 
