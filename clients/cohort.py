@@ -48,10 +48,10 @@ def batch_meta_gradients(
         rule.meta_gradient(model, parameters, Episode(*(part[row] for part in batch)), perturb)
         for row, perturb in zip(range(count), perturbs or [None] * count, strict=True)
     ]
-    return stacked([gradient for gradient, _ in computed]), torch.stack([loss for _, loss in computed]).detach()
+    return _stacked([gradient for gradient, _ in computed]), torch.stack([loss for _, loss in computed]).detach()
 
 
-def stacked(gradients: Sequence[Parameters]) -> Parameters:
+def _stacked(gradients: Sequence[Parameters]) -> Parameters:
     """Return gradients shaped like one another as one, with a leading axis."""
     return {name: torch.stack([gradient[name] for gradient in gradients]).detach() for name in gradients[0]}
 
@@ -70,7 +70,7 @@ def _chunk_meta_gradients(
     perturbs = [learner.perturb(round) for learner in learners]
     gradients, losses = batch_meta_gradients(first.model, first.rule, parameters, batch, perturbs)
     if any(defence.place == "shared" for learner in learners for defence in learner.defences):
-        gradients = stacked(
+        gradients = _stacked(
             [
                 learner.defend_shared({name: value[row] for name, value in gradients.items()}, round)
                 for row, learner in enumerate(learners)

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -49,7 +48,8 @@ class RunDirectory:
             raise ValueError(f"{path}: exists already; a run is never overwritten, choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         # Made beside its place and moved there: half a run, which could neither go on nor begin, never exists.
-        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        beside.mkdir()
         try:
             run = cls(beside)
             write_text(beside / "experiment.yaml", yaml.safe_dump(experiment.resolved(), sort_keys=False))
@@ -59,7 +59,6 @@ class RunDirectory:
                 seed=experiment.seed,
                 versions={"python": platform.python_version()} | {name: version(name) for name in _REPORTED},
             )
-            beside.chmod(0o777 & ~_umask())
             beside.rename(path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -150,13 +149,6 @@ def read_parameters(path: Path, like: Parameters) -> Parameters:
             return {name: opened.get_tensor(name).to(like[name].dtype) for name in like}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-
-
-def _umask() -> int:
-    """Return the bits that new files of this process do not get; reading it takes setting it."""
-    bits = os.umask(0o022)
-    os.umask(bits)
-    return bits
 
 
 def now() -> str:

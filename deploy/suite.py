@@ -130,9 +130,10 @@ def _simulated(experiment: Experiment, path: Path, watch: Watch | None) -> str |
     """Simulate unless `path` holds the finished run; return the error in one line, or `None`."""
     hear = watch.round if watch else None
     try:
+        if _missing(path, "") is None:
+            return None
         if (path / "experiment.yaml").exists():
-            # Its key names exactly what it computes, so one that was cut off goes on; a finished one is left as it
-            # is.
+            # Its key names exactly what it computes, so one that was cut off goes on.
             go_on(RunDirectory.open(path), experiment, hear)
         else:
             simulate(experiment, path, hear)

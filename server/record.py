@@ -34,7 +34,7 @@ from metaleak.server.whole_file import write_whole
 
 __all__ = ["Arrays", "Entry", "Record", "RecordError", "RecordWriter"]
 
-Kind = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+_Kind = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 _FORMAT_LIMIT = 4096  # bytes
 
@@ -226,7 +226,7 @@ class Record:
                     value[own] = read_tensor(file, header, name)
         return learners[order].tolist(), stacked
 
-    def _replies(self, round: int) -> Iterator[tuple[Reply, Kind]]:
+    def _replies(self, round: int) -> Iterator[tuple[Reply, _Kind]]:
         if round not in self._numbers:
             rounds = self.rounds
             span = f"{rounds[0]} to {rounds[-1]}" if rounds else "none"
@@ -265,7 +265,7 @@ class Record:
             raise RecordError(f"{self.path / name}: damaged ({' '.join(reason.split())})") from None
 
 
-def _kind(header: Header) -> Kind:
+def _kind(header: Header) -> _Kind:
     """Return what the replies of a round must have in common: names, types, and shapes without the leading axis."""
     return {name: (spec.dtype, spec.shape[1:]) for name, spec in header.tensors.items()}
 

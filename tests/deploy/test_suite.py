@@ -132,6 +132,13 @@ def test_a_run_that_did_not_finish_goes_on(tmp_path, simulated):
     assert len(simulated) == 2
 
 
+def test_a_finished_run_is_taken_as_it_is_whatever_the_engine(tmp_path, simulated):
+    benchmark(grid(), tmp_path)
+    cells = benchmark(grid(), tmp_path, changes=["engine.chunk=2", "engine.device=cpu"])
+    assert {cell.status for cell in cells} == {"done"}
+    assert len(simulated) == 1
+
+
 def test_labels_say_what_the_suite_varies(tmp_path, simulated):
     cells = benchmark(grid(defences=[[], [NOISE]], ways=[2, 3]), tmp_path)
     assert [cell.label for cell in cells[::2]] == [
