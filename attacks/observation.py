@@ -9,6 +9,15 @@ from torch import Tensor
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.rules import Rule
+from metaleak.defenses import Defence
+
+Knowledge = Literal["labels", "classes", "other set", "own images", "defences"]
+"""What an adversary may hold beside what the server sees: a threat model is a set of these.
+
+`labels`: every image's position in its task is known. `classes`: which class stands at each position. `other set`:
+the images of the set that is not asked about. `own images`: labelled images of the same kind that no learner holds.
+`defences`: what the learners do to what they send, with all settings.
+"""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as an attack goes on."""
@@ -18,9 +27,10 @@ Progress = Callable[[int, int], None]
 class Observation:
     """The meta-gradients of L learners in one round, and what the threat model lets the adversary know beside them.
 
-    `parameters` are what the server sent; `gradients` what it received, stacked `(L, ...)`. The task's shape and
-    each position's label are known. `known_support (L, ways*shots, C, H, W)` and `known_query
-    (L, ways*queries, C, H, W)` are given only where the threat model says so, ordered by position.
+    `parameters` are what the server sent; `gradients` what it received, stacked `(L, ...)`. The task's shape is
+    known. The rest is given only where the attack `assumes` it: `known_support (L, ways*shots, C, H, W)` and `known_query
+    (L, ways*queries, C, H, W)`, ordered by position; `classes (L, ways)` int64; `own_images (N, C, H, W)` in [0, 1]
+    with the classes `own_labels (N,)`; `defences`, of which an empty tuple says that there are none.
     """
 
     model: Model
@@ -32,6 +42,10 @@ class Observation:
     queries: int
     known_support: Tensor | None = None
     known_query: Tensor | None = None
+    classes: Tensor | None = None
+    own_images: Tensor | None = None
+    own_labels: Tensor | None = None
+    defences: tuple[Defence, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,9 @@ class Targets:
 class Answers:
     """An attack's answers: `scores (T,)`, higher means "member", and what it made on the way.
 
+    The scores of one target in several rounds are added up, so they should be evidence: log-likelihood ratios or the
+    like.
+
     `reconstructions (T, C, H, W)` show what each target image became (`None` for attacks that make no image);
     `statistics` are further per-target numbers `(T,)` by name, such as the matching loss.
     """
@@ -67,6 +84,11 @@ class Attack(Protocol):
     @property
     def asks(self) -> Literal["query", "support"]:
         """Which of the learner's two sets the attack asks about."""
+        ...
+
+    @property
+    def assumes(self) -> frozenset[Knowledge]:
+        """The threat model: what the adversary holds beside the sent parameters and the received gradients."""
         ...
 
     def __call__(

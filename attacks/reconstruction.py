@@ -16,7 +16,7 @@ from torch.func import vmap
 from metaleak.attacks.coordinates import Coordinates, dense_first_layer, pixels, row_space, seen_by_dense_layer
 from metaleak.attacks.inversion import Inversion, Optimiser, Problem, Schedule, Set, Unknowns, invert
 from metaleak.attacks.matching import Layers, Loss
-from metaleak.attacks.observation import Answers, Observation, Progress, Targets
+from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Targets
 from metaleak.attacks.starts import start_blurred, start_from_known, start_in_row_space
 from metaleak.clients.episode import Episode, Parameters
 
@@ -54,6 +54,13 @@ class ReconstructionAttack(BaseModel):
     iterations: Annotated[int, Field(ge=1, le=100_000)] = 100
     whitening: Annotated[float, Field(ge=0, le=1)] = 0.5
     chunk: Annotated[int, Field(ge=1, le=100_000)] = 128
+
+    @property
+    def assumes(self) -> frozenset[Knowledge]:
+        """What `knows` says."""
+        if self.knows == "nothing":
+            return frozenset()
+        return frozenset({"labels", "other set"} if self.knows == "other" else {"labels"})
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None

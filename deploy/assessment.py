@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from metaleak.clients.randomness import derived_seed
 from metaleak.deploy.experiment import Experiment, TargetSettings
 from metaleak.deploy.plugins import Plugin
 from metaleak.deploy.run_directory import RunDirectory, write_text
-from metaleak.deploy.truth import Truth, ask, held_images, pixels
+from metaleak.deploy.truth import SETS, Truth, ask, held_classes, held_images, pixels
 from metaleak.server import Record
 from metaleak.server.whole_file import write_whole
 
@@ -44,25 +45,26 @@ def assess(
     out = _new_directory(run.path / "attacks", name or result_name(attack))
     federation = experiment.federation()
     record = Record(run.record)
-    recorded = _round(record, targets)
-    learners, observation = observe(record, recorded, federation, made)
-    truth = ask(federation, learners, recorded, made.asks, targets)
+    recorded = _rounds(record, targets)
+    learners = _learners(record, recorded)
+    truth = ask(federation, learners, recorded[0], made.asks, targets)
     # Not the experiment's own seed, from which the truth could be rebuilt.
     attack_seed = derived_seed(experiment.seed, "attack")
     started = time.monotonic()
-    answers = made(observation, truth.targets(federation, learners), attack_seed, progress)
+    answers = _answers(made, record, recorded, learners, federation, truth, attack_seed, progress)
     seconds = time.monotonic() - started
     evaluation = evaluate(answers.scores.numpy(), truth.member.numpy(), groups=_groups(truth))
     out.mkdir(parents=True, exist_ok=True)
-    _write_scores(out / "scores.parquet", truth, answers, recorded)
+    _write_scores(out / "scores.parquet", truth, answers, recorded[0])
     if answers.reconstructions is not None:
         _write_gallery(out / "gallery.safetensors", federation, truth, answers, answers.reconstructions)
     described = {
         "attack": attack.resolved("attacks"),
         "targets": targets.model_dump(mode="json"),
         "asks": made.asks,
-        "round": recorded,
-        "knows": _knows(made),
+        "round": recorded[0],
+        "rounds": len(recorded),
+        "knows": ", ".join(sorted(made.assumes)) or "nothing",
         "seconds": round(seconds, 3),
         "evaluation": evaluation.model_dump(mode="json"),
         "statistics": {
@@ -75,28 +77,60 @@ def assess(
     return evaluation
 
 
-def observe(record: Record, round: int, federation: Federation, attack: Attack) -> tuple[list[int], Observation]:
-    """Return the learners of `round` and what the adversary holds about them, row for row.
+def observe(record: Record, round: int, learners: list[int], federation: Federation, attack: Attack) -> Observation:
+    """Return what the adversary holds about `learners` in `round`, row for row.
 
-    The adversary sent the parameters and knows the model, the rule and the task's shape. Only an attack that declares
-    `knows: other` is given the set that it does not ask about.
+    It sent the parameters and knows the model, the rule and the task's shape; all else only as far as the attack
+    says that it assumes it. Its own images are those kept for evaluation, which are the server's.
     """
-    learners, gradients = record.gradients(round)
-    other = _knows(attack) == "other"
-    task = federation.task
-    return learners, Observation(
+    present, gradients = record.gradients(round)
+    rows = torch.tensor([present.index(learner) for learner in learners])
+    assumes, task = attack.assumes, federation.task
+    own = federation.split().held_out if "own images" in assumes else None
+    known = {
+        which: held_images(federation, learners, round, which)
+        for which in SETS
+        if "other set" in assumes and attack.asks != which
+    }
+    return Observation(
         model=federation.model,
         rule=federation.rule,
         parameters={name: torch.from_numpy(value) for name, value in record.sent(round).items()},
-        gradients={name: torch.from_numpy(value) for name, value in gradients.items()},
+        gradients={name: torch.from_numpy(value)[rows] for name, value in gradients.items()},
         ways=task.ways,
         shots=task.shots,
         queries=task.queries,
-        known_support=held_images(federation, learners, round, "support")
-        if other and attack.asks == "query"
-        else None,
-        known_query=held_images(federation, learners, round, "query") if other and attack.asks == "support" else None,
+        known_support=known.get("support"),
+        known_query=known.get("query"),
+        classes=held_classes(federation, learners, round) if "classes" in assumes else None,
+        own_images=None if own is None else pixels(federation, own),
+        own_labels=None if own is None else federation.images().labels[own],
+        defences=federation.defences if "defences" in assumes else None,
     )
+
+
+def _answers(
+    attack: Attack,
+    record: Record,
+    rounds: list[int],
+    learners: list[int],
+    federation: Federation,
+    truth: Truth,
+    seed: int,
+    progress: Progress | None,
+) -> Answers:
+    """Return the attack's answers over `rounds`: scores add up, the rest is the last round's."""
+    asked = truth.targets(federation, learners)
+    total = torch.zeros(len(asked.rows), dtype=torch.float64)
+    for number, round in enumerate(rounds):
+
+        def tell(done: int, of: int, number: int = number) -> None:
+            if progress is not None:
+                progress(number * of + done, len(rounds) * of)
+
+        answers = attack(observe(record, round, learners, federation, attack), asked, seed, tell)
+        total += answers.scores
+    return replace(answers, scores=answers.scores if len(rounds) == 1 else total)
 
 
 def result_name(attack: Plugin) -> str:
@@ -128,19 +162,27 @@ def _new_directory(attacks: Path, name: str) -> Path:
     return out
 
 
-def _round(record: Record, targets: TargetSettings) -> int:
+def _rounds(record: Record, targets: TargetSettings) -> list[int]:
+    """Return the rounds that are attacked together: the chosen one and those after it, or before the last."""
     rounds = record.rounds
     if not rounds:
         raise ValueError(f"{record.path}: no reply was recorded")
-    if targets.round == "first":
-        return rounds[0]
     if targets.round == "last":
-        return rounds[-1]
-    return targets.round
+        return rounds[-targets.rounds :]
+    first = rounds[0] if targets.round == "first" else targets.round
+    # A first round that is not there is the record's to name.
+    return [first, *(round for round in rounds if round > first)][: targets.rounds]
 
 
-def _knows(attack: Attack) -> str:
-    return str(getattr(attack, "knows", ""))
+def _learners(record: Record, rounds: list[int]) -> list[int]:
+    """Return the learners that answered in every one of `rounds`, ascending; raises `ValueError` when none did."""
+    present = [
+        {learner for reply in record.replies(round) for learner in reply.learners.tolist()} for round in rounds
+    ]
+    learners = sorted(set.intersection(*present))
+    if not learners:
+        raise ValueError(f"{record.path}: no learner answered in all of the rounds {rounds[0]} to {rounds[-1]}")
+    return learners
 
 
 def _groups(truth: Truth) -> list[int] | None:

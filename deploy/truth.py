@@ -12,6 +12,8 @@ from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.shard import Draw
 from metaleak.deploy.experiment import TargetSettings
 
+SETS: tuple[Literal["query", "support"], ...] = ("query", "support")
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -105,6 +107,11 @@ def held_images(
     """Return one set of every learner, `(L, n, C, H, W)`, for a threat model in which the adversary knows it."""
     indices = [_asked(federation.learner(learner).drawn(round), which).flatten() for learner in learners]
     return torch.stack([pixels(federation, images) for images in indices])
+
+
+def held_classes(federation: Federation, learners: list[int], round: int) -> Tensor:
+    """Return the class at each of every learner's positions, `(L, ways)` int64."""
+    return torch.stack([federation.learner(learner).drawn(round).classes for learner in learners])
 
 
 def _asked(drawn: Draw, which: Literal["query", "support"]) -> Tensor:
