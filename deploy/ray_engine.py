@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import ray
 import torch
@@ -63,16 +64,9 @@ class RayEngine:
                     server_app=server,
                     client_app=client,
                     num_supernodes=_LANES * actors if per_node == "auto" else -(-self._learners // per_node),
+                    # An actor that dies comes back; what it was at is asked for again by the strategy.
                     backend_config={
-                        "init_args": {
-                            # Not a cluster that happens to run on this machine: that has to be asked for.
-                            "address": "local",
-                            "num_cpus": actors,
-                            "log_to_driver": False,
-                            "logging_level": logging.ERROR,
-                        },
-                        # An actor that dies comes back; what it was at is asked for again by the strategy.
-                        "client_resources": {"num_cpus": 1, "num_gpus": self._gpus(actors), "max_restarts": -1},
+                        "client_resources": {"num_cpus": 1, "num_gpus": self._gpus(actors), "max_restarts": -1}
                     },
                 )
         except Exception:
@@ -83,17 +77,19 @@ class RayEngine:
             self._ended.set()
 
     def _actors(self) -> int:
-        """Return how many actors there will be, having joined the cluster if one was named."""
-        if self._settings.ray_address is None:
-            return self._settings.actors or usable_cores()
+        """Return how many actors there will be, with Ray up or the named cluster joined."""
         paths = os.pathsep.join(sys.path)
-        ray.init(
-            address=self._settings.ray_address,
-            runtime_env={"env_vars": {"PYTHONPATH": paths}},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        return max(1, int(_resources().get("CPU", 1)))
+        start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
+        if self._settings.ray_address is not None:
+            address, environment = self._settings.ray_address, {"env_vars": {"PYTHONPATH": paths}}
+            start(address=address, runtime_env=environment)
+            return max(1, int(_resources().get("CPU", 1)))
+        actors = self._settings.actors or usable_cores()
+        # Inherited, where Flower would ask Ray for it: the processes that Ray starts ahead then serve as actors.
+        os.environ["PYTHONPATH"] = paths
+        # Not a cluster that happens to run on this machine: that has to be asked for.
+        start(address="local", num_cpus=actors, include_dashboard=False)
+        return actors
 
     def _gpus(self, actors: int) -> float:
         """Return the part of a GPU that each actor gets; Ray counts in ten-thousandths."""
