@@ -1,6 +1,30 @@
 """Defences: what a learner does to what it computes before anything leaves it."""
 
-from metaleak.defenses.defence import Defence, Place
+from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier, secure_sum_epsilon
+from metaleak.defenses.cost import bytes_sent
+from metaleak.defenses.defence import Accounted, Costed, Defence, Place, Shapes
+from metaleak.defenses.gaussian_mechanism import GaussianMechanism
 from metaleak.defenses.noise import Noise
+from metaleak.defenses.pruning import Pruning
+from metaleak.defenses.quantisation import Quantisation, Sign
+from metaleak.defenses.secure_aggregation import SecureAggregation
+from metaleak.defenses.selection import Selection
 
-__all__ = ["Defence", "Noise", "Place"]
+__all__ = [
+    "Accounted",
+    "Costed",
+    "Defence",
+    "GaussianMechanism",
+    "Noise",
+    "Place",
+    "Pruning",
+    "Quantisation",
+    "SecureAggregation",
+    "Selection",
+    "Shapes",
+    "Sign",
+    "bytes_sent",
+    "gaussian_epsilon",
+    "gaussian_noise_multiplier",
+    "secure_sum_epsilon",
+]

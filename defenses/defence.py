@@ -1,16 +1,21 @@
 """Where a defence stands and what it may do."""
 
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-Place = Literal["support", "query", "inner", "shared"]
-"""The four places in a learner's computation where a defence can act (Rafiei et al. 2024, section 5):
+Place = Literal["support", "query", "inner", "shared", "aggregate"]
+"""The places where a defence can act: four in a learner's computation (Rafiei et al. 2024, section 5), one behind it.
 
 `support` and `query` see `{"images": (n, C, H, W)}` before anything is computed from them; `inner` sees the gradient
-of every inner step, `shared` the meta-gradient that is about to leave, both as named tensors.
+of every inner step, `shared` the meta-gradient that is about to leave, both as named tensors. A learner calls no
+defence of the place `aggregate`: it says what becomes of the messages of a round between learners and server.
 """
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shapes of a gradient's tensors, by name."""
 
 
 @runtime_checkable
@@ -32,4 +37,37 @@ class Defence(Protocol):
         list, inner step). An `inner` defence is differentiated through by second-order rules, so it must not work in
         place.
         """
+        ...
+
+
+@runtime_checkable
+class Costed(Protocol):
+    """A `shared` defence whose output takes fewer bytes than float32 entries do."""
+
+    def bytes_sent(self, shapes: Shapes) -> int:
+        """Return the bytes that carry one learner's defended gradient of these shapes, without Flower's envelope.
+
+        It must hold whatever went into the defence, so that the last defence of a learner tells the cost of all.
+        """
+        ...
+
+
+@runtime_checkable
+class Accounted(Protocol):
+    """A defence with a differential-privacy guarantee, which depends on how often a learner sends."""
+
+    @property
+    def delta(self) -> float:
+        """The delta of the guarantee."""
+        ...
+
+    def for_releases(self, releases: int) -> Self:
+        """Return the defence of a learner that takes part in at most `releases` rounds of the run.
+
+        Raises `ValueError` in one line, which begins with the key at fault, when it was set up for fewer.
+        """
+        ...
+
+    def epsilon_after(self, releases: int) -> float:
+        """Return the epsilon at `delta` of all that one learner sends in `releases` rounds; may be infinite."""
         ...

@@ -7,8 +7,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from metaleak.defenses.defence import Place
-
 
 class Noise(BaseModel):
     """Independent zero-mean noise on every entry, with standard deviation set by `scale`.
@@ -23,7 +21,7 @@ class Noise(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    place: Place = "shared"
+    place: Literal["support", "query", "inner", "shared"] = "shared"
     law: Literal["gaussian", "laplace"] = "gaussian"
     scale: Annotated[float, Field(ge=0, le=1e6)] = 1.0
 

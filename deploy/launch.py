@@ -20,7 +20,7 @@ from metaleak.deploy.errors import Interrupted, one_line
 from metaleak.deploy.experiment import Experiment
 from metaleak.deploy.ray_engine import RayEngine
 from metaleak.deploy.run_directory import RunDirectory, Status, read_parameters
-from metaleak.server import CuriousServer, MetaLearner, RoundReport, WatchedGrid
+from metaleak.server import CuriousServer, MeanRecorder, MetaLearner, RoundReport, WatchedGrid
 from metaleak.server.background_writer import BackgroundWriter
 from metaleak.server.checkpoint import Checkpoint, read_checkpoint
 from metaleak.server.meta_learner import LARGEST_SHARE
@@ -64,6 +64,7 @@ class Simulation:
         self._on_round = on_round
         self._engine: RayEngine | None = None
         self._last: Checkpoint | None = None
+        self._means: MeanRecorder | None = None
         self.run = RunDirectory.open(out) if resume else RunDirectory.create(out, experiment)
         self._from = self._checkpoint() if resume else None
         self._chunk = self._chosen_chunk()
@@ -128,6 +129,10 @@ class Simulation:
             # Killed while its folders were made, it holds nothing yet.
             shutil.rmtree(self.run.record, ignore_errors=True)
             writer = RecordWriter(self.run.record, background)
+        if any(defence.place == "aggregate" for defence in self.federation.defences):
+            # No door to the replies: what is recorded is what a round comes to.
+            self._means = MeanRecorder(writer, recorded)
+            return strategy
         return CuriousServer(strategy, writer, recorded)
 
     def _check(self) -> None:
@@ -152,6 +157,8 @@ class Simulation:
             accuracy_low=accuracy and accuracy.low,
             accuracy_high=accuracy and accuracy.high,
         )
+        if self._means is not None:
+            self._means.take(report)
         self._last = report.checkpoint
         content = report.checkpoint.content()
         # Behind the round's replies in one queue: a checkpoint on disk means that its record is there too.

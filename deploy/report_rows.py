@@ -16,6 +16,16 @@ _CLEARLY = 0.05
 
 UNDEFENDED = "undefended"
 
+_KNOWN = {
+    "gaussian": ("", "Gaussian mechanism"),
+    "pruning": ("keep", "pruning (part kept)"),
+    "quantisation": ("bits", "quantisation (bits)"),
+    "sign": ("", "sign and mean magnitude alone"),
+    "selection": ("", "selected layers alone"),
+    "secure-aggregation": ("", "secure aggregation (ideal functionality)"),
+}
+"""The setting that stands for a defence's scale, if any, and what to call it."""
+
 _OUTSIDE = frozenset({"name", "defences", "attacks", "engine", "record"})
 """Keys of an experiment that set no row apart: they stand in columns of their own, or change no number."""
 
@@ -98,19 +108,34 @@ def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
 
 
 def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Return a name and a scale for the defences of an experiment, ("undefended", "") without any."""
+    """Return a name and a scale for the defences of an experiment, ("undefended", "") without any.
+
+    The scale is the number that a grid would vary: noise's `scale`; where it is another setting, the name says which.
+    """
     if not defences:
         return UNDEFENDED, ""
     names, scales = [], []
     for defence in defences:
-        others = {key: str(value) for key, value in defence.items() if key != "scale"}
-        place, name, law = others.pop("place", ""), others.pop("name", "defence"), others.pop("law", "")
-        details = [detail for detail in (law, *(f"{key} {value}" for key, value in others.items())) if detail]
-        names.append(", ".join([f"{place} {name}".strip(), *details]))
-        if "scale" in defence:
-            scale = defence["scale"]
-            scales.append(f"{scale:g}" if isinstance(scale, int | float) else str(scale))
+        others = {key: value for key, value in defence.items() if value is not None}
+        place, name, law = (str(others.pop(key, "")) for key in ("place", "name", "law"))
+        scale_key, title = _KNOWN.get(name, ("scale", f"{place} {name or 'defence'}".strip()))
+        if name == "gaussian":
+            scale_key = "epsilon" if "epsilon" in others else "noise_multiplier"
+            title += f" ({scale_key.replace('_', ' ')})"
+        if scale_key in others:
+            scales.append(_plain(others.pop(scale_key)))
+        details = [law, *(f"{key} {_plain(value)}" for key, value in others.items())]
+        names.append(", ".join([title, *(detail for detail in details if detail)]))
     return " + ".join(names), " + ".join(scales)
+
+
+def _plain(value: object) -> str:
+    """Return a setting as a reader would write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    return " ".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value)
 
 
 def describe_run(run: RunResult) -> str:

@@ -2,14 +2,18 @@
 
 from metaleak.server.background_writer import BackgroundWriter
 from metaleak.server.curious import CuriousServer, curious_grid
-from metaleak.server.meta_learner import MetaLearner, RoundFailed, RoundReport
+from metaleak.server.gathered import RoundFailed
+from metaleak.server.mean_recorder import MeanRecorder
+from metaleak.server.meta_learner import MetaLearner, RoundReport
 from metaleak.server.optimiser import OuterOptimiser
-from metaleak.server.record import Record, RecordError, RecordWriter
+from metaleak.server.record import AGGREGATE, Record, RecordError, RecordWriter
 from metaleak.server.watched_grid import WatchedGrid
 
 __all__ = [
+    "AGGREGATE",
     "BackgroundWriter",
     "CuriousServer",
+    "MeanRecorder",
     "MetaLearner",
     "OuterOptimiser",
     "Record",

@@ -1,9 +1,7 @@
 """The meta-learner: a Flower strategy that averages meta-gradients and takes outer steps."""
 
-import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO
 
@@ -14,20 +12,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
-from metaleak.server.answer import Answer, Refused, in_one_line, read_answer
 from metaleak.server.checkpoint import Checkpoint
 from metaleak.server.dispatch import Dispatch, Patience
+from metaleak.server.gathered import Gathered, RoundFailed
 from metaleak.server.optimiser import OuterOptimiser, OuterSteps
 from metaleak.server.shares import Share, floating_shares, hosted_shares
-from metaleak.server.tree_sum import TreeSum
 
-_LOG = logging.getLogger("metaleak")
 LARGEST_SHARE = 16 << 20
 """Bytes of gradients in one reply, about: several are on their way at once. A share of one chunk may be larger."""
-
-
-class RoundFailed(RuntimeError):
-    """No learner of a round could be heard; the message is one line with the first reason."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,9 @@ class RoundReport:
     """What one round did.
 
     Of the learners that were asked, `learners` answered, `dropped` out, were `late` or `failed`, and what the others
-    sent was `refused`. `seconds` run from sampling to the outer step. `checkpoint` is the state after it.
+    sent was `refused`. `seconds` run from sampling to the outer step. `checkpoint` is the state after it. `sent` are
+    the parameters that went out, `heard` the learners that answered, ascending, and `mean` their mean meta-gradient
+    in float64, empty when there were none.
     """
 
     round: int
@@ -46,6 +40,9 @@ class RoundReport:
     refused: int
     seconds: float
     checkpoint: Checkpoint
+    sent: ArrayRecord
+    heard: tuple[int, ...]
+    mean: Mapping[str, np.ndarray]
 
     @property
     def parameters(self) -> dict[str, torch.Tensor]:
@@ -187,7 +184,7 @@ class MetaLearner(Strategy):
             content = RecordDict({"arrays": arrays, "config": told})
             return Message(content, dst_node_id=node, message_type=MessageType.TRAIN, ttl=ttl)
 
-        gathered = _Gathered(round, {name: tuple(value.shape) for name, value in steps.parameters.items()})
+        gathered = Gathered(round, {name: tuple(value.shape) for name, value in steps.parameters.items()})
         for share, reply in dispatch.answers(grid, nodes, shares, ask):
             gathered.take(share, reply)
         mean = gathered.mean()
@@ -197,7 +194,15 @@ class MetaLearner(Strategy):
         counts = {kind: gathered.counts[kind] for kind in ("learners", "dropped", "late", "failed", "refused")}
         if self._on_round is not None:
             self._on_round(
-                RoundReport(round=round, seconds=time.monotonic() - started, checkpoint=checkpoint, **counts)
+                RoundReport(
+                    round=round,
+                    seconds=time.monotonic() - started,
+                    checkpoint=checkpoint,
+                    sent=arrays,
+                    heard=tuple(sorted(gathered.heard)),
+                    mean=mean,
+                    **counts,
+                )
             )
         return _record(checkpoint.parameters), MetricRecord(dict(counts))
 
@@ -217,80 +222,6 @@ class MetaLearner(Strategy):
             return nodes, hosted_shares(sampled, self.learners_per_node)
         most = max(1, min(64, LARGEST_SHARE // max(1, size)))
         return nodes, floating_shares(sampled, self.shares_per_node * len(nodes), self.chunk, most)
-
-
-class _Gathered:
-    """What the answers of one round come to."""
-
-    def __init__(self, round: int, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.counts: Counter[str] = Counter()
-        self._round = round
-        self._shapes = shapes
-        self._sum = TreeSum()
-        self._reason = ""
-
-    def take(self, share: Share, reply: Message | None) -> None:
-        """Check a share's reply, add what is good, count what is not."""
-        try:
-            answer = self._answer(share, reply)
-        except Refused as refused:
-            self._complain("refused", len(share.learners), f"learners {_span(share)}: {refused}")
-            answer = None
-        if answer is None:
-            self._sum.add(share.first, len(share.learners), [], {})
-            return
-        for number, (kind, reason) in answer.missing.items():
-            if kind == "failed":
-                self._complain("failed", 1, f"learner {number}: {reason}")
-            else:
-                self.counts[kind] += 1
-        rows, gradients = answer.rows, answer.gradients
-        if not self._sum.add(share.first, len(share.learners), rows, gradients):
-            finite = np.logical_and.reduce(
-                [np.isfinite(value.reshape(len(rows), -1)).all(axis=1) for value in gradients.values()]
-            )
-            for place in np.flatnonzero(~finite):
-                number = share.learners[rows[place]]
-                self._complain("refused", 1, f"learner {number}: has entries that are not finite")
-            rows = [row for row, good in zip(rows, finite, strict=True) if good]
-            kept = {name: value[finite] for name, value in gradients.items()}
-            self._sum.add(share.first, len(share.learners), rows, kept)
-        self.counts["learners"] += len(rows)
-
-    def mean(self) -> dict[str, np.ndarray]:
-        """Return the mean meta-gradient in float64; empty when all learners were absent by their own fault.
-
-        Raises `RoundFailed` when nobody answered and something went wrong.
-        """
-        total = self._sum.total()
-        if self.counts["learners"]:
-            return {name: value / self.counts["learners"] for name, value in total.items()}
-        if self._reason:
-            raise RoundFailed(f"round {self._round}: no learner answered ({in_one_line(self._reason)})")
-        return {}
-
-    def _answer(self, share: Share, reply: Message | None) -> Answer | None:
-        if reply is None:
-            self._complain("late", len(share.learners), f"learners {_span(share)}: no reply in time")
-            return None
-        if reply.has_error():
-            # Ray puts the client's own words last, after its traceback.
-            lines = [line for line in str(reply.error.reason).splitlines() if line.strip()]
-            reason = (lines or ["no reason given"])[-1]
-            self._complain("failed", len(share.learners), f"learners {_span(share)}: {reason}")
-            return None
-        return read_answer(reply, share, self._shapes)
-
-    def _complain(self, kind: str, learners: int, reason: str) -> None:
-        self.counts[kind] += learners
-        self._reason = self._reason or reason
-        _LOG.warning("round %d: %s: %s", self._round, kind, in_one_line(reason))
-
-
-def _span(share: Share) -> str:
-    """Return a share's learners as short text, such as `3 to 9`."""
-    first, last = share.learners[0], share.learners[-1]
-    return str(first) if first == last else f"{first} to {last}"
 
 
 def _record(parameters: dict[str, torch.Tensor]) -> ArrayRecord:

@@ -19,6 +19,7 @@ import numpy as np
 from metaleak.server.background_writer import BackgroundWriter
 from metaleak.server.record_index import index_part
 from metaleak.server.record_layout import (
+    AGGREGATE,
     FOLDERS,
     FORMAT,
     Entry,
@@ -32,7 +33,7 @@ from metaleak.server.record_layout import (
 from metaleak.server.tensor_file import Arrays, Header, encoded, plain_file, read_header, read_json, read_tensor
 from metaleak.server.whole_file import write_whole
 
-__all__ = ["Arrays", "Entry", "Record", "RecordError", "RecordWriter"]
+__all__ = ["AGGREGATE", "Arrays", "Entry", "Record", "RecordError", "RecordWriter"]
 
 _Kind = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
@@ -97,10 +98,15 @@ class RecordWriter:
         self._counts["sent", round] = number + 1
         return name
 
-    def reply(self, round: int, learners: Sequence[int], node: str, sent: str, arrays: Arrays) -> str:
-        """Write one reply, `arrays` stacked in the order of `learners`; return its path inside the record."""
+    def reply(
+        self, round: int, learners: Sequence[int], node: str, sent: str, arrays: Arrays, mean_of: Sequence[int] = ()
+    ) -> str:
+        """Write one reply, `arrays` stacked in the order of `learners`; return its path inside the record.
+
+        With `mean_of` the one row of `arrays` is the mean over these learners, and `learners` is `[AGGREGATE]`.
+        """
         name, number = self._next("replies", round)
-        metadata = reply_metadata(round, node, sent, time.time(), list(learners))
+        metadata = reply_metadata(round, node, sent, time.time(), learners, mean_of)
         header, buffers = self._encoded(name, arrays, metadata)
         try:
             reply = read_reply(name, header)
@@ -198,8 +204,15 @@ class Record:
         """Return what the headers of the round's replies say, in the order of arrival."""
         return [reply for reply, _ in self._replies(round)]
 
+    def mean_of(self, round: int) -> list[int]:
+        """Return the learners whose mean is all that the server saw in `round`; empty where it saw each one's own."""
+        return sorted(learner for reply in self.replies(round) for learner in reply.mean_of.tolist())
+
     def gradients(self, round: int) -> tuple[list[int], Arrays]:
-        """Return the learners of `round`, ascending, and what each sent, stacked in that order."""
+        """Return the learners of `round`, ascending, and what each sent, stacked in that order.
+
+        Where the server saw a mean alone, that is the one row, and its learner `AGGREGATE`; see `mean_of`.
+        """
         replies = []
         for reply, kind in self._replies(round):
             replies.append(reply)

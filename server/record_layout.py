@@ -9,10 +9,14 @@
 A reply's header says to whom it belongs: `round`, `node`, `sent` (the file of what it answers), `received` (seconds
 since the epoch) and `learners` ("4,7,9": row i of every array is learner i of the list). That is the truth. The index
 repeats it for pandas and its like, and may lag behind. Every file is complete or absent.
+
+Under secure aggregation the server sees no learner's own message. A round then has one reply with one row, of the
+learner `AGGREGATE`, which no learner is, and its header's `mean-of` lists the learners whose mean the row is.
 """
 
 import math
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -28,6 +32,9 @@ _SENT = re.compile(r"sent/[0-9]{6,18}-[0-9]{4,18}\.safetensors")
 _LEARNERS = re.compile(r"[0-9]{1,18}(?:,[0-9]{1,18})*")
 _NATURAL = re.compile(r"[0-9]{1,18}")
 _NODE_LIMIT = 200
+
+AGGREGATE = 10**18 - 1
+"""The number that stands for all learners of a round together; whoever looks for such a learner finds none."""
 
 
 class RecordError(ValueError):
@@ -53,7 +60,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a reply's header says; `name` is its path inside the record, `learners` an int64 array in row order."""
+    """What a reply's header says; `name` is its path inside the record, `learners` an int64 array in row order.
+
+    `mean_of` are the learners whose mean the only row is, empty for a reply with a row a learner.
+    """
 
     name: str
     round: int
@@ -61,6 +71,7 @@ class Reply:
     sent: str
     received: float
     learners: np.ndarray
+    mean_of: np.ndarray
 
     def entries(self) -> list[Entry]:
         """Return a row of the index for each learner."""
@@ -70,10 +81,12 @@ class Reply:
         ]
 
 
-def reply_metadata(round: int, node: str, sent: str, received: float, learners: list[int]) -> dict[str, str]:
+def reply_metadata(
+    round: int, node: str, sent: str, received: float, learners: Sequence[int], mean_of: Sequence[int] = ()
+) -> dict[str, str]:
     """Return what a reply's header says, as safetensors takes it: texts by name."""
-    numbers = ",".join(str(learner) for learner in learners)
-    return {"round": str(round), "node": node, "sent": sent, "received": repr(received), "learners": numbers}
+    told = {"round": str(round), "node": node, "sent": sent, "received": repr(received), "learners": _text(learners)}
+    return {**told, "mean-of": _text(mean_of)} if mean_of else told
 
 
 def read_reply(name: str, header: Header) -> Reply:
@@ -86,14 +99,13 @@ def read_reply(name: str, header: Header) -> Reply:
     if not _SENT.fullmatch(told["sent"]):
         raise ValueError("names no file in sent/ that it answers")
     received = _seconds(told["received"])
-    if not _LEARNERS.fullmatch(told["learners"]):
-        raise ValueError("names no learners")
-    learners = np.array(told["learners"].split(","), np.int64)
-    if len(np.unique(learners)) != len(learners):
-        raise ValueError("names a learner twice")
+    learners = _numbers(told["learners"])
+    mean_of = _numbers(header.metadata["mean-of"]) if "mean-of" in header.metadata else np.empty(0, np.int64)
+    if (AGGREGATE in learners) != (len(mean_of) > 0) or (len(mean_of) and learners.tolist() != [AGGREGATE]):
+        raise ValueError("names learners and a mean of learners that do not go together")
     if not header.tensors or any(spec.shape[:1] != learners.shape for spec in header.tensors.values()):
         raise ValueError(f"its arrays are not stacked by its {len(learners)} learners")
-    return Reply(name, int(told["round"]), told["node"], told["sent"], received, learners)
+    return Reply(name, int(told["round"]), told["node"], told["sent"], received, learners, mean_of)
 
 
 def file_name(folder: str, round: int, number: int) -> str:
@@ -108,6 +120,19 @@ def parse_name(name: str) -> tuple[int, int]:
     if not match or folder not in FOLDERS or file_name(folder, int(match[1]), int(match[2])) != name:
         raise ValueError(f"{name!r} is no name of a record's file")
     return int(match[1]), int(match[2])
+
+
+def _text(learners: Sequence[int]) -> str:
+    return ",".join(str(learner) for learner in learners)
+
+
+def _numbers(text: str) -> np.ndarray:
+    if not _LEARNERS.fullmatch(text):
+        raise ValueError("names no learners")
+    learners = np.array(text.split(","), np.int64)
+    if len(np.unique(learners)) != len(learners):
+        raise ValueError("names a learner twice")
+    return learners
 
 
 def _seconds(text: str) -> float:

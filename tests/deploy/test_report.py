@@ -354,6 +354,37 @@ def test_defences_are_named_with_their_scales() -> None:
     assert describe_defences(both) == ("query noise, gaussian + clip, norm 2", "1")
 
 
+@pytest.mark.parametrize(
+    ("defence", "words"),
+    [
+        (
+            {"name": "gaussian", "clip": 1.0, "epsilon": 8.0, "noise_multiplier": None, "delta": 1e-5},
+            ("Gaussian mechanism (epsilon), clip 1, delta 1e-05", "8"),
+        ),
+        (
+            {"name": "gaussian", "place": "shared", "clip": 0.5, "noise_multiplier": 2, "unit": "image"},
+            ("Gaussian mechanism (noise multiplier), clip 0.5, unit image", "2"),
+        ),
+        ({"name": "pruning", "place": "shared", "keep": 0.1}, ("pruning (part kept)", "0.1")),
+        (
+            {"name": "quantisation", "place": "shared", "bits": 4, "stochastic": True},
+            ("quantisation (bits), stochastic yes", "4"),
+        ),
+        ({"name": "sign", "place": "shared"}, ("sign and mean magnitude alone", "")),
+        (
+            {"name": "selection", "place": "shared", "names": ["head.*", "*.bias"]},
+            ("selected layers alone, names head.* *.bias", ""),
+        ),
+        ({"name": "secure-aggregation", "place": "aggregate"}, ("secure aggregation (ideal functionality)", "")),
+    ],
+)
+def test_every_defence_has_words_and_the_number_that_a_grid_varies(defence, words) -> None:
+    assert describe_defences([defence]) == words
+    noisy = [*noise("query", "gaussian", 1.0), defence]
+    scales = " + ".join(scale for scale in ("1", words[1]) if scale)
+    assert describe_defences(noisy) == (f"query noise, gaussian + {words[0]}", scales)
+
+
 def test_the_verdict_does_not_praise_a_reversed_attack_or_an_unknown_cost(tmp_path: Path) -> None:
     reversed_run = write_run(tmp_path / "run", [], -2.0, 0.9)
     assert "below non-members" in describe(comparison_rows(read_run(reversed_run))[0])

@@ -1,0 +1,125 @@
+"""The Gaussian mechanism: a defence with a guarantee."""
+
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier
+
+
+class GaussianMechanism(BaseModel):
+    """Clips a learner's meta-gradient to the L2 norm `clip`, all tensors as one vector, and adds Gaussian noise.
+
+    Every entry gets independent noise with standard deviation `noise_multiplier` times the sensitivity, 2 `clip`: two
+    vectors of norm at most `clip` are at most that far apart.
+
+    Give `noise_multiplier`, or the `epsilon` that a learner may spend in the whole run. The latter takes `releases`,
+    the rounds in which one learner takes part; an experiment fills it in through `for_releases`.
+
+    Formal guarantee
+        What one learner sends in k rounds is (`epsilon_after(k)`, `delta`)-differentially private (Balle and Wang
+        2018, theorem 8) against a server that sees each learner's own messages and knows who was sampled: the local
+        model. So neither sampling nor averaging over learners makes it better, and every round in which the learner
+        takes part counts. Defences that act before or after the mechanism take nothing from the guarantee.
+
+    Neighbours
+        Two inputs are neighbours when one unit is *replaced*. `unit: learner`: all that the learner holds, by any
+        other data. `unit: image`: one image that no other learner holds, by any other. Both have the same sensitivity
+        and so the same epsilon: one image of the support set moves the adapted parameters, and with them every
+        example's contribution, so that clipping example by example would bound nothing. For an image this is a
+        bound and not tight: an episode that leaves the image out, by a draw that the server does not see, tells
+        nothing of it. There is no "add or remove": the server sees whether a learner answers, which is not covered.
+
+    What it rests on: the noise is secret (in a simulation it comes from the seed), and real numbers. Clipping and
+    noise are computed in float64 and only then rounded to the gradient's type; attacks on the lowest bits of floating
+    point noise (Mironov 2012) are not considered.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    place: Literal["shared"] = "shared"
+    clip: Annotated[float, Field(gt=0, le=1e12)]
+    noise_multiplier: Annotated[float, Field(ge=0, le=1e12)] | None = None
+    epsilon: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    unit: Literal["learner", "image"] = "learner"
+    releases: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            raise ValueError("epsilon: give either epsilon, for the whole run, or noise_multiplier")
+        if self.epsilon is None and self.releases is not None:
+            raise ValueError("releases: is for epsilon alone, a noise_multiplier does not depend on it")
+        return self
+
+    @property
+    def sensitivity(self) -> float:
+        """The largest L2 distance between the clipped vectors of neighbours."""
+        return 2 * self.clip
+
+    @property
+    def multiplier(self) -> float:
+        """The noise multiplier in use.
+
+        Raises `ValueError` when `epsilon` is given and `releases` not yet.
+        """
+        if self.epsilon is None:
+            return self.noise_multiplier or 0.0
+        if self.releases is None:
+            raise ValueError("releases: must be given with epsilon: the rounds in which one learner takes part")
+        return gaussian_noise_multiplier(self.epsilon, self.releases, self.delta)
+
+    @property
+    def standard_deviation(self) -> float:
+        """The standard deviation of the noise on every entry, in the gradient's own units."""
+        return self.multiplier * self.sensitivity
+
+    def for_releases(self, releases: int) -> Self:
+        """Return the mechanism of a learner that takes part in at most `releases` rounds.
+
+        Raises `ValueError` in one line when `epsilon` was asked for over fewer.
+        """
+        if self.epsilon is None or (self.releases or 0) >= releases:
+            return self
+        if self.releases is None:
+            return self.model_copy(update={"releases": releases})
+        raise ValueError(f"releases: a learner takes part in {releases} rounds, epsilon covers {self.releases}")
+
+    def epsilon_after(self, releases: int) -> float:
+        """Return the epsilon at `delta` of all that one learner sends in `releases` rounds."""
+        return gaussian_epsilon(self.multiplier, releases, self.delta)
+
+    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return `tensors` clipped and noisy; see `clipped` for what happens to which norm."""
+        deviation = self.standard_deviation
+        return {
+            name: (value + deviation * _noise(value, generator)).to(tensors[name].dtype)
+            for name, value in clipped(tensors, self.clip).items()
+        }
+
+
+def clipped(tensors: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
+    """Return `tensors`, as one vector, scaled down to the L2 norm `clip` where it is larger; in float64.
+
+    | norm                                              | becomes                                              |
+    |---------------------------------------------------|------------------------------------------------------|
+    | 0                                                 | 0                                                    |
+    | at most `clip`                                    | the same vector                                      |
+    | larger                                            | the vector of norm `clip` in the same direction      |
+    | infinite, or no number (any such entry, overflow) | 0: no input escapes the bound, and none is told apart |
+    """
+    wide = {name: value.detach().to(torch.float64) for name, value in tensors.items()}
+    norm = float(torch.stack([torch.linalg.vector_norm(value) for value in wide.values()]).square().sum().sqrt())
+    if not norm < float("inf"):
+        return {name: torch.zeros_like(value) for name, value in wide.items()}
+    if norm <= clip:
+        return wide
+    return {name: value * (clip / norm) for name, value in wide.items()}
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    # Drawn on the CPU, whose generator gives the same numbers on every machine; in float64, whose tails are longer.
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)

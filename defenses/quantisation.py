@@ -1,0 +1,86 @@
+"""Coarse gradients: few levels, or the sign alone."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from metaleak.defenses.cost import entries
+from metaleak.defenses.defence import Shapes
+
+_SCALE_BYTES = 4
+"""Each tensor sends one float32 beside its entries."""
+
+
+class Quantisation(BaseModel):
+    """Rounds every entry to one of 2 L + 1 levels, evenly spaced in [-m, m]; L = 2 ** (`bits` - 1) - 1.
+
+    m is the largest magnitude of the entry's own tensor; zero is a level. To the nearest level (of two, the even
+    one), or, with `stochastic`, up or down at random so that the mean is the entry (Alistarh et al. 2017, "QSGD", but
+    with the largest magnitude for the norm). No privacy guarantee.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    place: Literal["shared"] = "shared"
+    bits: Annotated[int, Field(ge=2, le=16)]
+    stochastic: bool = False
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are above zero."""
+        return int(2 ** (self.bits - 1)) - 1
+
+    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return `tensors` on their levels; a tensor of zeros stays, one with an entry not finite becomes NaN."""
+        return {name: self._rounded(value, generator) for name, value in tensors.items()}
+
+    def bytes_sent(self, shapes: Shapes) -> int:
+        """Return the bytes of `bits` an entry and one float32 scale a tensor."""
+        return -(-self.bits * entries(shapes) // 8) + _SCALE_BYTES * len(shapes)
+
+    def _rounded(self, value: Tensor, generator: torch.Generator) -> Tensor:
+        steps = value.detach().to(torch.float64)
+        largest = _largest(steps)
+        if largest == 0:
+            return value
+        steps = steps / largest * self.levels
+        if self.stochastic:
+            # Drawn on the CPU, whose generator gives the same numbers on every machine.
+            chance = torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+            steps = torch.floor(steps + chance)
+        else:
+            steps = torch.round(steps)
+        return (steps / self.levels * largest).to(value.dtype)
+
+
+class Sign(BaseModel):
+    """Sends the sign of every entry times the mean magnitude of its tensor; the sign of zero is +.
+
+    Bernstein et al. 2018, "signSGD"; scaled as in Karimireddy et al. 2019, "Error Feedback Fixes SignSGD", without
+    their local memory. No privacy guarantee.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    place: Literal["shared"] = "shared"
+
+    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return two values a tensor; draws nothing. A tensor with an entry not finite has no finite entry after."""
+        return {name: _signed(value.detach()) for name, value in tensors.items()}
+
+    def bytes_sent(self, shapes: Shapes) -> int:
+        """Return the bytes of one bit an entry and one float32 scale a tensor."""
+        return -(-entries(shapes) // 8) + _SCALE_BYTES * len(shapes)
+
+
+def _signed(value: Tensor) -> Tensor:
+    if value.numel() == 0:
+        return value
+    mean = value.to(torch.float64).abs().mean().to(value.dtype)
+    return torch.where(value < 0, -mean, mean)
+
+
+def _largest(value: Tensor) -> Tensor:
+    return value.abs().max() if value.numel() else value.new_zeros(())

@@ -1,0 +1,96 @@
+"""What the answers of one round come to: a mean, and who is missing for which reason."""
+
+import logging
+from collections import Counter
+
+import numpy as np
+from flwr.app import Message
+
+from metaleak.server.answer import Answer, Refused, in_one_line, read_answer
+from metaleak.server.shares import Share
+from metaleak.server.tree_sum import TreeSum
+
+_LOG = logging.getLogger("metaleak")
+
+
+class RoundFailed(RuntimeError):
+    """No learner of a round could be heard; the message is one line with the first reason."""
+
+
+class Gathered:
+    """What the answers of one round come to.
+
+    `counts` tells how many `learners` were heard and how many were not, by kind; `heard` who was, as they arrived.
+    """
+
+    def __init__(self, round: int, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.counts: Counter[str] = Counter()
+        self.heard: list[int] = []
+        self._round = round
+        self._shapes = shapes
+        self._sum = TreeSum()
+        self._reason = ""
+
+    def take(self, share: Share, reply: Message | None) -> None:
+        """Check a share's reply, add what is good, count what is not."""
+        try:
+            answer = self._answer(share, reply)
+        except Refused as refused:
+            self._complain("refused", len(share.learners), f"learners {_span(share)}: {refused}")
+            answer = None
+        if answer is None:
+            self._sum.add(share.first, len(share.learners), [], {})
+            return
+        for number, (kind, reason) in answer.missing.items():
+            if kind == "failed":
+                self._complain("failed", 1, f"learner {number}: {reason}")
+            else:
+                self.counts[kind] += 1
+        rows, gradients = answer.rows, answer.gradients
+        if not self._sum.add(share.first, len(share.learners), rows, gradients):
+            finite = np.logical_and.reduce(
+                [np.isfinite(value.reshape(len(rows), -1)).all(axis=1) for value in gradients.values()]
+            )
+            for place in np.flatnonzero(~finite):
+                number = share.learners[rows[place]]
+                self._complain("refused", 1, f"learner {number}: has entries that are not finite")
+            rows = [row for row, good in zip(rows, finite, strict=True) if good]
+            kept = {name: value[finite] for name, value in gradients.items()}
+            self._sum.add(share.first, len(share.learners), rows, kept)
+        self.counts["learners"] += len(rows)
+        self.heard += [share.learners[row] for row in rows]
+
+    def mean(self) -> dict[str, np.ndarray]:
+        """Return the mean meta-gradient in float64; empty when all learners were absent by their own fault.
+
+        Raises `RoundFailed` when nobody answered and something went wrong.
+        """
+        total = self._sum.total()
+        if self.counts["learners"]:
+            return {name: value / self.counts["learners"] for name, value in total.items()}
+        if self._reason:
+            raise RoundFailed(f"round {self._round}: no learner answered ({in_one_line(self._reason)})")
+        return {}
+
+    def _answer(self, share: Share, reply: Message | None) -> Answer | None:
+        if reply is None:
+            self._complain("late", len(share.learners), f"learners {_span(share)}: no reply in time")
+            return None
+        if reply.has_error():
+            # Ray puts the client's own words last, after its traceback.
+            lines = [line for line in str(reply.error.reason).splitlines() if line.strip()]
+            reason = (lines or ["no reason given"])[-1]
+            self._complain("failed", len(share.learners), f"learners {_span(share)}: {reason}")
+            return None
+        return read_answer(reply, share, self._shapes)
+
+    def _complain(self, kind: str, learners: int, reason: str) -> None:
+        self.counts[kind] += learners
+        self._reason = self._reason or reason
+        _LOG.warning("round %d: %s: %s", self._round, kind, in_one_line(reason))
+
+
+def _span(share: Share) -> str:
+    """Return a share's learners as short text, such as `3 to 9`."""
+    first, last = share.learners[0], share.learners[-1]
+    return str(first) if first == last else f"{first} to {last}"

@@ -1,0 +1,144 @@
+"""Defences together: the same form goes on, the key alone decides, and the last one tells the cost."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metaleak.defenses import (
+    Costed,
+    Defence,
+    GaussianMechanism,
+    Noise,
+    Pruning,
+    Quantisation,
+    SecureAggregation,
+    Selection,
+    Sign,
+    bytes_sent,
+)
+from metaleak.deploy.experiment import experiment_from
+from metaleak.deploy.plugins import Plugin
+
+SHARED = [
+    Noise(scale=0.5),
+    Noise(law="laplace", scale=0.5),
+    GaussianMechanism(clip=1, noise_multiplier=1),
+    GaussianMechanism(clip=1, epsilon=8, releases=3),
+    Pruning(keep=0.3),
+    Quantisation(bits=4),
+    Quantisation(bits=4, stochastic=True),
+    Sign(),
+    Selection(),
+    SecureAggregation(),
+]
+RANDOM = [one for one in SHARED if isinstance(one, Noise | GaussianMechanism)] + [
+    Quantisation(bits=4, stochastic=True)
+]
+SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+
+
+def applied(defences, tensors, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for defence in defences:
+        tensors = defence(tensors, generator)
+    return tensors
+
+
+@given(
+    defences=st.lists(st.sampled_from(SHARED), min_size=1, max_size=4),
+    shapes=st.lists(SHAPES, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**31),
+)
+def test_names_shapes_and_types_stay_and_the_key_decides(defences, shapes, dtype, seed):
+    source = torch.Generator().manual_seed(seed)
+    tensors = {f"layer{i}": torch.randn(shape, generator=source, dtype=dtype) for i, shape in enumerate(shapes)}
+    tensors["head.bias"] = torch.randn(3, generator=source, dtype=torch.float32)
+    before = {name: value.clone() for name, value in tensors.items()}
+    once, again = applied(defences, tensors, seed), applied(defences, tensors, seed)
+    assert list(once) == list(tensors)
+    for name, value in tensors.items():
+        assert (once[name].shape, once[name].dtype) == (value.shape, value.dtype)
+        assert once[name].isfinite().all()
+        assert torch.equal(once[name], again[name])
+        assert torch.equal(value, before[name]), "what goes in is not changed"
+
+
+@pytest.mark.parametrize("defence", RANDOM, ids=repr)
+def test_another_key_gives_other_numbers(defence):
+    tensors = {"w": torch.randn(50, generator=torch.Generator().manual_seed(0))}
+    assert not torch.equal(applied([defence], tensors, 1)["w"], applied([defence], tensors, 2)["w"])
+
+
+@pytest.mark.parametrize("defence", [one for one in SHARED if one not in RANDOM], ids=repr)
+def test_a_defence_without_chance_draws_nothing(defence):
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    defence({"head.bias": torch.randn(50)}, generator)
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("defence", SHARED, ids=repr)
+def test_all_of_them_are_defences_and_their_own_configuration(defence):
+    assert isinstance(defence, Defence)
+    assert type(defence)(**defence.model_dump(mode="json")) == defence
+    assert isinstance(defence, Costed) == isinstance(defence, Pruning | Quantisation | Sign | Selection)
+
+
+def test_the_order_matters():
+    tensors = {"w": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    pruning, sign = Pruning(keep=0.5), Sign()
+    assert applied([pruning, sign], tensors, 0)["w"].tolist() == [1.75] * 4
+    assert applied([sign, pruning], tensors, 0)["w"].tolist() == [2.5, 2.5, 0.0, 0.0]
+
+
+def test_the_last_defence_tells_the_cost_of_all():
+    shapes = {"body": (90,), "head.bias": (10,)}
+    assert bytes_sent([], shapes) == 400
+    assert bytes_sent([Noise(place="support"), SecureAggregation()], shapes) == 400
+    assert bytes_sent([Pruning(keep=0.1), Noise()], shapes) == 400, "noise fills what pruning emptied"
+    assert bytes_sent([Noise(), Selection(), SecureAggregation()], shapes) == 40
+    assert bytes_sent([Selection(), Sign(), Noise(place="query")], shapes) == 13 + 8
+
+
+def test_secure_aggregation_leaves_a_learners_tensors_alone():
+    tensors = {"w": torch.randn(5)}
+    assert SecureAggregation().place == "aggregate"
+    assert SecureAggregation()(tensors, torch.Generator()) is tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "made"),
+    [
+        ("noise", {"scale": 0.5}, Noise(scale=0.5)),
+        ("gaussian", {"clip": 1, "epsilon": 8}, GaussianMechanism(clip=1, epsilon=8)),
+        ("pruning", {"keep": 0.1}, Pruning(keep=0.1)),
+        ("quantisation", {"bits": 4}, Quantisation(bits=4)),
+        ("sign", {}, Sign()),
+        ("selection", {"names": ["head.*"]}, Selection()),
+        ("secure-aggregation", {}, SecureAggregation()),
+    ],
+)
+def test_an_experiment_file_names_each_and_can_be_written_out(name, settings, made):
+    plugin = Plugin(name=name, **settings)
+    assert plugin.build("defences") == made
+    assert Plugin(**plugin.resolved("defences")).build("defences") == made
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"name": "gaussian", "clip": 1}, "defences.0.epsilon: give either epsilon, for the whole run, or"),
+        (
+            {"name": "gaussian", "clip": 1, "noise_multiplier": 1, "releases": 2},
+            "defences.0.releases: is for",
+        ),
+        ({"name": "noise", "place": "aggregate"}, "defences.0.place"),
+        ({"name": "quantisation", "bits": 40}, "defences.0.bits"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(wrong, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        experiment_from({"defences": [wrong]}, "file.yaml")
+    assert "\n" not in str(caught.value)
