@@ -4,12 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.learner import TaskLearner
-from metaleak.clients.models import Model
-from metaleak.clients.rules import Perturb, Rule
+from metaleak.clients.rules import batch_meta_gradients, stacked
 from metaleak.clients.shard import episodes
 
 
@@ -32,30 +30,6 @@ def cohort_meta_gradients(
     return gradients, torch.cat([part[1] for part in parts])
 
 
-def batch_meta_gradients(
-    model: Model, rule: Rule, parameters: Parameters, batch: Episode, perturbs: Sequence[Perturb | None] = ()
-) -> tuple[Parameters, Tensor]:
-    """Return the meta-gradients of a batch of episodes, stacked `(L, ...)`, and the losses `(L,)`.
-
-    One episode, or any with an inner defence in `perturbs`, is computed by a plain call of the rule: an inner defence
-    draws its noise inside it. All others are computed at once under `vmap`.
-    """
-    count = len(batch.support_labels)
-    if count > 1 and not any(perturbs):
-        gradients, losses = vmap(lambda one: rule.meta_gradient(model, parameters, one))(batch)
-        return {name: value.detach() for name, value in gradients.items()}, losses.detach()
-    computed = [
-        rule.meta_gradient(model, parameters, Episode(*(part[row] for part in batch)), perturb)
-        for row, perturb in zip(range(count), perturbs or [None] * count, strict=True)
-    ]
-    return _stacked([gradient for gradient, _ in computed]), torch.stack([loss for _, loss in computed]).detach()
-
-
-def _stacked(gradients: Sequence[Parameters]) -> Parameters:
-    """Return gradients shaped like one another as one, with a leading axis."""
-    return {name: torch.stack([gradient[name] for gradient in gradients]).detach() for name in gradients[0]}
-
-
 def _chunk_meta_gradients(
     learners: Sequence[TaskLearner], parameters: Parameters, round: int
 ) -> tuple[Parameters, Tensor]:
@@ -70,7 +44,7 @@ def _chunk_meta_gradients(
     perturbs = [learner.perturb(round) for learner in learners]
     gradients, losses = batch_meta_gradients(first.model, first.rule, parameters, batch, perturbs)
     if any(defence.place == "shared" for learner in learners for defence in learner.defences):
-        gradients = _stacked(
+        gradients = stacked(
             [
                 learner.defend_shared({name: value[row] for name, value in gradients.items()}, round)
                 for row, learner in enumerate(learners)

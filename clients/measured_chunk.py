@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metaleak.clients.cohort import batch_meta_gradients
 from metaleak.clients.datasets.cache import cache_directory
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.federation import Federation
+from metaleak.clients.rules import batch_meta_gradients
 from metaleak.clients.shard import episodes
 
 CHUNKS = (1, 4, 16, 32, 64, 128)

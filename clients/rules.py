@@ -1,13 +1,13 @@
 """Meta-learning rules: how an episode becomes a meta-gradient, as pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.func import grad, grad_and_value
+from torch.func import grad, grad_and_value, vmap
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import HEAD, Model
@@ -173,3 +173,27 @@ class Reptile(BaseModel):
         adapted = inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
         gradient = {name: (value - adapted[name]) / self.inner_rate for name, value in parameters.items()}
         return gradient, cross_entropy(model, adapted, images, labels)
+
+
+def batch_meta_gradients(
+    model: Model, rule: Rule, parameters: Parameters, batch: Episode, perturbs: Sequence[Perturb | None] = ()
+) -> tuple[Parameters, Tensor]:
+    """Return the meta-gradients of a batch of episodes, stacked `(L, ...)`, and the losses `(L,)`.
+
+    One episode, or any with an inner defence in `perturbs`, is computed by a plain call of the rule: an inner defence
+    draws its noise inside it. All others are computed at once under `vmap`.
+    """
+    count = len(batch.support_labels)
+    if count > 1 and not any(perturbs):
+        gradients, losses = vmap(lambda one: rule.meta_gradient(model, parameters, one))(batch)
+        return {name: value.detach() for name, value in gradients.items()}, losses.detach()
+    computed = [
+        rule.meta_gradient(model, parameters, Episode(*(part[row] for part in batch)), perturb)
+        for row, perturb in zip(range(count), perturbs or [None] * count, strict=True)
+    ]
+    return stacked([gradient for gradient, _ in computed]), torch.stack([loss for _, loss in computed]).detach()
+
+
+def stacked(gradients: Sequence[Parameters]) -> Parameters:
+    """Return gradients shaped like one another as one, with a leading axis."""
+    return {name: torch.stack([gradient[name] for gradient in gradients]).detach() for name in gradients[0]}

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metaleak.attacks.observation import Targets
+from metaleak.attacks.observation import Rest, Targets
 from metaleak.clients.federation import Federation
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.shard import Draw
@@ -107,6 +107,47 @@ def held_images(
     """Return one set of every learner, `(L, n, C, H, W)`, for a threat model in which the adversary knows it."""
     indices = [_asked(federation.learner(learner).drawn(round), which).flatten() for learner in learners]
     return torch.stack([pixels(federation, images) for images in indices])
+
+
+def rest_of_sets(federation: Federation, truth: Truth, round: int, which: Literal["query", "support"]) -> Rest:
+    """Return what surrounds every target in `round`, for a threat model in which all but one image is known.
+
+    The alternative to a non-member is the image that the learner holds, the one to a member an image of its class
+    that nobody holds: always the two of which one is held, and never which. Raises `ValueError` when there is none,
+    or a learner does not hold the image in that place in `round`, as it draws other episodes from round to round.
+    """
+    drawn = {
+        learner: _asked(federation.learner(learner).drawn(round), which) for learner in set(truth.learner.tolist())
+    }
+    sets = torch.stack([drawn[learner] for learner in truth.learner.tolist()])
+    there = (sets == truth.held[:, None, None]) & (
+        torch.arange(sets.shape[1])[None, :, None] == truth.position[:, None, None]
+    )
+    if not bool(there.flatten(1).any(dim=1).all()):
+        raise ValueError(
+            f"learners draw other episodes in round {round}, so that the asked image may be in none of their sets: "
+            "leave partition.images_per_class and classes_per_learner out, or attack one round"
+        )
+    slots = there.flatten(1).int().argmax(dim=1)
+    images = pixels(federation, sets.flatten())
+    images = images.reshape(len(sets), sets.shape[1] * sets.shape[2], *images.shape[1:])
+    images[torch.arange(len(sets)), slots] = 0
+    return Rest(images, slots, pixels(federation, _alternatives(federation, truth)))
+
+
+def _alternatives(federation: Federation, truth: Truth) -> Tensor:
+    """Return for each target the other of the two images of which the learner holds one, the same in every round."""
+    indices = federation.split().non_members
+    labels = federation.images().labels[indices]
+    generator = keyed_generator(federation.seed, "alternatives")
+    others = truth.held.clone()
+    for label in sorted(set(truth.label[truth.member].tolist())):
+        pool = indices[labels == label]
+        if not len(pool):
+            raise ValueError(f"class {label} has no image that no learner holds; raise partition.non_members")
+        asked = truth.member & (truth.label == label)
+        others[asked] = pool[torch.randint(len(pool), (int(asked.sum()),), generator=generator)]
+    return others
 
 
 def held_classes(federation: Federation, learners: list[int], round: int) -> Tensor:

@@ -1,5 +1,7 @@
 """The four-block convolutional network of few-shot learning (Vinyals et al. 2016; Finn et al. 2017)."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -8,8 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models.model import uniform_weight
-from metaleak.clients.models.normalisation import normalise_over_batch, normalise_over_groups
+from metaleak.clients.models.model import Model, uniform_weight
+from metaleak.clients.models.normalisation import (
+    Statistics,
+    batch_statistics,
+    normalise_by,
+    normalise_over_groups,
+)
 
 _BLOCKS = 4
 
@@ -55,6 +62,28 @@ class Conv4(BaseModel):
 
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         """Return logits `(B, ways)` for `images (B, C, H, W)`."""
+        return self._logits(parameters, images, lambda block, features: batch_statistics(features))
+
+    def decoupled(self, parameters: Parameters, reference: Tensor) -> Model:
+        """Return the model with the batch statistics of the images `reference (B, C, H, W)` at `parameters`.
+
+        Each image's logits then depend on that image alone. Itself unless `normalisation` is `batch`.
+        """
+        if self.normalisation != "batch":
+            return self
+        kept: list[Statistics] = []
+
+        def keep(block: int, features: Tensor) -> Statistics:
+            mean, scale = batch_statistics(features)
+            kept.append((mean.detach(), scale.detach()))
+            return kept[-1]
+
+        self._logits(parameters, reference, keep)
+        return _FixedStatistics(self, tuple(kept))
+
+    def _logits(
+        self, parameters: Parameters, images: Tensor, statistics: Callable[[int, Tensor], Statistics]
+    ) -> Tensor:
         features = images
         for block in range(1, _BLOCKS + 1):
             features = F.conv2d(
@@ -67,10 +96,26 @@ class Conv4(BaseModel):
             if self.normalisation != "none":
                 gain, shift = parameters[f"block{block}.gain"], parameters[f"block{block}.shift"]
                 if self.normalisation == "batch":
-                    features = normalise_over_batch(features, gain, shift)
+                    features = normalise_by(features, statistics(block, features), gain, shift)
                 else:
                     features = normalise_over_groups(features, gain, shift)
             features = F.relu(features)
             if self.downsample == "max":
                 features = F.max_pool2d(features, 2)
         return F.linear(features.flatten(1), parameters["head.weight"], parameters["head.bias"])
+
+
+@dataclass(frozen=True)
+class _FixedStatistics:
+    """A `Conv4` whose batch normalisation uses given statistics, one pair a block."""
+
+    model: Conv4
+    statistics: tuple[Statistics, ...]
+
+    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+        """Return what the model returns."""
+        return self.model.initialise(image_shape, ways, generator)
+
+    def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
+        """Return logits `(B, ways)` for `images (B, C, H, W)`, each image by itself."""
+        return self.model._logits(parameters, images, lambda block, features: self.statistics[block - 1])

@@ -42,6 +42,18 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
+class Decoupled(Protocol):
+    """A model whose examples depend on one another through the batch, and can be taken apart."""
+
+    def decoupled(self, parameters: Parameters, reference: Tensor) -> Model:
+        """Return the model with the batch's part held as it is for the images `reference` at `parameters`.
+
+        In what is returned, each image's logits depend on that image alone.
+        """
+        ...
+
+
 def activate(name: Activation, values: Tensor) -> Tensor:
     """Return `values` passed through the activation called `name`, any shape."""
     return _ACTIVATIONS[name](values)

@@ -11,15 +11,24 @@ from torch import Tensor
 _EPSILON = 1e-5
 
 
-def normalise_over_batch(features: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-    """Return batch-normalised `features (B, C, H, W)` with per-channel `gain` and `shift`, both `(C,)`.
+Statistics = tuple[Tensor, Tensor]
+"""Per-channel mean and inverse standard deviation, `(1, C, 1, 1)` each."""
 
-    The statistics are those of this batch (Ioffe & Szegedy 2015, training mode), biased variance.
+
+def batch_statistics(features: Tensor) -> Statistics:
+    """Return the statistics of the batch `features (B, C, H, W)` (Ioffe & Szegedy 2015, training mode).
+
+    The variance is the biased one.
     """
-    centred = features - features.mean(dim=(0, 2, 3), keepdim=True)
-    variance = (centred * centred).mean(dim=(0, 2, 3), keepdim=True)
-    scale = gain.reshape(1, -1, 1, 1) * (variance + _EPSILON).rsqrt()
-    return centred * scale + shift.reshape(1, -1, 1, 1)
+    mean = features.mean(dim=(0, 2, 3), keepdim=True)
+    centred = features - mean
+    return mean, ((centred * centred).mean(dim=(0, 2, 3), keepdim=True) + _EPSILON).rsqrt()
+
+
+def normalise_by(features: Tensor, statistics: Statistics, gain: Tensor, shift: Tensor) -> Tensor:
+    """Return `features (B, C, H, W)` normalised by `statistics`, with per-channel `gain` and `shift`, both `(C,)`."""
+    mean, scale = statistics
+    return (features - mean) * (gain.reshape(1, -1, 1, 1) * scale) + shift.reshape(1, -1, 1, 1)
 
 
 def normalise_over_groups(features: Tensor, gain: Tensor, shift: Tensor, channels_per_group: int = 8) -> Tensor:

@@ -15,10 +15,10 @@ from typing import Any
 import alternating
 import torch
 
-from metaleak.clients.cohort import batch_meta_gradients
 from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
 from metaleak.clients.measured_chunk import CHUNKS
+from metaleak.clients.rules import batch_meta_gradients
 from metaleak.clients.shard import episodes
 from metaleak.deploy.experiment import Experiment, experiment_from
 from metaleak.deploy.launch import simulate

@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from metaleak.attacks.matching import Loss, matching_loss
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import MLP, Conv4, LeNet, Model, TorchModule
-from metaleak.clients.models.normalisation import normalise_over_batch, normalise_over_groups
+from metaleak.clients.models.normalisation import batch_statistics, normalise_by, normalise_over_groups
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import MAML, Perturb, Reptile, anil, cross_entropy, first_order_maml
 from metaleak.defenses import Noise
@@ -608,7 +608,10 @@ def test_an_error_of_a_thousandth_in_one_order_is_seen_by_the_test_of_that_order
 
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
 NORMS: dict[str, tuple[Norm, Norm]] = {
-    "batch": (lambda x, gain, shift: F.batch_norm(x, None, None, gain, shift, training=True), normalise_over_batch),
+    "batch": (
+        lambda x, gain, shift: F.batch_norm(x, None, None, gain, shift, training=True),
+        lambda x, gain, shift: normalise_by(x, batch_statistics(x), gain, shift),
+    ),
     "instance": (
         lambda x, gain, shift: F.instance_norm(x, None, None, gain, shift),
         lambda x, gain, shift: normalise_over_groups(x, gain, shift, channels_per_group=1),

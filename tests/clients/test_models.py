@@ -10,7 +10,7 @@ from torch import nn
 
 from metaleak.clients.models import HEAD, MLP, Conv4, LeNet, Model, TorchModule
 from metaleak.clients.models.model import Activation, activate
-from metaleak.clients.models.normalisation import normalise_over_batch, normalise_over_groups
+from metaleak.clients.models.normalisation import batch_statistics, normalise_by, normalise_over_groups
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import anil
 
@@ -91,7 +91,7 @@ def test_normalisations_agree_with_torch() -> None:
     features = torch.randn(4, 12, 5, 6, dtype=torch.float64, generator=keyed_generator(0)) * 3 + 1
     gain, shift = torch.randn(2, 12, dtype=torch.float64, generator=keyed_generator(1))
     over_batch = F.batch_norm(features, None, None, gain, shift, training=True)
-    torch.testing.assert_close(normalise_over_batch(features, gain, shift), over_batch)
+    torch.testing.assert_close(normalise_by(features, batch_statistics(features), gain, shift), over_batch)
     over_groups = F.group_norm(features, 3, gain, shift)
     torch.testing.assert_close(normalise_over_groups(features, gain, shift, channels_per_group=4), over_groups)
     # 12 channels in groups of gcd(12, 8) = 4.

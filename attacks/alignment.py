@@ -1,0 +1,247 @@
+"""Gradient alignment: does the meta-gradient hold what this image would have put there?
+
+The meta-gradient is a sum of contributions, one an image. The adversary computes the target's with its own images in
+place of the unknown support set, and takes its inner product with what was observed, in a metric in which what all
+images have in common counts little (`whitening`). How members and others score is learnt from shadow learners, so the
+answer is a log-likelihood ratio (LiRA, Carlini et al. 2022, with simulated learners instead of shadow models); the
+idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from metaleak.attacks.contributions import flattened, query_contributions, support_contributions
+from metaleak.attacks.discriminant import Discriminant, fit_discriminant
+from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Targets
+from metaleak.attacks.own_images import OwnImages
+from metaleak.attacks.seeding import generator_for
+from metaleak.attacks.shadows import Shadows, shadow_learners
+from metaleak.attacks.whitening import Whitening, fit
+from metaleak.clients.episode import Episode
+from metaleak.clients.rules import batch_meta_gradients
+
+
+class Alignment(BaseModel):
+    """Was this image in the learner's set that the attack `asks` about?
+
+    `knows`: `labels` (and classes), or `other`, also the images of the set not asked about. `stand_ins` sets of own
+    images stand in for each unknown one. The metric is estimated from the contributions of about `samples` own
+    images, of whose principal directions the part `components` is taken for common. `shadows` learners are simulated
+    to learn from. `knows_defences`: the shadows defend themselves as the learners do, and the metric allows for the
+    noise (an adaptive adversary).
+
+    A support image is looked for twice: as what it adds to the query gradient by the parameters that it adapted, and
+    by the change of the meta-gradient when it is added to a set of stand-ins, which takes a second-order gradient an
+    image; `references` own images a class show what any image of it would change. Memory: `samples` times the
+    parameters times about 20 bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    asks: Literal["query", "support"] = "query"
+    knows: Literal["labels", "other"] = "labels"
+    stand_ins: Annotated[int, Field(ge=1, le=1000)] = 4
+    references: Annotated[int, Field(ge=1, le=1000)] = 4
+    samples: Annotated[int, Field(ge=10, le=1_000_000)] = 2000
+    components: Annotated[float, Field(ge=0, lt=1)] = 0.6
+    shadows: Annotated[int, Field(ge=4, le=100_000)] = 32
+    knows_defences: bool = True
+
+    @property
+    def assumes(self) -> frozenset[Knowledge]:
+        """Labels, classes and own images; the other set and the defences as the fields say."""
+        known: frozenset[Knowledge] = frozenset({"labels", "classes", "own images"})
+        known |= {"other set"} if self.knows == "other" else set()
+        return known | {"defences"} if self.knows_defences else known
+
+    def __call__(
+        self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
+    ) -> Answers:
+        """Return log-likelihood ratios. Raises `ValueError` when the observation lacks what the attack assumes."""
+        own = OwnImages.of(observation)
+        # Images of the metric's samples lose their own directions to what counts as common: learners have none there.
+        for_metric, for_shadows = own.halves()
+        shadows = shadow_learners(observation, for_shadows, self.shadows, generator_for(seed, "shadows"))
+        metric = self._metric(observation, for_metric, shadows, seed)
+        learnt = self._learnt(observation, own, shadows, metric, seed)
+        assert observation.classes is not None
+        given = self._given(observation)
+        scores = torch.empty(len(targets.rows), dtype=torch.float64)
+        done = 0
+        for row, places in _by_learner(targets.rows):
+            known = None if given is None else given[row]
+            stand_ins = self._stand_ins(own, observation, observation.classes[row], known, seed, "target", row)
+            gradient = flattened({name: value[row : row + 1] for name, value in observation.gradients.items()})
+            features = self._features(
+                observation, metric, gradient, stand_ins, targets.images[places], targets.positions[places]
+            )
+            scores[places] = learnt.log_ratio(features)
+            done += len(places)
+            if progress is not None:
+                progress(done, len(targets.rows))
+        return Answers(scores)
+
+    @property
+    def _only_support(self) -> bool:
+        """Whether the query set's part can be taken off the observed gradient, which leaves the support set's."""
+        return self.asks == "support" and self.knows == "other"
+
+    def _metric(self, observation: Observation, own: OwnImages, shadows: Shadows, seed: int) -> Whitening:
+        """Return the metric, estimated from own images in the place of the images that hide the target."""
+        assert observation.classes is not None
+        given = self._given(observation)
+        contexts = [
+            (classes, None if given is None else given[row]) for row, classes in enumerate(observation.classes)
+        ]
+        # The shadows' own too, or what is learnt from them would not hold for the real learners.
+        contexts = [*contexts[: len(shadows.classes)], *self._contexts(shadows)]
+        each = max(1, -(-self.samples // (len(contexts) * observation.ways)))
+        samples = []
+        for number, (classes, known) in enumerate(contexts):
+            generator = generator_for(seed, "samples", number)
+            images = own.draw(classes.tolist(), each, generator).flatten(0, 1)
+            positions = torch.arange(observation.ways).repeat_interleave(each)
+            stand_ins = self._stand_ins(own, observation, classes, known, seed, "samples", number)
+            samples.append(self._contributions(observation, stand_ins, images, positions)[-1])
+        shapes = tuple(tuple(value.shape) for value in observation.parameters.values())
+        # The gradient is a mean of the query set's contributions and a sum of the support set's.
+        count = observation.ways * observation.queries
+        units = 1 / (observation.ways * observation.shots) if self._only_support else count
+        noise = torch.stack(
+            [
+                (shadows.gradients[name] - shadows.undefended[name]).square().mean() * units
+                for name in observation.parameters
+            ]
+        )
+        return fit(torch.cat(samples), shapes, noise, self.components)
+
+    def _learnt(
+        self, observation: Observation, own: OwnImages, shadows: Shadows, metric: Whitening, seed: int
+    ) -> Discriminant:
+        """Return how the features tell members from others, from the shadow learners."""
+        held = shadows.query if self.asks == "query" else shadows.support
+        gradients = flattened(shadows.gradients)
+        found: dict[bool, list[Tensor]] = {True: [], False: []}
+        for number, (classes, known) in enumerate(self._contexts(shadows)):
+            stand_ins = self._stand_ins(own, observation, classes, known, seed, "shadow", number)
+            members, others = held[number], shadows.others[number]
+            images = torch.cat([members.flatten(0, 1), others.flatten(0, 1)])
+            positions = torch.cat(
+                [torch.arange(observation.ways).repeat_interleave(part.shape[1]) for part in (members, others)]
+            )
+            features = self._features(
+                observation, metric, gradients[number : number + 1], stand_ins, images, positions
+            )
+            count = members.shape[0] * members.shape[1]
+            found[True].append(features[:count])
+            found[False].append(features[count:])
+        return fit_discriminant(torch.cat(found[True]), torch.cat(found[False]))
+
+    def _features(
+        self,
+        observation: Observation,
+        metric: Whitening,
+        gradient: Tensor,
+        stand_ins: "_StandIns",
+        images: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """Return each image's alignments with the observed `gradient (1, D)`, tensor by tensor, `(B, F)`."""
+        if self._only_support:
+            gradient = gradient - _expected(observation, stand_ins)
+        observed = metric.own(metric.white(gradient))
+        alignments = []
+        for contributions in self._contributions(observation, stand_ins, images, positions):
+            white = metric.white(contributions)
+            alignments.append(metric.by_tensor(white * observed) / metric.norm(white)[:, None])
+        return torch.cat(alignments, dim=1)
+
+    def _contributions(
+        self, observation: Observation, stand_ins: "_StandIns", images: Tensor, positions: Tensor
+    ) -> list[Tensor]:
+        """Return what each image adds, in every way in which it is looked for; the last is the metric's."""
+        seen = observation.model, observation.rule, observation.parameters
+        found = []
+        if self.asks == "support":
+            # Most of it is what any image of the class would change: that is taken off.
+            usual = stand_ins.references
+            both = torch.cat([usual.flatten(0, 1), images])
+            places = torch.cat([torch.arange(len(usual)).repeat_interleave(usual.shape[1]), positions])
+            added = support_contributions(*seen, stand_ins.support, stand_ins.query, both, places)
+            mean = added[: len(both) - len(images)].reshape(*usual.shape[:2], -1).mean(dim=1)
+            found.append(added[len(both) - len(images) :] - mean[positions])
+        if not self._only_support:
+            found.append(query_contributions(*seen, stand_ins.support, images, positions))
+        return found
+
+    def _given(self, observation: Observation) -> Tensor | None:
+        """Return the set of every learner that the adversary knows, `(L, ways, n, C, H, W)`."""
+        if self.knows != "other":
+            return None
+        given = observation.known_support if self.asks == "query" else observation.known_query
+        if given is None:
+            raise ValueError("knows 'other' needs the observation's other set, which it does not carry")
+        return given.reshape(len(given), observation.ways, -1, *given.shape[2:])
+
+    def _contexts(self, shadows: Shadows) -> list[tuple[Tensor, Tensor | None]]:
+        """Return what the adversary knows of each shadow learner, as of real ones: the classes, the known set."""
+        if self.knows != "other":
+            return [(classes, None) for classes in shadows.classes]
+        sets = shadows.support if self.asks == "query" else shadows.query
+        return list(zip(shadows.classes, sets, strict=True))
+
+    def _stand_ins(
+        self,
+        own: OwnImages,
+        observation: Observation,
+        classes: Tensor,
+        known: Tensor | None,
+        seed: int,
+        what: str,
+        number: int,
+    ) -> "_StandIns":
+        """Return stand-ins for the two sets of a learner of these classes, or the set that is known."""
+        generator = generator_for(seed, "stand-ins", what, number)
+
+        def drawn(each: int) -> Tensor:
+            return torch.stack([own.draw(classes.tolist(), each, generator) for _ in range(self.stand_ins)])
+
+        references = own.draw(classes.tolist(), self.references, generator)
+        if known is not None and self.asks == "query":
+            return _StandIns(known[None], known[None], references)
+        query = drawn(observation.queries) if known is None else known.expand(self.stand_ins, *known.shape)
+        return _StandIns(drawn(observation.shots), query, references)
+
+
+@dataclass(frozen=True)
+class _StandIns:
+    """K sets each in the place of a learner's: `support (K, ways, shots, ...)`, `query (K, ways, queries, ...)`.
+
+    `references (ways, R, ...)` are own images that show what any image of a class adds.
+    """
+
+    support: Tensor
+    query: Tensor
+    references: Tensor
+
+
+def _expected(observation: Observation, stand_ins: _StandIns) -> Tensor:
+    """Return the mean meta-gradient of the stand-ins, `(1, D)`."""
+    labels = [
+        torch.arange(part.shape[1]).repeat_interleave(part.shape[2]).expand(len(part), -1)
+        for part in (stand_ins.support, stand_ins.query)
+    ]
+    batch = Episode(stand_ins.support.flatten(1, 2), labels[0], stand_ins.query.flatten(1, 2), labels[1])
+    gradients, _ = batch_meta_gradients(observation.model, observation.rule, observation.parameters, batch)
+    return flattened(gradients).mean(dim=0, keepdim=True)
+
+
+def _by_learner(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield each learner's row and the places of the targets that ask about it."""
+    for row in sorted(set(rows.tolist())):
+        yield row, torch.nonzero(rows == row).flatten()

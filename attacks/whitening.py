@@ -1,0 +1,107 @@
+"""The covariance of per-image gradients, and the inner product that makes its directions count alike.
+
+What all images of a kind have in common hides what is an image's own. The covariance of a layer's gradients is close
+to a Kronecker product (K-FAC, Martens & Grosse 2015); its eigenbasis with the variances measured in it (EK-FAC,
+George et al. 2018) is estimated from far fewer images than the layer has weights, and what that leaves of common
+directions is taken out by principal components.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_FLOOR = 1e-5
+"""Variances are raised by this part of their tensor's mean: a direction never seen is not infinitely telling."""
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """An inner product on vectors of D entries, which are the tensors of `shapes` one after the other.
+
+    `left` and `right` are orthogonal matrices by tensor, `scale (D,)` what each entry is multiplied by in their
+    basis; of the result the directions `common (D, R)`, orthonormal, count by 1 - `strength (R,)`.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    left: tuple[Tensor, ...]
+    right: tuple[Tensor, ...]
+    scale: Tensor
+    common: Tensor
+    strength: Tensor
+
+    def white(self, vectors: Tensor) -> Tensor:
+        """Return `vectors (B, D)` in the basis where all entries have about the same variance."""
+        return _rotated(vectors, self.shapes, self.left, self.right) * self.scale
+
+    def own(self, white: Tensor) -> Tensor:
+        """Return `white (B, D)` less its common directions."""
+        return white - ((white @ self.common) * self.strength) @ self.common.mT
+
+    def norm(self, white: Tensor) -> Tensor:
+        """Return the norm of each of `white (B, D)` in the inner product, `(B,)`."""
+        squares = white.square().sum(dim=1) - ((white @ self.common).square() * self.strength).sum(dim=1)
+        return squares.clamp(min=1e-30).sqrt()
+
+    def by_tensor(self, products: Tensor) -> Tensor:
+        """Return the sums of `products (B, D)` over each tensor's entries, `(B, tensors)`."""
+        sizes = [math.prod(shape) for shape in self.shapes]
+        return torch.stack([part.sum(dim=1) for part in torch.split(products, sizes, dim=1)], dim=1)
+
+
+def fit(samples: Tensor, shapes: tuple[tuple[int, ...], ...], noise: Tensor, components: float) -> Whitening:
+    """Return the whitening of vectors that vary like `samples (N, D)`, contributions of images to a gradient.
+
+    `noise (tensors,)` is the variance, in each tensor, of what a defence adds, in units of the samples. The leading
+    `components` of the N principal directions, in [0, 1), are common.
+    """
+    centred = samples - samples.mean(dim=0)
+    left, right = zip(*(_bases(part, shape) for part, shape in _parts(centred, shapes)), strict=True)
+    rotated = _rotated(centred, shapes, left, right)
+    variance = rotated.square().mean(dim=0)
+    sizes = [math.prod(shape) for shape in shapes]
+    floor = torch.cat(
+        [
+            (part.mean() * _FLOOR + extra + 1e-30).expand(len(part))
+            for part, extra in zip(torch.split(variance, sizes), noise, strict=True)
+        ]
+    )
+    scale = (variance + floor).rsqrt()
+    common, strength = _common(rotated.mul_(scale), int(components * len(samples)))
+    return Whitening(shapes, left, right, scale, common, strength)
+
+
+def _parts(vectors: Tensor, shapes: tuple[tuple[int, ...], ...]) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """Return each tensor's part of `vectors (B, D)` as matrices `(B, rows, columns)`, a vector as one column."""
+    sizes = [math.prod(shape) for shape in shapes]
+    return [
+        (part.reshape(len(vectors), shape[0] if shape else 1, -1), shape)
+        for part, shape in zip(torch.split(vectors, sizes, dim=1), shapes, strict=True)
+    ]
+
+
+def _bases(matrices: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return the eigenbases of the rows' and of the columns' covariance of `matrices (N, rows, columns)`."""
+    rows = torch.einsum("nab,ncb->ac", matrices, matrices)
+    columns = torch.einsum("nab,nac->bc", matrices, matrices)
+    return tuple(torch.linalg.eigh(covariance.double())[1].float() for covariance in (rows, columns))
+
+
+def _rotated(
+    vectors: Tensor, shapes: tuple[tuple[int, ...], ...], left: tuple[Tensor, ...], right: tuple[Tensor, ...]
+) -> Tensor:
+    parts = [
+        (rows.mT @ part @ columns).flatten(1)
+        for (part, _), rows, columns in zip(_parts(vectors, shapes), left, right, strict=True)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _common(white: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the leading `count` principal directions `(D, R)` of `white (N, D)` and how far each is taken out."""
+    products = (white @ white.mT).double() / len(white)
+    values, vectors = torch.linalg.eigh(products)
+    values, vectors = values.flip(0)[:count].clamp(min=0.0), vectors.flip(1)[:, :count]
+    directions = white.mT @ (vectors / (values * len(white)).clamp(min=1e-30).sqrt()).float()
+    return directions, (values / (values + 1.0)).float()
