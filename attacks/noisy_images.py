@@ -1,0 +1,54 @@
+"""Was a clean image among those whose noisy versions span a known space?"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_BISECTIONS = 50
+
+
+def noisy_span_evidence(images: Tensor, basis: Tensor, covariance: Tensor, deviation: float) -> Tensor:
+    """Return the log-likelihood ratio, up to a constant of the space, that a noisy version of an image lies in it.
+
+    `images (T, P)` are clean, `basis (n, P)` has orthonormal rows, `covariance (P, P)` is the second moment of clean
+    images, `deviation` > 0 that of the independent noise on every pixel of the versions y = x + noise. Float64.
+
+    Without x the space is that of random noisy images: whitened by W = (covariance + deviation^2)^-1 it points in any
+    direction alike. If y is one of the images that span it, its density at the spaces through y grows as
+    (y^T W y)^(k/2), k = P - n: the longer y, the narrower the angle that a given distance is. So with x a member
+
+        LR(x) = integral over y in the space of  N(y; x, deviation^2) (y^T W y)^(k/2) dy.
+
+    The integral is the moment of a quadratic form in Gaussians, taken by saddle point (relative error below 1 / n).
+    Its two parts: the distance from x to the space, and how likely the versions near the foot of x are images of
+    noise and not what any span of so many images has to offer.
+    """
+    precision = torch.linalg.inv(covariance + deviation**2 * torch.eye(len(covariance), dtype=covariance.dtype))
+    values, vectors = torch.linalg.eigh(basis @ precision @ basis.mT)
+    foot = images @ basis.mT
+    distance = (images - foot @ basis).square().sum(dim=1)
+    moment = _log_moment(foot @ vectors, values.clamp(min=0), deviation, (basis.shape[1] - basis.shape[0]) / 2)
+    return moment - distance / (2 * deviation**2)
+
+
+def _log_moment(mean: Tensor, values: Tensor, deviation: float, power: float) -> Tensor:
+    """Return log E[q^power], `(T,)`, of q = sum_i values_i y_i^2 with y_i independent N(mean_i, deviation^2).
+
+    E[q^p] = p! / (2 pi i) times the contour integral of the moment generating function over t^(p+1); `mean (T, n)`.
+    """
+    shifted = values * mean.square()
+    scaled = 2 * deviation**2 * values
+    low = torch.zeros(len(mean), dtype=mean.dtype)
+    high = torch.full_like(low, 1 / float(scaled.max()))
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        left = 1 - middle[:, None] * scaled
+        over = middle * (scaled / (2 * left) + shifted / left.square()).sum(dim=1) > power + 1
+        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+    left = 1 - low[:, None] * scaled
+    cumulant = (low[:, None] * shifted / left - left.log() / 2).sum(dim=1)
+    curvature = (scaled.square() / (2 * left.square()) + 2 * shifted * scaled / left**3).sum(dim=1)
+    width = curvature + (power + 1) / low.square()
+    constant = math.lgamma(power + 1) - math.log(2 * math.pi) / 2
+    return constant + cumulant - (power + 1) * low.log() - width.log() / 2
