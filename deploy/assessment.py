@@ -11,17 +11,19 @@ import torch
 from safetensors.torch import save
 
 from metaleak.attacks.evaluation import Evaluation, evaluate
-from metaleak.attacks.observation import Answers, Attack, Observation, Progress
+from metaleak.attacks.observation import Answers, Attack, Knowledge, Observation, Progress
 from metaleak.clients.federation import Federation
 from metaleak.clients.randomness import derived_seed
 from metaleak.deploy.experiment import Experiment, TargetSettings
 from metaleak.deploy.plugins import Plugin
+from metaleak.deploy.privacy import measured_privacy, message_cost
 from metaleak.deploy.run_directory import RunDirectory, write_text
-from metaleak.deploy.truth import SETS, Truth, ask, held_classes, held_images, pixels
+from metaleak.deploy.truth import SETS, Truth, ask, held_classes, held_images, pixels, rest_of_sets
 from metaleak.server import Record
 from metaleak.server.whole_file import write_whole
 
 _SHOWN = 8
+_SURROUNDED: frozenset[Knowledge] = frozenset({"rest of the set", "both candidates"})
 
 
 def assess(
@@ -36,7 +38,8 @@ def assess(
     Beside it stands the AUC of every statistic by itself, taking small values for "member".
 
     `experiment` is the run's, perhaps with other targets or another place of the data; `name` defaults to that of the
-    attack. Raises `ValueError` when the run has no such record, or has an attack of this name already.
+    attack. Raises `ValueError` when the run has no such record, or has an attack of this name already, and
+    `PrivacyViolation`, with the result written, when the scores prove a greater epsilon than is accounted for.
     """
     # Two threads on small batched tensors were 15 times slower than one on a busy machine of two cores.
     torch.set_num_threads(1)
@@ -54,6 +57,9 @@ def assess(
     answers = _answers(made, record, recorded, learners, federation, truth, attack_seed, progress)
     seconds = time.monotonic() - started
     evaluation = evaluate(answers.scores.numpy(), truth.member.numpy(), groups=_groups(truth))
+    # What the server sent in a late round tells of every earlier one, so all up to it count.
+    releases, together = experiment.releases(recorded[-1]), any(record.mean_of(round) for round in recorded)
+    privacy = measured_privacy(federation, releases, truth, answers.scores, together)
     out.mkdir(parents=True, exist_ok=True)
     _write_scores(out / "scores.parquet", truth, answers, recorded[0])
     if answers.reconstructions is not None:
@@ -67,6 +73,8 @@ def assess(
         "knows": ", ".join(sorted(made.assumes)) or "nothing",
         "seconds": round(seconds, 3),
         "evaluation": evaluation.model_dump(mode="json"),
+        "privacy": privacy.model_dump(mode="json"),
+        "cost": message_cost(federation).model_dump(mode="json"),
         "statistics": {
             name: evaluate(-values.numpy(), truth.member.numpy(), groups=_groups(truth)).auc.model_dump(mode="json")
             for name, values in answers.statistics.items()
@@ -74,17 +82,33 @@ def assess(
     }
     # Written last: an attack without it was not finished.
     write_text(out / "attack.json", json.dumps(described, indent=2) + "\n")
+    privacy.check()
     return evaluation
 
 
-def observe(record: Record, round: int, learners: list[int], federation: Federation, attack: Attack) -> Observation:
+def observe(
+    record: Record,
+    round: int,
+    learners: list[int],
+    federation: Federation,
+    attack: Attack,
+    truth: Truth | None = None,
+) -> Observation:
     """Return what the adversary holds about `learners` in `round`, row for row.
 
     It sent the parameters and knows the model, the rule and the task's shape; all else only as far as the attack
-    says that it assumes it. Its own images are those kept for evaluation, which are the server's.
+    says that it assumes it. Its own images are those kept for evaluation, which are the server's. Under secure
+    aggregation all rows are views of the one mean. Of the `truth` it takes what surrounds the targets of an attack
+    that assumes to know the rest of the set.
     """
     present, gradients = record.gradients(round)
-    rows = torch.tensor([present.index(learner) for learner in learners])
+    mean_of = record.mean_of(round)
+    received = {name: torch.from_numpy(value) for name, value in gradients.items()}
+    if mean_of:
+        seen = {name: value.expand(len(learners), *value.shape[1:]) for name, value in received.items()}
+    else:
+        rows = torch.tensor([present.index(learner) for learner in learners])
+        seen = {name: value[rows] for name, value in received.items()}
     assumes, task = attack.assumes, federation.task
     own = federation.split().held_out if "own images" in assumes else None
     known = {
@@ -96,7 +120,7 @@ def observe(record: Record, round: int, learners: list[int], federation: Federat
         model=federation.model,
         rule=federation.rule,
         parameters={name: torch.from_numpy(value) for name, value in record.sent(round).items()},
-        gradients={name: torch.from_numpy(value)[rows] for name, value in gradients.items()},
+        gradients=seen,
         ways=task.ways,
         shots=task.shots,
         queries=task.queries,
@@ -106,6 +130,10 @@ def observe(record: Record, round: int, learners: list[int], federation: Federat
         own_images=None if own is None else pixels(federation, own),
         own_labels=None if own is None else federation.images().labels[own],
         defences=federation.defences if "defences" in assumes else None,
+        rest=rest_of_sets(federation, truth, round, attack.asks)
+        if truth is not None and assumes >= _SURROUNDED
+        else None,
+        mean_of=max(1, len(mean_of)),
     )
 
 
@@ -128,7 +156,7 @@ def _answers(
             if progress is not None:
                 progress(number * of + done, len(rounds) * of)
 
-        answers = attack(observe(record, round, learners, federation, attack), asked, seed, tell)
+        answers = attack(observe(record, round, learners, federation, attack, truth), asked, seed, tell)
         total += answers.scores
     return replace(answers, scores=answers.scores if len(rounds) == 1 else total)
 
@@ -175,9 +203,14 @@ def _rounds(record: Record, targets: TargetSettings) -> list[int]:
 
 
 def _learners(record: Record, rounds: list[int]) -> list[int]:
-    """Return the learners that answered in every one of `rounds`, ascending; raises `ValueError` when none did."""
+    """Return the learners that answered in every one of `rounds`, ascending; raises `ValueError` when none did.
+
+    Of a round of which the server saw the mean alone: those whose mean it is.
+    """
     present = [
-        {learner for reply in record.replies(round) for learner in reply.learners.tolist()} for round in rounds
+        set(record.mean_of(round))
+        or {learner for reply in record.replies(round) for learner in reply.learners.tolist()}
+        for round in rounds
     ]
     learners = sorted(set.intersection(*present))
     if not learners:

@@ -13,8 +13,10 @@ from metaleak.clients.device import Device
 from metaleak.clients.faults import Faults
 from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
+from metaleak.defenses import Accounted, Defence
 from metaleak.deploy.plain_yaml import parse_yaml
 from metaleak.deploy.plugins import Kind, Plugin, first_problem
+from metaleak.deploy.releases import most_sampled
 from metaleak.server.optimiser import OuterOptimiser
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
@@ -122,6 +124,7 @@ class Experiment(BaseModel):
                 plugin.build(kind)
             except ValueError as error:
                 raise ValueError(f"{key}.{error}") from None
+        self._defences()
         if self.attacks and self.record.rounds == 0:
             raise ValueError("record.rounds: must be at least 1 for the attacks to have a record, got 0")
         recorded = min(self.server.rounds, self.record.rounds or self.server.rounds)
@@ -149,9 +152,25 @@ class Experiment(BaseModel):
             partition=self.partition,
             model=self.model.build("models"),
             rule=self.rule.build("rules"),
-            defences=tuple(defence.build("defences") for defence in self.defences),
+            defences=self._defences(),
             faults=self.faults,
         )
+
+    def releases(self, rounds: int | None = None) -> int:
+        """Return the most of the first `rounds` (default: all) in which any one learner is sampled, or a bound."""
+        rounds = self.server.rounds if rounds is None else rounds
+        return most_sampled(self.partition.learners, self.server.fraction, self.seed, rounds)
+
+    def _defences(self) -> tuple[Defence, ...]:
+        """Return the defences, those with an accounted guarantee over all rounds that a learner may take part in."""
+        built = [defence.build("defences") for defence in self.defences]
+        for place, defence in enumerate(built):
+            if isinstance(defence, Accounted):
+                try:
+                    built[place] = defence.for_releases(self.releases())
+                except ValueError as error:
+                    raise ValueError(f"defences.{place}.{error}") from None
+        return tuple(built)
 
     def resolved(self) -> dict[str, Any]:
         """Return the experiment as plain data with every default written out; `Experiment(**resolved)` is equal."""

@@ -1,0 +1,189 @@
+"""The exact likelihood ratio: it is the noise's own density, and no stronger than the mechanism allows."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Laplace, Normal
+
+from metaleak.attacks.evaluation import evaluate
+from metaleak.attacks.likelihood_ratio import LikelihoodRatio, clipped_rows
+from metaleak.attacks.observation import Observation, Rest, Targets
+from metaleak.clients.episode import Episode
+from metaleak.clients.models import MLP
+from metaleak.clients.randomness import keyed_generator
+from metaleak.clients.rules import MAML
+from metaleak.defenses import GaussianMechanism, Noise, Pruning, Quantisation, SecureAggregation, Selection
+from metaleak.defenses.gaussian_mechanism import clipped
+
+WAYS, SHOTS, QUERIES, SIZE = 2, 2, 3, 6
+MODEL, RULE = MLP(hidden=(5,)), MAML()
+PARAMETERS = MODEL.initialise((1, SIZE, SIZE), WAYS, keyed_generator(1))
+
+
+def gradient(support, query):
+    labels = (torch.arange(WAYS).repeat_interleave(each) for each in (SHOTS, QUERIES))
+    support_labels, query_labels = labels
+    return RULE.meta_gradient(MODEL, PARAMETERS, Episode(support, support_labels, query, query_labels))[0]
+
+
+def federation(defences, asks="query", learners=60, seed=0, mean_of=1):
+    """Random images; two targets a learner: one it holds, whose alternative it does not, and the other way round."""
+    generator = keyed_generator(seed)
+    support, query = (
+        torch.rand(learners, WAYS * each, 1, SIZE, SIZE, generator=generator) for each in (SHOTS, QUERIES)
+    )
+    sent = []
+    for learner in range(learners):
+        tensors = gradient(support[learner], query[learner])
+        for order, defence in enumerate(defences):
+            tensors = defence(tensors, keyed_generator(seed, learner, order))
+        sent.append(tensors)
+    asked = (query if asks == "query" else support).repeat_interleave(2, dim=0)
+    slots = torch.randint(asked.shape[1], (2 * learners,), generator=generator)
+    here = torch.arange(2 * learners)
+    held = asked[here, slots]
+    others = torch.rand(held.shape, generator=generator)
+    member = here % 2 == 0
+    choose = member[:, None, None, None]
+    asked = asked.clone()
+    asked[here, slots] = 0
+    rest = Rest(asked, slots, torch.where(choose, others, held))
+    known = {"known_support": support} if asks == "query" else {"known_query": query}
+    stacked = {name: torch.stack([one[name] for one in sent]) for name in PARAMETERS}
+    each = QUERIES if asks == "query" else SHOTS
+    return (
+        Observation(
+            MODEL,
+            RULE,
+            PARAMETERS,
+            stacked,
+            WAYS,
+            SHOTS,
+            QUERIES,
+            defences=defences,
+            rest=rest,
+            mean_of=mean_of,
+            **known,
+        ),
+        Targets(torch.where(choose, held, others), here // 2, slots // each),
+        member,
+    )
+
+
+def flat(tensors):
+    return torch.cat([value.flatten() for value in tensors.values()]).double()
+
+
+def density(seen, mean, defence):
+    """What torch's own distributions say."""
+    if isinstance(defence, GaussianMechanism):
+        return Normal(flat(clipped(mean, defence.clip)), defence.standard_deviation).log_prob(seen).sum()
+    vector = flat(mean)
+    deviation = defence.scale * vector.square().mean().sqrt()
+    if defence.law == "laplace":
+        return Laplace(vector, deviation / math.sqrt(2)).log_prob(seen).sum()
+    return Normal(vector, deviation).log_prob(seen).sum()
+
+
+@pytest.mark.parametrize("asks", ["query", "support"])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        GaussianMechanism(clip=0.1, noise_multiplier=0.5),
+        Noise(scale=0.3),
+        Noise(scale=0.3, law="laplace"),
+    ],
+)
+def test_a_score_is_the_ratio_of_the_two_densities(noise, asks):
+    observation, targets, _ = federation((noise,), asks, learners=6)
+    answers = LikelihoodRatio(asks=asks, chunk=5)(observation, targets, 0)
+    for row, learner in enumerate(targets.rows.tolist()):
+        seen = flat({name: value[learner] for name, value in observation.gradients.items()})
+        ratio = 0
+        for sign, image in ((1, targets.images[row]), (-1, observation.rest.alternatives[row])):
+            whole = observation.rest.images[row].clone()
+            whole[observation.rest.slots[row]] = image
+            if asks == "query":
+                mean = gradient(observation.known_support[learner], whole)
+            else:
+                mean = gradient(whole, observation.known_query[learner])
+            ratio += sign * density(seen, mean, noise)
+        assert float(answers.scores[row]) == pytest.approx(float(ratio), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("asks", ["query", "support"])
+@pytest.mark.parametrize(
+    "defences", [(), (Selection(),), (Pruning(keep=0.5),), (Quantisation(bits=8),), (Noise(scale=0.0),)]
+)
+def test_without_noise_every_answer_is_right(defences, asks):
+    observation, targets, member = federation(defences, asks)
+    scores = LikelihoodRatio(asks=asks)(observation, targets, 0).scores
+    assert torch.equal(scores > 0, member)
+
+
+def test_the_auc_under_the_gaussian_mechanism_is_what_the_separation_says():
+    observation, targets, member = federation((GaussianMechanism(clip=0.05, noise_multiplier=0.3),), learners=600)
+    answers = LikelihoodRatio()(observation, targets, 0)
+    apart = answers.statistics["separation"]
+    assert apart.max() < 1 / 0.3
+    # A member's score is normal about apart^2 / 2, a non-member's about the negative, both of deviation `apart`.
+    expected = Normal(0.0, 1.0).cdf(apart.median() / math.sqrt(2))
+    auc = evaluate(answers.scores.numpy(), member.numpy(), resamples=200).auc
+    assert auc.low < float(expected) < auc.high
+    assert 0.55 < float(expected) < 0.9
+    signed = answers.scores * torch.where(member, 1.0, -1.0)
+    assert float(signed.sum() / apart.square().sum()) == pytest.approx(0.5, abs=0.15)
+
+
+def test_the_separation_tells_nothing_of_membership():
+    observation, targets, member = federation((Noise(scale=0.5),), learners=300)
+    apart = LikelihoodRatio()(observation, targets, 0).statistics["separation"]
+    auc = evaluate(apart.numpy(), member.numpy(), resamples=200).auc
+    assert auc.low < 0.5 < auc.high
+
+
+def test_answers_do_not_depend_on_the_chunk_or_on_the_targets_beside():
+    observation, targets, _ = federation((Noise(scale=0.3),), learners=10)
+    all_scores = LikelihoodRatio(chunk=7)(observation, targets, 0).scores
+    told = []
+    again = LikelihoodRatio(chunk=1)(observation, targets, 5, lambda done, of: told.append((done, of))).scores
+    torch.testing.assert_close(all_scores, again, rtol=1e-4, atol=1e-3)
+    assert told == [(done, 20) for done in range(1, 21)]
+
+
+def test_rows_are_clipped_as_the_mechanism_clips():
+    vectors = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0], [float("inf"), 1.0], [float("nan"), 1.0]]).double()
+    for row, vector in zip(clipped_rows(vectors, 1.0), vectors, strict=True):
+        torch.testing.assert_close(row, clipped({"one": vector}, 1.0)["one"])
+
+
+@pytest.mark.parametrize(
+    ("defences", "said"),
+    [
+        ((Noise(place="query"),), "Noise at the place 'query'"),
+        ((Noise(), Pruning(keep=0.5)), "Noise at the place 'shared'"),
+        ((Quantisation(bits=8, stochastic=True),), "Quantisation"),
+        ((GaussianMechanism(clip=1, noise_multiplier=1), SecureAggregation()), "GaussianMechanism"),
+    ],
+)
+def test_a_defence_whose_law_is_not_known_is_refused(defences, said):
+    observation, targets, _ = federation((), learners=2)
+    told = Observation(**{**vars(observation), "defences": defences})
+    with pytest.raises(ValueError, match=said):
+        LikelihoodRatio()(told, targets, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rest": None}, "rest, other set and defences"),
+        ({"known_support": None}, "rest, other set and defences"),
+        ({"defences": None}, "rest, other set and defences"),
+        ({"mean_of": 4}, "not of a mean of 4"),
+    ],
+)
+def test_what_is_missing_is_named(changes, said):
+    observation, targets, _ = federation((), learners=2)
+    with pytest.raises(ValueError, match=said):
+        LikelihoodRatio()(Observation(**{**vars(observation), **changes}), targets, 0)
