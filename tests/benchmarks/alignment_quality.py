@@ -1,0 +1,145 @@
+"""What gradient alignment finds in convolutional networks: members of the query or support set against outsiders.
+
+    METALEAK_DATA=../shared/data python tests/benchmarks/alignment_quality.py conv4-none --asks query
+    ... alignment_quality.py conv4-batch --rounds 20 --learners 20 --members 300 --non-members 900
+    ... alignment_quality.py lenet --asks support --set knows=other
+
+Learners with MNIST or Fashion-MNIST (`--data`), simulated without Flower; with several rounds the parameters move by
+Adam and the scores of a target add up. `--defence place=shared,scale=1` defends by noise. Bars of the undefended
+cases: conv4-none query 0.97, support 0.65; conv4-batch and -group query 0.70, over 20 rounds 0.80; LeNet (1-shot
+1-query) query 0.95, support 0.85. Intervals are 95 %, learners resampled.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+import yaml
+from measuring import show
+
+from metaleak.attacks.alignment import Alignment
+from metaleak.attacks.evaluation import Estimate, evaluate
+from metaleak.attacks.observation import Observation
+from metaleak.clients.cohort import cohort_meta_gradients
+from metaleak.clients.datasets import MNIST, FashionMNIST
+from metaleak.clients.episode import Parameters
+from metaleak.clients.federation import Federation
+from metaleak.clients.models import Conv4, LeNet, Model
+from metaleak.clients.partition import Partition, TaskShape
+from metaleak.clients.rules import MAML
+from metaleak.defenses import Noise
+from metaleak.deploy.experiment import TargetSettings
+from metaleak.deploy.truth import ask, held_classes, held_images, pixels
+from metaleak.server.optimiser import OuterOptimiser
+
+LARGE, SMALL = TaskShape(ways=5, shots=5, queries=15), TaskShape(ways=5, shots=1, queries=1)
+CASES: dict[str, tuple[Model, TaskShape, float]] = {
+    "conv4-none": (Conv4(normalisation="none"), LARGE, 0.4),
+    "conv4-batch": (Conv4(normalisation="batch"), LARGE, 0.4),
+    "conv4-group": (Conv4(normalisation="group"), LARGE, 0.4),
+    "lenet": (LeNet(), SMALL, 0.01),
+}
+
+
+def observe(federation: Federation, attack: Alignment, parameters: Parameters, round: int) -> Observation:
+    """Return what the server sees in `round`, and what the attack assumes."""
+    learners = list(range(federation.partition.learners))
+    gradients, _ = cohort_meta_gradients(federation.learners(learners), parameters, round, chunk=4)
+    own, task = federation.split().held_out, federation.task
+    seen = Observation(
+        federation.model,
+        federation.rule,
+        parameters,
+        gradients,
+        task.ways,
+        task.shots,
+        task.queries,
+        classes=held_classes(federation, learners, round),
+        own_images=pixels(federation, own),
+        own_labels=federation.images().labels[own],
+        defences=federation.defences if "defences" in attack.assumes else None,
+    )
+    if "other set" not in attack.assumes:
+        return seen
+    if attack.asks == "query":
+        return replace(seen, known_support=held_images(federation, learners, round, "support"))
+    return replace(seen, known_query=held_images(federation, learners, round, "query"))
+
+
+def main() -> None:
+    """Attack and print, a line after every round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--asks", choices=("query", "support"), default="query")
+    parser.add_argument("--data", choices=("mnist", "fashion-mnist"), default="mnist")
+    parser.add_argument("--learners", type=int, default=80)
+    parser.add_argument("--members", type=int, default=1000)
+    parser.add_argument("--non-members", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--defence", default="")
+    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model, task, rate = CASES[given.case]
+    settings = pairs(given.set)
+    attack = Alignment(asks=given.asks, **settings)
+    noise = {
+        key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in given.defence.split(",") if p)
+    }
+    federation = Federation(
+        seed=1,
+        data=MNIST() if given.data == "mnist" else FashionMNIST(),
+        task=task,
+        partition=Partition(learners=given.learners),
+        model=model,
+        rule=MAML(inner_rate=rate),
+        defences=(Noise(**noise),) if noise else (),
+    )
+    learners = list(range(given.learners))
+    asked = TargetSettings(members=given.members, non_members=given.non_members)
+    truth = ask(federation, learners, 1, attack.asks, asked)
+    targets = truth.targets(federation, learners)
+    training = OuterOptimiser(rate=0.003).over(federation.initial_parameters())
+    total = torch.zeros(len(targets.rows), dtype=torch.float64)
+    rows = []
+    for number in range(1, given.rounds + 1):
+        observation = observe(federation, attack, training.parameters, number)
+        started = time.perf_counter()
+        total += attack(observation, targets, seed=number).scores
+        seconds = time.perf_counter() - started
+        training.step({name: value.mean(dim=0).numpy() for name, value in observation.gradients.items()})
+        found = evaluate(total.numpy(), truth.member.numpy(), groups=truth.learner.numpy(), resamples=200)
+        rows.append(
+            {
+                "case": given.case,
+                "data": given.data,
+                "asks": given.asks,
+                "knows": attack.knows,
+                "defence": given.defence,
+                "rounds": number,
+                "members": found.members,
+                "non-members": found.non_members,
+                "AUC": _text(found.auc),
+                "TPR at 1 %": _text(found.tpr["0.01"]),
+                "TPR at 0.1 %": _text(found.tpr["0.001"]),
+                "s": round(seconds, 1),
+            }
+        )
+        if number in (1, given.rounds) or number % 5 == 0:
+            show(rows[-1:], given.json)
+
+
+def pairs(texts: list[str]) -> dict[str, Any]:
+    """Return texts such as `knows=other` as settings."""
+    return {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in texts)}
+
+
+def _text(estimate: Estimate | None) -> str:
+    return "" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+if __name__ == "__main__":
+    main()
