@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from metaleak.attacks.contributions import flattened, query_contributions, support_contributions
@@ -35,10 +35,10 @@ class Alignment(BaseModel):
     to learn from. `knows_defences`: the shadows defend themselves as the learners do, and the metric allows for the
     noise (an adaptive adversary).
 
-    A support image is looked for twice: as what it adds to the query gradient by the parameters that it adapted, and
-    by the change of the meta-gradient when it is added to a set of stand-ins, which takes a second-order gradient an
-    image; `references` own images a class show what any image of it would change. Memory: `samples` times the
-    parameters times about 20 bytes.
+    A support image is looked for twice: as if it were a query image, for it has adapted the parameters to images like
+    it, and (with `second_order`; much slower) by the change of the meta-gradient when it is added to a set of
+    stand-ins, which takes a meta-gradient an image; `references` own images a class show what any image of it would
+    change. Memory: `samples` times the parameters times about 20 bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +50,14 @@ class Alignment(BaseModel):
     samples: Annotated[int, Field(ge=10, le=1_000_000)] = 2000
     components: Annotated[float, Field(ge=0, lt=1)] = 0.6
     shadows: Annotated[int, Field(ge=4, le=100_000)] = 32
+    second_order: bool = True
     knows_defences: bool = True
+
+    @model_validator(mode="after")
+    def _something_to_look_for(self) -> "Alignment":
+        if self._only_support and not self.second_order:
+            raise ValueError("second_order: must be true where the query set is known, got False")
+        return self
 
     @property
     def assumes(self) -> frozenset[Knowledge]:
@@ -167,7 +174,7 @@ class Alignment(BaseModel):
         """Return what each image adds, in every way in which it is looked for; the last is the metric's."""
         seen = observation.model, observation.rule, observation.parameters
         found = []
-        if self.asks == "support":
+        if self.asks == "support" and self.second_order:
             # Most of it is what any image of the class would change: that is taken off.
             usual = stand_ins.references
             both = torch.cat([usual.flatten(0, 1), images])

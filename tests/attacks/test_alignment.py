@@ -254,3 +254,8 @@ def test_scores_are_finite_when_nothing_can_be_learnt(observation, world):
     zeros = replace(observation, gradients={name: torch.zeros_like(v) for name, v in observation.gradients.items()})
     scores = Alignment(**SMALL)(zeros, targets, seed=0).scores
     assert all(math.isfinite(score) for score in scores.tolist())
+
+
+def test_a_query_set_that_is_known_leaves_only_the_second_order_to_look_at():
+    with pytest.raises(ValueError, match="second_order"):
+        Alignment(asks="support", knows="other", second_order=False)
