@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from metaleak.attacks.coordinates import Coordinates
-from metaleak.attacks.matching import Layers, Loss, matching_loss
+from metaleak.attacks.descent import Decay, Optimiser, Values, descent, remaining
+from metaleak.attacks.matching import Layers, Loss, matching_loss, total_variation
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.rules import Rule
 
 Set = Literal["query", "support"]
-Optimiser = Literal["adam", "momentum"]
 
 _LABEL_RATE = 5.0
 """Dummy labels are logits, which have further to go than pixels: their rate is this times the images'."""
@@ -56,9 +56,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the optimiser moves: `fit` steps with the target held, then `iterations` with everything free.
+    """What is minimised and how: `fit` steps with the target held, then `iterations` with everything free.
 
-    `rate` is about the step of a pixel; it falls linearly to 0 over each of the two phases.
+    `rate` is about the step of a pixel; `decay` says how it falls over each of the two phases. `total_variation` is
+    the weight of the unknown images' total variation beside the matching loss. `signed` descends along the signs of
+    the gradient. `boxed` keeps pixels in [0, 1]; other coordinates know no box.
     """
 
     loss: Loss
@@ -67,6 +69,10 @@ class Schedule:
     rate: float
     fit: int
     iterations: int
+    decay: Decay = "linear"
+    total_variation: float = 0.0
+    signed: bool = False
+    boxed: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,11 @@ class Unknowns:
 
 @dataclass(frozen=True)
 class Inversion:
-    """Where the unknowns ended, and the matching loss `(T,)` before the target was released and at the last step."""
+    """Where the unknowns ended, and the objective `(T,)` before the target was released and at the last step."""
 
     unknowns: Unknowns
     fit_loss: Tensor
     loss: Tensor
-
-
-Move = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def invert(
@@ -104,47 +107,60 @@ def invert(
     coordinates: Coordinates,
     start: Unknowns,
     known: Tensor | None,
-    slots: Tensor,
+    slots: Tensor | None,
     schedule: Schedule,
     tick: Callable[[], None],
 ) -> Inversion:
     """Return the unknowns that make the rule's meta-gradient match the observed one, found from `start`.
 
     `known (T, M, ...)` is the other set where the adversary has it; `slots (T,)` say which image of the asked set
-    is the target, which stays put in the first phase. `tick` is called after every step. Nothing here is random.
+    is the target, which stays put in the first phase; without them nothing does. `tick` is called after every step.
+    Nothing here is random.
     """
     step = _stepper(problem, coordinates, known, schedule)
     values = start.tensors()
-    held = torch.ones(start.asked.shape[:2]).scatter_(1, slots[:, None], 0.0)
-    held = held.reshape(*held.shape, *(1,) * (start.asked.ndim - 2))
     # A step in K coordinates moves an image as far as the same step in all of its pixels.
     rate = schedule.rate * math.sqrt(math.prod(coordinates.image_shape) / math.prod(coordinates.shape))
     rates = {"asked": rate, "other": rate, "labels": schedule.rate * _LABEL_RATE}
+    full = {name: torch.full((1,) * value.ndim, rates[name]) for name, value in values.items()}
+    held = {**full, "asked": full["asked"] * _free(start.asked, slots)}
+    boxed = [name for name in values if schedule.boxed and coordinates.boxed and name != "labels"]
 
-    fit_loss = loss = torch.full(slots.shape, torch.nan)
+    fit_loss = loss = torch.full(start.asked.shape[:1], torch.nan)
     # One optimiser for both phases: it has seen the held target's gradients too, so that a released target moves by
     # how strongly it is pulled now beside how strongly it was at first, and not by a full first step of Adam's.
-    move = _adam() if schedule.optimiser == "adam" else _momentum()
+    move = descent(schedule.optimiser)
     for phase, steps in enumerate((schedule.fit, schedule.iterations)):
+        if phase == 1 and schedule.fit and schedule.optimiser == "lbfgs":
+            # Its curvature is that of the values that were free; the losses of refused trials are nobody's start.
+            values, move = move.settled(values), descent(schedule.optimiser)
         for index in range(steps):
             gradients, loss = step(values)
-            moves = move(gradients)
-            if phase == 0:
-                moves["asked"] = moves["asked"] * held
-            elif index == 0:
+            if phase == 1 and index == 0:
                 fit_loss = loss
-            left = 1.0 - index / steps
-            values = {name: value - rates[name] * left * moves[name] for name, value in values.items()}
-            if coordinates.boxed:
-                values |= {name: value.clamp(0.0, 1.0) for name, value in values.items() if name != "labels"}
+            if schedule.signed:
+                gradients = {name: gradient.sign() for name, gradient in gradients.items()}
+            left = remaining(schedule.decay, index, steps)
+            now = {name: value * left for name, value in (full if phase else held).items()}
+            values = move.advance(values, gradients, loss, now)
+            values |= {name: values[name].clamp(0.0, 1.0) for name in boxed}
             tick()
+    values = move.settled(values)
     return Inversion(Unknowns(values["asked"], values.get("other"), values.get("labels")), fit_loss, loss)
+
+
+def _free(asked: Tensor, slots: Tensor | None) -> Tensor:
+    """Return 0 for the targets among the images of `asked (T, M, ...)` and 1 for the rest, `(T, M, 1, ...)`."""
+    free = torch.ones(asked.shape[:2])
+    if slots is not None:
+        free.scatter_(1, slots[:, None], 0.0)
+    return free.reshape(*free.shape, *(1,) * (asked.ndim - 2))
 
 
 def _stepper(
     problem: Problem, coordinates: Coordinates, known: Tensor | None, schedule: Schedule
-) -> Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], Tensor]]:
-    """Return the function from the unknowns `(T, ...)` to the matching loss's gradients and the losses `(T,)`."""
+) -> Callable[[Values], tuple[Values, Tensor]]:
+    """Return the function from the unknowns `(T, ...)` to the objective's gradients and the objectives `(T,)`."""
     first = coordinates.first
     shared = {name: value for name, value in coordinates.parameters.items() if name != first}
     own = {name: value for name, value in coordinates.parameters.items() if name == first}
@@ -152,56 +168,22 @@ def _stepper(
     given |= {} if coordinates.weights is None else {"weights": coordinates.weights}
     no_labels = torch.empty(0, problem.ways)
 
-    def objective(
-        values: dict[str, Tensor], given: dict[str, Tensor], own: Parameters, observed: Parameters
-    ) -> Tensor:
+    def objective(values: Values, given: Values, own: Parameters, observed: Parameters) -> Tensor:
         other = given["known"] if "known" in given else values["other"]
         episode = problem.episode(values["asked"], other, values.get("labels", no_labels))
         made, _ = problem.rule.meta_gradient(problem.model, {**shared, **own}, episode)
         if first is not None:
             made = {**made, first: made[first] * given["weights"]}
-        return matching_loss(made, observed, schedule.loss, schedule.layers)
+        loss = matching_loss(made, observed, schedule.loss, schedule.layers)
+        if schedule.total_variation:
+            free = torch.cat([value for name, value in values.items() if name != "labels"])
+            loss = loss + schedule.total_variation * total_variation(free)
+        return loss
 
     step = vmap(grad_and_value(objective))
 
-    def evaluate(values: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def evaluate(values: Values) -> tuple[Values, Tensor]:
         gradients, loss = step(values, given, own, coordinates.gradients)
         return {name: value.detach() for name, value in gradients.items()}, loss.detach()
 
     return evaluate
-
-
-def _adam(first: float = 0.9, second: float = 0.999) -> Move:
-    """Return Adam's direction (Kingma & Ba 2015), with bias correction, as a function of successive gradients."""
-    means: dict[str, Tensor] = {}
-    squares: dict[str, Tensor] = {}
-    steps = 0
-
-    def move(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        nonlocal steps
-        steps += 1
-        moves = {}
-        for name, gradient in gradients.items():
-            mean = means.setdefault(name, torch.zeros_like(gradient))
-            square = squares.setdefault(name, torch.zeros_like(gradient))
-            mean.mul_(first).add_(gradient, alpha=1 - first)
-            square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-            root = (square / (1 - second**steps)).sqrt() + 1e-12
-            moves[name] = mean / (1 - first**steps) / root
-        return moves
-
-    return move
-
-
-def _momentum(decay: float = 0.9) -> Move:
-    """Return heavy-ball descent on the gradient brought to root-mean-square 1 in each target's images."""
-    means: dict[str, Tensor] = {}
-
-    def move(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        for name, gradient in gradients.items():
-            size = gradient.flatten(1).square().mean(dim=1).sqrt() + 1e-12
-            unit = gradient / size.reshape(-1, *(1,) * (gradient.ndim - 1))
-            means[name] = decay * means.get(name, torch.zeros_like(unit)) + (1 - decay) * unit
-        return dict(means)
-
-    return move

@@ -5,23 +5,27 @@ its meta-gradient matches the learner's, and the target is a member if it stayed
 optimiser and schedule could not be read; the fields below are ours, with defaults found on MNIST and Fashion-MNIST.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
-from torch.func import vmap
 
-from metaleak.attacks.coordinates import Coordinates, dense_first_layer, pixels, row_space, seen_by_dense_layer
-from metaleak.attacks.inversion import Inversion, Optimiser, Problem, Schedule, Set, Unknowns, invert
+from metaleak.attacks.consistency import check_consistency
+from metaleak.attacks.coordinates import dense_first_layer, pixels, row_space, seen_by_dense_layer
+from metaleak.attacks.descent import Decay, Optimiser
+from metaleak.attacks.inversion import Problem, Schedule, Set, Unknowns, invert
 from metaleak.attacks.matching import Layers, Loss
 from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Targets
-from metaleak.attacks.starts import start_blurred, start_from_known, start_in_row_space
-from metaleak.clients.episode import Episode, Parameters
+from metaleak.attacks.outcome import read_outcome
+from metaleak.attacks.starts import start_blurred, start_from_known, start_in_row_space, start_random
 
 _TICKS = 10
 """Steps between two calls of a progress callback."""
+
+_TINY = 1e-12
+"""Added to a loss before its logarithm is taken: what float32 leaves of a perfect match."""
 
 
 class ReconstructionAttack(BaseModel):
@@ -32,28 +36,51 @@ class ReconstructionAttack(BaseModel):
 
     `decision`: `distance` scores by how little the target moved, in L2 over pixels. `outside` counts only movement
     out of the row space of the observed first-layer gradient, where a member lies and a non-member does not; the
-    same as `distance` for models whose first layer is not dense. `class` is the paper's rule: 1 where the adapted
-    model gives prior and reconstruction the same class, else 0.
+    same as `distance` for models whose first layer is not dense. `fit` scores by how well a gradient can be matched
+    with the target in it: minus the logarithm of the loss before it is released, for which `iterations: 1` is enough.
+    `class` is the paper's rule: 1 where the adapted model gives prior and reconstruction the same class, else 0.
 
     The first `fit` steps hold the target and move the rest, `iterations` more move everything, at a `rate` that is
-    about a pixel's first step. Images of models whose first layer is not dense stay in [0, 1] throughout.
+    about a pixel's first step and falls by `decay`. `signed` follows the signs of the gradient. `total_variation` is
+    the weight of the unknown images' own. `lbfgs` spends one evaluation a step, see `metaleak.attacks.lbfgs`.
+    Images are reconstructed as pixels, which `boxed` keeps in [0, 1], unless the model's first layer is dense,
+    `start` is `target` and `total_variation` 0: then in the few directions that the layer sees, without a box.
     `whitening` evens out how strongly the directions of a dense first layer's gradient count, see
     `seen_by_dense_layer`. `chunk` targets are computed at a time: about 3 MB each for the default MLP.
+
+    `start`: at the `target`, as the paper does, or `random`, as the classical reconstructions do: then each learner
+    is inverted once, whatever is asked about it, and `distance` is that between the target and the nearest image
+    reconstructed in the set asked about. It holds nothing and knows no prior: `fit` must be 0, `decision` `distance`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     asks: Set = "query"
     knows: Literal["labels", "other", "nothing"] = "labels"
-    decision: Literal["outside", "distance", "class"] = "outside"
+    decision: Literal["outside", "distance", "fit", "class"] = "outside"
     loss: Loss = "cosine"
     layers: Layers = "joint"
+    start: Literal["target", "random"] = "target"
+    total_variation: Annotated[float, Field(ge=0, le=1000)] = 0.0
     optimiser: Optimiser = "adam"
+    signed: bool = False
+    boxed: bool = True
+    decay: Decay = "linear"
     rate: Annotated[float, Field(gt=0, le=10)] = 0.05
     fit: Annotated[int, Field(ge=0, le=100_000)] = 100
     iterations: Annotated[int, Field(ge=1, le=100_000)] = 100
     whitening: Annotated[float, Field(ge=0, le=1)] = 0.5
     chunk: Annotated[int, Field(ge=1, le=100_000)] = 128
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.start == "random" and (self.fit or self.decision != "distance"):
+            raise ValueError("start 'random' has no prior to hold or compare: it needs fit 0 and decision 'distance'")
+        if self.decision == "fit" and not self.fit:
+            raise ValueError("decision 'fit' needs steps in which the target is held: fit is 0")
+        if self.signed and self.optimiser == "lbfgs":
+            raise ValueError("signed does not go with optimiser 'lbfgs': curvature needs the gradient's sizes")
+        return self
 
     @property
     def assumes(self) -> frozenset[Knowledge]:
@@ -68,7 +95,8 @@ class ReconstructionAttack(BaseModel):
         """Return scores, reconstructions and the statistics `distance`, `outside`, `class_kept`, `fit_loss`, `loss`.
 
         With a dense first layer also `outside_prior`, a baseline without a reconstruction: the part, in [0, 1], of
-        the target's own norm that lies out of the row space of the observed first-layer gradient.
+        the target's own norm that lies out of the row space of the observed first-layer gradient. A random start has
+        `distance` and `loss` only. The losses are of what was minimised, total variation included.
         A target's answer depends on the seed, its learner and itself, not on the targets beside it. Raises
         `ValueError` when the shapes do not fit, or when the observation lacks what `knows` says is known.
         """
@@ -76,25 +104,35 @@ class ReconstructionAttack(BaseModel):
             observation.model, observation.rule, observation.ways, observation.shots, observation.queries, self.asks
         )
         known = self._known(observation, problem)
-        _check(observation, targets, known, problem)
-        steps = self.fit + self.iterations
-        total = len(targets.rows) * steps
+        check_consistency(observation, targets, known, problem)
+        if not len(targets.rows):
+            return Answers(torch.empty(0), torch.empty_like(targets.images))
+        if self.start == "random":
+            return self._from_random(observation, problem, targets, known, seed, progress)
         reconstructions = torch.empty_like(targets.images)
         statistics: dict[str, Tensor] = {}
-        for begin in range(0, len(targets.rows), self.chunk):
-            some = slice(begin, begin + self.chunk)
+        for some, tick in self._chunks(len(targets.rows), progress):
             part = Targets(targets.images[some], targets.rows[some], targets.positions[some])
-            tick = _ticker(progress, begin * steps, len(part.rows), total)
             made, found = self._invert(observation, problem, part, known, seed, tick)
             reconstructions[some] = made
             for name, values in found.items():
                 statistics.setdefault(name, torch.empty(len(targets.rows)))[some] = values
-        if progress is not None:
-            progress(total, total)
-        if not len(targets.rows):
-            return Answers(torch.empty(0), reconstructions)
-        score = statistics["class_kept"] if self.decision == "class" else -statistics[self.decision]
+        if self.decision == "class":
+            score = statistics["class_kept"]
+        elif self.decision == "fit":
+            score = -(statistics["fit_loss"] + _TINY).log()
+        else:
+            score = -statistics[self.decision]
         return Answers(score, reconstructions, statistics)
+
+    def _chunks(self, count: int, progress: Progress | None) -> Iterator[tuple[slice, Callable[[], None]]]:
+        """Yield slices of `count` problems and what to call after each of their steps; report the end at the end."""
+        steps = self.fit + self.iterations
+        for begin in range(0, count, self.chunk):
+            size = min(self.chunk, count - begin)
+            yield slice(begin, begin + size), _ticker(progress, begin * steps, size, count * steps)
+        if progress is not None:
+            progress(count * steps, count * steps)
 
     def _known(self, observation: Observation, problem: Problem) -> Tensor | None:
         if self.knows != "other":
@@ -119,9 +157,9 @@ class ReconstructionAttack(BaseModel):
         rows = targets.rows
         gradients = {name: value[rows] for name, value in observation.gradients.items()}
         given = None if known is None else known[rows].float()
-        counts = (problem.images_of(), 0 if given is not None else problem.images_of(other=True))
+        counts = self._counts(problem)
 
-        first = dense_first_layer(observation.model)
+        first = None if self.total_variation else dense_first_layer(observation.model)
         space = (
             None
             if first is None
@@ -148,57 +186,58 @@ class ReconstructionAttack(BaseModel):
         else:
             spanning = images[:, None] if given is None else torch.cat([given, images[:, None]], dim=1)
             inside = seen_by_dense_layer(first, observation.parameters, gradients, space, spanning, self.whitening)
-        labels = None
-        if self.knows == "nothing":
-            labels = torch.zeros(len(rows), sum(counts), problem.ways)
         entered = None if given is None else inside.enter(given)
+        labels = self._labels(problem, len(rows))
         start = Unknowns(inside.enter(asked), None if other is None else inside.enter(other), labels)
-        schedule = Schedule(self.loss, self.layers, self.optimiser, self.rate, self.fit, self.iterations)
-        found = invert(problem, inside, start, entered, slots, schedule, tick)
-        return _read(problem, inside, start, found, entered, slots)
+        found = invert(problem, inside, start, entered, slots, self._schedule(), tick)
+        return read_outcome(problem, inside, start, found, entered, slots)
 
+    def _from_random(
+        self,
+        observation: Observation,
+        problem: Problem,
+        targets: Targets,
+        known: Tensor | None,
+        seed: int,
+        progress: Progress | None,
+    ) -> Answers:
+        """Invert every learner that is asked about, and answer with each target's nearest image."""
+        learners, of = torch.unique(targets.rows, return_inverse=True)
+        shape = tuple(targets.images.shape[1:])
+        made = torch.empty(len(learners), problem.images_of(), *shape)
+        losses = torch.empty(len(learners))
+        for some, tick in self._chunks(len(learners), progress):
+            rows = learners[some]
+            gradients = {name: value[rows] for name, value in observation.gradients.items()}
+            given = None if known is None else known[rows].float()
+            drawn = start_random(sum(self._counts(problem)), shape, rows, seed)
+            asked, other = drawn[:, : problem.images_of()], drawn[:, problem.images_of() :]
+            start = Unknowns(asked, other if given is None else None, self._labels(problem, len(rows)))
+            inside = pixels(observation.parameters, gradients, shape)
+            found = invert(problem, inside, start, given, None, self._schedule(), tick)
+            made[some], losses[some] = found.unknowns.asked, found.loss
+        # Targets one by one: each compares as many images as the asked set has.
+        distances = torch.stack(
+            [
+                (made[row] - image).flatten(1).norm(dim=1)
+                for row, image in zip(of.tolist(), targets.images.float(), strict=True)
+            ]
+        )
+        distance, nearest = distances.min(dim=1)
+        return Answers(-distance, made[of, nearest], {"distance": distance, "loss": losses[of]})
 
-def _read(
-    problem: Problem, inside: Coordinates, start: Unknowns, found: Inversion, known: Tensor | None, slots: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the targets' reconstructions as images and what the attack can tell about each."""
-    here = torch.arange(len(slots))
-    prior, made = start.asked[here, slots], found.unknowns.asked[here, slots]
-    statistics = {
-        # The coordinates are orthonormal: a distance in them is the distance in pixels.
-        "distance": (made - prior).flatten(1).norm(dim=1),
-        "class_kept": _class_kept(problem, inside, found.unknowns, known, prior, made),
-        "fit_loss": found.fit_loss,
-        "loss": found.loss,
-        "outside": inside.outside(made - prior),
-    }
-    if inside.basis is not None:
-        # What the gradient's row space tells of the target without any reconstruction, to print beside one.
-        statistics["outside_prior"] = inside.outside(prior) / (prior.flatten(1).norm(dim=1) + 1e-12)
-    return inside.leave(made[:, None])[:, 0], statistics
+    def _counts(self, problem: Problem) -> tuple[int, int]:
+        """Return how many images of the asked and of the other set are unknown."""
+        return problem.images_of(), 0 if self.knows == "other" else problem.images_of(other=True)
 
+    def _labels(self, problem: Problem, count: int) -> Tensor | None:
+        """Return logits of labels that say nothing `(count, N, ways)`, of all images; `None` where they are known."""
+        if self.knows != "nothing":
+            return None
+        return torch.zeros(count, sum(self._counts(problem)), problem.ways)
 
-def _class_kept(
-    problem: Problem, inside: Coordinates, found: Unknowns, known: Tensor | None, prior: Tensor, made: Tensor
-) -> Tensor:
-    """Return 1 where prior and reconstruction are of one class, else 0, `(T,)`.
-
-    The paper does not say by which classifier. Here by the sent model adapted to the set not asked about, known or
-    as reconstructed: the classifier that the adversary has for just this learner's classes.
-    """
-    other = known if known is not None else found.other
-    assert other is not None
-    labels = problem.labels(other=True) if found.labels is None else found.labels[:, -other.shape[1] :].softmax(dim=2)
-    own = {name: value for name, value in inside.parameters.items() if name == inside.first}
-
-    def classes(own: Parameters, images: Tensor, labels: Tensor, both: Tensor) -> Tensor:
-        parameters = {**inside.parameters, **own}
-        adapted = problem.rule.adapt(problem.model, parameters, Episode(images, labels, images, labels))
-        return problem.model(adapted, both).argmax(dim=1)
-
-    both = torch.stack([prior, made], dim=1)
-    classed = vmap(classes, in_dims=(0, 0, None if found.labels is None else 0, 0))(own, other, labels, both)
-    return (classed[:, 0] == classed[:, 1]).float()
+    def _schedule(self) -> Schedule:
+        return Schedule(**{name: getattr(self, name) for name in Schedule.__dataclass_fields__})
 
 
 def _ticker(progress: Progress | None, before: int, targets: int, total: int) -> Callable[[], None]:
@@ -212,38 +251,6 @@ def _ticker(progress: Progress | None, before: int, targets: int, total: int) ->
             progress(before + steps * targets, total)
 
     return tick
-
-
-def _check(observation: Observation, targets: Targets, known: Tensor | None, problem: Problem) -> None:
-    """Raise `ValueError` naming the first thing whose shape or range does not fit the rest."""
-    if set(observation.gradients) != set(observation.parameters):
-        raise ValueError("the observation's gradients and parameters differ in their names")
-    if len({len(value) for value in observation.gradients.values()}) != 1:
-        raise ValueError("the observation's gradients differ in their number of learners")
-    learners = len(next(iter(observation.gradients.values())))
-    for name, value in observation.parameters.items():
-        if observation.gradients[name].shape[1:] != value.shape:
-            found = tuple(observation.gradients[name].shape[1:])
-            raise ValueError(f"gradient {name!r} has shape {found}, the parameter {tuple(value.shape)}")
-    if targets.images.ndim != 4:
-        raise ValueError(f"targets.images has shape {tuple(targets.images.shape)}, not (T, C, H, W)")
-    for name, values, limit in (
-        ("rows", targets.rows, learners),
-        ("positions", targets.positions, observation.ways),
-    ):
-        if values.shape != (len(targets.images),):
-            raise ValueError(f"targets.{name} has shape {tuple(values.shape)}, not ({len(targets.images)},)")
-        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
-            raise ValueError(f"targets.{name} holds values outside [0, {limit})")
-    expected = (learners, problem.images_of(other=True), *targets.images.shape[1:])
-    if known is not None and known.shape != expected:
-        raise ValueError(f"the known set has shape {tuple(known.shape)}, not {expected}")
-    first = dense_first_layer(observation.model)
-    pixel_count = targets.images[0].numel() if len(targets.images) else None
-    if first is not None and pixel_count not in (None, observation.parameters[first].shape[1]):
-        raise ValueError(
-            f"target images have {pixel_count} values, {first!r} takes {observation.parameters[first].shape[1]}"
-        )
 
 
 def query_attack(**settings: Any) -> ReconstructionAttack:

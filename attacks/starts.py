@@ -1,11 +1,12 @@
 """Where the images that the adversary does not know start, beside the target, which starts at itself."""
 
-import hashlib
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from metaleak.attacks.seeding import generator_for
 
 _SHARE = 0.7
 """Norm of an image's common and of its own part, of the target's norm: together they have about its norm."""
@@ -33,8 +34,23 @@ def start_blurred(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tens
     blurred = targets
     for _ in range(2):
         blurred = F.avg_pool2d(blurred, side, stride=1, padding=side // 2)
-    noise = [torch.randn((images, *targets.shape[1:]), generator=_of(seed, row)) for row in rows.tolist()]
+    noise = [
+        torch.randn((images, *targets.shape[1:]), generator=_of(seed, row))
+        for row in rows.tolist()
+    ]
     return (blurred[:, None] + _NOISE * torch.stack(noise)).clamp(0.0, 1.0)
+
+
+def start_random(images: int, image_shape: tuple[int, ...], rows: Tensor, seed: int) -> Tensor:
+    """Return normal noise of mean 0.5 and deviation 0.25 as `(T, images, *image_shape)`.
+
+    It is about a standard normal in the units of images that were brought to mean 0 and deviation 1, where DLG and
+    inverting gradients draw theirs. The learner, in `rows (T,)`, and the seed decide on it.
+    """
+    noise = [
+        torch.randn((images, *image_shape), generator=_of(seed, row)) for row in rows.tolist()
+    ]
+    return 0.5 + 0.25 * torch.stack(noise)
 
 
 def start_in_row_space(values: Tensor, vectors: Tensor, gradient: Tensor, bias: Tensor | None) -> Start:
@@ -50,7 +66,10 @@ def start_in_row_space(values: Tensor, vectors: Tensor, gradient: Tensor, bias: 
     def start(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tensor:
         size = vectors.shape[1]
         own = torch.stack(
-            [torch.randn((images, size), generator=_of(seed, row), dtype=torch.float64) for row in rows.tolist()]
+            [
+                torch.randn((images, size), generator=_of(seed, row), dtype=torch.float64)
+                for row in rows.tolist()
+            ]
         )
         length = targets.flatten(1).double().norm(dim=1)[:, None]
         if bias is None:
@@ -77,5 +96,4 @@ def _unit(vectors: Tensor) -> Tensor:
 
 def _of(seed: int, row: int) -> torch.Generator:
     """Return a generator for the learner in this row, whatever other rows are asked about."""
-    digest = hashlib.blake2b(repr(("reconstruction", seed, row)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return generator_for(seed, "start", row)

@@ -189,6 +189,16 @@ def test_query_attack_holds_on_sigmoid_convolutions():
     assert auc(attack(small.observation, small.targets("query"), seed=1).scores) >= 0.68
 
 
+@pytest.mark.slow
+def test_the_fit_around_a_held_target_tells_members_on_sigmoid_convolutions():
+    """L-BFGS explains nearly all of a gradient, but not around an image that had no part in it."""
+    small = make_world(model=LeNet(activation="sigmoid"), rule=MAML(inner_rate=0.01))
+    attack = query_attack(layers="each", optimiser="lbfgs", decision="fit", fit=80, iterations=1, chunk=20)
+    answers = attack(small.observation, small.targets("query"), seed=1)
+    assert torch.allclose(answers.scores, -(answers.statistics["fit_loss"] + 1e-12).log())
+    assert auc(answers.scores) >= 0.9
+
+
 def test_a_blurred_start_is_an_image_of_its_own_learner_and_seed():
     targets = torch.rand((2, 1, 12, 10), generator=torch.Generator().manual_seed(0))
     rows = torch.tensor([4, 7])

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from metaleak.deploy.experiment import EngineSettings, experiment_from
 from metaleak.deploy.launch import simulate
-from metaleak.deploy.ray_engine import RayEngine
+from metaleak.deploy.ray_start import gpus_each
 from metaleak.server import Record
 
 EXPERIMENT = {
@@ -122,4 +122,4 @@ def test_a_cluster_of_two_machines_loses_one_in_a_round(tmp_path, undisturbed):
 def test_actors_share_the_gpus_by_fractions(monkeypatch, gpus, actors, device, each):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert RayEngine(EngineSettings(actors=actors, device=device), learners=100)._gpus(actors) == each
+    assert gpus_each(EngineSettings(actors=actors, device=device), actors) == each

@@ -14,34 +14,39 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from rich.console import Console
+from rich.table import Table
 from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
 
 from metaleak.attacks.evaluation import evaluate
+from metaleak.deploy.defence_words import describe_defences
 from metaleak.deploy.report import write_report
-from metaleak.deploy.report_rows import comparison_rows, comparison_table, describe_defences
+from metaleak.deploy.report_rows import comparison_rows, comparison_table, rows_of
+from metaleak.deploy.report_settings import settings
+from metaleak.deploy.report_tables import setting_tables
 from metaleak.deploy.report_words import describe, verdict
 from metaleak.deploy.results import SuiteResult, read, read_run, read_suite
 
-SECTIONS = ("summary", "comparison", "frontier", "roc", "training", "galleries", "limits", "runs")
+SECTIONS = ("summary", "settings", "frontier", "comparison", "roc", "training", "galleries", "limits", "runs")
 Defences = list[dict[str, Any]]
+SETTING: dict[str, Any] = {
+    "seed": 7,
+    "data": {"name": "digits"},
+    "task": {"ways": 5, "shots": 1, "queries": 1},
+    "model": {"name": "mlp", "hidden": [64]},
+    "rule": {"name": "maml", "inner_steps": 1},
+    "server": {"rounds": 12, "fraction": 0.5},
+}
+PRIVACY = {"accounted": None, "delta": 1e-5, "lower_bound": 0.25, "confidence": 0.95}
+COST = {"bytes_per_learner": 1_200_000, "dense_bytes": 4_800_000}
+TITLE = "mlp on digits, 5-way 1-shot 1-query"
 
 
 def write_run(path: Path, defences: Defences, shift: float, accuracy: float, **changes: Any) -> Path:
     """Write a run whose query attack separates by `shift` standard deviations, and its support attack by half."""
     random = np.random.default_rng(int(100 * abs(shift)))
     path.mkdir(parents=True)
-    experiment = {
-        "name": "synthetic",
-        "seed": 7,
-        "data": {"name": "digits"},
-        "task": {"ways": 5, "shots": 1, "queries": 1},
-        "model": {"name": "mlp", "hidden": [64]},
-        "rule": {"name": "maml", "inner_steps": 1},
-        "defences": defences,
-        "server": {"rounds": 12, "fraction": 0.5},
-        **changes,
-    }
+    experiment = {"name": "synthetic", **SETTING, "defences": defences, **changes}
     (path / "experiment.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     about = {"status": "done", "started": "2025-01-01T10:00:00Z", "seconds": 3.5, "seed": 7}
     (path / "run.json").write_text(json.dumps({**about, "versions": {"torch": "2.14"}, "error": None}))
@@ -63,7 +68,8 @@ def write_attack(path: Path, name: str, shift: float, random: np.random.Generato
     scores = random.normal(size=2 * count) + shift * member
     about = {"attack": {"name": name, "iterations": 300}, "asks": name, "round": 12, "knows": "labels"}
     evaluation = evaluate(scores, member, resamples=100).model_dump(mode="json")
-    (path / "attack.json").write_text(json.dumps({**about, "seconds": 1.25, "evaluation": evaluation}))
+    about |= {"seconds": 1.25, "rounds": 1, "privacy": PRIVACY, "cost": COST}
+    (path / "attack.json").write_text(json.dumps({**about, "evaluation": evaluation}))
     columns = {"learner": np.arange(2 * count) % 10, "label": np.arange(2 * count) % 5, "member": member}
     pq.write_table(pa.table({**columns, "score": scores, "loss": scores**2}), path / "scores.parquet")
     digits = load_digits().images[: 4 * shown, None].astype(np.float32) / 16
@@ -96,12 +102,12 @@ def write_suite(path: Path, name: str = "noise grid") -> Path:
     for index, (defences, shift, accuracy) in enumerate(GRID):
         relative = f"runs/{index:04x}"
         write_run(path / relative, defences, shift, accuracy)
-        about = {"run": relative, "defences": defences, "model": "mlp", "learners": 20, "status": "done"}
+        about = {"run": relative, "defences": defences, "status": "done"}
         cells += [
             {**about, "id": f"{index}{attack}", "label": "", "attack": attack, "error": None}
             for attack in ("query", "support")
         ]
-    failed = {"run": "runs/ffff", "defences": noise("query", "laplace", 5.0), "model": "mlp", "learners": 20}
+    failed = {"run": "runs/ffff", "defences": noise("query", "laplace", 5.0), "experiment": SETTING}
     failed |= {"id": "f", "label": "", "attack": "query", "status": "failed", "error": "actor died: no memory"}
     (path / "suite.json").write_text(json.dumps({"name": name, "cells": [*cells, failed]}))
     return path
@@ -143,8 +149,8 @@ def test_a_run_has_every_section_and_figure(run: Path) -> None:
     assert heard == [(1, 1)]
     page = Page((run / "report.html").read_text())
     assert [section["id"] for section in page.all("section")] == list(SECTIONS)
-    # Frontier and ROC for two attacks, and two training curves.
-    assert len(page.all("svg")) == 6
+    # A frontier, ROC curves of two attacks, and two training curves.
+    assert len(page.all("svg")) == 5
     assert all(figure["role"] == "img" and figure["aria-label"] for figure in page.all("svg"))
     assert len(page.all("img")) == 2 * 12 * 3
     assert all(image["alt"] and (image["src"] or "").startswith("data:image/png") for image in page.all("img"))
@@ -347,6 +353,110 @@ def test_the_terminal_table_has_every_row_and_says_what_is_unresolved(suite: Pat
         assert expected in text
 
 
+def shown(*tables: Table) -> str:
+    console = Console(width=200, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    console.print(*tables)
+    return console.export_text()
+
+
+def changed_attack(path: Path, **changes: Any) -> None:
+    described = json.loads((path / "attack.json").read_text())
+    (path / "attack.json").write_text(json.dumps({**described, **changes}))
+
+
+def test_a_setting_has_one_line_a_defence_with_its_strongest_attacks(suite: Path) -> None:
+    (setting,) = settings(rows_of(read_suite(suite)))
+    assert setting.title == TITLE
+    assert [line.defence for line in setting.lines] == [
+        "no defence",
+        *(f"shared noise, gaussian, scale {scale}" for scale in ("0.1", "1", "10")),
+        *(f"support noise, laplace, scale {scale}" for scale in ("0.1", "1")),
+        "inner noise, gaussian, scale 1",
+        "query noise, laplace, scale 5",
+    ]
+    bare = setting.lines[0]
+    assert {which: bare.strongest(which).row.attack for which in ("query", "support")} == {
+        "query": "query",
+        "support": "support",
+    }
+    assert bare.strongest() == bare.strongest("query")
+    assert (setting.lines[-1].strongest(), setting.lines[-1].troubles) == (None, ["query: failed"])
+    # By accuracy: 0.55 at no leak, 0.91 at little, then 0.925 and 0.93 at more and more; all others are beaten.
+    assert [line.rows[0].scale for line in setting.frontier()] == ["10", "1", "0.1", ""]
+
+
+def test_the_strongest_attack_is_by_its_auc_and_a_reversed_one_counts(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [], 1.0, 0.9)
+    random = np.random.default_rng(0)
+    for name, shift in (("weaker", 0.3), ("backwards", -3.0)):
+        write_attack(run / "attacks" / name, name, shift, random)
+        changed_attack(run / "attacks" / name, asks="query")
+    ((line,),) = [setting.lines for setting in settings(rows_of(read_run(run)))]
+    found = line.strongest("query")
+    assert found is not None
+    assert (found.row.attack, found.reversed) == ("backwards", True)
+    assert found.strength.value == 1 - found.row.evaluation.auc.value > 0.95
+    assert line.strongest("support").row.attack == "support"
+
+
+def test_the_tables_of_a_suite_say_what_was_paid_promised_and_known(suite: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "suite"
+    shutil.copytree(suite, copy)
+    for attack in ("query", "support"):
+        promise = {**PRIVACY, "accounted": 8.0, "lower_bound": 9.5 if attack == "query" else 0.5}
+        changed_attack(copy / f"runs/0001/attacks/{attack}", privacy=promise)
+    text = shown(*setting_tables(read_suite(copy)))
+    for expected in (
+        TITLE,
+        "no defence *",
+        "1.2 MB (25 %)",
+        "≥ 0.25",
+        "≥ 9.50, ≤ 8",
+        "– / ",
+        "query: failed",
+        "query knows labels",
+    ):
+        assert expected in text, expected
+    page = write_report(copy).read_text()
+    assert "≥ 9.50, ≤ 8" in page
+    assert "1.2 MB (25 %)" in page
+    assert "query knows, beside what the server sees: labels." in page
+
+
+def test_a_rule_that_protects_is_a_defence_in_the_same_setting(tmp_path: Path) -> None:
+    cells = []
+    for name, order, defences in (
+        ("maml", 2, []),
+        ("fomaml", 1, []),
+        ("fomaml", 1, noise("shared", "gaussian", 2.0)),
+    ):
+        path = f"runs/{len(cells)}"
+        write_run(tmp_path / path, defences, 1.0, 0.9, rule={"name": name, "order": order, "adapts": "all"})
+        cells.append({"id": path, "run": path, "attack": "query", "defences": defences})
+    (tmp_path / "suite.json").write_text(json.dumps({"cells": cells}))
+    (setting,) = settings(rows_of(read_suite(tmp_path)))
+    assert [line.defence for line in setting.lines] == [
+        "no defence",
+        "first-order MAML",
+        "first-order MAML + shared noise, gaussian, scale 2",
+    ]
+
+
+def test_settings_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    cells = []
+    for hidden, learners in (([64], 10), ([64], 100), ([256], 100)):
+        path = f"runs/{len(cells)}"
+        changes = {"model": {"name": "mlp", "hidden": hidden}, "partition": {"learners": learners}}
+        write_run(tmp_path / path, [], 1.0, 0.9, **changes)
+        cells.append({"id": path, "run": path, "attack": "query"})
+    (tmp_path / "suite.json").write_text(json.dumps({"cells": cells}))
+    assert [setting.title for setting in settings(rows_of(read_suite(tmp_path)))] == [
+        f"{TITLE}, 10 learners, hidden [64]",
+        f"{TITLE}, 100 learners, hidden [64]",
+        f"{TITLE}, 100 learners, hidden [256]",
+    ]
+
+
 def test_defences_are_named_with_their_scales() -> None:
     assert describe_defences([]) == ("undefended", "")
     assert describe_defences(noise("inner", "laplace", 0.5)) == ("inner noise, laplace", "0.5")
@@ -412,4 +522,4 @@ def test_a_real_browser_opens_it_without_a_console_error(suite_report: Path, tmp
     assert "CONSOLE" not in opened.stderr
     dom = Page(opened.stdout)
     assert [section["id"] for section in dom.all("section")] == [*SECTIONS, "failed"]
-    assert len(dom.all("svg")) == 4 + 2 * len(GRID)
+    assert len(dom.all("svg")) == 3 + 2 * len(GRID)
