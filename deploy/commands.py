@@ -1,7 +1,9 @@
 """What the commands do: progress while they work, a table when they are done."""
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -21,14 +23,17 @@ from rich.progress import (
 
 from metaleak.attacks.evaluation import Evaluation
 from metaleak.deploy.assessment import assess, result_name
+from metaleak.deploy.benchmark import Standing, benchmark
 from metaleak.deploy.experiment import Experiment, experiment_from, read_experiment
 from metaleak.deploy.launch import RoundDone, resume, simulate
+from metaleak.deploy.leaderboard import write_leaderboard
 from metaleak.deploy.plugins import Plugin
 from metaleak.deploy.report import write_report
 from metaleak.deploy.report_rows import comparison_table
-from metaleak.deploy.results import read, read_attack
+from metaleak.deploy.report_tables import setting_tables
+from metaleak.deploy.results import read, read_attack, read_suite
 from metaleak.deploy.run_directory import RunDirectory
-from metaleak.deploy.suite import Watch, benchmark, read_suite_file
+from metaleak.deploy.suite import read_suite_file
 
 
 def write_template(file: Path) -> None:
@@ -92,28 +97,26 @@ def attack_command(
 
 
 def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Run the suite, print the comparison, write the report; exit 1 when a cell failed."""
+    """Run the suite, print its tables, write leaderboard and report; exit 1 when a cell failed."""
     suite = read_suite_file(file)
     path = out or Path("runs") / _file_name(suite.name)
-    with _progress() as progress:
-        overall = progress.add_task(suite.name, total=None)
-        current = progress.add_task("", total=None)
-        watch = Watch(
-            step=lambda done, total, what: _show_step(progress, overall, current, done, total, what),
-            round=lambda done: progress.update(current, completed=done.round, total=done.rounds),
-            attack=lambda done, total: progress.update(current, completed=done, total=total),
-        )
-        cells = benchmark(suite, path, watch, changes)
-    failed = [cell for cell in cells if cell.status == "failed"]
+    with _progress(timed=False) as progress:
+        bar = progress.add_task("starting", total=None, left="")
+        cells = benchmark(suite, path, lambda standing: _show_standing(progress, bar, standing), changes)
+    result = read_suite(path)
+    leaderboard = write_leaderboard(result)
     page = _report(path, None)
+    counts = Counter(cell.status for cell in cells)
     if as_json:
-        typer.echo(json.dumps({"suite": str(path), "cells": len(cells), "failed": len(failed), "report": str(page)}))
+        said = {"suite": str(path), "cells": len(cells), "done": counts["done"], "failed": counts["failed"]}
+        typer.echo(json.dumps({**said, "leaderboard": str(leaderboard), "report": str(page)}))
     else:
-        _print(comparison_table(read(path)))
-        typer.echo(f"report: {page}")
-    for cell in failed:
-        typer.echo(f"metaleak: failed: {cell.label}, {cell.attack}: {cell.error}", err=True)
-    if failed:
+        _print(*setting_tables(result))
+        typer.echo(f"leaderboard: {leaderboard}\nreport: {page}")
+    for cell in cells:
+        if cell.status == "failed":
+            typer.echo(f"metaleak: failed: {cell.label}, {cell.attack}: {cell.error}", err=True)
+    if counts["failed"]:
         raise typer.Exit(1)
 
 
@@ -141,15 +144,10 @@ def _changed_attack(experiment: Experiment, name: str, changes: tuple[str, ...])
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+def _progress(timed: bool = True) -> Iterator[Progress]:
+    """Show bars; the time left is told from the steps so far, unless the caller knows better."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns += [TextColumn("left"), TimeRemainingColumn()] if timed else [TextColumn("{task.fields[left]}")]
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield progress
@@ -162,9 +160,10 @@ def _show_round(progress: Progress, bar: Any, done: RoundDone) -> None:
     progress.update(bar, completed=done.round)
 
 
-def _show_step(progress: Progress, overall: Any, current: Any, done: int, total: int, what: str) -> None:
-    progress.update(overall, completed=done, total=total)
-    progress.reset(current, description=what, total=None)
+def _show_standing(progress: Progress, bar: Any, standing: Standing) -> None:
+    left = "" if standing.seconds_left is None else f"about {math.ceil(standing.seconds_left / 60)} min left"
+    now = ", ".join(f"{count} {what}" for what, count in Counter(standing.running).items())
+    progress.update(bar, description=now or "done", completed=standing.done, total=standing.total, left=left)
 
 
 def _sentence(name: str, evaluation: Evaluation) -> str:
@@ -188,5 +187,6 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "experiment"
 
 
-def _print(table: object) -> None:
-    Console().print(table)
+def _print(*tables: object) -> None:
+    for table in tables:
+        Console().print(table)

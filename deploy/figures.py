@@ -57,12 +57,16 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A defence at a scale: what it costs (`accuracy`) and what it leaves to the attacker (`auc`)."""
+    """A defence at a scale: what it costs (`accuracy`) and what it leaves to the strongest attacker (`auc`).
+
+    `best` when no other point of the figure has both more accuracy and a lower AUC.
+    """
 
     series: str
     scale: str
     accuracy: Estimate
     auc: Estimate
+    best: bool
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,11 @@ class Curve:
 
 
 def frontier(title: str, points: Sequence[FrontierPoint]) -> Markup:
-    """Return attack AUC against adapted accuracy with 95 % intervals; points of one defence are joined."""
-    with _figure(title, len({point.series for point in points})) as (axes, svg):
+    """Return attack AUC against adapted accuracy with 95 % intervals; the best points are joined."""
+    best = sorted((point.accuracy.value, point.auc.value) for point in points if point.best)
+    about = "the strongest attack's AUC against adapted accuracy"
+    with _figure(title, len({point.series for point in points}) + 1, about) as (axes, svg):
+        axes.plot(*zip(*best, strict=True), color=_INK, linewidth=1, alpha=0.55, zorder=1, label="best trade-offs")
         for index, series in enumerate(dict.fromkeys(point.series for point in points)):
             own = [point for point in points if point.series == series]
             x, y = ([getattr(point, axis).value for point in own] for axis in ("accuracy", "auc"))
@@ -89,7 +96,7 @@ def frontier(title: str, points: Sequence[FrontierPoint]) -> Markup:
                 color=_COLOURS[index % SERIES],
                 marker=_MARKERS[index % len(_MARKERS)],
                 markersize=5,
-                linewidth=1.2,
+                linestyle="none",
                 elinewidth=0.8,
                 capsize=2,
                 label=_fitting(series),
@@ -102,7 +109,7 @@ def frontier(title: str, points: Sequence[FrontierPoint]) -> Markup:
         axes.annotate("guessing", (0.01, 0.5), (0, 3), xycoords=("axes fraction", "data"),
                       textcoords="offset points", fontsize=7.5)  # fmt: skip
         axes.set_xlabel("adapted accuracy on held-out tasks (right is better)")
-        axes.set_ylabel("attack AUC (lower is better)")
+        axes.set_ylabel("strongest attack's AUC (lower is better)")
         axes.set_ylim(min([0.45, *(point.auc.low - 0.02 for point in points)]), 1.03)
         axes.xaxis.set_major_formatter(FuncFormatter(_percent))
         axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -18,6 +18,7 @@ from metaleak.clients.measured_chunk import measured_chunk
 from metaleak.deploy.accuracy import Accuracy, HeldOutTasks
 from metaleak.deploy.errors import Interrupted, one_line
 from metaleak.deploy.experiment import Experiment
+from metaleak.deploy.local_engine import LocalGrid
 from metaleak.deploy.ray_engine import RayEngine
 from metaleak.deploy.run_directory import RunDirectory, Status, read_parameters
 from metaleak.server import CuriousServer, MeanRecorder, MetaLearner, RoundReport, WatchedGrid
@@ -103,6 +104,13 @@ class Simulation:
         if self._engine.stopped:
             raise Interrupted(f"{self.run.path}: interrupted; what was recorded is readable")
         return self.run
+
+    def start_here(self) -> RunDirectory:
+        """Simulate to the end in this process, without Ray; return the run, the same but for `seconds`."""
+        engine = self.experiment.engine
+        per_node = engine.learners_per_node
+        nodes = 1 if per_node == "auto" else -(-self.experiment.partition.learners // per_node)
+        return self.serve(LocalGrid(client_app(self.federation, engine.device), nodes))
 
     def _strategy(self, background: BackgroundWriter) -> Strategy:
         settings, engine = self.experiment.server, self.experiment.engine
@@ -217,8 +225,20 @@ def _try_out(federation: Federation, parameters: Parameters) -> None:
 
 
 def simulate(experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None) -> RunDirectory:
-    """Simulate `experiment` into the new directory `out` and return the run; see `Simulation`."""
+    """Simulate `experiment` on Ray actors into the new directory `out` and return the run; see `Simulation`."""
     return Simulation(experiment, out, on_round).start()
+
+
+def simulate_here(experiment: Experiment, out: Path) -> RunDirectory:
+    """Simulate `experiment` in this process into `out` and return the run.
+
+    What is there already goes on, and what is done is returned as it is; see `resume`.
+    """
+    if not (out / "experiment.yaml").exists():
+        return Simulation(experiment, out).start_here()
+    run = RunDirectory.open(out)
+    _must_go_on_as_it_began(run, experiment)
+    return run if run.done else Simulation(experiment, out, resume=True).start_here()
 
 
 def resume(
@@ -232,13 +252,11 @@ def resume(
     """
     run = RunDirectory.open(out)
     experiment = run.experiment(tuple(changes))
-    return go_on(run, experiment, on_round)
+    _must_go_on_as_it_began(run, experiment)
+    return run if run.done else Simulation(experiment, run.path, on_round, resume=True).start()
 
 
-def go_on(
-    run: RunDirectory, experiment: Experiment, on_round: Callable[[RoundDone], None] | None = None
-) -> RunDirectory:
-    """Go on with `run` where `experiment`, which must compute the same, says; see `resume`."""
+def _must_go_on_as_it_began(run: RunDirectory, experiment: Experiment) -> None:
     before = run.experiment()
     same = all(
         getattr(before.engine, key) == getattr(experiment.engine, key)
@@ -249,6 +267,3 @@ def go_on(
             f"{run.path}: a run goes on as it began; only engine.actors, engine.timeout, engine.ray_address and the "
             "data's place may be changed"
         )
-    if run.said().get("status") == "done":
-        return run
-    return Simulation(experiment, run.path, on_round, resume=True).start()

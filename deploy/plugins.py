@@ -2,8 +2,9 @@
 
 import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
-from typing import Any, Literal
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -103,10 +104,16 @@ def _find(kind: Kind, name: str) -> Any:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"name: {name}: {error}") from None
-    found = {point.name: point for point in entry_points(group=f"metaleak.{kind}")}
+    found = _points(kind)
     if name not in found:
         raise ValueError(f"name: unknown {name!r}, allowed are {', '.join(sorted(found))} or module:Name")
     try:
         return found[name].load()
     except (ImportError, AttributeError) as error:
         raise ValueError(f"name: {name}'s entry point {found[name].value} cannot be loaded: {error}") from None
+
+
+@lru_cache(maxsize=len(get_args(Kind)))
+def _points(kind: Kind) -> Mapping[str, EntryPoint]:
+    """Return the entry points of a kind by name: looked for once, which takes 30 ms."""
+    return {point.name: point for point in entry_points(group=f"metaleak.{kind}")}

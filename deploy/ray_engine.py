@@ -1,22 +1,18 @@
 """Flower's simulation on Ray actors, of this machine or of a cluster."""
 
 import logging
-import os
-import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 
 import ray
-import torch
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from metaleak.deploy.cores import usable_cores
 from metaleak.deploy.experiment import EngineSettings
 from metaleak.deploy.interruption import interruptible
+from metaleak.deploy.ray_start import gpus_each, start_ray
 
 _LANES = 4
 """Flower nodes an actor. Flower looks at each node every 0.1 s and takes one message: one node would starve an
@@ -56,7 +52,7 @@ class RayEngine:
             finally:
                 self._end_actors_after(_LEAVING_SECONDS)
 
-        actors = self._actors()
+        actors = start_ray(self._settings)
         per_node = self._settings.learners_per_node
         try:
             with interruptible(self._interrupt):
@@ -66,7 +62,11 @@ class RayEngine:
                     num_supernodes=_LANES * actors if per_node == "auto" else -(-self._learners // per_node),
                     # An actor that dies comes back; what it was at is asked for again by the strategy.
                     backend_config={
-                        "client_resources": {"num_cpus": 1, "num_gpus": self._gpus(actors), "max_restarts": -1}
+                        "client_resources": {
+                            "num_cpus": 1,
+                            "num_gpus": gpus_each(self._settings, actors),
+                            "max_restarts": -1,
+                        }
                     },
                 )
         except Exception:
@@ -75,33 +75,6 @@ class RayEngine:
                 raise
         finally:
             self._ended.set()
-
-    def _actors(self) -> int:
-        """Return how many actors there will be, with Ray up or the named cluster joined."""
-        paths = os.pathsep.join(sys.path)
-        start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
-        if self._settings.ray_address is not None:
-            address, environment = self._settings.ray_address, {"env_vars": {"PYTHONPATH": paths}}
-            start(address=address, runtime_env=environment)
-            return max(1, int(_resources().get("CPU", 1)))
-        actors = self._settings.actors or usable_cores()
-        # Inherited, where Flower would ask Ray for it: the processes that Ray starts ahead then serve as actors.
-        os.environ["PYTHONPATH"] = paths
-        # Not a cluster that happens to run on this machine: that has to be asked for.
-        start(address="local", num_cpus=actors, include_dashboard=False)
-        return actors
-
-    def _gpus(self, actors: int) -> float:
-        """Return the part of a GPU that each actor gets; Ray counts in ten-thousandths."""
-        if self._settings.device == "cpu":
-            return 0.0
-        if self._settings.ray_address is None:
-            count = float(torch.cuda.device_count()) if torch.cuda.is_available() else 0.0
-        else:
-            count = _resources().get("GPU", 0.0)
-        share = int(10_000 * count / actors) / 10_000
-        # More than one, and it must be whole.
-        return share if share < 1 else float(int(share))
 
     def _interrupt(self) -> None:
         """Let the server stop at its next look at the grid, and end the actors if they are still busy then."""
@@ -116,7 +89,3 @@ class RayEngine:
                 ray.shutdown()
 
         threading.Thread(target=end_actors, daemon=True).start()
-
-
-def _resources() -> dict[str, float]:
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]

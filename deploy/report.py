@@ -20,7 +20,10 @@ from metaleak.deploy.report_rows import (
     level_text,
     needs_text,
     rate_text,
+    rows_of,
 )
+from metaleak.deploy.report_settings import ASKED, Setting, knows, settings
+from metaleak.deploy.report_tables import LEVELS, bytes_text, epsilon_text
 from metaleak.deploy.report_words import verdict
 from metaleak.deploy.results import AttackResult, Round, RunResult, SuiteResult, read
 from metaleak.server.whole_file import write_whole
@@ -57,6 +60,7 @@ def write_report(path: Path, out: Path | None = None, progress: Progress | None 
 def render(result: RunResult | SuiteResult, progress: Progress | None = None) -> str:
     """Return the report as the text of an HTML page."""
     rows = comparison_rows(result)
+    found = settings(rows_of(result))
     suite = isinstance(result, SuiteResult)
     runs = list(result.runs.values()) if isinstance(result, SuiteResult) else [result]
     pages = []
@@ -77,31 +81,44 @@ def render(result: RunResult | SuiteResult, progress: Progress | None = None) ->
         facts=facts(runs[0].config) if len(runs) == 1 else _shared(runs),
         runs=pages,
         rows=rows,
-        settings=any(row.setting for row in rows),
+        varied=any(row.setting for row in rows),
+        settings=found,
+        knows=sorted(knows(rows).items()),
         groups=[(attack, list(group)) for attack, group in groupby(rows, key=lambda row: row.attack)],
         verdict=verdict(rows),
         # A run that nobody has attacked yet is whole; a suite's cell without its attack is not.
-        failed=[row for row in rows if row.status != "done" and (suite or row.status != "not attacked")],
+        failed=[
+            row
+            for row in rows
+            if row.status not in ("done", "not applicable") and (suite or row.status != "not attacked")
+        ],
         evaluated=[row for row in rows if row.evaluation],
-        frontiers=list(frontiers(rows)),
+        frontiers=list(frontiers(found)),
         rocs=list(rocs(rows)),
         levels=FPR_LEVELS,
         level_text=level_text,
         needs_text=needs_text,
         rate_text=rate_text,
+        bytes_text=bytes_text,
+        epsilon_text=epsilon_text,
+        asked=ASKED,
+        low_levels=LEVELS,
     )
 
 
-def frontiers(rows: Sequence[Row]) -> Iterable[Markup]:
-    """Yield one panel an attack and setting: attack AUC against adapted accuracy."""
-    for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
+def frontiers(found: Sequence[Setting]) -> Iterable[Markup]:
+    """Yield one panel a setting: the strongest attack's AUC against adapted accuracy, a point a defence and scale."""
+    for setting in found:
+        best = setting.frontier()
         points = [
-            FrontierPoint(row.defence_name, row.scale, row.accuracy, row.evaluation.auc)
-            for row in group
-            if row.evaluation and row.accuracy
+            FrontierPoint(
+                line.rows[0].defence_name, line.rows[0].scale, line.accuracy, strongest.strength, line in best
+            )
+            for line in setting.lines
+            if line.accuracy and (strongest := line.strongest())
         ]
         if points:
-            yield frontier(_panel(attack, setting), points)
+            yield frontier(setting.title, points)
 
 
 def rocs(rows: Sequence[Row]) -> Iterable[Markup]:

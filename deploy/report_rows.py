@@ -9,24 +9,13 @@ from rich.text import Text
 
 from metaleak.attacks.evaluation import FPR_LEVELS, Estimate, Evaluation
 from metaleak.attacks.roc import non_members_needed
+from metaleak.deploy.defence_words import RULE_STRUCTURE, UNDEFENDED, describe_defences, describe_structure
 from metaleak.deploy.results import AttackResult, Cell, RunResult, SuiteResult
 
 _CLEARLY = 0.05
 """A statistic's AUC must beat the score's by this much to be worth a word beside it."""
 
-UNDEFENDED = "undefended"
-
-_KNOWN = {
-    "gaussian": ("", "Gaussian mechanism"),
-    "pruning": ("keep", "pruning (part kept)"),
-    "quantisation": ("bits", "quantisation (bits)"),
-    "sign": ("", "sign and mean magnitude alone"),
-    "selection": ("", "selected layers alone"),
-    "secure-aggregation": ("", "secure aggregation (ideal functionality)"),
-}
-"""The setting that stands for a defence's scale, if any, and what to call it."""
-
-_OUTSIDE = frozenset({"name", "defences", "attacks", "engine", "record"})
+_OUTSIDE = frozenset({"name", "defences", "attacks", "engine", "record", *(f"rule.{key}" for key in RULE_STRUCTURE)})
 """Keys of an experiment that set no row apart: they stand in columns of their own, or change no number."""
 
 
@@ -36,7 +25,8 @@ class Row:
 
     `defence` and `scale` are for display, `UNDEFENDED` and "" without any; `setting` names whatever else
     differs between the rows of one attack, such as "ways 5". `status` is "done" or what went wrong, then
-    `error` says why. `run` and `attack_result` are the results behind the row, where there are any.
+    `error` says why. `config` is the experiment's, as far as it is known. `run` and `attack_result` are the results
+    behind the row, where there are any.
     """
 
     defence: str
@@ -45,6 +35,7 @@ class Row:
     attack: str
     status: str
     error: str | None
+    config: Mapping[str, Any]
     run: RunResult | None
     attack_result: AttackResult | None
 
@@ -94,48 +85,22 @@ def leak(auc: float) -> float:
     return max(auc, 1 - auc)
 
 
-def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
-    """Return the rows of a run (one an attack) or a suite (one a cell, failed ones too), in a stable order.
-
-    Rows of one setting and attack stand together, the undefended first, then by defence and rising scale.
-    """
+def rows_of(result: RunResult | SuiteResult) -> list[Row]:
+    """Return the rows of a run (one an attack) or a suite (one a cell, failed ones too), in their own order."""
     if isinstance(result, SuiteResult):
         rows = [_cell_row(cell, result) for cell in result.cells]
     else:
         attacks: Sequence[AttackResult | None] = result.attacks or (None,)
         rows = [_run_row(result, attack) for attack in attacks]
-    return sorted(_with_settings(rows), key=_order)
+    return _with_settings(_with_structures(rows))
 
 
-def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Return a name and a scale for the defences of an experiment, ("undefended", "") without any.
+def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
+    """Return the rows of `result` so that those of one setting and attack stand together.
 
-    The scale is the number that a grid would vary: noise's `scale`; where it is another setting, the name says which.
+    Of those the undefended come first, then by defence and rising scale.
     """
-    if not defences:
-        return UNDEFENDED, ""
-    names, scales = [], []
-    for defence in defences:
-        others = {key: value for key, value in defence.items() if value is not None}
-        place, name, law = (str(others.pop(key, "")) for key in ("place", "name", "law"))
-        scale_key, title = _KNOWN.get(name, ("scale", f"{place} {name or 'defence'}".strip()))
-        if name == "gaussian":
-            scale_key = "epsilon" if "epsilon" in others else "noise_multiplier"
-            title += f" ({scale_key.replace('_', ' ')})"
-        if scale_key in others:
-            scales.append(_plain(others.pop(scale_key)))
-        details = [law, *(f"{key} {_plain(value)}" for key, value in others.items())]
-        names.append(", ".join([title, *(detail for detail in details if detail)]))
-    return " + ".join(names), " + ".join(scales)
-
-
-def _plain(value: object) -> str:
-    """Return a setting as a reader would write it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return f"{value:g}"
-    return " ".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value)
+    return sorted(rows_of(result), key=_order)
 
 
 def describe_run(run: RunResult) -> str:
@@ -195,28 +160,27 @@ def _run_row(run: RunResult, attack: AttackResult | None) -> Row:
     status, error = run.status, run.error
     if status == "done" and (attack is None or attack.evaluation is None):
         status = "not attacked" if attack is None else "not evaluated"
-    return Row(defence, scale, "", attack.name if attack else "–", status, error, run, attack)
+    return Row(defence, scale, "", attack.name if attack else "–", status, error, run.config, run, attack)
 
 
 def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
     run = suite.runs.get(cell.run)
     attack = next((one for one in run.attacks if one.name == cell.attack), None) if run else None
     defence, scale = describe_defences(cell.defences or (_defences(run.config) if run else ()))
-    # Without a run there is no configuration to compare: the cell's own words say which one is lost.
-    about = [("model", [one.model for one in suite.cells], cell.model)]
-    about += [("learners", [str(one.learners) for one in suite.cells], str(cell.learners))]
-    setting = "" if run else ", ".join(f"{key} {own}" for key, found, own in about if len(set(found)) > 1)
     error: str | None
     if cell.status == "failed":
         status, error = "failed", cell.error or "no reason was recorded"
+    elif cell.status != "done":
+        status, error = cell.status, cell.error
     elif run is None:
         status, error = "missing", f"{cell.run} is not there"
     else:
         whole = _run_row(run, attack)
         status, error = whole.status, whole.error
     # A suite names its results by attack and hash: what differs between the hashes stands in the setting.
-    name = attack.kind if attack else cell.attack
-    return Row(defence, scale, setting, name, status, error, run, attack)
+    name = attack.kind if attack else str(cell.attack_config.get("name") or cell.attack)
+    # What was planned fills in for a run that was never begun.
+    return Row(defence, scale, "", name, status, error, run.config if run else cell.experiment, run, attack)
 
 
 def _defences(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -224,39 +188,51 @@ def _defences(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
 
+def _with_structures(rows: list[Row]) -> list[Row]:
+    """Count a rule among the defences, where rows differ in it: it decides what is sent."""
+    said = [describe_structure(row.config.get("rule") or {}) for row in rows]
+    if len(set(said)) == 1:
+        return rows
+    return [
+        replace(row, defence=words if row.defence == UNDEFENDED else f"{words} + {row.defence}") if words else row
+        for row, words in zip(rows, said, strict=True)
+    ]
+
+
 def _with_settings(rows: list[Row]) -> list[Row]:
     """Name, for each row, the values in which its run or attack differs from others of the same attack."""
     named = list(rows)
     for attack in {row.attack for row in rows}:
-        members = [index for index, row in enumerate(rows) if row.attack == attack and row.run]
+        members = [index for index, row in enumerate(rows) if row.attack == attack and row.config]
         flat = {index: dict(_knobs(rows[index])) for index in members}
         keys = dict.fromkeys(key for knobs in flat.values() for key in knobs)
-        varying = [key for key in keys if len({knobs.get(key) for knobs in flat.values()}) > 1]
+        varying = [key for key in keys if len({knobs[key] for knobs in flat.values() if key in knobs}) > 1]
         for index in members:
-            parts = [f"{_short(key)} {flat[index][key]}" for key in varying if key in flat[index]]
+            parts = [f"{short_key(key)} {flat[index][key]}" for key in varying if key in flat[index]]
             named[index] = replace(rows[index], setting=", ".join(parts))
     return named
 
 
 def _knobs(row: Row) -> Iterator[tuple[str, str]]:
     """Yield what was set for a row, as dotted keys and text."""
-    if row.run:
-        for key, value in row.run.config.items():
-            if key not in _OUTSIDE:
-                yield from _flatten(str(key), value)
+    for key, value in flattened(row.config):
+        if key not in _OUTSIDE and key.partition(".")[0] not in _OUTSIDE:
+            yield key, value
     if row.attack_result:
-        yield from _flatten("attack", row.attack_result.config)
+        yield from flattened({"attack": row.attack_result.config})
 
 
-def _flatten(key: str, value: object) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for inner, nested in value.items():
-            yield from _flatten(f"{key}.{inner}", nested)
-    else:
-        yield key, str(value)
+def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values of nested mappings as dotted keys and text."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
 
 
-def _short(key: str) -> str:
+def short_key(key: str) -> str:
+    """Return the words for a dotted key: its last part, or what it names."""
     *parents, last = key.split(".")
     return parents[-1] if parents and last == "name" else last.replace("_", " ")
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from metaleak.attacks.evaluation import Evaluation
-from metaleak.deploy.report_rows import UNDEFENDED, Row, leak, level_text, rate_text
+from metaleak.deploy.defence_words import UNDEFENDED
+from metaleak.deploy.report_rows import Row, leak, level_text, rate_text
 
 HELD_AUC = 0.60
 """A defence holds an attack when the AUC is no further from guessing than this."""

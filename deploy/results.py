@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaleak.attacks.evaluation import Estimate, Evaluation
 from metaleak.deploy.plain_yaml import parse_yaml
+from metaleak.deploy.privacy import Cost, Privacy
 from metaleak.deploy.result_arrays import (
     MEGABYTE,
     Bools,
@@ -48,16 +49,21 @@ class Round(_Read):
 
 
 class Cell(_Read):
-    """One cell of `suite.json`: an attack on a run, by label and status; several cells may share a run."""
+    """One cell of `suite.json`: an attack on a run, or the run alone; several cells may share a run.
+
+    `defences`, `attack_config` and `experiment` (its data, task, partition, model, rule and the like) are what was
+    set, defaults included. `status` is `waiting` until it is run; `not applicable` when the attack cannot be made on
+    such a model; then and when it `failed`, `error` says why.
+    """
 
     id: str
     run: str
     label: str = ""
     defences: tuple[dict[str, Any], ...] = ()
     attack: str
-    model: str = ""
-    learners: int | None = None
-    status: Literal["done", "failed"] = "done"
+    attack_config: dict[str, Any] = {}
+    experiment: dict[str, Any] = {}
+    status: Literal["waiting", "done", "failed", "not applicable"] = "done"
     error: str | None = None
 
 
@@ -75,10 +81,13 @@ class _AttackFile(_Read):
     attack: dict[str, Any] = {}
     asks: Literal["query", "support"] | None = None
     round: int | None = None
+    rounds: int | None = None
     knows: str = ""
     seconds: float | None = None
     evaluation: Evaluation | None = None
     statistics: dict[str, Estimate] = {}
+    privacy: Privacy | None = None
+    cost: Cost | None = None
 
 
 class _SuiteFile(_Read):
@@ -94,6 +103,7 @@ class AttackResult:
     config: Mapping[str, Any]
     asks: str | None
     round: int | None
+    rounds: int | None
     knows: str
     seconds: float | None
     evaluation: Evaluation | None
@@ -101,6 +111,8 @@ class AttackResult:
     member: Bools
     gallery: Gallery | None
     statistics: Mapping[str, Estimate]
+    privacy: Privacy | None = None
+    cost: Cost | None = None
 
     @property
     def kind(self) -> str:
@@ -207,6 +219,7 @@ def read_attack(path: Path) -> AttackResult:
         config=described.attack,
         asks=described.asks,
         round=described.round,
+        rounds=described.rounds,
         knows=described.knows,
         seconds=described.seconds,
         evaluation=described.evaluation,
@@ -214,6 +227,8 @@ def read_attack(path: Path) -> AttackResult:
         member=member,
         gallery=read_gallery(path / "gallery.safetensors"),
         statistics=described.statistics,
+        privacy=described.privacy,
+        cost=described.cost,
     )
 
 

@@ -97,6 +97,11 @@ class RunDirectory:
         """Add to `run.json`."""
         write_text(self.path / "run.json", json.dumps({**self.said(), **what}, indent=2) + "\n")
 
+    @property
+    def done(self) -> bool:
+        """Whether the simulation is finished."""
+        return self.said().get("status") == "done"
+
     def end(self, status: Status, error: str | None = None) -> None:
         """Say how the run ended, and how long it took."""
         started = datetime.fromisoformat(self.said()["started"])

@@ -1,0 +1,60 @@
+"""Defences in words: what an experiment does against the curious server, and how strongly."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+UNDEFENDED = "undefended"
+
+RULE_STRUCTURE = ("name", "order", "adapts")
+"""The settings of a rule that protect, or do not, by what the rule computes."""
+
+_KNOWN = {
+    "gaussian": ("", "Gaussian mechanism"),
+    "pruning": ("keep", "pruning (part kept)"),
+    "quantisation": ("bits", "quantisation (bits)"),
+    "sign": ("", "sign and mean magnitude alone"),
+    "selection": ("", "selected layers alone"),
+    "secure-aggregation": ("", "secure aggregation (ideal functionality)"),
+}
+"""The setting that stands for a defence's scale, if any, and what to call it."""
+
+
+def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return a name and a scale for the defences of an experiment, ("undefended", "") without any.
+
+    The scale is the number that a grid would vary: noise's `scale`; where it is another setting, the name says which.
+    """
+    if not defences:
+        return UNDEFENDED, ""
+    names, scales = [], []
+    for defence in defences:
+        others = {key: value for key, value in defence.items() if value is not None}
+        place, name, law = (str(others.pop(key, "")) for key in ("place", "name", "law"))
+        scale_key, title = _KNOWN.get(name, ("scale", f"{place} {name or 'defence'}".strip()))
+        if name == "gaussian":
+            scale_key = "epsilon" if "epsilon" in others else "noise_multiplier"
+            title += f" ({scale_key.replace('_', ' ')})"
+        if scale_key in others:
+            scales.append(_plain(others.pop(scale_key)))
+        details = [law, *(f"{key} {_plain(value)}" for key, value in others.items())]
+        names.append(", ".join([title, *(detail for detail in details if detail)]))
+    return " + ".join(names), " + ".join(scales)
+
+
+def describe_structure(rule: Mapping[str, Any]) -> str:
+    """Return how a rule protects by what it computes, "" for second-order MAML, which does not."""
+    name, first_order, head = str(rule.get("name", "")), rule.get("order") == 1, rule.get("adapts") == "head"
+    if "order" not in rule:
+        return "" if name in ("", "maml") else f"rule {name}"
+    parts = ["first-order MAML"] if first_order else []
+    parts += ["head-only adaptation (ANIL)"] if head else []
+    return " + ".join(parts)
+
+
+def _plain(value: object) -> str:
+    """Return a setting as a reader would write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    return " ".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value)
