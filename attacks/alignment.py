@@ -8,7 +8,7 @@ idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -71,11 +71,14 @@ class Alignment(BaseModel):
     ) -> Answers:
         """Return log-likelihood ratios. Raises `ValueError` when the observation lacks what the attack assumes."""
         own = OwnImages.of(observation)
-        # Images of the metric's samples lose their own directions to what counts as common: learners have none there.
-        for_metric, for_shadows = own.halves()
+        if observation.classes is None:
+            raise ValueError("needs the class at each position, which the observation does not carry")
+        observation = replace(observation, classes=own.present(observation.classes, generator_for(seed, "present")))
+        # Learners' images are in no sample of the metric and stand in for nothing: nor may those of the shadows.
+        for_metric, for_shadows = own.parted()
         shadows = shadow_learners(observation, for_shadows, self.shadows, generator_for(seed, "shadows"))
         metric = self._metric(observation, for_metric, shadows, seed)
-        learnt = self._learnt(observation, own, shadows, metric, seed)
+        learnt = self._learnt(observation, for_metric, shadows, metric, seed)
         assert observation.classes is not None
         given = self._given(observation)
         scores = torch.empty(len(targets.rows), dtype=torch.float64)
@@ -111,7 +114,7 @@ class Alignment(BaseModel):
         samples = []
         for number, (classes, known) in enumerate(contexts):
             generator = generator_for(seed, "samples", number)
-            images = own.draw(classes.tolist(), each, generator).flatten(0, 1)
+            images = own.draw(classes, each, generator).flatten(0, 1)
             positions = torch.arange(observation.ways).repeat_interleave(each)
             stand_ins = self._stand_ins(own, observation, classes, known, seed, "samples", number)
             samples.append(self._contributions(observation, stand_ins, images, positions)[-1])
@@ -214,15 +217,16 @@ class Alignment(BaseModel):
     ) -> "_StandIns":
         """Return stand-ins for the two sets of a learner of these classes, or the set that is known."""
         generator = generator_for(seed, "stand-ins", what, number)
-
-        def drawn(each: int) -> Tensor:
-            return torch.stack([own.draw(classes.tolist(), each, generator) for _ in range(self.stand_ins)])
-
-        references = own.draw(classes.tolist(), self.references, generator)
+        shots, queries = observation.shots, observation.queries
+        # Together, so that no image stands in for a support and a query image at once.
+        drawn = [own.draw(classes, shots + queries, generator) for _ in range(self.stand_ins)]
+        support, query = torch.split(torch.stack(drawn), [shots, queries], dim=2)
+        references = own.draw(classes, self.references, generator)
         if known is not None and self.asks == "query":
             return _StandIns(known[None], known[None], references)
-        query = drawn(observation.queries) if known is None else known.expand(self.stand_ins, *known.shape)
-        return _StandIns(drawn(observation.shots), query, references)
+        if known is not None:
+            query = known.expand(self.stand_ins, *known.shape)
+        return _StandIns(support, query, references)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,11 @@ class Descent(Protocol):
         """Return the next point, from the gradients and the losses `(T,)` at `values`; a rate of 0 holds a value."""
         ...
 
-    def settled(self, values: Values) -> Values:
-        """Return where to end instead of at `values`, the point that would be evaluated next."""
+    def settled(self, values: Values, losses: Tensor) -> tuple[Values, Tensor]:
+        """Return where to end instead of at `values`, the point that would be evaluated next, and the losses there.
+
+        `losses (T,)` are those of the last evaluation.
+        """
         ...
 
 
@@ -49,9 +52,9 @@ class Adam:
             moved[name] = values[name] - rates[name] * (mean / (1 - first**self._steps) / root)
         return moved
 
-    def settled(self, values: Values) -> Values:
-        """Return `values`."""
-        return values
+    def settled(self, values: Values, losses: Tensor) -> tuple[Values, Tensor]:
+        """Return both as they are."""
+        return values, losses
 
 
 class Momentum:
@@ -72,9 +75,9 @@ class Momentum:
             moved[name] = values[name] - rates[name] * self._means[name]
         return moved
 
-    def settled(self, values: Values) -> Values:
-        """Return `values`."""
-        return values
+    def settled(self, values: Values, losses: Tensor) -> tuple[Values, Tensor]:
+        """Return both as they are."""
+        return values, losses
 
 
 def descent(optimiser: Optimiser) -> Descent:

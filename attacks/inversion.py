@@ -133,7 +133,8 @@ def invert(
     for phase, steps in enumerate((schedule.fit, schedule.iterations)):
         if phase == 1 and schedule.fit and schedule.optimiser == "lbfgs":
             # Its curvature is that of the values that were free; the losses of refused trials are nobody's start.
-            values, move = move.settled(values), descent(schedule.optimiser)
+            values, _ = move.settled(values, loss)
+            move = descent(schedule.optimiser)
         for index in range(steps):
             gradients, loss = step(values)
             if phase == 1 and index == 0:
@@ -145,7 +146,7 @@ def invert(
             values = move.advance(values, gradients, loss, now)
             values |= {name: values[name].clamp(0.0, 1.0) for name in boxed}
             tick()
-    values = move.settled(values)
+    values, loss = move.settled(values, loss)
     return Inversion(Unknowns(values["asked"], values.get("other"), values.get("labels")), fit_loss, loss)
 
 

@@ -54,14 +54,12 @@ class LBFGS:
         length = torch.where(steepest, first, torch.ones_like(first)) * self._length
         return _named(self._point + length[:, None] * direction, values)
 
-    def settled(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the accepted points, in the shapes of `values`; `values` itself before the first evaluation."""
-        return _named(self._point, values) if len(self._point) else values
+    def settled(self, values: dict[str, Tensor], losses: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the accepted points, in the shapes of `values`, and their losses `(T,)`.
 
-    @property
-    def losses(self) -> Tensor:
-        """The losses `(T,)` at the accepted points."""
-        return self._loss
+        Both as they are given before the first evaluation.
+        """
+        return (_named(self._point, values), self._loss) if len(self._point) else (values, losses)
 
     def _begin(self, point: Tensor, gradient: Tensor, losses: Tensor) -> None:
         self._point, self._gradient, self._loss = point.clone(), gradient, losses

@@ -1,6 +1,5 @@
 """The adversary's own labelled images, drawn by class: what it simulates learners with."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,25 +22,40 @@ class OwnImages:
             raise ValueError("needs the adversary's own images, which the observation does not carry")
         return cls(observation.own_images, observation.own_labels)
 
-    def halves(self) -> tuple["OwnImages", "OwnImages"]:
-        """Return two disjoint parts with half of every class each."""
+    def parted(self) -> tuple["OwnImages", "OwnImages"]:
+        """Return two disjoint parts: a third of every class, and the rest."""
         order = torch.argsort(self.labels, stable=True)
-        first, second = order[::2], order[1::2]
-        return OwnImages(self.images[first], self.labels[first]), OwnImages(self.images[second], self.labels[second])
+        third = torch.arange(len(order)) % 3 == 0
+        few, rest = order[third], order[~third]
+        return OwnImages(self.images[few], self.labels[few]), OwnImages(self.images[rest], self.labels[rest])
 
-    def draw(self, classes: Sequence[int], each: int, generator: torch.Generator) -> Tensor:
-        """Return `each` images of every class in turn, `(len(classes), each, C, H, W)`.
+    def least(self) -> int:
+        """Return how many images the smallest class has."""
+        return int(torch.unique(self.labels, return_counts=True)[1].min())
 
-        Within a class no image comes twice while there are enough. A class of which there is none is stood in for by
-        another, drawn at random and the same throughout the call: learners' classes may all be strangers to the
-        adversary.
+    def present(self, classes: Tensor, generator: torch.Generator) -> Tensor:
+        """Return `classes (L, ways)` with every class of which there is no image replaced by one that there is.
+
+        Learners' classes may all be strangers to the adversary. A learner's stand-ins are drawn at random, and differ
+        from one another and from its other classes while there are enough.
         """
         known = sorted(set(self.labels.tolist()))
-        strangers = [known[place] for place in torch.randperm(len(known), generator=generator).tolist()]
         rows = []
-        for number, label in enumerate(classes):
-            present = label if label in known else strangers[number % len(known)]
-            pool = torch.nonzero(self.labels == present).flatten()
+        for row in classes.tolist():
+            free = [label for label in known if label not in row] or known
+            order = [free[place] for place in torch.randperm(len(free), generator=generator).tolist()]
+            strangers = iter(order * len(row))
+            rows.append([label if label in known else next(strangers) for label in row])
+        return torch.tensor(rows)
+
+    def draw(self, classes: Tensor, each: int, generator: torch.Generator) -> Tensor:
+        """Return `each` images of every one of `classes (ways,)` in turn, `(ways, each, C, H, W)`.
+
+        Within a class no image comes twice while there are enough. Every class must be there.
+        """
+        rows = []
+        for label in classes.tolist():
+            pool = torch.nonzero(self.labels == label).flatten()
             places = torch.randperm(len(pool), generator=generator)
             rows.append(pool[places.repeat(-(-each // len(pool)))[:each]])
         return self.images[torch.stack(rows)]

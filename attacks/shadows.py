@@ -19,7 +19,8 @@ class Shadows:
     """S shadow learners of the observation's rule, model and task shape.
 
     `classes (S, ways)` are like real learners'. `support (S, ways, shots, ...)`, `query (S, ways, queries, ...)` are
-    what each holds, `others (S, ways, queries, ...)` further images of its classes. `gradients (S, ...)` are what it
+    what each holds, `others (S, ways, n, ...)` further images of its classes, `queries` of them while there are
+    enough. `gradients (S, ...)` are what it
     sends, by the known defences, and `undefended (S, ...)` what it would have sent without those of the shared
     gradient.
     """
@@ -35,14 +36,21 @@ class Shadows:
 def shadow_learners(observation: Observation, own: OwnImages, count: int, generator: torch.Generator) -> Shadows:
     """Return `count` shadow learners with the classes of the observation's learners in turn.
 
-    Needs `observation.classes`. The same generator state gives the same shadows.
+    Needs `observation.classes`, all of them present in `own`. The same generator state gives the same shadows.
+    Raises `ValueError` when a class has no image left that a shadow does not hold.
     """
     if observation.classes is None:
         raise ValueError("needs the class at each position, which the observation does not carry")
     shots, queries = observation.shots, observation.queries
+    others = min(queries, own.least() - shots - queries)
+    if others < 1:
+        raise ValueError(
+            f"a shadow learner needs {shots + queries + 1} of the adversary's own images a class, there are "
+            f"{own.least()}; raise partition.held_out"
+        )
     classes = observation.classes[torch.arange(count) % len(observation.classes)]
-    drawn = torch.stack([own.draw(row.tolist(), shots + 2 * queries, generator) for row in classes])
-    support, query, others = torch.split(drawn, [shots, queries, queries], dim=2)
+    drawn = torch.stack([own.draw(row, shots + queries + others, generator) for row in classes])
+    support, query, free = torch.split(drawn, [shots, queries, others], dim=2)
     defences = observation.defences or ()
     parts = [
         _sent(observation, support[some], query[some], defences, generator)
@@ -52,7 +60,7 @@ def shadow_learners(observation: Observation, own: OwnImages, count: int, genera
         {name: torch.cat([part[which][name] for part in parts]) for name in observation.parameters}
         for which in (0, 1)
     )
-    return Shadows(classes, support, query, others, gradients, undefended)
+    return Shadows(classes, support, query, free, gradients, undefended)
 
 
 def _sent(
@@ -70,13 +78,16 @@ def _sent(
                 tensors = defence(tensors, generator)
         return tensors
 
+    def defended(place: Place, images: Tensor) -> Tensor:
+        return torch.stack([defend(place, {"images": one})["images"] for one in images.flatten(1, 2)])
+
     def labels(images: Tensor) -> Tensor:
         return torch.arange(images.shape[1]).repeat_interleave(images.shape[2]).expand(len(images), -1)
 
     episodes = Episode(
-        defend("support", {"images": support.flatten(1, 2)})["images"],
+        defended("support", support),
         labels(support),
-        defend("query", {"images": query.flatten(1, 2)})["images"],
+        defended("query", query),
         labels(query),
     )
     inner: Perturb | None = None

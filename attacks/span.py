@@ -34,7 +34,7 @@ from metaleak.attacks.observation import Answers, Knowledge, Observation, Progre
 from metaleak.attacks.spectrum import RowSpace, row_space_above_noise
 from metaleak.attacks.whitened_gradient import evidence_of_direction, evidence_of_units, seen, whitened
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import MLP
+from metaleak.clients.models import MLP, Model
 from metaleak.clients.rules import Reptile
 from metaleak.defenses import Defence, GaussianMechanism, Noise
 
@@ -71,6 +71,10 @@ class SpanTest(BaseModel):
         """Nothing, unless it `knows_defences`."""
         return frozenset({"defences", "own images"} if self.knows_defences else ())
 
+    def applies_to(self, model: Model) -> bool:
+        """Return whether the model's first layer is dense."""
+        return dense_first_layer(model) is not None
+
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
@@ -84,7 +88,8 @@ class SpanTest(BaseModel):
         model, first = _dense(observation, targets)
         defences = self._defences(observation)
         gradients = joined(observation.gradients, first)
-        moments = _second_moments(gradients) if len(gradients) > 1 else None
+        # The rows of a mean are all the same: there are no others to learn from.
+        moments = _second_moments(gradients) if len(gradients) > 1 and observation.mean_of == 1 else None
         noisy = _image_noise(defences, self.asks)
         scores = torch.zeros(len(targets.rows), dtype=torch.float64)
         outside = torch.ones_like(scores)
@@ -93,7 +98,9 @@ class SpanTest(BaseModel):
             gradient = gradients[row].double()
             # A learner that sends nothing of this layer has said nothing.
             if len(asked) and bool(gradient.any()):
-                known = _shared_noise(defences, {name: value[row] for name, value in observation.gradients.items()})
+                known = _shared_noise(
+                    defences, {name: value[row] for name, value in observation.gradients.items()}, observation.mean_of
+                )
                 space = row_space_above_noise(gradient, known)
                 images = _inputs(targets.images[asked], gradient.shape[1])
                 outside[asked] = _outside(images, space.basis)
@@ -216,10 +223,10 @@ def _inputs(images: Tensor, width: int) -> Tensor:
 
 def _second_moments(gradients: Tensor) -> Tensor:
     """Return the second moment `(P, P)` of all learners' rows, summed with each learner counting alike."""
-    wide = gradients.double()
-    norms = wide.flatten(1).norm(dim=1).clamp(min=1e-300)
-    rows = (wide / norms[:, None, None]).flatten(0, 1)
-    moments: Tensor = rows.mT @ rows
+    moments = gradients.new_zeros((gradients.shape[2],) * 2, dtype=torch.float64)
+    for one in gradients:
+        rows = one.double()
+        moments += rows.mT @ rows / rows.square().sum().clamp(min=1e-300)
     return moments
 
 
@@ -242,14 +249,15 @@ def _image_noise(defences: tuple[Defence, ...], asks: Literal["query", "support"
     return math.hypot(*(one.scale for one in defences if isinstance(one, Noise) and one.place == asks))
 
 
-def _shared_noise(defences: tuple[Defence, ...], gradient: Parameters) -> float | None:
-    """Return the deviation of the noise on one learner's sent gradient, `None` where the defences do not tell it."""
+def _shared_noise(defences: tuple[Defence, ...], gradient: Parameters, learners: int) -> float | None:
+    """Return the deviation of the noise on the mean of `learners` gradients, `None` where it is not told."""
     shared = [one for one in defences if one.place == "shared"]
     if len(shared) != 1:
         return None
     if isinstance(shared[0], GaussianMechanism):
-        return shared[0].standard_deviation
-    if not isinstance(shared[0], Noise):
+        return shared[0].standard_deviation / math.sqrt(learners)
+    if not isinstance(shared[0], Noise) or learners > 1:
+        # Relative noise goes by each gradient's size, which a mean does not tell.
         return None
     # The scale is in units of the gradient before the noise, which added its own part of the energy.
     energy = sum(float(value.double().square().sum()) for value in gradient.values())

@@ -34,10 +34,7 @@ def start_blurred(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tens
     blurred = targets
     for _ in range(2):
         blurred = F.avg_pool2d(blurred, side, stride=1, padding=side // 2)
-    noise = [
-        torch.randn((images, *targets.shape[1:]), generator=_of(seed, row))
-        for row in rows.tolist()
-    ]
+    noise = [torch.randn((images, *targets.shape[1:]), generator=_of(seed, row)) for row in rows.tolist()]
     return (blurred[:, None] + _NOISE * torch.stack(noise)).clamp(0.0, 1.0)
 
 
@@ -47,9 +44,7 @@ def start_random(images: int, image_shape: tuple[int, ...], rows: Tensor, seed: 
     It is about a standard normal in the units of images that were brought to mean 0 and deviation 1, where DLG and
     inverting gradients draw theirs. The learner, in `rows (T,)`, and the seed decide on it.
     """
-    noise = [
-        torch.randn((images, *image_shape), generator=_of(seed, row)) for row in rows.tolist()
-    ]
+    noise = [torch.randn((images, *image_shape), generator=_of(seed, row)) for row in rows.tolist()]
     return 0.5 + 0.25 * torch.stack(noise)
 
 
@@ -66,10 +61,7 @@ def start_in_row_space(values: Tensor, vectors: Tensor, gradient: Tensor, bias: 
     def start(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tensor:
         size = vectors.shape[1]
         own = torch.stack(
-            [
-                torch.randn((images, size), generator=_of(seed, row), dtype=torch.float64)
-                for row in rows.tolist()
-            ]
+            [torch.randn((images, size), generator=_of(seed, row), dtype=torch.float64) for row in rows.tolist()]
         )
         length = targets.flatten(1).double().norm(dim=1)[:, None]
         if bias is None:

@@ -20,7 +20,7 @@ from metaleak.deploy.privacy import measured_privacy, message_cost
 from metaleak.deploy.run_directory import RunDirectory, write_text
 from metaleak.deploy.truth import SETS, Truth, ask, held_classes, held_images, pixels, rest_of_sets
 from metaleak.server import Record
-from metaleak.server.whole_file import write_whole
+from metaleak.server.whole_file import part_of, write_whole
 
 _SHOWN = 8
 _SURROUNDED: frozenset[Knowledge] = frozenset({"rest of the set", "both candidates"})
@@ -184,7 +184,8 @@ def _new_directory(attacks: Path, name: str) -> Path:
         raise ValueError(f"an attack's results cannot be called {name!r}: no slashes, no dot in front")
     out = attacks / name
     # Parts without attack.json were left by an attack that did not finish, and are written over.
-    unfinished = {"scores.parquet", "gallery.safetensors"}
+    written = ("scores.parquet", "gallery.safetensors", "attack.json")
+    unfinished = {*written[:2], *(part_of(name) for name in written)}
     if out.is_symlink() or (out.exists() and not {part.name for part in out.iterdir()} <= unfinished):
         raise ValueError(f"{out}: exists already; choose another name with --as")
     return out

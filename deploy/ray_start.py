@@ -22,6 +22,8 @@ def start_ray(settings: EngineSettings) -> int:
     cpus = settings.actors or usable_cores()
     # Inherited, where Flower would ask Ray for it: the processes that Ray starts ahead then serve as actors.
     os.environ["PYTHONPATH"] = paths
+    # A job that does not fit into the memory would be tried for ever.
+    os.environ.setdefault("RAY_task_oom_retries", "1")
     # Not a cluster that happens to run on this machine: that has to be asked for.
     start(address="local", num_cpus=cpus, include_dashboard=False)
     return cpus

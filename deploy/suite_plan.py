@@ -48,14 +48,13 @@ def plan(experiments: list[Experiment], out: Path) -> Plan:
     for experiment, label in zip(experiments, _labels(experiments), strict=True):
         run = f"runs/{experiment.simulation_key()}"
         path = out.resolve() / run
-        simulation = Job(jobs[run, ""].experiment if (run, "") in jobs else experiment, path)
         attacks = {
             f"{name}-{_attack_key(experiment, attack)}": attack
             for name, attack in planned_attacks(experiment).items()
         }
         against = {name: reason_against(experiment, attack) for name, attack in attacks.items()}
         if len([name for name in attacks if against[name] is None]) or not attacks:
-            jobs.setdefault((run, ""), simulation)
+            jobs.setdefault((run, ""), Job(experiment, path))
         for name, attack in attacks.items():
             if against[name] is None:
                 jobs[run, name] = Job(experiment, path, attack, name)

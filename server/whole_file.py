@@ -11,7 +11,7 @@ def write_whole(path: Path, content: bytes | Sequence[bytes | memoryview]) -> No
     A sequence of buffers is written one after the other and not joined in memory. A process that dies leaves the old
     file and perhaps a `.<name>.part`; a machine that loses its power may lose the file: nothing waits for the disk.
     """
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(part_of(path.name))
     try:
         with open(beside, "wb") as file:
             for buffer in [content] if isinstance(content, bytes) else content:
@@ -20,3 +20,8 @@ def write_whole(path: Path, content: bytes | Sequence[bytes | memoryview]) -> No
     except BaseException:  # Ctrl-C too
         beside.unlink(missing_ok=True)
         raise
+
+
+def part_of(name: str) -> str:
+    """Return the name under which the file `name` is written before it is complete."""
+    return f".{name}.part"

@@ -105,24 +105,36 @@ def test_a_batch_normalised_model_is_taken_apart_at_the_batch_that_is_its_refere
     assert not torch.allclose(model(parameters, images[:2])[:1], model(parameters, images)[:1])
 
 
+def numbered() -> OwnImages:
+    """Return forty images that are numbers, in four classes."""
+    return OwnImages(torch.arange(40.0).reshape(40, 1, 1, 1), torch.arange(40) % 4)
+
+
 def test_own_images_are_of_the_class_that_is_asked_for_and_differ():
-    own = OwnImages(torch.arange(40.0).reshape(40, 1, 1, 1), torch.arange(40) % 4)
-    drawn = own.draw([2, 0], 7, torch.Generator().manual_seed(0)).flatten(1)
+    drawn = numbered().draw(torch.tensor([2, 0]), 7, torch.Generator().manual_seed(0)).flatten(1)
     assert torch.equal(drawn.long() % 4, torch.tensor([[2], [0]]).expand(2, 7))
     assert all(len(set(row.tolist())) == 7 for row in drawn)
 
 
-def test_own_images_of_a_class_that_is_not_there_are_of_one_that_is():
-    own = OwnImages(torch.arange(40.0).reshape(40, 1, 1, 1), torch.arange(40) % 4)
-    drawn = own.draw([99, 99], 3, torch.Generator().manual_seed(0)).flatten(1)
-    assert len({(value % 4) for value in drawn[0].long().tolist()}) == 1
+def test_a_class_that_is_not_there_is_stood_in_for_by_another_than_the_learners_own():
+    for seed in range(20):
+        classes = numbered().present(torch.tensor([[1, 99, 98], [97, 96, 95]]), torch.Generator().manual_seed(seed))
+        assert classes[0, 0] == 1
+        assert all(len(set(row)) == 3 for row in classes.tolist())
+        assert set(classes.flatten().tolist()) <= {0, 1, 2, 3}
 
 
-def test_the_halves_of_own_images_share_nothing_and_hold_every_class():
-    own = OwnImages(torch.arange(40.0).reshape(40, 1, 1, 1), torch.arange(40) % 4)
-    first, second = own.halves()
-    assert not set(first.images.flatten().tolist()) & set(second.images.flatten().tolist())
-    assert set(first.labels.tolist()) == set(second.labels.tolist()) == {0, 1, 2, 3}
+def test_the_parts_of_own_images_share_nothing_and_hold_every_class():
+    few, rest = numbered().parted()
+    assert not set(few.images.flatten().tolist()) & set(rest.images.flatten().tolist())
+    assert set(few.labels.tolist()) == set(rest.labels.tolist()) == {0, 1, 2, 3}
+    assert rest.least() >= 5
+
+
+def test_shadows_without_a_free_image_are_refused(observation):
+    own = OwnImages(torch.rand((50, 1, 28, 28)), torch.arange(50) % 10)
+    with pytest.raises(ValueError, match=r"needs 6 .* there are 5; raise partition.held_out"):
+        shadow_learners(observation, own, 4, torch.Generator().manual_seed(0))
 
 
 def correlated(count: int) -> torch.Tensor:

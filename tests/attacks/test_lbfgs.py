@@ -43,8 +43,8 @@ def descend(losses, start, steps, rate=0.1, box=False):
         values = descent.advance(values, gradients, found, rates)
         if box:
             values = {name: value.clamp(0.0, 1.0) for name, value in values.items()}
-        accepted.append(descent.losses)
-    settled = descent.settled(values)
+        accepted.append(descent.settled(values, found)[1])
+    settled, _ = descent.settled(values, found)
     return torch.cat([settled["asked"], settled["other"]], dim=1), torch.stack(accepted)
 
 
