@@ -40,6 +40,7 @@ CASES: dict[str, tuple[Model, TaskShape, float]] = {
     "conv4-batch": (Conv4(normalisation="batch"), LARGE, 0.4),
     "conv4-group": (Conv4(normalisation="group"), LARGE, 0.4),
     "lenet": (LeNet(), SMALL, 0.01),
+    "lenet-small-start": (LeNet(weight_bound=None), SMALL, 0.01),
 }
 
 
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=1000)
     parser.add_argument("--non-members", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--defence", default="")
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--json", action="store_true")
@@ -90,7 +92,7 @@ def main() -> None:
         key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in given.defence.split(",") if p)
     }
     federation = Federation(
-        seed=1,
+        seed=given.seed,
         data=MNIST() if given.data == "mnist" else FashionMNIST(),
         task=task,
         partition=Partition(learners=given.learners),
@@ -118,6 +120,7 @@ def main() -> None:
                 "data": given.data,
                 "asks": given.asks,
                 "knows": attack.knows,
+                "seed": given.seed,
                 "defence": given.defence,
                 "rounds": number,
                 "members": found.members,
