@@ -206,7 +206,7 @@ def _figure(title: str, entries: int, about: str = "") -> Iterator[tuple[Axes, _
         figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
         axes = figure.add_axes((0.8 / width, (0.5 + legend) / height, 3.58 / width, 2.2 / height))
-        axes.set_title(_fitting(title, 52), loc="left")
+        axes.set_title(_fitting(title, 44), loc="left")
         yield axes, drawing
         if entries:
             figure.legend(loc="lower left", bbox_to_anchor=(0, 0), borderaxespad=0.2)

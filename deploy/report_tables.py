@@ -59,7 +59,8 @@ def _table(setting: Setting) -> Table:
     for asked in ASKED:
         columns += [f"{asked}: AUC", f"TPR % at {levels} % FPR"]
     for column in (*columns, "epsilon"):
-        table.add_column(column)
+        # Folded in a narrow terminal: half an interval would mislead.
+        table.add_column(column, overflow="fold")
     best = setting.frontier()
     for line in setting.lines:
         # On the frontier: no other has both more accuracy and a weaker strongest attack.
