@@ -240,3 +240,20 @@ def test_what_does_not_fit_is_named():
     blind = dataclasses.replace(observe(noise("query", 0.3)), own_images=None)
     with pytest.raises(ValueError, match="observation's own_images, which are None"):
         SpanTest(knows_defences=True)(blind, targets, 0)
+
+
+def test_a_mean_that_stands_in_every_row_is_scored_as_the_one_gradient_that_it_is():
+    targets, _ = asked("query")
+    seen = observe(noise("shared", 0.3))
+    mean = {name: value.mean(dim=0, keepdim=True) for name, value in seen.gradients.items()}
+    single = dataclasses.replace(seen, gradients=mean, mean_of=6)
+    rows = {name: value.expand(6, *value.shape[1:]) for name, value in mean.items()}
+    everywhere = dataclasses.replace(single, gradients=rows)
+    one = Targets(targets.images, torch.zeros_like(targets.rows), targets.positions)
+    torch.testing.assert_close(SpanTest()(everywhere, targets, seed=0).scores, SpanTest()(single, one, seed=0).scores)
+
+
+def test_it_applies_to_dense_first_layers_only():
+    assert SpanTest().applies_to(MLP())
+    assert not SpanTest().applies_to(Conv4())
+    assert not SpanTest().applies_to(LeNet())
