@@ -184,9 +184,15 @@ class Recorder:
                 return
             self._writer.reply(asked.round, learners, str(node), asked.sent, arrays)
             known.update(learners)
-            self._recorded.pop(asked.round - 2, None)
+            self._forget_rounds_before(asked.round - 1)
         except ValueError as error:
             _LOG.warning("round %d: node %d's reply is not recorded: %s", asked.round, node, error)
+
+    def _forget_rounds_before(self, round: int) -> None:
+        """Forget who is recorded in earlier rounds, but for those of which an answer may still come."""
+        awaited = {asked.round for asked in self._open.values()}
+        for old in [old for old in self._recorded if old < round and old not in awaited]:
+            del self._recorded[old]
 
 
 def curious_grid(grid: Grid, record: str | Path) -> tuple[WatchedGrid, Callable[[], None]]:

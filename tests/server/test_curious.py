@@ -118,6 +118,34 @@ def test_an_own_loop_uses_the_other_door(tmp_path):
     assert Record(tmp_path / "record").rounds == [1, 2]
 
 
+@pytest.mark.parametrize("later", [1, 2, 5])
+def test_a_second_answer_is_not_recorded_however_late_it_comes(tmp_path, later):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        stacked = {name: Array(array.numpy()[None]) for name, array in message.content["arrays"].items()}
+        content = {"arrays": ArrayRecord(stacked), "config": ConfigRecord({"learner-ids": [7]})}
+        return Message(RecordDict(content), reply_to=message)
+
+    grid, complete = curious_grid(LocalGrid(app, NODES), tmp_path / "record")
+
+    def asked(round):
+        config = ConfigRecord({"server-round": round, "learner-ids": [7]})
+        content = RecordDict({"arrays": start_arrays(), "config": config})
+        return list(grid.push_messages([Message(content, grid.get_node_ids()[0], MessageType.TRAIN)]))
+
+    # Asked twice, for the first message seemed lost.
+    first, second = asked(1), asked(1)
+    assert len(list(grid.pull_messages(first))) == 1
+    for round in range(2, 2 + later):
+        assert len(list(grid.pull_messages(asked(round)))) == 1
+    assert len(list(grid.pull_messages(second))) == 1
+    complete()
+    record = Record(tmp_path / "record")
+    assert [record.gradients(round)[0] for round in record.rounds] == [[7]] * (1 + later)
+
+
 def test_error_replies_pass_and_are_not_recorded(tmp_path):
     app = ClientApp()
 
