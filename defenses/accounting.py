@@ -3,13 +3,12 @@
 Everywhere a *noise multiplier* is the standard deviation of the noise divided by the L2 distance that it has to hide
 (the sensitivity), and two inputs are neighbours when one *replaces* the other: the server knows who takes part, so
 that nothing could hide a learner's presence, only what the learner holds.
+
+`dp_accounting` is imported where it is used: it takes a second, which every process that only defends would pay.
 """
 
 import math
 from functools import lru_cache
-
-import dp_accounting
-from dp_accounting.pld import PLDAccountant
 
 _ROUNDING_UP = 1 + 1e-9
 
@@ -25,6 +24,8 @@ def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> fl
     """
     _check(noise_multiplier >= 0, "noise_multiplier", noise_multiplier, "at least 0")
     _check_run(releases, delta)
+    import dp_accounting
+
     return float(dp_accounting.get_epsilon_gaussian(noise_multiplier / math.sqrt(releases), delta))
 
 
@@ -37,6 +38,8 @@ def gaussian_noise_multiplier(epsilon: float, releases: int, delta: float) -> fl
     """
     _check(0 < epsilon <= 10_000, "epsilon", epsilon, "in (0, 10000]")
     _check_run(releases, delta)
+    import dp_accounting
+
     return float(dp_accounting.get_sigma_gaussian(epsilon, delta)) * math.sqrt(releases) * _ROUNDING_UP
 
 
@@ -62,6 +65,9 @@ def secure_sum_epsilon(noise_multiplier: float, sampling_probability: float, rou
     _check_run(rounds, delta)
     if sampling_probability == 1:
         return gaussian_epsilon(noise_multiplier, rounds, delta)
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+
     # The library's multiplier is in units of one learner's norm; the distance between two of them is twice that.
     release = dp_accounting.GaussianDpEvent(2 * noise_multiplier)
     accountant = PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_ONE)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,11 +98,11 @@ class Simulation:
             self._end("done")
         return self.run
 
-    def start(self) -> RunDirectory:
+    def start_on(self, engine: RayEngine) -> RunDirectory:
         """Simulate to the end on Ray actors; return the run. Raises `Interrupted` on Ctrl-C."""
-        self._engine = RayEngine(self.experiment.engine, self.experiment.partition.learners)
-        self._engine.run(client_app(self.federation, self.experiment.engine.device), self.serve)
-        if self._engine.stopped:
+        self._engine = engine
+        engine.run(client_app(self.federation, self.experiment.engine.device), self.serve)
+        if engine.stopped:
             raise Interrupted(f"{self.run.path}: interrupted; what was recorded is readable")
         return self.run
 
@@ -226,7 +227,7 @@ def _try_out(federation: Federation, parameters: Parameters) -> None:
 
 def simulate(experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None) -> RunDirectory:
     """Simulate `experiment` on Ray actors into the new directory `out` and return the run; see `Simulation`."""
-    return Simulation(experiment, out, on_round).start()
+    return simulated_on_ray(experiment, lambda: Simulation(experiment, out, on_round))
 
 
 def simulate_here(experiment: Experiment, out: Path) -> RunDirectory:
@@ -253,7 +254,23 @@ def resume(
     run = RunDirectory.open(out)
     experiment = run.experiment(tuple(changes))
     _must_go_on_as_it_began(run, experiment)
-    return run if run.done else Simulation(experiment, run.path, on_round, resume=True).start()
+    if run.done:
+        return run
+    return simulated_on_ray(experiment, lambda: Simulation(experiment, run.path, on_round, resume=True))
+
+
+def simulated_on_ray(experiment: Experiment, prepare: Callable[[], Simulation]) -> RunDirectory:
+    """Simulate what `prepare` returns, a simulation of `experiment`, to the end on Ray actors; return the run."""
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        # Ray takes longer to start, most of it waiting, and its processes die with the thread that started them.
+        prepared = beside.submit(prepare)
+        engine = RayEngine(experiment.engine, experiment.partition.learners)
+        try:
+            simulation = prepared.result()
+        except BaseException:
+            engine.close()
+            raise
+    return simulation.start_on(engine)
 
 
 def _must_go_on_as_it_began(run: RunDirectory, experiment: Experiment) -> None:

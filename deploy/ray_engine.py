@@ -24,11 +24,15 @@ _LEAVING_SECONDS = 10.0
 
 
 class RayEngine:
-    """Runs a server and a client app until the server is done, or Ctrl-C. Good for one run."""
+    """Runs a server and a client app until the server is done, or Ctrl-C. Good for one run.
+
+    Made, it has started Ray: its processes live as long as the thread that made it.
+    """
 
     def __init__(self, settings: EngineSettings, learners: int) -> None:
         self._settings = settings
         self._learners = learners
+        self._actors = start_ray(settings)
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._served = False
@@ -37,6 +41,10 @@ class RayEngine:
     def stopped(self) -> bool:
         """Whether Ctrl-C was pressed."""
         return self._stop.is_set()
+
+    def close(self) -> None:
+        """End Ray when there is nothing to run after all; `run` does so by itself."""
+        ray.shutdown()
 
     def run(self, client: ClientApp, serve: Callable[[Grid], object]) -> None:
         """Call `serve` with a grid whose nodes run `client`; return when it has returned."""
@@ -52,19 +60,18 @@ class RayEngine:
             finally:
                 self._end_actors_after(_LEAVING_SECONDS)
 
-        actors = start_ray(self._settings)
         per_node = self._settings.learners_per_node
         try:
             with interruptible(self._interrupt):
                 run_simulation(
                     server_app=server,
                     client_app=client,
-                    num_supernodes=_LANES * actors if per_node == "auto" else -(-self._learners // per_node),
+                    num_supernodes=_LANES * self._actors if per_node == "auto" else -(-self._learners // per_node),
                     # An actor that dies comes back; what it was at is asked for again by the strategy.
                     backend_config={
                         "client_resources": {
                             "num_cpus": 1,
-                            "num_gpus": gpus_each(self._settings, actors),
+                            "num_gpus": gpus_each(self._settings, self._actors),
                             "max_restarts": -1,
                         }
                     },

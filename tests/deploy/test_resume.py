@@ -12,9 +12,10 @@ import torch
 from local_grid import LocalGrid
 
 from metaleak.clients import client_app
+from metaleak.deploy import launch
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.experiment import experiment_from
-from metaleak.deploy.launch import Simulation, resume
+from metaleak.deploy.launch import Simulation, resume, simulate
 from metaleak.deploy.run_directory import RunDirectory
 from metaleak.server import Record
 from metaleak.server.checkpoint import read_checkpoint
@@ -33,14 +34,17 @@ EXPERIMENT = {
 }
 
 
+def simulated_here(experiment, prepare):
+    """Do what `launch.simulated_on_ray` does, in this process."""
+    simulation = prepare()
+    return simulation.serve(LocalGrid(client_app(simulation.federation), nodes=3))
+
+
 @pytest.fixture
 def locally(monkeypatch):
     """Let simulations run in this process, without Ray."""
 
-    def start(simulation):
-        return simulation.serve(LocalGrid(client_app(simulation.federation), nodes=3))
-
-    monkeypatch.setattr(Simulation, "start", start)
+    monkeypatch.setattr(launch, "simulated_on_ray", simulated_here)
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +81,11 @@ def simulate_in_a_process(out, resumed):
     """Start a simulation in a child that shares nothing with this process but the code, and return the child."""
 
     def work():
-        def start(simulation):
-            return simulation.serve(LocalGrid(client_app(simulation.federation), nodes=3))
-
-        Simulation.start = start
+        launch.simulated_on_ray = simulated_here
         if resumed:
             resume(out)
         else:
-            Simulation(experiment_from(EXPERIMENT, "test"), out).start()
+            simulate(experiment_from(EXPERIMENT, "test"), out)
 
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()

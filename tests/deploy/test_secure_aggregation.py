@@ -4,6 +4,7 @@ import pytest
 from local_grid import LocalGrid, local_simulate
 
 from metaleak.clients import client_app
+from metaleak.deploy import launch
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.experiment import experiment_from
 from metaleak.deploy.launch import Simulation, resume
@@ -46,6 +47,12 @@ def test_the_server_learns_as_before_and_records_means_alone(tmp_path, whole):
         whole.experiment().federation().learner(secure.gradients(1)[0][0])
 
 
+def simulated_here(experiment, prepare):
+    """Do what `launch.simulated_on_ray` does, in this process."""
+    simulation = prepare()
+    return simulation.serve(LocalGrid(client_app(simulation.federation)))
+
+
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, whole, monkeypatch, rounds):
     def interrupt(done):
@@ -55,7 +62,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, whole, monke
     simulation = Simulation(experiment_from(EXPERIMENT, "test"), tmp_path / "run", interrupt)
     with pytest.raises(Interrupted):
         simulation.serve(LocalGrid(client_app(simulation.federation)))
-    monkeypatch.setattr(Simulation, "start", lambda one: one.serve(LocalGrid(client_app(one.federation))))
+    monkeypatch.setattr(launch, "simulated_on_ray", simulated_here)
     run = resume(simulation.run.path)
     mine, theirs = Record(run.record), Record(whole.record)
     assert mine.rounds == theirs.rounds == [1, 2, 3, 4, 5]
