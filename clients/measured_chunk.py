@@ -25,6 +25,9 @@ from metaleak.clients.shard import episodes
 CHUNKS = (1, 4, 16, 32, 64, 128)
 """The choices; powers of two, in which learners are also summed."""
 
+_WAYS = "loop, vmap, own span"
+"""How `batch_meta_gradients` may compute: what was measured of other ways says nothing of these."""
+
 _WORTH = 0.95
 """A larger chunk must take at most this much of the time an episode: memory is not free."""
 
@@ -100,8 +103,8 @@ def _measured(
 
 
 def _seconds(federation: Federation, parameters: Parameters, batch: Episode, device: torch.device) -> float:
-    """Return what one batch takes: of this process's own time on a CPU, where others may be at work too."""
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    """Return what one batch takes: of this thread's own time on a CPU, where others may be at work too."""
+    clock = time.perf_counter if device.type == "cuda" else time.thread_time
     start = clock()
     batch_meta_gradients(federation.model, federation.rule, parameters, batch)
     if device.type == "cuda":
@@ -121,6 +124,7 @@ def _key(federation: Federation, parameters: Parameters, device: torch.device, m
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     decides = (
+        _WAYS,
         repr(federation.model),
         repr(federation.rule),
         repr(federation.task),

@@ -37,6 +37,11 @@ class MLP(BaseModel):
         parameters["head.bias"] = torch.zeros(ways)
         return parameters
 
+    @property
+    def input_weight(self) -> str:
+        """Return the name of the one parameter that the pixels meet."""
+        return "layer1.weight" if self.hidden else "head.weight"
+
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         """Return logits `(B, ways)` for `images (B, C, H, W)`."""
         features = images.flatten(1)

@@ -54,6 +54,19 @@ class Decoupled(Protocol):
         ...
 
 
+@runtime_checkable
+class LinearInput(Model, Protocol):
+    """A model that meets an image only as the product of one weight with its flattened pixels."""
+
+    @property
+    def input_weight(self) -> str:
+        """Return the name of that weight, a parameter `(units, pixels)`.
+
+        The model computes with `(units, n)` and images `(B, n)` as well.
+        """
+        ...
+
+
 def activate(name: Activation, values: Tensor) -> Tensor:
     """Return `values` passed through the activation called `name`, any shape."""
     return _ACTIVATIONS[name](values)

@@ -1,0 +1,41 @@
+"""A batch of episodes: how many meta-gradients are computed at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from metaleak.clients.episode import Episode, Parameters
+from metaleak.clients.models import Model
+from metaleak.clients.rules.own_span import own_span_meta_gradients, own_span_pays
+from metaleak.clients.rules.rule import Perturb, Rule
+
+
+def batch_meta_gradients(
+    model: Model, rule: Rule, parameters: Parameters, batch: Episode, perturbs: Sequence[Perturb | None] = ()
+) -> tuple[Parameters, Tensor]:
+    """Return the meta-gradients of a batch of episodes, stacked `(L, ...)`, and the losses `(L,)`.
+
+    One episode, or any with an inner defence in `perturbs`, is computed by a plain call of the rule: an inner defence
+    draws its noise inside it. All others are computed at once under `vmap`, in the span of their own images where
+    that is possible and less work.
+    """
+    count = len(batch.support_labels)
+    if count > 1 and not any(perturbs):
+        images = batch.support_images.shape[1] + batch.query_images.shape[1]
+        if own_span_pays(model, rule, parameters, images):
+            gradients, losses = own_span_meta_gradients(model, rule, parameters, batch)
+        else:
+            gradients, losses = vmap(lambda one: rule.meta_gradient(model, parameters, one))(batch)
+        return {name: value.detach() for name, value in gradients.items()}, losses.detach()
+    computed = [
+        rule.meta_gradient(model, parameters, Episode(*(part[row] for part in batch)), perturb)
+        for row, perturb in zip(range(count), perturbs or [None] * count, strict=True)
+    ]
+    return stacked([gradient for gradient, _ in computed]), torch.stack([loss for _, loss in computed]).detach()
+
+
+def stacked(gradients: Sequence[Parameters]) -> Parameters:
+    """Return gradients shaped like one another as one, with a leading axis."""
+    return {name: torch.stack([gradient[name] for gradient in gradients]).detach() for name in gradients[0]}

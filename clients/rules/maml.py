@@ -1,0 +1,76 @@
+"""MAML (Finn et al. 2017), its first-order form and ANIL."""
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.func import grad_and_value
+
+from metaleak.clients.episode import Episode, Parameters
+from metaleak.clients.models import HEAD, Model
+from metaleak.clients.rules.rule import InnerRate, InnerSteps, Perturb, cross_entropy, inner_steps
+
+
+class MAML(BaseModel):
+    """Model-agnostic meta-learning: the derivative of the query loss after adaptation (Finn et al. 2017).
+
+    `order: 2` differentiates through the adaptation; `order: 1` takes the query gradient at the adapted parameters
+    as it is (FOMAML). `adapts: head` moves only the classifier, `head.*`, in the inner loop (ANIL, Raghu et al.
+    2020); all parameters learn in the outer one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rotation_equivariant: ClassVar[bool] = True
+
+    inner_steps: InnerSteps = 1
+    inner_rate: InnerRate = 0.4
+    order: Literal[1, 2] = 2
+    adapts: Literal["all", "head"] = "all"
+
+    def adapt(
+        self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
+    ) -> Parameters:
+        """Return the parameters after adaptation to the episode's support set."""
+        head = frozenset(name for name in parameters if name.startswith(HEAD))
+        return inner_steps(
+            model,
+            parameters,
+            episode.support_images,
+            episode.support_labels,
+            self.inner_steps,
+            self.inner_rate,
+            names=head if self.adapts == "head" else None,
+            perturb=perturb,
+        )
+
+    def meta_gradient(
+        self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
+    ) -> tuple[Parameters, Tensor]:
+        """Return the meta-gradient, shaped like `parameters`, and the query loss after adaptation.
+
+        Order 2: d/dw L(adapt(w); query). Order 1: d/dtheta L(theta; query) at theta = adapt(w). A `perturb` that
+        adds noise is part of the function that is differentiated; the noise is a constant of it.
+        """
+
+        def query_loss(adapted: Parameters) -> Tensor:
+            return cross_entropy(model, adapted, episode.query_images, episode.query_labels)
+
+        def loss_after_adaptation(parameters: Parameters) -> Tensor:
+            return query_loss(self.adapt(model, parameters, episode, perturb))
+
+        if self.order == 2:
+            gradient, loss = grad_and_value(loss_after_adaptation)(parameters)
+        else:
+            gradient, loss = grad_and_value(query_loss)(self.adapt(model, parameters, episode, perturb))
+        return gradient, loss
+
+
+def first_order_maml(inner_steps: int = 1, inner_rate: float = 0.4) -> MAML:
+    """Return first-order MAML (FOMAML): the Hessian is left out."""
+    return MAML(inner_steps=inner_steps, inner_rate=inner_rate, order=1)
+
+
+def anil(inner_steps: int = 1, inner_rate: float = 0.4) -> MAML:
+    """Return ANIL, "almost no inner loop": only the classifier adapts."""
+    return MAML(inner_steps=inner_steps, inner_rate=inner_rate, adapts="head")

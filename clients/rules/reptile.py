@@ -1,0 +1,43 @@
+"""Reptile (Nichol et al. 2018)."""
+
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from metaleak.clients.episode import Episode, Parameters
+from metaleak.clients.models import Model
+from metaleak.clients.rules.rule import InnerRate, InnerSteps, Perturb, cross_entropy, inner_steps
+
+
+class Reptile(BaseModel):
+    """Reptile: the direction to where gradient descent on all of a learner's images leads (Nichol et al. 2018)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rotation_equivariant: ClassVar[bool] = True
+
+    inner_steps: InnerSteps = 5
+    inner_rate: InnerRate = 0.1
+
+    def adapt(
+        self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
+    ) -> Parameters:
+        """Return the parameters after adaptation to the episode's support set."""
+        images, labels = episode.support_images, episode.support_labels
+        return inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
+
+    def meta_gradient(
+        self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
+    ) -> tuple[Parameters, Tensor]:
+        """Return (w - theta) / inner_rate, shaped like `parameters`, and the loss on all images at theta.
+
+        theta are the parameters after `inner_steps` on the support and the query set together: Reptile knows no
+        split. The result equals the sum of the inner gradients.
+        """
+        images = torch.cat([episode.support_images, episode.query_images])
+        labels = torch.cat([episode.support_labels, episode.query_labels])
+        adapted = inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
+        gradient = {name: (value - adapted[name]) / self.inner_rate for name, value in parameters.items()}
+        return gradient, cross_entropy(model, adapted, images, labels)
