@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import MLP, Model
+from metaleak.clients.models import LinearInput, Model
 
 _NUMERICAL_RANK = 1e-5
 """Singular values below this part of the largest are rounding errors of float32 gradients."""
@@ -64,9 +64,7 @@ class Coordinates:
 
 def dense_first_layer(model: Model) -> str | None:
     """Return the name of the weight that multiplies the flattened image, or `None` for other models."""
-    if not isinstance(model, MLP):
-        return None
-    return "layer1.weight" if model.hidden else "head.weight"
+    return model.input_weight if isinstance(model, LinearInput) else None
 
 
 def pixels(parameters: Parameters, gradients: Parameters, image_shape: tuple[int, ...]) -> Coordinates:

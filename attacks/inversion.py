@@ -14,7 +14,7 @@ from metaleak.attacks.descent import Decay, Optimiser, Values, descent, remainin
 from metaleak.attacks.matching import Layers, Loss, matching_loss, total_variation
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
-from metaleak.clients.rules import Rule
+from metaleak.clients.rules import Rule, own_coordinates, own_span_pays
 
 Set = Literal["query", "support"]
 
@@ -162,29 +162,45 @@ def _stepper(
     problem: Problem, coordinates: Coordinates, known: Tensor | None, schedule: Schedule
 ) -> Callable[[Values], tuple[Values, Tensor]]:
     """Return the function from the unknowns `(T, ...)` to the objective's gradients and the objectives `(T,)`."""
-    first = coordinates.first
+    first, model, rule = coordinates.first, problem.model, problem.rule
     shared = {name: value for name, value in coordinates.parameters.items() if name != first}
     own = {name: value for name, value in coordinates.parameters.items() if name == first}
     given = {} if known is None else {"known": known}
     given |= {} if coordinates.weights is None else {"weights": coordinates.weights}
     no_labels = torch.empty(0, problem.ways)
+    images = problem.images_of() + problem.images_of(other=True)
+    # In pixels, which the total variation needs, the first layer may still be met in the span of the dummies alone.
+    turned = (
+        model.input_weight
+        if first is None and schedule.loss == "cosine" and own_span_pays(model, rule, shared, images)
+        else None
+    )
 
-    def objective(values: Values, given: Values, own: Parameters, observed: Parameters) -> Tensor:
+    def objective(
+        values: Values, given: Values, own: Parameters, observed: Parameters, squares: Parameters
+    ) -> Tensor:
         other = given["known"] if "known" in given else values["other"]
         episode = problem.episode(values["asked"], other, values.get("labels", no_labels))
-        made, _ = problem.rule.meta_gradient(problem.model, {**shared, **own}, episode)
+        parameters = {**shared, **own}
+        if turned is not None:
+            basis, episode = own_coordinates(episode)
+            parameters, observed = (
+                {**tensors, turned: tensors[turned] @ basis} for tensors in (parameters, observed)
+            )
+        made, _ = rule.meta_gradient(model, parameters, episode)
         if first is not None:
             made = {**made, first: made[first] * given["weights"]}
-        loss = matching_loss(made, observed, schedule.loss, schedule.layers)
+        loss = matching_loss(made, observed, schedule.loss, schedule.layers, squares)
         if schedule.total_variation:
             free = torch.cat([value for name, value in values.items() if name != "labels"])
             loss = loss + schedule.total_variation * total_variation(free)
         return loss
 
     step = vmap(grad_and_value(objective))
+    squares = {name: value.flatten(1).square().sum(dim=1) for name, value in coordinates.gradients.items()}
 
     def evaluate(values: Values) -> tuple[Values, Tensor]:
-        gradients, loss = step(values, given, own, coordinates.gradients)
+        gradients, loss = step(values, given, own, coordinates.gradients, squares)
         return {name: value.detach() for name, value in gradients.items()}, loss.detach()
 
     return evaluate

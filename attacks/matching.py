@@ -13,20 +13,21 @@ Layers = Literal["joint", "each"]
 _TINY = 1e-12
 
 
-def matching_loss(made: Parameters, observed: Parameters, loss: Loss, layers: Layers) -> Tensor:
+def matching_loss(
+    made: Parameters, observed: Parameters, loss: Loss, layers: Layers, squares: Parameters | None = None
+) -> Tensor:
     """Return the distance of two gradients of the same names and shapes, a scalar.
 
     `cosine`: 1 - cosine, in [0, 2] (Geiping et al. 2020). `squared`: squared distance over the observed squared
     norm, 0 or more (DLG, Zhu et al. 2019, made free of scale). `joint` takes all parameters as one vector; `each`
-    is the mean over the parameters' own losses, so that a small layer counts as much as a large one.
+    is the mean over the parameters' own losses, so that a small layer counts as much as a large one. `squares` are
+    the observed tensors' squared norms, scalars by name; for `cosine`, `observed` may then be only the part of them
+    that `made` could match.
     """
-    made_parts = [made[name].flatten() for name in observed]
-    observed_parts = [value.flatten() for value in observed.values()]
-    if layers == "joint":
-        made_parts, observed_parts = [torch.cat(made_parts)], [torch.cat(observed_parts)]
+    sizes = {name: value.square().sum() for name, value in observed.items()} if squares is None else squares
+    parts = [tuple(observed)] if layers == "joint" else [(name,) for name in observed]
     distance = _cosine if loss == "cosine" else _squared
-    losses = [distance(*parts) for parts in zip(made_parts, observed_parts, strict=True)]
-    return torch.stack(losses).mean()
+    return torch.stack([distance(part, made, observed, sizes) for part in parts]).mean()
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -40,12 +41,14 @@ def total_variation(images: Tensor) -> Tensor:
     return across.abs().mean() + down.abs().mean()
 
 
-def _cosine(made: Tensor, observed: Tensor) -> Tensor:
+def _cosine(names: tuple[str, ...], made: Parameters, observed: Parameters, squares: Parameters) -> Tensor:
+    products = torch.stack([(made[name] * observed[name]).sum() for name in names]).sum()
+    lengths = torch.stack([made[name].square().sum() for name in names]).sum()
     # The tiny term stands under the root: a norm has no derivative at zero.
-    norms = (made.dot(made) + _TINY).sqrt() * (observed.dot(observed) + _TINY).sqrt()
-    return 1.0 - made.dot(observed) / norms
+    norms = (lengths + _TINY).sqrt() * (torch.stack([squares[name] for name in names]).sum() + _TINY).sqrt()
+    return 1.0 - products / norms
 
 
-def _squared(made: Tensor, observed: Tensor) -> Tensor:
-    difference = made - observed
-    return difference.dot(difference) / (observed.dot(observed) + _TINY)
+def _squared(names: tuple[str, ...], made: Parameters, observed: Parameters, squares: Parameters) -> Tensor:
+    distances = torch.stack([(made[name] - observed[name]).square().sum() for name in names]).sum()
+    return distances / (torch.stack([squares[name] for name in names]).sum() + _TINY)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 from torch.func import vmap
 
-from metaleak.attacks import ReconstructionAttack, query_attack, support_attack
+from metaleak.attacks import ReconstructionAttack, inversion, query_attack, support_attack
 from metaleak.attacks.coordinates import pixels
 from metaleak.attacks.inversion import Problem, Schedule, Unknowns, invert
 from metaleak.attacks.matching import matching_loss
@@ -230,6 +230,29 @@ def test_the_true_episode_is_a_solution(world):
     start = Unknowns(world.query[some], None, None)
     ended = invert(problem, inside, start, world.support[some], some, schedule, lambda: None)
     assert ended.loss.max() < 1e-10
+
+
+@pytest.mark.parametrize("layers", ["joint", "each"])
+def test_computing_in_the_span_of_the_dummies_changes_nothing(world, layers, monkeypatch):
+    """With a total variation images stay in pixels; the first layer is met in their own span all the same."""
+    some = torch.arange(4)
+    gradients = {name: value[some] for name, value in world.observation.gradients.items()}
+    inside = pixels(world.observation.parameters, gradients, (1, 28, 28))
+    problem = Problem(MLP(), MAML(), WAYS, 1, 1, "query")
+    schedule = Schedule("cosine", layers, "momentum", 1e-2, 0, 5, total_variation=0.1)
+    start = Unknowns(start_blurred(world.query[some, 0], some, WAYS, seed=1), None, None)
+
+    def ended():
+        return invert(problem, inside, start, world.support[some], None, schedule, lambda: None)
+
+    in_span = ended()
+    asked = []
+    monkeypatch.setattr(inversion, "own_span_pays", lambda *given: asked.append(given))
+    plain = ended()
+    assert asked
+    torch.testing.assert_close(in_span.loss, plain.loss, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(in_span.unknowns.asked, plain.unknowns.asked, rtol=1e-3, atol=1e-4)
+    assert (in_span.unknowns.asked - start.asked).abs().max() > 0.01
 
 
 def test_progress_ends_at_the_total(world):

@@ -63,6 +63,8 @@ SETTINGS = {"total_variation": 0.2, "rate": 0.1}
 class PlainGradient:
     """The rule of federated SGD: no adaptation, the gradient of the query set, and no support set."""
 
+    rotation_equivariant = True
+
     def adapt(
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
     ) -> Parameters:
