@@ -8,7 +8,7 @@ idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -21,19 +21,19 @@ from metaleak.attacks.observation import Answers, Knowledge, Observation, Progre
 from metaleak.attacks.own_images import OwnImages
 from metaleak.attacks.seeding import generator_for
 from metaleak.attacks.shadows import Shadows, shadow_learners
+from metaleak.attacks.stand_ins import SeenLearner, StandIns, expected_gradient, stand_ins_for
 from metaleak.attacks.whitening import Whitening, fit
-from metaleak.clients.episode import Episode
-from metaleak.clients.rules import batch_meta_gradients
 
 
 class Alignment(BaseModel):
     """Was this image in the learner's set that the attack `asks` about?
 
     `knows`: `labels` (and classes), or `other`, also the images of the set not asked about. `stand_ins` sets of own
-    images stand in for each unknown one. The metric is estimated from the contributions of about `samples` own
-    images, of whose principal directions the part `components` is taken for common. `shadows` learners are simulated
-    to learn from. `knows_defences`: the shadows defend themselves as the learners do, and the metric allows for the
-    noise (an adaptive adversary).
+    images stand in for each unknown one: of `choices` times as many, those that would have sent what is most like the
+    observed gradient; each costs a meta-gradient a learner. The metric is estimated from the contributions of about
+    `samples` own images, of whose principal directions the part `components` is taken for common. `shadows` learners
+    are simulated to learn from. `knows_defences`: the shadows defend themselves as the learners do, and the metric
+    allows for the noise (an adaptive adversary).
 
     A support image is looked for twice: as if it were a query image, for it has adapted the parameters to images like
     it, and (with `second_order`; much slower) by the change of the meta-gradient when it is added to a set of
@@ -46,6 +46,7 @@ class Alignment(BaseModel):
     asks: Literal["query", "support"] = "query"
     knows: Literal["labels", "other"] = "labels"
     stand_ins: Annotated[int, Field(ge=1, le=1000)] = 4
+    choices: Annotated[int, Field(ge=1, le=1000)] = 1
     references: Annotated[int, Field(ge=1, le=1000)] = 4
     samples: Annotated[int, Field(ge=10, le=1_000_000)] = 2000
     components: Annotated[float, Field(ge=0, lt=1)] = 0.6
@@ -79,16 +80,13 @@ class Alignment(BaseModel):
         shadows = shadow_learners(observation, for_shadows, self.shadows, generator_for(seed, "shadows"))
         metric = self._metric(observation, for_metric, shadows, seed)
         learnt = self._learnt(observation, for_metric, shadows, metric, seed)
-        assert observation.classes is not None
-        given = self._given(observation)
         scores = torch.empty(len(targets.rows), dtype=torch.float64)
         done = 0
         for row, places in _by_learner(targets.rows):
-            known = None if given is None else given[row]
-            stand_ins = self._stand_ins(own, observation, observation.classes[row], known, seed, "target", row)
-            gradient = flattened({name: value[row : row + 1] for name, value in observation.gradients.items()})
+            learner = self._seen(observation, row)
+            stand_ins = self._stand_ins(learner, observation, own, generator_for(seed, "stand-ins", "target", row))
             features = self._features(
-                observation, metric, gradient, stand_ins, targets.images[places], targets.positions[places]
+                learner, observation, metric, stand_ins, targets.images[places], targets.positions[places]
             )
             scores[places] = learnt.log_ratio(features)
             done += len(places)
@@ -104,19 +102,16 @@ class Alignment(BaseModel):
     def _metric(self, observation: Observation, own: OwnImages, shadows: Shadows, seed: int) -> Whitening:
         """Return the metric, estimated from own images in the place of the images that hide the target."""
         assert observation.classes is not None
-        given = self._given(observation)
-        contexts = [
-            (classes, None if given is None else given[row]) for row, classes in enumerate(observation.classes)
-        ]
+        real = [self._seen(observation, row) for row in range(min(len(shadows.classes), len(observation.classes)))]
         # The shadows' own too, or what is learnt from them would not hold for the real learners.
-        contexts = [*contexts[: len(shadows.classes)], *self._contexts(shadows)]
-        each = max(1, -(-self.samples // (len(contexts) * observation.ways)))
+        learners = [*real, *self._seen_shadows(shadows)]
+        each = max(1, -(-self.samples // (len(learners) * observation.ways)))
         samples = []
-        for number, (classes, known) in enumerate(contexts):
-            generator = generator_for(seed, "samples", number)
-            images = own.draw(classes, each, generator).flatten(0, 1)
+        for number, learner in enumerate(learners):
+            images = own.draw(learner.classes, each, generator_for(seed, "samples", number)).flatten(0, 1)
             positions = torch.arange(observation.ways).repeat_interleave(each)
-            stand_ins = self._stand_ins(own, observation, classes, known, seed, "samples", number)
+            generator = generator_for(seed, "stand-ins", "samples", number)
+            stand_ins = self._stand_ins(learner, observation, own, generator)
             samples.append(self._contributions(observation, stand_ins, images, positions)[-1])
         shapes = tuple(tuple(value.shape) for value in observation.parameters.values())
         # The gradient is a mean of the query set's contributions and a sum of the support set's.
@@ -135,18 +130,16 @@ class Alignment(BaseModel):
     ) -> Discriminant:
         """Return how the features tell members from others, from the shadow learners."""
         held = shadows.query if self.asks == "query" else shadows.support
-        gradients = flattened(shadows.gradients)
         found: dict[bool, list[Tensor]] = {True: [], False: []}
-        for number, (classes, known) in enumerate(self._contexts(shadows)):
-            stand_ins = self._stand_ins(own, observation, classes, known, seed, "shadow", number)
+        for number, learner in enumerate(self._seen_shadows(shadows)):
+            generator = generator_for(seed, "stand-ins", "shadow", number)
+            stand_ins = self._stand_ins(learner, observation, own, generator)
             members, others = held[number], shadows.others[number]
             images = torch.cat([members.flatten(0, 1), others.flatten(0, 1)])
             positions = torch.cat(
                 [torch.arange(observation.ways).repeat_interleave(part.shape[1]) for part in (members, others)]
             )
-            features = self._features(
-                observation, metric, gradients[number : number + 1], stand_ins, images, positions
-            )
+            features = self._features(learner, observation, metric, stand_ins, images, positions)
             count = members.shape[0] * members.shape[1]
             found[True].append(features[:count])
             found[False].append(features[count:])
@@ -154,16 +147,17 @@ class Alignment(BaseModel):
 
     def _features(
         self,
+        learner: SeenLearner,
         observation: Observation,
         metric: Whitening,
-        gradient: Tensor,
-        stand_ins: "_StandIns",
+        stand_ins: StandIns,
         images: Tensor,
         positions: Tensor,
     ) -> Tensor:
-        """Return each image's alignments with the observed `gradient (1, D)`, tensor by tensor, `(B, F)`."""
+        """Return each image's alignments with what `learner` sent, tensor by tensor, `(B, F)`."""
+        gradient = learner.gradient
         if self._only_support:
-            gradient = gradient - _expected(observation, stand_ins)
+            gradient = gradient - expected_gradient(observation, stand_ins)
         observed = metric.own(metric.white(gradient))
         alignments = []
         for contributions in self._contributions(observation, stand_ins, images, positions):
@@ -172,7 +166,7 @@ class Alignment(BaseModel):
         return torch.cat(alignments, dim=1)
 
     def _contributions(
-        self, observation: Observation, stand_ins: "_StandIns", images: Tensor, positions: Tensor
+        self, observation: Observation, stand_ins: StandIns, images: Tensor, positions: Tensor
     ) -> list[Tensor]:
         """Return what each image adds, in every way in which it is looked for; the last is the metric's."""
         seen = observation.model, observation.rule, observation.parameters
@@ -189,67 +183,31 @@ class Alignment(BaseModel):
             found.append(query_contributions(*seen, stand_ins.support, images, positions))
         return found
 
-    def _given(self, observation: Observation) -> Tensor | None:
-        """Return the set of every learner that the adversary knows, `(L, ways, n, C, H, W)`."""
+    def _seen(self, observation: Observation, row: int) -> SeenLearner:
+        """Return what the adversary sees of the learner in this row of the observation."""
+        assert observation.classes is not None
+        gradient = flattened({name: value[row : row + 1] for name, value in observation.gradients.items()})
         if self.knows != "other":
-            return None
+            return SeenLearner(observation.classes[row], gradient)
         given = observation.known_support if self.asks == "query" else observation.known_query
         if given is None:
             raise ValueError("knows 'other' needs the observation's other set, which it does not carry")
-        return given.reshape(len(given), observation.ways, -1, *given.shape[2:])
+        known = given[row].reshape(observation.ways, -1, *given.shape[2:])
+        return SeenLearner(observation.classes[row], gradient, known)
 
-    def _contexts(self, shadows: Shadows) -> list[tuple[Tensor, Tensor | None]]:
-        """Return what the adversary knows of each shadow learner, as of real ones: the classes, the known set."""
-        if self.knows != "other":
-            return [(classes, None) for classes in shadows.classes]
+    def _seen_shadows(self, shadows: Shadows) -> list[SeenLearner]:
+        """Return the same of every shadow learner."""
         sets = shadows.support if self.asks == "query" else shadows.query
-        return list(zip(shadows.classes, sets, strict=True))
+        known = list(sets) if self.knows == "other" else [None] * len(sets)
+        gradients = torch.split(flattened(shadows.gradients), 1)
+        return [SeenLearner(*one) for one in zip(shadows.classes, gradients, known, strict=True)]
 
     def _stand_ins(
-        self,
-        own: OwnImages,
-        observation: Observation,
-        classes: Tensor,
-        known: Tensor | None,
-        seed: int,
-        what: str,
-        number: int,
-    ) -> "_StandIns":
-        """Return stand-ins for the two sets of a learner of these classes, or the set that is known."""
-        generator = generator_for(seed, "stand-ins", what, number)
-        shots, queries = observation.shots, observation.queries
-        # Together, so that no image stands in for a support and a query image at once.
-        drawn = [own.draw(classes, shots + queries, generator) for _ in range(self.stand_ins)]
-        support, query = torch.split(torch.stack(drawn), [shots, queries], dim=2)
-        references = own.draw(classes, self.references, generator)
-        if known is not None and self.asks == "query":
-            return _StandIns(known[None], known[None], references)
-        if known is not None:
-            query = known.expand(self.stand_ins, *known.shape)
-        return _StandIns(support, query, references)
-
-
-@dataclass(frozen=True)
-class _StandIns:
-    """K sets each in the place of a learner's: `support (K, ways, shots, ...)`, `query (K, ways, queries, ...)`.
-
-    `references (ways, R, ...)` are own images that show what any image of a class adds.
-    """
-
-    support: Tensor
-    query: Tensor
-    references: Tensor
-
-
-def _expected(observation: Observation, stand_ins: _StandIns) -> Tensor:
-    """Return the mean meta-gradient of the stand-ins, `(1, D)`."""
-    labels = [
-        torch.arange(part.shape[1]).repeat_interleave(part.shape[2]).expand(len(part), -1)
-        for part in (stand_ins.support, stand_ins.query)
-    ]
-    batch = Episode(stand_ins.support.flatten(1, 2), labels[0], stand_ins.query.flatten(1, 2), labels[1])
-    gradients, _ = batch_meta_gradients(observation.model, observation.rule, observation.parameters, batch)
-    return flattened(gradients).mean(dim=0, keepdim=True)
+        self, learner: SeenLearner, observation: Observation, own: OwnImages, generator: torch.Generator
+    ) -> StandIns:
+        return stand_ins_for(
+            learner, observation, own, self.asks, self.stand_ins, self.choices, self.references, generator
+        )
 
 
 def _by_learner(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
