@@ -30,10 +30,10 @@ class Alignment(BaseModel):
 
     `knows`: `labels` (and classes), or `other`, also the images of the set not asked about. `stand_ins` sets of own
     images stand in for each unknown one: of `choices` times as many, those that would have sent what is most like the
-    observed gradient; each costs a meta-gradient a learner. The metric is estimated from the contributions of about
-    `samples` own images, of whose principal directions the part `components` is taken for common. `shadows` learners
-    are simulated to learn from. `knows_defences`: the shadows defend themselves as the learners do, and the metric
-    allows for the noise (an adaptive adversary).
+    observed gradient, at a meta-gradient each for learners and shadows. The metric is estimated from contributions
+    of about `samples` own images, of whose principal directions the part `components` is taken for common. `shadows`
+    learners are simulated to learn from. `knows_defences`: the shadows defend themselves as the learners do, and the
+    metric allows for the noise (an adaptive adversary).
 
     A support image is looked for twice: as if it were a query image, for it has adapted the parameters to images like
     it, and (with `second_order`; much slower) by the change of the meta-gradient when it is added to a set of

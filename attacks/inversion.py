@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,13 +14,19 @@ from metaleak.attacks.coordinates import Coordinates
 from metaleak.attacks.descent import Decay, Optimiser, Values, descent, remaining
 from metaleak.attacks.matching import Layers, Loss, matching_loss, total_variation
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.clients.models import Model
+from metaleak.clients.models import Model, input_weight_of
 from metaleak.clients.rules import Rule, own_coordinates, own_span_pays
 
 Set = Literal["query", "support"]
 
 _LABEL_RATE = 5.0
 """Dummy labels are logits, which have further to go than pixels: their rate is this times the images'."""
+
+
+_INDEPENDENT = 1e-3
+"""The derivative of a basis exists for independent images only: where one's part off those before it is below this
+share of the largest, as with copies or an empty image, the step is computed plainly.
+"""
 
 
 @dataclass(frozen=True)
@@ -170,23 +177,27 @@ def _stepper(
     no_labels = torch.empty(0, problem.ways)
     images = problem.images_of() + problem.images_of(other=True)
     # In pixels, which the total variation needs, the first layer may still be met in the span of the dummies alone.
-    turned = (
-        model.input_weight
-        if first is None and schedule.loss == "cosine" and own_span_pays(model, rule, shared, images)
-        else None
-    )
+    pays = first is None and schedule.loss == "cosine" and own_span_pays(model, rule, shared, images)
+    met_in_span = input_weight_of(model) if pays else None
 
     def objective(
-        values: Values, given: Values, own: Parameters, observed: Parameters, squares: Parameters
-    ) -> Tensor:
+        values: Values,
+        given: Values,
+        own: Parameters,
+        observed: Parameters,
+        squares: Parameters,
+        met_in_span: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
         other = given["known"] if "known" in given else values["other"]
         episode = problem.episode(values["asked"], other, values.get("labels", no_labels))
-        parameters = {**shared, **own}
-        if turned is not None:
+        parameters, independent = {**shared, **own}, torch.ones(())
+        if met_in_span is not None:
             basis, episode = own_coordinates(episode)
             parameters, observed = (
-                {**tensors, turned: tensors[turned] @ basis} for tensors in (parameters, observed)
+                {**tensors, met_in_span: tensors[met_in_span] @ basis} for tensors in (parameters, observed)
             )
+            lengths = torch.cat([episode.support_images, episode.query_images]).diagonal().abs()
+            independent = (lengths.min() / lengths.max()).detach()
         made, _ = rule.meta_gradient(model, parameters, episode)
         if first is not None:
             made = {**made, first: made[first] * given["weights"]}
@@ -194,13 +205,17 @@ def _stepper(
         if schedule.total_variation:
             free = torch.cat([value for name, value in values.items() if name != "labels"])
             loss = loss + schedule.total_variation * total_variation(free)
-        return loss
+        return loss, independent
 
-    step = vmap(grad_and_value(objective))
+    plain = vmap(grad_and_value(objective, has_aux=True))
+    in_span = vmap(grad_and_value(partial(objective, met_in_span=met_in_span), has_aux=True))
     squares = {name: value.flatten(1).square().sum(dim=1) for name, value in coordinates.gradients.items()}
 
     def evaluate(values: Values) -> tuple[Values, Tensor]:
-        gradients, loss = step(values, given, own, coordinates.gradients, squares)
+        asked = values, given, own, coordinates.gradients, squares
+        gradients, (loss, independent) = (plain if met_in_span is None else in_span)(*asked)
+        if not bool((independent > _INDEPENDENT).all()):
+            gradients, (loss, _) = plain(*asked)
         return {name: value.detach() for name, value in gradients.items()}, loss.detach()
 
     return evaluate

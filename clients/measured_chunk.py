@@ -25,7 +25,7 @@ from metaleak.clients.shard import episodes
 CHUNKS = (1, 4, 16, 32, 64, 128)
 """The choices; powers of two, in which learners are also summed."""
 
-_WAYS = "loop, vmap, own span"
+_METHODS = "loop, vmap, own span"
 """How `batch_meta_gradients` may compute: what was measured of other ways says nothing of these."""
 
 _WORTH = 0.95
@@ -124,7 +124,7 @@ def _key(federation: Federation, parameters: Parameters, device: torch.device, m
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     decides = (
-        _WAYS,
+        _METHODS,
         repr(federation.model),
         repr(federation.rule),
         repr(federation.task),

@@ -13,9 +13,10 @@ from flwr.serverapp.strategy import Strategy
 
 from metaleak.clients.app import client_app
 from metaleak.clients.device import torch_device
-from metaleak.clients.episode import Parameters
+from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
 from metaleak.clients.measured_chunk import measured_chunk
+from metaleak.clients.rules import batch_meta_gradients, own_span_pays
 from metaleak.deploy.accuracy import Accuracy, HeldOutTasks
 from metaleak.deploy.errors import Interrupted, one_line
 from metaleak.deploy.experiment import Experiment
@@ -62,7 +63,7 @@ class Simulation:
         if experiment.server.start_from is not None:
             self._initial = read_parameters(experiment.server.start_from, like=self._initial)
         self._tasks = HeldOutTasks(self.federation, experiment.evaluation)
-        _try_out(self.federation, self._initial)
+        _try_out(self.federation)
         self._on_round = on_round
         self._engine: RayEngine | None = None
         self._last: Checkpoint | None = None
@@ -217,17 +218,39 @@ class Simulation:
         return asked
 
 
-def _try_out(federation: Federation, parameters: Parameters) -> None:
-    """Compute one learner's meta-gradient, so that a model or rule that cannot is found before any actor starts."""
+def _try_out(federation: Federation) -> None:
+    """Compute one learner's meta-gradient, so that a model or rule that cannot is found before any actor starts.
+
+    Where it would be computed in the span of the learner's images, so too: what a model or a rule says of itself may
+    be wrong, and shows in the difference.
+    """
+    learner, parameters = federation.learner(0), federation.initial_parameters()
+    model, rule = federation.model, federation.rule
+    images = federation.task.ways * (federation.task.shots + federation.task.queries)
     try:
-        federation.learner(0).meta_gradient(parameters, 1)
+        learner.meta_gradient(parameters, 1)
+        if not own_span_pays(model, rule, parameters, images):
+            return
+        episode = learner.episode(1)
+        alone, _ = rule.meta_gradient(model, parameters, episode)
+        together, _ = batch_meta_gradients(
+            model, rule, parameters, Episode(*(part.expand(2, *part.shape) for part in episode))
+        )
     except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"the model and the rule give no meta-gradient: {one_line(error)}") from error
+    off = sum(float((together[name][0] - value).square().sum()) for name, value in alone.items())
+    # Far above rounding, even where that turns a unit off.
+    if off > 0.01 * sum(float(value.square().sum()) for value in alone.values()):
+        raise ValueError(
+            "the meta-gradient is another in the span of the learner's images: the model does not meet them by its "
+            "input_weight alone (are they normalised first?), or the rule is not rotation_equivariant"
+        )
 
 
 def simulate(experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None) -> RunDirectory:
     """Simulate `experiment` on Ray actors into the new directory `out` and return the run; see `Simulation`."""
-    return simulated_on_ray(experiment, lambda: Simulation(experiment, out, on_round))
+    RunDirectory.must_be_free(out)
+    return simulated_on_ray(experiment, out, on_round)
 
 
 def simulate_here(experiment: Experiment, out: Path) -> RunDirectory:
@@ -256,20 +279,29 @@ def resume(
     _must_go_on_as_it_began(run, experiment)
     if run.done:
         return run
-    return simulated_on_ray(experiment, lambda: Simulation(experiment, run.path, on_round, resume=True))
+    return simulated_on_ray(experiment, run.path, on_round, resume=True)
 
 
-def simulated_on_ray(experiment: Experiment, prepare: Callable[[], Simulation]) -> RunDirectory:
-    """Simulate what `prepare` returns, a simulation of `experiment`, to the end on Ray actors; return the run."""
+def simulated_on_ray(
+    experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None, resume: bool = False
+) -> RunDirectory:
+    """Simulate `experiment` to the end on Ray actors, into `out`; return the run."""
     with ThreadPoolExecutor(max_workers=1) as beside:
-        # Ray takes longer to start, most of it waiting, and its processes die with the thread that started them.
-        prepared = beside.submit(prepare)
-        engine = RayEngine(experiment.engine, experiment.partition.learners)
+        # Ray takes longer to start, most of it waiting, and its processes die with the thread that started them. What
+        # is done beside it leaves nothing behind but a warm process, whatever happens.
+        tried = beside.submit(_try_out, experiment.federation())
         try:
-            simulation = prepared.result()
-        except BaseException:
-            engine.close()
+            engine = RayEngine(experiment.engine, experiment.partition.learners)
+        except Exception:
+            # A wrong experiment is told before a Ray that does not start.
+            tried.result()
             raise
+    try:
+        tried.result()
+        simulation = Simulation(experiment, out, on_round, resume)
+    except BaseException:
+        engine.close()
+        raise
     return simulation.start_on(engine)
 
 

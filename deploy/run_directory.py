@@ -41,11 +41,16 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @staticmethod
+    def must_be_free(path: Path) -> None:
+        """Raise `ValueError` when there is something at `path`."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"{path}: exists already; a run is never overwritten, choose another --out")
+
     @classmethod
     def create(cls, path: Path, experiment: Experiment) -> "RunDirectory":
         """Make the directory and write the experiment; raises `ValueError` when there is something already."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"{path}: exists already; a run is never overwritten, choose another --out")
+        cls.must_be_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Made beside its place and moved there: half a run, which could neither go on nor begin, never exists.
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")

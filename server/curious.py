@@ -190,9 +190,12 @@ class Recorder:
 
     def _forget_rounds_before(self, round: int) -> None:
         """Forget who is recorded in earlier rounds, but for those of which an answer may still come."""
-        awaited = {asked.round for asked in self._open.values()}
-        for old in [old for old in self._recorded if old < round and old not in awaited]:
-            del self._recorded[old]
+        earlier = [known for known in self._recorded if known < round]
+        if earlier:
+            awaited = {asked.round for asked in self._open.values()}
+            self._recorded = {
+                known: who for known, who in self._recorded.items() if known >= round or known in awaited
+            }
 
 
 def curious_grid(grid: Grid, record: str | Path) -> tuple[WatchedGrid, Callable[[], None]]:

@@ -41,8 +41,8 @@ class LocalGrid(PlainGrid):
 
 
 def local_simulate(
-    experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None
+    experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None, resume: bool = False
 ) -> RunDirectory:
-    """What `metaleak.deploy.launch.simulate` does, on an unkind grid of two nodes."""
-    simulation = Simulation(experiment, out, on_round)
+    """What `metaleak.deploy.launch.simulated_on_ray` does, on an unkind grid of two nodes."""
+    simulation = Simulation(experiment, out, on_round, resume)
     return simulation.serve(LocalGrid(client_app(simulation.federation)))

@@ -56,7 +56,7 @@ class Decoupled(Protocol):
 
 @runtime_checkable
 class LinearInput(Model, Protocol):
-    """A model that meets an image only as the product of one weight with its flattened pixels."""
+    """A model that meets an image only as the product of one weight with its flattened pixels as they are."""
 
     @property
     def input_weight(self) -> str:
@@ -65,6 +65,14 @@ class LinearInput(Model, Protocol):
         The model computes with `(units, n)` and images `(B, n)` as well.
         """
         ...
+
+
+def input_weight_of(model: Model) -> str | None:
+    """Return the name of the weight that alone meets the images, or `None` for a model that says of none.
+
+    Each class speaks for itself: one derived from it may compute otherwise.
+    """
+    return model.input_weight if isinstance(model, LinearInput) and "input_weight" in vars(type(model)) else None
 
 
 def activate(name: Activation, values: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.clients.models import LinearInput, Model
+from metaleak.clients.models import LinearInput, Model, input_weight_of
 from metaleak.clients.rules.rule import Rule
 
-_IMAGES = 14
+_SQUARED_IMAGES_A_UNIT = 14
 """With more than sqrt(14 h) images to h units finding the basis takes longer than it saves: measured for h of 64 and
 256, 10 to 100 images of 784 pixels and one inner step; with more steps more would pay too.
 """
@@ -24,14 +24,13 @@ _IMAGES = 14
 
 def own_span_pays(model: Model, rule: Rule, parameters: Parameters, images: int) -> TypeGuard[LinearInput]:
     """Return whether a learner of so many `images` may be computed in their span, and faster, with model and rule."""
-    # Each class speaks for itself: one derived from it may compute otherwise.
-    if not isinstance(model, LinearInput) or "input_weight" not in vars(type(model)):
+    name = input_weight_of(model)
+    # As with models, each class speaks for itself.
+    if name is None or not vars(type(rule)).get("rotation_equivariant", False):
         return False
-    if not vars(type(rule)).get("rotation_equivariant", False):
-        return False
-    weight = parameters[model.input_weight]
-    units, inputs = weight.shape[-2:]
-    return weight.device.type == "cpu" and images**2 <= _IMAGES * units and images < inputs
+    units, inputs = parameters[name].shape[-2:]
+    few = images**2 <= _SQUARED_IMAGES_A_UNIT * units and images < inputs
+    return few and parameters[name].device.type == "cpu"
 
 
 def own_coordinates(episode: Episode) -> tuple[Tensor, Episode]:

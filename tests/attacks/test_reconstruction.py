@@ -233,23 +233,29 @@ def test_the_true_episode_is_a_solution(world):
 
 
 @pytest.mark.parametrize("layers", ["joint", "each"])
-def test_computing_in_the_span_of_the_dummies_changes_nothing(world, layers, monkeypatch):
+@pytest.mark.parametrize("dummies", ["blurred", "copies", "one empty"])
+def test_computing_in_the_span_of_the_dummies_changes_nothing(world, layers, dummies, monkeypatch):
     """With a total variation images stay in pixels; the first layer is met in their own span all the same."""
     some = torch.arange(4)
     gradients = {name: value[some] for name, value in world.observation.gradients.items()}
     inside = pixels(world.observation.parameters, gradients, (1, 28, 28))
     problem = Problem(MLP(), MAML(), WAYS, 1, 1, "query")
     schedule = Schedule("cosine", layers, "momentum", 1e-2, 0, 5, total_variation=0.1)
-    start = Unknowns(start_blurred(world.query[some, 0], some, WAYS, seed=1), None, None)
+    asked = start_blurred(world.query[some, 0], some, WAYS, seed=1)
+    if dummies == "copies":
+        asked = world.support[some].clone()
+    elif dummies == "one empty":
+        asked[:, 1] = 0.0
+    start = Unknowns(asked, None, None)
 
     def ended():
         return invert(problem, inside, start, world.support[some], None, schedule, lambda: None)
 
     in_span = ended()
-    asked = []
-    monkeypatch.setattr(inversion, "own_span_pays", lambda *given: asked.append(given))
+    calls = []
+    monkeypatch.setattr(inversion, "own_span_pays", lambda *given: calls.append(given))
     plain = ended()
-    assert asked
+    assert calls
     torch.testing.assert_close(in_span.loss, plain.loss, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(in_span.unknowns.asked, plain.unknowns.asked, rtol=1e-3, atol=1e-4)
     assert (in_span.unknowns.asked - start.asked).abs().max() > 0.01

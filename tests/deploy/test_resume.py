@@ -34,9 +34,9 @@ EXPERIMENT = {
 }
 
 
-def simulated_here(experiment, prepare):
-    """Do what `launch.simulated_on_ray` does, in this process."""
-    simulation = prepare()
+def simulated_here(experiment, out, on_round, resume=False):
+    """Do what `launch.simulated_on_ray` does, on three nodes in this process."""
+    simulation = Simulation(experiment, out, on_round, resume)
     return simulation.serve(LocalGrid(client_app(simulation.federation), nodes=3))
 
 

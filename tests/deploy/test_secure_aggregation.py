@@ -47,12 +47,6 @@ def test_the_server_learns_as_before_and_records_means_alone(tmp_path, whole):
         whole.experiment().federation().learner(secure.gradients(1)[0][0])
 
 
-def simulated_here(experiment, prepare):
-    """Do what `launch.simulated_on_ray` does, in this process."""
-    simulation = prepare()
-    return simulation.serve(LocalGrid(client_app(simulation.federation)))
-
-
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, whole, monkeypatch, rounds):
     def interrupt(done):
@@ -62,7 +56,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, whole, monke
     simulation = Simulation(experiment_from(EXPERIMENT, "test"), tmp_path / "run", interrupt)
     with pytest.raises(Interrupted):
         simulation.serve(LocalGrid(client_app(simulation.federation)))
-    monkeypatch.setattr(launch, "simulated_on_ray", simulated_here)
+    monkeypatch.setattr(launch, "simulated_on_ray", local_simulate)
     run = resume(simulation.run.path)
     mine, theirs = Record(run.record), Record(whole.record)
     assert mine.rounds == theirs.rounds == [1, 2, 3, 4, 5]
