@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from metaleak.attacks.coordinates import dense_first_layer
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import HEAD, MLP
+from metaleak.clients.models import HEAD, MLP, input_weight_of
 from metaleak.clients.models.model import activate
 from metaleak.clients.rules import MAML, Rule
 
@@ -23,7 +22,7 @@ def activity(model: MLP, parameters: Parameters, images: Tensor) -> Tensor:
     It is the activation's derivative over the largest one, for ReLU 1 where a unit is active and 0 where not: the
     layer's coefficients of an image are proportional to it, unit by unit.
     """
-    weight = parameters[str(dense_first_layer(model))]
+    weight = parameters[str(input_weight_of(model))]
     if not model.hidden:
         return torch.ones(len(images), len(weight), dtype=weight.dtype)
     before = F.linear(images.flatten(1), weight, parameters.get("layer1.bias"))
@@ -79,7 +78,7 @@ def support_direction(
 
 def _with_bias(model: MLP, parameters: Parameters) -> tuple[str, Parameters]:
     """Return the name of the first layer's bias, and `parameters` with one of zeros where the layer has none."""
-    weight = str(dense_first_layer(model))
+    weight = str(input_weight_of(model))
     name = weight.replace("weight", "bias")
     return name, {name: torch.zeros(len(parameters[weight]), dtype=parameters[weight].dtype), **parameters}
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from metaleak.attacks.coordinates import dense_first_layer
 from metaleak.attacks.inversion import Problem
 from metaleak.attacks.observation import Observation, Targets
+from metaleak.clients.models import input_weight_of
 
 
 def check_consistency(observation: Observation, targets: Targets, known: Tensor | None, problem: Problem) -> None:
@@ -31,7 +31,7 @@ def check_consistency(observation: Observation, targets: Targets, known: Tensor 
     expected = (learners, problem.images_of(other=True), *targets.images.shape[1:])
     if known is not None and known.shape != expected:
         raise ValueError(f"the known set has shape {tuple(known.shape)}, not {expected}")
-    first = dense_first_layer(observation.model)
+    first = input_weight_of(observation.model)
     pixel_count = targets.images[0].numel() if len(targets.images) else None
     if first is not None and pixel_count not in (None, observation.parameters[first].shape[1]):
         raise ValueError(

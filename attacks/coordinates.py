@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import Model, input_weight_of
 
 _NUMERICAL_RANK = 1e-5
 """Singular values below this part of the largest are rounding errors of float32 gradients."""
@@ -60,11 +59,6 @@ class Coordinates:
         """
         length: Tensor = inside.flatten(1)[:, self.seen :].norm(dim=1)
         return length
-
-
-def dense_first_layer(model: Model) -> str | None:
-    """Return the name of the weight that multiplies the flattened image, or `None` for other models."""
-    return input_weight_of(model)
 
 
 def pixels(parameters: Parameters, gradients: Parameters, image_shape: tuple[int, ...]) -> Coordinates:

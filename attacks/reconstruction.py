@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from metaleak.attacks.consistency import check_consistency
-from metaleak.attacks.coordinates import dense_first_layer, pixels, row_space, seen_by_dense_layer
+from metaleak.attacks.coordinates import pixels, row_space, seen_by_dense_layer
 from metaleak.attacks.descent import Decay, Optimiser
 from metaleak.attacks.inversion import Problem, Schedule, Set, Unknowns, invert
 from metaleak.attacks.matching import Layers, Loss
 from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Targets
 from metaleak.attacks.outcome import read_outcome
 from metaleak.attacks.starts import start_blurred, start_from_known, start_in_row_space, start_random
+from metaleak.clients.models import input_weight_of
 
 _TICKS = 10
 """Steps between two calls of a progress callback."""
@@ -159,7 +160,7 @@ class ReconstructionAttack(BaseModel):
         given = None if known is None else known[rows].float()
         counts = self._counts(problem)
 
-        first = None if self.total_variation else dense_first_layer(observation.model)
+        first = None if self.total_variation else input_weight_of(observation.model)
         space = (
             None
             if first is None

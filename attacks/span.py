@@ -28,13 +28,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from metaleak.attacks.coefficients import activity, query_direction, support_direction
-from metaleak.attacks.coordinates import dense_first_layer
 from metaleak.attacks.noisy_images import noisy_span_evidence
 from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Targets
 from metaleak.attacks.spectrum import RowSpace, row_space_above_noise
 from metaleak.attacks.whitened_gradient import evidence_of_direction, evidence_of_units, seen, whitened
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import MLP, Model
+from metaleak.clients.models import MLP, Model, input_weight_of
 from metaleak.clients.rules import Reptile
 from metaleak.defenses import Defence, GaussianMechanism, Noise
 
@@ -73,7 +72,7 @@ class SpanTest(BaseModel):
 
     def applies_to(self, model: Model) -> bool:
         """Return whether the model's first layer is dense."""
-        return dense_first_layer(model) is not None
+        return input_weight_of(model) is not None
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
@@ -203,7 +202,7 @@ def joined(gradients: Parameters, first: str) -> Tensor:
 
 
 def _dense(observation: Observation, targets: Targets) -> tuple[MLP, str]:
-    model, first = observation.model, dense_first_layer(observation.model)
+    model, first = observation.model, input_weight_of(observation.model)
     if first is None or not isinstance(model, MLP):
         raise ValueError(f"the span test needs a dense first layer, {type(model).__name__} has none")
     width = observation.parameters[first].shape[1]

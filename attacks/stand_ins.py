@@ -59,15 +59,12 @@ def stand_ins_for(
     parameters that they adapt to are then more like the learner's too. Drawn alike for the same generator state.
     """
     shots, queries = observation.shots, observation.queries
-    given_support = learner.known is not None and asks == "query"
+    if learner.known is not None and asks == "query":
+        return StandIns(learner.known[None], learner.known[None], own.draw(learner.classes, references, generator))
     # Together, so that no image stands in for a support and a query image at once.
-    drawn = [
-        own.draw(learner.classes, shots + queries, generator) for _ in range(1 if given_support else count * choices)
-    ]
+    drawn = [own.draw(learner.classes, shots + queries, generator) for _ in range(count * choices)]
     support, query = torch.split(torch.stack(drawn), [shots, queries], dim=2)
     usual = own.draw(learner.classes, references, generator)
-    if learner.known is not None and asks == "query":
-        return StandIns(learner.known[None], learner.known[None], usual)
     if learner.known is not None:
         query = learner.known.expand(len(support), *learner.known.shape)
     if choices > 1:
