@@ -19,7 +19,7 @@ from metaleak.attacks.contributions import flattened, query_contributions, suppo
 from metaleak.attacks.discriminant import Discriminant, fit_discriminant
 from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Targets
 from metaleak.attacks.own_images import OwnImages
-from metaleak.attacks.seeding import generator_for
+from metaleak.attacks.seeding import generator_for, random_for
 from metaleak.attacks.shadows import Shadows, shadow_learners
 from metaleak.attacks.stand_ins import SeenLearner, StandIns, expected_gradient, stand_ins_for
 from metaleak.attacks.whitening import Whitening, fit
@@ -77,7 +77,7 @@ class Alignment(BaseModel):
         observation = replace(observation, classes=own.present(observation.classes, generator_for(seed, "present")))
         # Learners' images are in no sample of the metric and stand in for nothing: nor may those of the shadows.
         for_metric, for_shadows = own.parted()
-        shadows = shadow_learners(observation, for_shadows, self.shadows, generator_for(seed, "shadows"))
+        shadows = shadow_learners(observation, for_shadows, self.shadows, random_for(seed, "shadows"))
         metric = self._metric(observation, for_metric, shadows, seed)
         learnt = self._learnt(observation, for_metric, shadows, metric, seed)
         scores = torch.empty(len(targets.rows), dtype=torch.float64)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Rest, Targets
+from metaleak.attacks.seeding import random_for
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.defenses import Defence, GaussianMechanism, Noise, Pruning, Quantisation, Selection, Sign
 
@@ -96,7 +97,7 @@ class LikelihoodRatio(BaseModel):
         made = {name: value.detach() for name, value in made.items()}
         for defence in before:
             each = [
-                defence({name: value[row] for name, value in made.items()}, torch.Generator())
+                defence({name: value[row] for name, value in made.items()}, random_for("likelihood ratio"))
                 for row in range(len(images))
             ]
             made = {name: torch.stack([one[name] for one in each]) for name in made}

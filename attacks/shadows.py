@@ -9,7 +9,7 @@ from metaleak.attacks.observation import Observation
 from metaleak.attacks.own_images import OwnImages
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.rules import Perturb, batch_meta_gradients
-from metaleak.defenses import Defence, Place
+from metaleak.defenses import Defence, Place, RandomSource
 
 _AT_ONCE = 4
 
@@ -33,10 +33,10 @@ class Shadows:
     undefended: Parameters
 
 
-def shadow_learners(observation: Observation, own: OwnImages, count: int, generator: torch.Generator) -> Shadows:
+def shadow_learners(observation: Observation, own: OwnImages, count: int, random: RandomSource) -> Shadows:
     """Return `count` shadow learners with the classes of the observation's learners in turn.
 
-    Needs `observation.classes`, all of them present in `own`. The same generator state gives the same shadows.
+    Needs `observation.classes`, all of them present in `own`. The same key of `random` gives the same shadows.
     Raises `ValueError` when a class has no image left that a shadow does not hold.
     """
     if observation.classes is None:
@@ -49,11 +49,11 @@ def shadow_learners(observation: Observation, own: OwnImages, count: int, genera
             f"{own.least()}; raise partition.held_out"
         )
     classes = observation.classes[torch.arange(count) % len(observation.classes)]
-    drawn = torch.stack([own.draw(row, shots + queries + others, generator) for row in classes])
+    drawn = torch.stack([own.draw(row, shots + queries + others, random.generator) for row in classes])
     support, query, free = torch.split(drawn, [shots, queries, others], dim=2)
     defences = observation.defences or ()
     parts = [
-        _sent(observation, support[some], query[some], defences, generator)
+        _sent(observation, support[some], query[some], defences, random)
         for some in torch.split(torch.arange(count), _AT_ONCE)
     ]
     undefended, gradients = (
@@ -68,14 +68,14 @@ def _sent(
     support: Tensor,
     query: Tensor,
     defences: tuple[Defence, ...],
-    generator: torch.Generator,
+    random: RandomSource,
 ) -> tuple[Parameters, Parameters]:
     """Return the meta-gradients of a few learners without and with the defences of the shared gradient."""
 
     def defend(place: Place, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for defence in defences:
             if defence.place == place:
-                tensors = defence(tensors, generator)
+                tensors = defence(tensors, random)
         return tensors
 
     def defended(place: Place, images: Tensor) -> Tensor:

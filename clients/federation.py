@@ -1,7 +1,7 @@
 """All learners of an experiment, made where they are needed and only there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from metaleak.clients.datasets import DataSet, LabelledImages
@@ -19,7 +19,8 @@ from metaleak.defenses import Defence
 class Federation:
     """What every learner of an experiment has in common; small enough to send to an actor.
 
-    The images are loaded and the shards drawn in the process that asks for a learner, once a process.
+    The images are loaded and the shards drawn in the process that asks for a learner, once a process. `secret` keys
+    the defences' noise in the place of `seed`: only the nodes of a deployment have one, see `TaskLearner`.
     """
 
     seed: int
@@ -30,6 +31,7 @@ class Federation:
     rule: Rule
     defences: tuple[Defence, ...] = ()
     faults: Faults = NO_FAULTS
+    secret: bytes | None = field(default=None, repr=False)
 
     def images(self) -> LabelledImages:
         """Return the data set's images, loaded once in this process."""
@@ -61,6 +63,7 @@ class Federation:
                 model=self.model,
                 rule=self.rule,
                 defences=self.defences,
+                secret=self.secret,
             )
             for number in numbers
         ]

@@ -1,6 +1,6 @@
 """The task-learner: a private shard, a rule, and the defences that stand before anything leaves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -8,15 +8,18 @@ from metaleak.clients.datasets import LabelledImages
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.partition import ShardIndices, TaskShape
-from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import Perturb, Rule
 from metaleak.clients.shard import Draw, draw, episode
-from metaleak.defenses import Defence, Place
+from metaleak.defenses import Defence, Place, RandomSource
 
 
 @dataclass(frozen=True)
 class TaskLearner:
-    """A learner: number `learner` of the federation, with its own images and its own order of classes."""
+    """A learner: number `learner` of the federation, with its own images and its own order of classes.
+
+    Its defences draw under `secret`, which no server has; without one (a simulation that can be repeated) under the
+    experiment's seed.
+    """
 
     learner: int
     seed: int
@@ -26,6 +29,7 @@ class TaskLearner:
     model: Model
     rule: Rule
     defences: tuple[Defence, ...] = ()
+    secret: bytes | None = field(default=None, repr=False)
 
     def drawn(self, round: int) -> Draw:
         """Return which images this round's episode is made of."""
@@ -58,6 +62,6 @@ class TaskLearner:
     def _defend(self, place: Place, tensors: dict[str, Tensor], round: int, step: int = 0) -> dict[str, Tensor]:
         for order, defence in enumerate(self.defences):
             if defence.place == place:
-                key = (self.seed, round, self.learner, "defence", order, step)
-                tensors = defence(tensors, keyed_generator(*key))
+                held = self.seed if self.secret is None else self.secret
+                tensors = defence(tensors, RandomSource.of(held, round, self.learner, "defence", order, step))
         return tensors

@@ -7,6 +7,7 @@ from metaleak.defenses.gaussian_mechanism import GaussianMechanism
 from metaleak.defenses.noise import Noise
 from metaleak.defenses.pruning import Pruning
 from metaleak.defenses.quantisation import Quantisation, Sign
+from metaleak.defenses.randomness import RandomSource
 from metaleak.defenses.secure_aggregation import SecureAggregation
 from metaleak.defenses.selection import Selection
 
@@ -19,6 +20,7 @@ __all__ = [
     "Place",
     "Pruning",
     "Quantisation",
+    "RandomSource",
     "SecureAggregation",
     "Selection",
     "Shapes",

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Literal, Protocol, Self, runtime_checkable
 
-import torch
 from torch import Tensor
+
+from metaleak.defenses.randomness import RandomSource
 
 Place = Literal["support", "query", "inner", "shared", "aggregate"]
 """The places where a defence can act: four in a learner's computation (Rafiei et al. 2024, section 5), one behind it.
@@ -30,11 +31,12 @@ class Defence(Protocol):
         """Where the defence acts."""
         ...
 
-    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return the defended tensors, same names, shapes and dtypes.
 
-        All randomness comes from `generator`, which is keyed by (seed, round, learner, the defence's place in the
-        list, inner step). An `inner` defence is differentiated through by second-order rules, so it must not work in
+        All randomness comes from `random`, which is keyed by (seed or the learner's secret, round, learner, the
+        defence's place in the list, inner step): from `random.generator`, or, where a guarantee rests on it, from
+        `random.normal`. An `inner` defence is differentiated through by second-order rules, so it must not work in
         place.
         """
         ...

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier
+from metaleak.defenses.randomness import RandomSource
 
 
 class GaussianMechanism(BaseModel):
@@ -32,9 +33,13 @@ class GaussianMechanism(BaseModel):
         bound and not tight: an episode that leaves the image out, by a draw that the server does not see, tells
         nothing of it. There is no "add or remove": the server sees whether a learner answers, which is not covered.
 
-    What it rests on: the noise is secret (in a simulation it comes from the seed), and real numbers. Clipping and
-    noise are computed in float64 and only then rounded to the gradient's type; attacks on the lowest bits of floating
-    point noise (Mironov 2012) are not considered.
+    What it rests on
+        The server cannot compute the noise. It comes from a cryptographic generator (`RandomSource.normal`) under a
+        key of 256 bits. On Flower's deployment engine each SuperNode keeps a key of its own. A *simulation* makes
+        the keys from the experiment's seed, so that it can be repeated: the guarantee is that of the mechanism, with
+        keys that are secret, and not that of a simulation whose seed is published.
+        Real numbers: clipping and noise are computed in float64 and only then rounded to the gradient's type; attacks
+        on the lowest bits of floating point noise (Mironov 2012) are not considered.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,11 +97,11 @@ class GaussianMechanism(BaseModel):
         """Return the epsilon at `delta` of all that one learner sends in `releases` rounds."""
         return gaussian_epsilon(self.multiplier, releases, self.delta)
 
-    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` clipped and noisy; see `clipped` for what happens to which norm."""
         deviation = self.standard_deviation
         return {
-            name: (value + deviation * _noise(value, generator)).to(tensors[name].dtype)
+            name: (value + deviation * random.normal(value.shape).to(value.device)).to(tensors[name].dtype)
             for name, value in clipped(tensors, self.clip).items()
         }
 
@@ -118,8 +123,3 @@ def clipped(tensors: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
     if norm <= clip:
         return wide
     return {name: value * (clip / norm) for name, value in wide.items()}
-
-
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    # Drawn on the CPU, whose generator gives the same numbers on every machine; in float64, whose tails are longer.
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)

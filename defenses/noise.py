@@ -7,6 +7,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from metaleak.defenses.randomness import RandomSource
+
 
 class Noise(BaseModel):
     """Independent zero-mean noise on every entry, with standard deviation set by `scale`.
@@ -25,10 +27,11 @@ class Noise(BaseModel):
     law: Literal["gaussian", "laplace"] = "gaussian"
     scale: Annotated[float, Field(ge=0, le=1e6)] = 1.0
 
-    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` plus noise; `scale` 0 returns them unchanged, an all-zero gradient stays zero."""
         if self.scale == 0:
             return tensors
+        generator = random.generator
         deviation = self.scale if self.place in ("support", "query") else self.scale * _root_mean_square(tensors)
         return {name: value + deviation * _unit_noise(self.law, value, generator) for name, value in tensors.items()}
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaleak.defenses.cost import dense_bytes, entries
 from metaleak.defenses.defence import Shapes
+from metaleak.defenses.randomness import RandomSource
 
 
 class Pruning(BaseModel):
@@ -23,7 +24,7 @@ class Pruning(BaseModel):
     place: Literal["shared"] = "shared"
     keep: Annotated[float, Field(gt=0, le=1)]
 
-    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` with the small entries zero; draws nothing. An entry that is no number counts as large."""
         magnitudes = torch.cat([value.detach().abs().flatten().to(torch.float64) for value in tensors.values()])
         # A stable sort, not topk: which of two equal entries stays must not depend on the machine.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metaleak.defenses.cost import entries
 from metaleak.defenses.defence import Shapes
+from metaleak.defenses.randomness import RandomSource
 
 _SCALE_BYTES = 4
 """Each tensor sends one float32 beside its entries."""
@@ -32,15 +33,15 @@ class Quantisation(BaseModel):
         """How many levels there are above zero."""
         return int(2 ** (self.bits - 1)) - 1
 
-    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` on their levels; a tensor of zeros stays, one with an entry not finite becomes NaN."""
-        return {name: self._rounded(value, generator) for name, value in tensors.items()}
+        return {name: self._rounded(value, random) for name, value in tensors.items()}
 
     def bytes_sent(self, shapes: Shapes) -> int:
         """Return the bytes of `bits` an entry and one float32 scale a tensor."""
         return -(-self.bits * entries(shapes) // 8) + _SCALE_BYTES * len(shapes)
 
-    def _rounded(self, value: Tensor, generator: torch.Generator) -> Tensor:
+    def _rounded(self, value: Tensor, random: RandomSource) -> Tensor:
         steps = value.detach().to(torch.float64)
         largest = _largest(steps)
         if largest == 0:
@@ -48,7 +49,7 @@ class Quantisation(BaseModel):
         steps = steps / largest * self.levels
         if self.stochastic:
             # Drawn on the CPU, whose generator gives the same numbers on every machine.
-            chance = torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+            chance = torch.rand(value.shape, generator=random.generator, dtype=torch.float64).to(value.device)
             steps = torch.floor(steps + chance)
         else:
             steps = torch.round(steps)
@@ -66,7 +67,7 @@ class Sign(BaseModel):
 
     place: Literal["shared"] = "shared"
 
-    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return two values a tensor; draws nothing. A tensor with an entry not finite has no finite entry after."""
         return {name: _signed(value.detach()) for name, value in tensors.items()}
 

@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+
+from metaleak.defenses.randomness import RandomSource
 
 
 class SecureAggregation(BaseModel):
@@ -24,6 +25,6 @@ class SecureAggregation(BaseModel):
 
     place: Literal["aggregate"] = "aggregate"
 
-    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` as they are."""
         return tensors

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaleak.defenses.cost import dense_bytes
 from metaleak.defenses.defence import Shapes
+from metaleak.defenses.randomness import RandomSource
 
 
 class Selection(BaseModel):
@@ -24,7 +25,7 @@ class Selection(BaseModel):
     place: Literal["shared"] = "shared"
     names: Annotated[tuple[str, ...], Field(min_length=1)] = ("head.*",)
 
-    def __call__(self, tensors: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return the selected tensors as they are, the others zero; draws nothing.
 
         Raises `ValueError` in one line when no tensor is selected.

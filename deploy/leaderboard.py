@@ -56,7 +56,11 @@ COLUMNS: Mapping[str, tuple[Any, str]] = {
     "accuracy_high": (_NUMBER, "upper end"),
     "bytes_per_learner": (_WHOLE, "bytes that carry one learner's defended meta-gradient"),
     "dense_bytes": (_WHOLE, "bytes of the same in float32, undefended"),
-    "epsilon_accounted": (_NUMBER, "epsilon that the defence promises one learner, null without a promise"),
+    "epsilon_accounted": (
+        _NUMBER,
+        "epsilon that the defence promises one learner for noise that is secret (a simulation's comes from the seed)"
+        ", null without a promise",
+    ),
     "epsilon_lower_bound": (_NUMBER, "empirical epsilon: the attack proves at least this much"),
     "delta": (_NUMBER, "the delta of both"),
     "confidence": (_NUMBER, "of the lower bound"),

@@ -22,7 +22,7 @@ from metaleak.deploy.report_rows import (
     rate_text,
     rows_of,
 )
-from metaleak.deploy.report_settings import ASKED, Setting, knows, settings
+from metaleak.deploy.report_settings import ASKED, Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.report_tables import LEVELS, bytes_text, epsilon_text
 from metaleak.deploy.report_words import verdict
 from metaleak.deploy.results import AttackResult, Round, RunResult, SuiteResult, read
@@ -84,6 +84,7 @@ def render(result: RunResult | SuiteResult, progress: Progress | None = None) ->
         varied=any(row.setting for row in rows),
         settings=found,
         knows=sorted(knows(rows).items()),
+        conditions=condition_of_epsilon(rows),
         groups=[(attack, list(group)) for attack, group in groupby(rows, key=lambda row: row.attack)],
         verdict=verdict(rows),
         # A run that nobody has attacked yet is whole; a suite's cell without its attack is not.

@@ -19,6 +19,12 @@ _DEFENDING = ("name", "defences", "attacks", "engine", "record", "targets", "eva
 _TITLED = ("model.name", "data.name", "task.ways", "task.shots", "task.queries", "partition.learners")
 
 
+_SECRET_NOISE = (
+    "An accounted epsilon (≤) holds for noise that the server cannot compute. A simulation draws the noise from the "
+    "experiment's seed, so that it can be repeated; on Flower's deployment engine each SuperNode has a secret key."
+)
+
+
 @dataclass(frozen=True)
 class Found:
     """What one attack achieved: `strength` is its AUC, from 0.5 on where it clearly ranks members lower."""
@@ -129,6 +135,13 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
 def knows(rows: Sequence[Row]) -> dict[str, str]:
     """Return the threat model of every attack among `rows`: what its adversary holds beside what the server sees."""
     return {row.attack: row.attack_result.knows for row in rows if row.attack_result and row.attack_result.knows}
+
+
+def condition_of_epsilon(rows: Sequence[Row]) -> list[str]:
+    """Return what must stand beside accounted epsilons, a sentence; none where `rows` have no such epsilon."""
+    results = [row.attack_result for row in rows if row.attack_result]
+    promised = any(result.privacy and result.privacy.accounted is not None for result in results)
+    return [_SECRET_NOISE] if promised else []
 
 
 def _setting(config: Mapping[str, Any]) -> dict[str, Any]:

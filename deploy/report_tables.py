@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metaleak.deploy.report_rows import level_text, rate_text, rows_of
-from metaleak.deploy.report_settings import ASKED, Asked, Line, Setting, knows, settings
+from metaleak.deploy.report_settings import ASKED, Asked, Line, Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.results import SuiteResult
 
 LEVELS = ("0.001", "0.01")
@@ -14,11 +14,13 @@ LEVELS = ("0.001", "0.01")
 
 
 def setting_tables(result: SuiteResult) -> list[Table]:
-    """Return one table a setting, for a terminal of 100 columns or more; below the last, what each attack knows."""
+    """Return one table a setting, for a terminal of 100 columns or more; below the last, what each attack knows
+    and, where an epsilon is promised, what the promise rests on."""
     rows = rows_of(result)
     tables = [_table(setting) for setting in settings(rows)]
     if tables:
-        tables[-1].caption = "\n".join(f"{attack} knows {known}" for attack, known in sorted(knows(rows).items()))
+        notes = [f"{attack} knows {known}" for attack, known in sorted(knows(rows).items())]
+        tables[-1].caption = "\n".join([*notes, *condition_of_epsilon(rows)])
         tables[-1].caption_justify = "left"
     return tables
 

@@ -21,7 +21,7 @@ from metaleak.clients.federation import Federation
 from metaleak.clients.models import Conv4
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import MAML, first_order_maml
-from metaleak.defenses import Noise
+from metaleak.defenses import Noise, RandomSource
 from metaleak.deploy.experiment import TargetSettings
 from metaleak.deploy.truth import Truth, ask, held_classes, held_images, pixels
 
@@ -134,7 +134,7 @@ def test_the_parts_of_own_images_share_nothing_and_hold_every_class():
 def test_shadows_without_a_free_image_are_refused(observation):
     own = OwnImages(torch.rand((50, 1, 28, 28)), torch.arange(50) % 10)
     with pytest.raises(ValueError, match=r"needs 6 .* there are 5; raise partition.held_out"):
-        shadow_learners(observation, own, 4, torch.Generator().manual_seed(0))
+        shadow_learners(observation, own, 4, RandomSource.of(0))
 
 
 def correlated(count: int) -> torch.Tensor:
@@ -192,7 +192,7 @@ def test_shadows_send_what_learners_with_their_images_would(observation, world):
     noise = Noise(place="shared", scale=0.5)
     own = OwnImages.of(observation)
     told = replace(observation, defences=(noise,))
-    shadows = shadow_learners(told, own, 5, torch.Generator().manual_seed(0))
+    shadows = shadow_learners(told, own, 5, RandomSource.of(0))
     assert shadows.classes.tolist() == observation.classes[:5].tolist()
     labels = torch.arange(5)
     episode = Episode(

@@ -13,7 +13,15 @@ from metaleak.clients.episode import Episode
 from metaleak.clients.models import MLP
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import MAML
-from metaleak.defenses import GaussianMechanism, Noise, Pruning, Quantisation, SecureAggregation, Selection
+from metaleak.defenses import (
+    GaussianMechanism,
+    Noise,
+    Pruning,
+    Quantisation,
+    RandomSource,
+    SecureAggregation,
+    Selection,
+)
 from metaleak.defenses.gaussian_mechanism import clipped
 
 WAYS, SHOTS, QUERIES, SIZE = 2, 2, 3, 6
@@ -37,7 +45,7 @@ def federation(defences, asks="query", learners=60, seed=0, mean_of=1):
     for learner in range(learners):
         tensors = gradient(support[learner], query[learner])
         for order, defence in enumerate(defences):
-            tensors = defence(tensors, keyed_generator(seed, learner, order))
+            tensors = defence(tensors, RandomSource.of(seed, learner, order))
         sent.append(tensors)
     asked = (query if asks == "query" else support).repeat_interleave(2, dim=0)
     slots = torch.randint(asked.shape[1], (2 * learners,), generator=generator)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.models import MLP, Conv4, LeNet
 from metaleak.clients.rules import MAML, Reptile, anil, cross_entropy, first_order_maml
-from metaleak.defenses import Noise
+from metaleak.defenses import GaussianMechanism, Noise
 from metaleak.server import MetaLearner
 
 
@@ -102,13 +103,13 @@ def test_defences_compose_in_order():
     class Double:
         place = "shared"
 
-        def __call__(self, tensors, generator):
+        def __call__(self, tensors, random):
             return {name: value * 2 for name, value in tensors.items()}
 
     class AddOne:
         place = "shared"
 
-        def __call__(self, tensors, generator):
+        def __call__(self, tensors, random):
             return {name: value + 1 for name, value in tensors.items()}
 
     start = federation().initial_parameters()
@@ -123,7 +124,7 @@ def test_noise_on_the_inner_gradients_moves_the_adapted_parameters():
     class Shift:
         place = "inner"
 
-        def __call__(self, tensors, generator):
+        def __call__(self, tensors, random):
             return {name: value + 0.25 for name, value in tensors.items()}
 
     rule = first_order_maml(inner_rate=0.5)
@@ -145,3 +146,19 @@ def query_gradient(learner, parameters):
 def test_a_learner_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match=re.escape("learner 10 is not one of the 10 learners, 0 to 9")):
         federation().learner(10)
+
+
+def test_a_secret_keys_the_noise_and_nothing_else():
+    """Two nodes with secrets of their own, one of them asked twice, and a simulation that has the seed alone."""
+    noise = GaussianMechanism(clip=1, noise_multiplier=1)
+    start = federation().initial_parameters()
+    made = [
+        replace(federation(defences=(noise,)), secret=secret).learner(0).meta_gradient(start, 1)[0]["head.bias"]
+        for secret in (b"a" * 32, b"b" * 32, b"a" * 32, None)
+    ]
+    assert torch.equal(made[0], made[2])
+    assert len({tuple(one.tolist()) for one in made}) == 3
+    with_secret = replace(federation(), secret=b"a" * 32).learner(0)
+    for theirs, ours in zip(with_secret.episode(1), federation().learner(0).episode(1), strict=True):
+        assert torch.equal(theirs, ours)
+    assert "secret" not in repr(replace(federation(), secret=b"a" * 32))

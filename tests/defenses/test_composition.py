@@ -12,6 +12,7 @@ from metaleak.defenses import (
     Noise,
     Pruning,
     Quantisation,
+    RandomSource,
     SecureAggregation,
     Selection,
     Sign,
@@ -39,9 +40,9 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
 def applied(defences, tensors, seed):
-    generator = torch.Generator().manual_seed(seed)
+    random = RandomSource.of(seed)
     for defence in defences:
-        tensors = defence(tensors, generator)
+        tensors = defence(tensors, random)
     return tensors
 
 
@@ -73,10 +74,11 @@ def test_another_key_gives_other_numbers(defence):
 
 @pytest.mark.parametrize("defence", [one for one in SHARED if one not in RANDOM], ids=repr)
 def test_a_defence_without_chance_draws_nothing(defence):
-    generator = torch.Generator().manual_seed(0)
-    before = generator.get_state()
-    defence({"head.bias": torch.randn(50)}, generator)
-    assert torch.equal(generator.get_state(), before)
+    random = RandomSource.of(0)
+    before = random.generator.get_state()
+    defence({"head.bias": torch.randn(50)}, random)
+    assert torch.equal(random.generator.get_state(), before)
+    assert torch.equal(random.normal((3,)), RandomSource.of(0).normal((3,)))
 
 
 @pytest.mark.parametrize("defence", SHARED, ids=repr)
@@ -105,7 +107,7 @@ def test_the_last_defence_tells_the_cost_of_all():
 def test_secure_aggregation_leaves_a_learners_tensors_alone():
     tensors = {"w": torch.randn(5)}
     assert SecureAggregation().place == "aggregate"
-    assert SecureAggregation()(tensors, torch.Generator()) is tensors
+    assert SecureAggregation()(tensors, RandomSource.of(0)) is tensors
 
 
 @pytest.mark.parametrize(

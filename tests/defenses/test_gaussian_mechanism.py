@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import kstest
 
-from metaleak.defenses import Accounted, Costed, Defence, GaussianMechanism, gaussian_epsilon
+from metaleak.defenses import Accounted, Costed, Defence, GaussianMechanism, RandomSource, gaussian_epsilon
 from metaleak.defenses.gaussian_mechanism import clipped
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def source(seed=0):
+    return RandomSource.of(seed)
 
 
 def flat(tensors):
@@ -72,7 +72,7 @@ def test_no_two_inputs_are_farther_apart_than_the_sensitivity(one, other, clip):
 
 def test_the_noise_is_gaussian_of_the_multiplier_times_the_sensitivity():
     mechanism = GaussianMechanism(clip=0.25, noise_multiplier=3)
-    sent = mechanism({"a": torch.zeros(100, 100), "b": torch.zeros(10_000)}, generator())
+    sent = mechanism({"a": torch.zeros(100, 100), "b": torch.zeros(10_000)}, source())
     assert mechanism.standard_deviation == pytest.approx(3 * 2 * 0.25)
     for value in sent.values():
         assert kstest(value.flatten().numpy(), "norm", args=(0, 1.5)).pvalue > 0.01
@@ -80,7 +80,7 @@ def test_the_noise_is_gaussian_of_the_multiplier_times_the_sensitivity():
 
 
 def test_without_noise_it_only_clips():
-    sent = GaussianMechanism(clip=1, noise_multiplier=0)({"w": torch.tensor([3.0, 4.0])}, generator())
+    sent = GaussianMechanism(clip=1, noise_multiplier=0)({"w": torch.tensor([3.0, 4.0])}, source())
     assert sent["w"].tolist() == pytest.approx([0.6, 0.8])
     assert GaussianMechanism(clip=1, noise_multiplier=0).epsilon_after(1) == math.inf
 
@@ -89,9 +89,9 @@ def test_the_best_test_between_two_learners_finds_what_the_guarantee_allows():
     """Two vectors as far apart as they can be, told apart by the likelihood ratio: delta is reached, not passed."""
     epsilon, delta, draws = 1.0, 0.05, 20_000
     mechanism = GaussianMechanism(clip=2, epsilon=epsilon, delta=delta, releases=1)
-    source = generator()
+    random = source()
     one, other = (
-        torch.stack([mechanism({"w": torch.tensor([sign * 50.0])}, source)["w"] for _ in range(draws)]).flatten()
+        torch.stack([mechanism({"w": torch.tensor([sign * 50.0])}, random)["w"] for _ in range(draws)]).flatten()
         for sign in (1, -1)
     )
     # The likelihood ratio of N(2, s^2) to N(-2, s^2) at x is exp(4 x / s^2).
@@ -109,7 +109,7 @@ def test_an_epsilon_is_for_the_whole_run():
         assert gaussian_epsilon(ready.multiplier, releases, 1e-5) <= 8
     assert asked.for_releases(30).standard_deviation > 5 * asked.for_releases(1).standard_deviation
     with pytest.raises(ValueError, match=r"^releases: must be given with epsilon"):
-        asked({"w": torch.ones(2)}, generator())
+        asked({"w": torch.ones(2)}, source())
 
 
 def test_a_budget_for_fewer_rounds_is_refused_and_one_for_more_is_kept():

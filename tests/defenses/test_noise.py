@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import kstest
 
-from metaleak.defenses import Defence, Noise
+from metaleak.defenses import Defence, Noise, RandomSource
 
 PLACES = ["support", "query", "inner", "shared"]
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def source(seed=0):
+    return RandomSource.of(seed)
 
 
 def test_it_is_a_defence():
@@ -25,7 +25,7 @@ def test_it_is_a_defence():
 @pytest.mark.parametrize("place", ["support", "query"])
 def test_image_noise_has_the_scale_as_its_standard_deviation(law, place):
     images = torch.full((50, 1, 28, 28), 0.5)
-    noise = Noise(place=place, law=law, scale=0.3)({"images": images}, generator())["images"] - images
+    noise = Noise(place=place, law=law, scale=0.3)({"images": images}, source())["images"] - images
     assert noise.std().item() == pytest.approx(0.3, rel=0.02)
     assert noise.mean().item() == pytest.approx(0.0, abs=0.01)
 
@@ -34,7 +34,7 @@ def test_image_noise_has_the_scale_as_its_standard_deviation(law, place):
 @pytest.mark.parametrize("place", ["inner", "shared"])
 def test_gradient_noise_is_relative_to_the_gradient_as_a_whole(law, place):
     gradient = {"large": torch.full((200, 100), 3.0), "small": torch.full((200, 100), 4.0)}
-    defended = Noise(place=place, law=law, scale=0.5)(gradient, generator())
+    defended = Noise(place=place, law=law, scale=0.5)(gradient, source())
     whole = (0.5 * (9.0 + 16.0)) ** 0.5
     for name, value in gradient.items():
         assert (defended[name] - value).std().item() == pytest.approx(0.5 * whole, rel=0.03)
@@ -42,7 +42,7 @@ def test_gradient_noise_is_relative_to_the_gradient_as_a_whole(law, place):
 
 @pytest.mark.parametrize(("law", "distribution"), [("gaussian", "norm"), ("laplace", "laplace")])
 def test_the_law_is_the_one_that_is_named(law, distribution):
-    noise = Noise(place="query", law=law, scale=1.0)({"images": torch.zeros(20_000)}, generator())["images"]
+    noise = Noise(place="query", law=law, scale=1.0)({"images": torch.zeros(20_000)}, source())["images"]
     scale = 1.0 if law == "gaussian" else 1 / np.sqrt(2)
     assert kstest(noise.numpy(), distribution, args=(0, scale)).pvalue > 0.01
     other = "laplace" if distribution == "norm" else "norm"
@@ -53,7 +53,7 @@ def test_the_law_is_the_one_that_is_named(law, distribution):
 def test_names_shapes_and_types_stay_and_the_key_decides(place, law, seed):
     tensors = {"a": torch.ones(3, 2, dtype=torch.float64), "b": torch.ones(4)}
     defence = Noise(place=place, law=law, scale=1.0)
-    once, again = defence(tensors, generator(seed)), defence(tensors, generator(seed))
+    once, again = defence(tensors, source(seed)), defence(tensors, source(seed))
     assert list(once) == list(tensors)
     for name, value in tensors.items():
         assert (once[name].shape, once[name].dtype) == (value.shape, value.dtype)
@@ -62,10 +62,10 @@ def test_names_shapes_and_types_stay_and_the_key_decides(place, law, seed):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_scale_zero_changes_nothing_and_a_zero_gradient_stays_zero(place):
-    tensors = {"w": torch.randn(5, generator=generator())}
-    assert torch.equal(Noise(place=place, scale=0)(tensors, generator())["w"], tensors["w"])
+    tensors = {"w": torch.randn(5, generator=source().generator)}
+    assert torch.equal(Noise(place=place, scale=0)(tensors, source())["w"], tensors["w"])
     if place in ("inner", "shared"):
-        assert not Noise(place=place, scale=2.0)({"w": torch.zeros(5)}, generator())["w"].any()
+        assert not Noise(place=place, scale=2.0)({"w": torch.zeros(5)}, source())["w"].any()
 
 
 @pytest.mark.parametrize("wrong", [{"scale": -1}, {"place": "outer"}, {"law": "uniform"}, {"sigma": 1}])

@@ -9,22 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from metaleak.defenses import Costed, Pruning
+from metaleak.defenses import Costed, Pruning, RandomSource
 
 
-def generator():
-    return torch.Generator().manual_seed(0)
+def source():
+    return RandomSource.of(0)
 
 
 def test_the_largest_magnitudes_of_all_tensors_together_stay():
     tensors = {"a": torch.tensor([[1.0, -5.0], [0.1, 2.0]]), "b": torch.tensor([-4.0, 0.5])}
-    sent = Pruning(keep=0.5)(tensors, generator())
+    sent = Pruning(keep=0.5)(tensors, source())
     assert sent["a"].tolist() == [[0.0, -5.0], [0.0, 2.0]]
     assert sent["b"].tolist() == [-4.0, 0.0]
 
 
 def test_of_equal_magnitudes_the_first_stay():
-    sent = Pruning(keep=0.4)({"a": torch.ones(50), "b": -torch.ones(50)}, generator())
+    sent = Pruning(keep=0.4)({"a": torch.ones(50), "b": -torch.ones(50)}, source())
     assert sent["a"].tolist() == [1.0] * 40 + [0.0] * 10
     assert not sent["b"].any()
 
@@ -35,7 +35,7 @@ def test_of_equal_magnitudes_the_first_stay():
 )
 def test_the_part_that_stays_is_the_one_asked_for(entries, keep):
     value = torch.tensor(entries, dtype=torch.float64)
-    sent = Pruning(keep=keep)({"w": value}, generator())["w"]
+    sent = Pruning(keep=keep)({"w": value}, source())["w"]
     count = math.ceil(keep * len(entries) - 1e-9)
     largest = np.argsort(-np.abs(entries), kind="stable")[:count]
     expected = torch.zeros_like(value)
@@ -45,7 +45,7 @@ def test_the_part_that_stays_is_the_one_asked_for(entries, keep):
 
 @pytest.mark.parametrize(("keep", "count"), [(1.0, 100), (0.07, 7), (0.29, 29), (0.001, 1)])
 def test_the_count_is_rounded_up_but_not_by_the_arithmetic(keep, count):
-    sent = Pruning(keep=keep)({"w": torch.arange(1.0, 101.0)}, generator())["w"]
+    sent = Pruning(keep=keep)({"w": torch.arange(1.0, 101.0)}, source())["w"]
     assert int((sent != 0).sum()) == count
 
 
@@ -53,8 +53,8 @@ def test_the_count_is_rounded_up_but_not_by_the_arithmetic(keep, count):
 def test_a_sender_can_really_do_with_so_many_bytes(keep, size):
     """Written as a string of bits and read again: places as indices or as a bitmap, values as float32."""
     pruning = Pruning(keep=keep)
-    value = torch.randn(size, generator=generator())
-    sent = pruning({"w": value}, generator())["w"].numpy()
+    value = torch.randn(size, generator=source().generator)
+    sent = pruning({"w": value}, source())["w"].numpy()
     there = np.flatnonzero(sent)
     width = max(1, math.ceil(math.log2(size)))
     numbers = "".join(format(int(bits), "032b") for bits in sent[there].view(np.uint32))

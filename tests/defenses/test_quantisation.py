@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from metaleak.defenses import Costed, Quantisation, Sign
+from metaleak.defenses import Costed, Quantisation, RandomSource, Sign
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def source(seed=0):
+    return RandomSource.of(seed)
 
 
 def test_three_bits_are_seven_levels():
     value = torch.tensor([-3.0, -2.6, -0.4, 0.0, 0.6, 1.4, 3.0], dtype=torch.float64)
-    sent = Quantisation(bits=3)({"w": value}, generator())["w"]
+    sent = Quantisation(bits=3)({"w": value}, source())["w"]
     assert sent.tolist() == [-3.0, -3.0, 0.0, 0.0, 1.0, 1.0, 3.0]
 
 
@@ -29,7 +29,7 @@ def test_three_bits_are_seven_levels():
 )
 def test_every_entry_goes_to_a_level_beside_it(entries, bits, stochastic):
     value = torch.tensor(entries, dtype=torch.float64)
-    sent = Quantisation(bits=bits, stochastic=stochastic)({"w": value}, generator())["w"]
+    sent = Quantisation(bits=bits, stochastic=stochastic)({"w": value}, source())["w"]
     largest, levels = value.abs().max().item(), 2 ** (bits - 1) - 1
     if largest == 0:
         assert torch.equal(sent, value)
@@ -43,40 +43,40 @@ def test_every_entry_goes_to_a_level_beside_it(entries, bits, stochastic):
 
 
 def test_to_the_nearest_twice_is_once():
-    value = torch.randn(1000, generator=generator(), dtype=torch.float64)
+    value = torch.randn(1000, generator=source().generator, dtype=torch.float64)
     quantisation = Quantisation(bits=5)
-    once = quantisation({"w": value}, generator())
-    torch.testing.assert_close(quantisation(once, generator()), once, rtol=1e-14, atol=0)
+    once = quantisation({"w": value}, source())
+    torch.testing.assert_close(quantisation(once, source()), once, rtol=1e-14, atol=0)
 
 
 def test_at_random_the_mean_is_the_entry():
     value = torch.tensor([1.0, 0.3, -0.77, 0.0], dtype=torch.float64).repeat(50_000, 1)
-    sent = Quantisation(bits=2, stochastic=True)({"w": value}, generator())["w"]
+    sent = Quantisation(bits=2, stochastic=True)({"w": value}, source())["w"]
     assert sent.unique().tolist() == [-1.0, 0.0, 1.0]
     assert sent.mean(dim=0).tolist() == pytest.approx([1.0, 0.3, -0.77, 0.0], abs=0.01)
-    nearest = Quantisation(bits=2)({"w": value}, generator())["w"]
+    nearest = Quantisation(bits=2)({"w": value}, source())["w"]
     assert nearest.mean(dim=0).tolist() == [1.0, 0.0, -1.0, 0.0]
 
 
 def test_each_tensor_has_its_own_levels():
     tensors = {"large": torch.tensor([100.0, 0.0]), "small": torch.tensor([0.001, 0.0])}
-    sent = Quantisation(bits=2)(tensors, generator())
+    sent = Quantisation(bits=2)(tensors, source())
     assert [sent[name][0].item() for name in tensors] == [value[0].item() for value in tensors.values()]
 
 
 def test_the_sign_is_of_one_size():
     tensors = {"a": torch.tensor([1.0, -2.0, 0.0, 5.0]), "b": torch.tensor([[-0.5]])}
-    sent = Sign()(tensors, generator())
+    sent = Sign()(tensors, source())
     assert sent["a"].tolist() == [2.0, -2.0, 2.0, 2.0]
     assert sent["b"].tolist() == [[-0.5]]
-    assert not Sign()({"w": torch.zeros(3)}, generator())["w"].any()
+    assert not Sign()({"w": torch.zeros(3)}, source())["w"].any()
 
 
 @pytest.mark.parametrize("wrong", [math.inf, math.nan])
 @pytest.mark.parametrize("defence", [Quantisation(bits=4), Quantisation(bits=4, stochastic=True), Sign()])
 def test_an_entry_that_is_not_finite_is_not_made_finite(defence, wrong):
     """The server refuses such a gradient, and must be able to."""
-    sent = defence({"w": torch.tensor([1.0, wrong]), "b": torch.tensor([1.0])}, generator())
+    sent = defence({"w": torch.tensor([1.0, wrong]), "b": torch.tensor([1.0])}, source())
     assert not sent["w"].isfinite().all()
     assert sent["b"].isfinite().all()
 
@@ -85,8 +85,8 @@ def test_an_entry_that_is_not_finite_is_not_made_finite(defence, wrong):
 def test_a_sender_can_really_do_with_so_many_bytes(bits):
     """The levels are written as bits, with one float32 a tensor, and read again: the same gradient."""
     quantisation = Quantisation(bits=bits)
-    tensors = {name: torch.randn(size, generator=generator()) for name, size in (("w", 77), ("b", 5))}
-    sent = quantisation(tensors, generator())
+    tensors = {name: torch.randn(size, generator=source().generator) for name, size in (("w", 77), ("b", 5))}
+    sent = quantisation(tensors, source())
     levels, written = quantisation.levels, ""
     for value in sent.values():
         steps = (value.double() / value.double().abs().max() * levels).round().int() + levels
@@ -104,8 +104,8 @@ def test_a_sender_can_really_do_with_so_many_bytes(bits):
 
 
 def test_one_bit_an_entry_carries_the_sign():
-    tensors = {"w": torch.randn(77, generator=generator()), "b": torch.zeros(4)}
-    sent = Sign()(tensors, generator())
+    tensors = {"w": torch.randn(77, generator=source().generator), "b": torch.zeros(4)}
+    sent = Sign()(tensors, source())
     bits = np.packbits(np.concatenate([(value < 0).numpy() for value in tensors.values()]))
     scales = np.array([value.abs().max() for value in sent.values()], np.float32)
     signs = np.split(np.where(np.unpackbits(bits, count=81), np.float32(-1), np.float32(1)), [77])

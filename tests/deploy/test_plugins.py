@@ -21,7 +21,7 @@ class Clip(BaseModel):
     place: str = "shared"
     norm: float = 1.0
 
-    def __call__(self, tensors, generator):
+    def __call__(self, tensors, random):
         size = sum(value.square().sum() for value in tensors.values()).sqrt()
         return {name: value * min(1.0, self.norm / float(size)) for name, value in tensors.items()}
 

@@ -1,0 +1,35 @@
+"""The secret of a node: what the noise of its learners is keyed by, and the server never holds."""
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+_BYTES = 32
+
+
+def noise_key(path: Path) -> bytes:
+    """Return the 32 bytes in the file `path`, which is made with fresh ones when it is missing.
+
+    It has to last: a learner that is asked again must draw the same noise again, or it has sent twice. Only its owner
+    may read it. Raises `ValueError` in one line for a file of another length, or that others may read, and `OSError`
+    when it can be neither read nor made.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(_BYTES))
+        try:
+            # Not a rename: of several processes that begin together, the first decides.
+            os.link(beside, path)
+        except FileExistsError:
+            pass
+        finally:
+            beside.unlink()
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise ValueError(f"{path}: others may read it, and then the noise is no secret; chmod 600, or a new file")
+    key = path.read_bytes()
+    if len(key) != _BYTES:
+        raise ValueError(f"{path}: has {len(key)} bytes, a noise key has {_BYTES}")
+    return key

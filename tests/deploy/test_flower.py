@@ -1,0 +1,86 @@
+"""The app's nodes: with a secret of their own on the deployment engine, repeatable in a simulation."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from local_grid import LocalGrid
+
+from metaleak.deploy.experiment import experiment_from
+from metaleak.deploy.flower import flower_client
+
+GAUSSIAN = {"name": "gaussian", "clip": 1.0, "epsilon": 8}
+PLAIN = {
+    "data": {"name": "digits"},
+    "task": {"ways": 3},
+    "partition": {"learners": 4},
+    "model": {"name": "mlp", "hidden": [8]},
+    "defences": [GAUSSIAN],
+    "engine": {"learners_per_node": 4, "chunk": 2},
+    "attacks": [],
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(PLAIN))
+    return tmp_path
+
+
+def sent(folder: Path, run: int = 1, changes: str = "", node_config: dict[str, str] | None = None) -> torch.Tensor:
+    """What the learners of a node send in round 1 of a run, one entry of their gradients."""
+    LocalGrid(flower_client(folder), nodes=1)  # sets up Flower's identity of this process
+    parameters = experiment_from(PLAIN, "here").federation().initial_parameters()
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({name: Array(value.numpy()) for name, value in parameters.items()}),
+            "config": ConfigRecord({"learner-ids": [0, 1, 2, 3], "server-round": 1, "chunk": 2}),
+        }
+    )
+    message = Message(content, dst_node_id=1, message_type="train")
+    context = Context(run, 1, node_config or {}, RecordDict(), {"set": changes})
+    reply = flower_client(folder)(message, context)
+    return torch.from_numpy(reply.content["arrays"]["head.bias"].numpy().copy())
+
+
+def test_on_the_deployment_engine_the_noise_is_keyed_by_the_nodes_own_secret(folder):
+    first = sent(folder)
+    assert (folder / "home" / "metaleak-noise-key").stat().st_size == 32
+    assert torch.equal(first, sent(folder)), "asked again, it draws the same noise again"
+    assert not torch.equal(first, sent(folder, run=2)), "another run has another noise"
+    shutil.rmtree(folder / "home")
+    assert not torch.equal(first, sent(folder)), "the seed that the server knows does not decide"
+
+
+def test_the_secret_may_lie_elsewhere(folder):
+    one = sent(folder, node_config={"noise-key": str(folder / "key")})
+    assert (folder / "key").exists()
+    assert not (folder / "home").exists()
+    assert torch.equal(one, sent(folder, node_config={"noise-key": str(folder / "key")}))
+
+
+def test_in_a_simulation_the_seed_decides(folder, monkeypatch):
+    class Ray:
+        @staticmethod
+        def is_initialized() -> bool:
+            return True
+
+    monkeypatch.setitem(__import__("sys").modules, "ray", Ray)
+    assert torch.equal(sent(folder), sent(folder, run=2))
+    assert not (folder / "home").exists()
+
+
+def test_a_guarantee_needs_learners_that_stay_on_their_node(folder):
+    with pytest.raises(ValueError, match=r"^engine\.learners_per_node: must be a number on the deployment engine"):
+        sent(folder, changes="engine.learners_per_node=auto")
+    sent(folder, changes="engine.learners_per_node=auto; defences=[]")
+
+
+def test_nothing_that_the_server_holds_names_the_secret(folder):
+    sent(folder)
+    key = (folder / "home" / "metaleak-noise-key").read_bytes()
+    assert key.hex() not in str(experiment_from(PLAIN, "here").resolved())
