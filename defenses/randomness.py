@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 from torch import Tensor
 
 KeyPart = int | str | bytes
@@ -71,7 +71,7 @@ class RandomSource:
         return torch.cat([length * angle.cos(), length * angle.sin()])[:count].reshape(tuple(shape))
 
     @cached_property
-    def _cipher(self):  # type: ignore[no-untyped-def]
+    def _cipher(self) -> CipherContext:
         key = hashlib.blake2b(b"normal", key=self.key, digest_size=_KEY_BYTES).digest()
         return Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
 
