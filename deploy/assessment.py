@@ -208,11 +208,7 @@ def _learners(record: Record, rounds: list[int]) -> list[int]:
 
     Of a round of which the server saw the mean alone: those whose mean it is.
     """
-    present = [
-        set(record.mean_of(round))
-        or {learner for reply in record.replies(round) for learner in reply.learners.tolist()}
-        for round in rounds
-    ]
+    present = [set(record.mean_of(round) or record.learners(round)) for round in rounds]
     learners = sorted(set.intersection(*present))
     if not learners:
         raise ValueError(f"{record.path}: no learner answered in all of the rounds {rounds[0]} to {rounds[-1]}")

@@ -27,7 +27,8 @@ _DEFAULT_NAMES = {"data": "mnist-5k", "model": "mlp", "rule": "maml"}
 class ServerSettings(BaseModel):
     """How the meta-learner trains: `fraction` of the learners each round, one outer step a round.
 
-    `start_from` is a safetensors file, such as another run's, with the parameters to start from.
+    `start_from` is a safetensors file, such as another run's, with the parameters to start from. With `largest_norm`
+    a learner's gradient is refused when its L2 norm, over all parameters together, is larger.
     """
 
     model_config = _STRICT
@@ -36,6 +37,7 @@ class ServerSettings(BaseModel):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     optimiser: OuterOptimiser = OuterOptimiser()
     start_from: Path | None = None
+    largest_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class EvaluationSettings(BaseModel):
@@ -192,6 +194,8 @@ class Experiment(BaseModel):
             del plain[key]
         for key in ("data_dir", "download"):
             plain["data"].pop(key, None)
+        if plain["server"]["largest_norm"] is None:
+            del plain["server"]["largest_norm"]  # without the limit nothing depends on it
         if self.server.start_from is not None and self.server.start_from.is_file():
             plain["server"]["start_from"] = hashlib.sha256(self.server.start_from.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

@@ -27,7 +27,7 @@ from metaleak.server import CuriousServer, MeanRecorder, MetaLearner, RoundRepor
 from metaleak.server.background_writer import BackgroundWriter
 from metaleak.server.checkpoint import Checkpoint, read_checkpoint
 from metaleak.server.meta_learner import LARGEST_SHARE
-from metaleak.server.record import RecordWriter
+from metaleak.server.record_writer import RecordWriter
 from metaleak.server.whole_file import write_whole
 
 
@@ -127,6 +127,7 @@ class Simulation:
             # A SuperNode starts a process a message; Ray's actors are there and share out the rest of the work
             # better.
             shares_per_node=1 if self._engine is None else 2,
+            largest_norm=settings.largest_norm,
             resume_from=self._from,
             on_round=self._after_round,
         )
@@ -143,7 +144,7 @@ class Simulation:
             # No door to the replies: what is recorded is what a round comes to.
             self._means = MeanRecorder(writer, recorded)
             return strategy
-        return CuriousServer(strategy, writer, recorded)
+        return CuriousServer(strategy, writer, recorded, must_record=True)
 
     def _check(self) -> None:
         if self._engine is not None and self._engine.stopped:

@@ -6,7 +6,9 @@ from metaleak.server.gathered import RoundFailed
 from metaleak.server.mean_recorder import MeanRecorder
 from metaleak.server.meta_learner import MetaLearner, RoundReport
 from metaleak.server.optimiser import OuterOptimiser
-from metaleak.server.record import AGGREGATE, Record, RecordError, RecordWriter
+from metaleak.server.record import Record
+from metaleak.server.record_layout import AGGREGATE, RecordError
+from metaleak.server.record_writer import RecordWriter
 from metaleak.server.watched_grid import WatchedGrid
 
 __all__ = [

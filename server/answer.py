@@ -1,18 +1,19 @@
-"""What a reply says, once it has been checked against what was asked."""
+"""What a reply says, once it has been checked against what was asked: the same for the strategy and the recorder."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Array, Message
 
 from metaleak.server.received_array import view
-from metaleak.server.record import Arrays
-from metaleak.server.shares import Share
+from metaleak.server.tensor_file import Arrays
 
 Missing = Literal["dropped", "late", "failed"]
 
-Shapes = dict[str, tuple[int, ...]]
+Kinds = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+"""Type and shape of arrays by name."""
 
 
 class Refused(ValueError):
@@ -21,10 +22,10 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the learners of a share sent.
+    """What the learners that a message asked for sent.
 
-    `rows` are the ascending offsets in the share of those that answered, `gradients` what they sent, float32 views
-    stacked in that order. `missing` says of the other learners why, in a word and a line.
+    `rows` are the ascending offsets among the asked learners of those that answered, `gradients` what they sent,
+    views stacked in that order. `missing` says of the other learners why, in a word and a line.
     """
 
     rows: list[int]
@@ -32,67 +33,119 @@ class Answer:
     missing: dict[int, tuple[Missing, str]]
 
 
-def read_answer(reply: Message, share: Share, shapes: Shapes) -> Answer:
-    """Return what `reply` answers to `share`; nothing of it is copied.
+def read_answer(reply: Message, asked: Sequence[int], kinds: Kinds, records: Collection[str] = ("arrays",)) -> Answer:
+    """Return what `reply` answers to a message that asked for the learners `asked`; nothing of it is copied.
 
-    Raises `Refused` when it is not float32 arrays of the names and `shapes` that were sent, stacked by learners of
-    the share in ascending order. Whether the numbers are finite is not looked at.
+    Raises `Refused` when its array records are not those called `records`, or hold anything but arrays of the names
+    and `kinds` that were sent, stacked by learners that were asked, in ascending order. Whether the numbers are
+    finite is not looked at.
     """
-    learners, missing = _who(reply, share)
-    arrays = next(iter(reply.content.array_records.values()), None)
-    if arrays is None:
-        raise Refused("no arrays")
-    if set(arrays) != set(shapes):
-        raise Refused(f"arrays {_short(sorted(arrays))}, expected {_short(sorted(shapes))}")
+    learners, missing = _who(reply, asked)
+    there = reply.content.array_records
+    if set(there) != set(records):
+        raise Refused(f"array records {_short(sorted(there))}, expected {_short(sorted(records))}")
+    arrays = arrays_by_name(reply)
+    if set(arrays) != set(kinds):
+        raise Refused(f"arrays {_short(sorted(arrays))}, expected {_short(sorted(kinds))}")
     gradients: Arrays = {}
-    for name, shape in shapes.items():
+    for name, (dtype, shape) in kinds.items():
+        value = _viewed(name, arrays[name])
         expected = (len(learners), *shape)
-        if tuple(arrays[name].shape) != expected:
-            raise Refused(f"{name} has shape {tuple(arrays[name].shape)}, expected {expected}")
-        try:
-            gradients[name] = view(arrays[name])
-        except ValueError as error:
-            raise Refused(f"{name}: {error}") from None
-        if gradients[name].dtype != np.float32:
-            raise Refused(f"{name} is {gradients[name].dtype}, expected float32")
-    offsets = {learner: offset for offset, learner in enumerate(share.learners)}
+        if value.shape != expected:
+            raise Refused(f"{name} has shape {value.shape}, expected {expected}")
+        if value.dtype != dtype:
+            raise Refused(f"{name} is {value.dtype}, expected {dtype}")
+        gradients[name] = value
+    offsets = {learner: offset for offset, learner in enumerate(asked)}
     return Answer([offsets[learner] for learner in learners], gradients, missing)
 
 
-def _who(reply: Message, share: Share) -> tuple[list[int], dict[int, tuple[Missing, str]]]:
-    config = reply.content.config_records.get("config")
-    if config is None or not isinstance(config.get("learner-ids"), list):
-        raise Refused("no learner ids")
-    learners, absent = (_asked(config.get(key, []), share) for key in ("learner-ids", "missing-ids"))
-    kinds, reasons = (
-        value if isinstance(value := config.get(key, []), list) else []
-        for key in ("missing-kinds", "missing-reasons")
-    )
-    if learners != sorted(set(learners)) or set(learners) & set(absent):
-        raise Refused("learner ids are not ascending, or stand twice")
-    missing: dict[int, tuple[Missing, str]] = {
-        number: ("failed", "the node did not speak of it") for number in share.learners if number not in learners
+def learner_ids(message: Message, key: str = "learner-ids") -> list[int] | None:
+    """Return the learners that a message's config record `config` names under `key`, `None` when there is no such
+    entry.
+
+    Raises `Refused` when the entry is no list of whole numbers.
+    """
+    config = message.content.config_records.get("config")
+    numbers = None if config is None else config.get(key)
+    if numbers is None:
+        return None
+    if not isinstance(numbers, list) or any(type(number) is not int for number in numbers):
+        raise Refused(f"{key} are not a list of whole numbers")
+    return numbers  # type: ignore[return-value]
+
+
+def arrays_by_name(message: Message) -> dict[str, Array]:
+    """Return a message's arrays by name; with several array records, as `<record>/<name>`."""
+    records = message.content.array_records
+    return {
+        name if len(records) == 1 else f"{key}/{name}": array
+        for key, record in records.items()
+        for name, array in record.items()
     }
-    for number, kind, reason in zip(absent, kinds, reasons, strict=False):
-        known: Missing = "dropped" if kind == "dropped" else "late" if kind == "late" else "failed"
-        missing[number] = (known, str(reason)[:200])
-    return learners, missing
 
 
-def _asked(numbers: object, share: Share) -> list[int]:
-    """Return `numbers`, all of which are learners of the share."""
-    if not isinstance(numbers, list):
-        raise Refused("no learner ids")
-    known = set(share.learners)
-    for number in numbers:
-        if number not in known:
-            raise Refused(f"learner {str(number)[:40]} was not asked")
-    return numbers
+def views_by_name(message: Message) -> Arrays:
+    """Return views of a message's arrays, named as `arrays_by_name` does; raises `Refused` for one that has none."""
+    return {name: _viewed(name, array) for name, array in arrays_by_name(message).items()}
+
+
+def kinds_of(arrays: Arrays, leading: int = 0) -> Kinds:
+    """Return the types of arrays and their shapes without the first `leading` axes; the order of bytes is no kind."""
+    return {name: (value.dtype.newbyteorder("<"), value.shape[leading:]) for name, value in arrays.items()}
+
+
+def must_agree(kinds: Kinds, first: Kinds, sent: Kinds) -> None:
+    """Raise `Refused` when arrays of the `kinds` do not go with the first reply of their round and what was `sent`.
+
+    Names and types must agree. A shape may differ where the first reply's was not that of what was sent, either:
+    trees grow.
+    """
+    if set(kinds) != set(first):
+        raise Refused("other names than the first reply of its round")
+    for name, (dtype, shape) in kinds.items():
+        its_dtype, its_shape = first[name]
+        if dtype != its_dtype:
+            raise Refused(f"{name} is {dtype}, in the first reply of its round {its_dtype}")
+        if shape != its_shape and name in sent and its_shape == sent[name][1]:
+            raise Refused(f"{name} has shape {shape}, in the first reply of its round {its_shape}")
 
 
 def in_one_line(text: str) -> str:
     """Return what a stranger said as one short line without control characters."""
     return "".join(sign if sign.isprintable() else " " for sign in text)[:300]
+
+
+def _viewed(name: str, array: Array) -> np.ndarray:
+    try:
+        return view(array)
+    except ValueError as error:
+        raise Refused(f"{name} {error}") from None
+
+
+def _who(reply: Message, asked: Sequence[int]) -> tuple[list[int], dict[int, tuple[Missing, str]]]:
+    learners = learner_ids(reply)
+    if learners is None:
+        raise Refused("no learner ids")
+    absent = learner_ids(reply, "missing-ids") or []
+    known = set(asked)
+    for number in (*learners, *absent):
+        if number not in known:
+            raise Refused(f"learner {str(number)[:40]} was not asked")
+    if learners != sorted(set(learners)) or set(learners) & set(absent):
+        raise Refused("learner ids are not ascending, or stand twice")
+    kinds, reasons = (
+        value if isinstance(value := reply.content.config_records["config"].get(key, []), list) else []
+        for key in ("missing-kinds", "missing-reasons")
+    )
+    there = set(learners)
+    missing: dict[int, tuple[Missing, str]] = {
+        number: ("failed", "the node did not speak of it") for number in asked if number not in there
+    }
+    for number, kind, reason in zip(absent, kinds, reasons, strict=False):
+        word: Missing = "dropped" if kind == "dropped" else "late" if kind == "late" else "failed"
+        missing[number] = (word, str(reason)[:200])
+    return learners, missing
 
 
 def _short(names: list[str]) -> str:

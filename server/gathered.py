@@ -2,32 +2,38 @@
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Message
 
-from metaleak.server.answer import Answer, Refused, in_one_line, read_answer
+from metaleak.server.answer import Answer, Kinds, Refused, in_one_line, read_answer
+from metaleak.server.finite import finite_rows, row_norms
 from metaleak.server.shares import Share
+from metaleak.server.tensor_file import Arrays
 from metaleak.server.tree_sum import TreeSum
 
 _LOG = logging.getLogger("metaleak")
 
 
 class RoundFailed(RuntimeError):
-    """No learner of a round could be heard; the message is one line with the first reason."""
+    """A round came to nothing that training can go on with; the message is one line with the first reason."""
 
 
 class Gathered:
     """What the answers of one round come to.
 
-    `counts` tells how many `learners` were heard and how many were not, by kind; `heard` who was, as they arrived.
+    `kinds` are the types and shapes of the parameters that went out, by name. A learner whose gradient has an L2
+    norm above `largest_norm`, over all parameters together, is refused. `counts` tells how many `learners` were heard
+    and how many were not, by kind; `heard` who was, as they arrived.
     """
 
-    def __init__(self, round: int, shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(self, round: int, kinds: Kinds, largest_norm: float | None = None) -> None:
         self.counts: Counter[str] = Counter()
         self.heard: list[int] = []
         self._round = round
-        self._shapes = shapes
+        self._kinds = kinds
+        self._largest_norm = largest_norm
         self._sum = TreeSum()
         self._reason = ""
 
@@ -47,16 +53,18 @@ class Gathered:
             else:
                 self.counts[kind] += 1
         rows, gradients = answer.rows, answer.gradients
+        if self._largest_norm is not None:
+            norms = row_norms(gradients, len(rows))
+            reasons = {
+                place: f"its norm {norms[place]:.3g} is above server.largest_norm {self._largest_norm:g}"
+                for place in np.flatnonzero(norms > self._largest_norm).tolist()
+            }
+            rows, gradients = self._without(share, rows, gradients, reasons)
         if not self._sum.add(share.first, len(share.learners), rows, gradients):
-            finite = np.logical_and.reduce(
-                [np.isfinite(value.reshape(len(rows), -1)).all(axis=1) for value in gradients.values()]
-            )
-            for place in np.flatnonzero(~finite):
-                number = share.learners[rows[place]]
-                self._complain("refused", 1, f"learner {number}: has entries that are not finite")
-            rows = [row for row, good in zip(rows, finite, strict=True) if good]
-            kept = {name: value[finite] for name, value in gradients.items()}
-            self._sum.add(share.first, len(share.learners), rows, kept)
+            infinite = np.flatnonzero(~finite_rows(gradients, len(rows))).tolist()
+            reasons = dict.fromkeys(infinite, "has entries that are not finite")
+            rows, gradients = self._without(share, rows, gradients, reasons)
+            self._sum.add(share.first, len(share.learners), rows, gradients)
         self.counts["learners"] += len(rows)
         self.heard += [share.learners[row] for row in rows]
 
@@ -82,7 +90,18 @@ class Gathered:
             reason = (lines or ["no reason given"])[-1]
             self._complain("failed", len(share.learners), f"learners {_span(share)}: {reason}")
             return None
-        return read_answer(reply, share, self._shapes)
+        return read_answer(reply, share.learners, self._kinds)
+
+    def _without(
+        self, share: Share, rows: list[int], gradients: Arrays, reasons: Mapping[int, str]
+    ) -> tuple[list[int], Arrays]:
+        """Return the rows but for those at the places of `reasons`, which are refused."""
+        if not reasons:
+            return rows, gradients
+        for place, reason in reasons.items():
+            self._complain("refused", 1, f"learner {share.learners[rows[place]]}: {reason}")
+        kept = [place for place in range(len(rows)) if place not in reasons]
+        return [rows[place] for place in kept], {name: value[kept] for name, value in gradients.items()}
 
     def _complain(self, kind: str, learners: int, reason: str) -> None:
         self.counts[kind] += learners

@@ -4,7 +4,8 @@ import numpy as np
 
 from metaleak.server.meta_learner import RoundReport
 from metaleak.server.received_array import view
-from metaleak.server.record import AGGREGATE, RecordWriter
+from metaleak.server.record_layout import AGGREGATE
+from metaleak.server.record_writer import RecordWriter
 
 
 class MeanRecorder:

@@ -1,5 +1,6 @@
 """The meta-learner: a Flower strategy that averages meta-gradients and takes outer steps."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
+from metaleak.server.answer import kinds_of
 from metaleak.server.checkpoint import Checkpoint
 from metaleak.server.dispatch import Dispatch, Patience
 from metaleak.server.gathered import Gathered, RoundFailed
 from metaleak.server.optimiser import OuterOptimiser, OuterSteps
+from metaleak.server.received_array import view
 from metaleak.server.shares import Share, floating_shares, hosted_shares
 
 LARGEST_SHARE = 16 << 20
@@ -58,7 +61,8 @@ class MetaLearner(Strategy):
     with a number, node k, in the order of node ids, hosts that many learners from k times that number on. `chunk`
     learners are computed at once, by learner and never by node, so that the numbers do not depend on how many nodes
     there are; a node gets about `shares_per_node` messages a round. A reply is checked, added and forgotten as it
-    arrives. `resume_from` continues after a checkpoint. `on_round` is called after every round.
+    arrives; with `largest_norm`, a learner's gradient of a larger L2 norm, over all parameters together, is refused.
+    `resume_from` continues after a checkpoint. `on_round` is called after every round.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class MetaLearner(Strategy):
         learners_per_node: int | None = None,
         shares_per_node: int = 1,
         patience: Patience | None = None,
+        largest_norm: float | None = None,
         resume_from: Checkpoint | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
@@ -85,12 +90,15 @@ class MetaLearner(Strategy):
                 f"learners {learners}, chunk {chunk} and learners_per_node {learners_per_node} must be >= 1, "
                 f"fraction {fraction} in (0, 1]"
             )
+        if largest_norm is not None and not 0 < largest_norm < math.inf:
+            raise ValueError(f"largest_norm {largest_norm} must be a number > 0, or None for no limit")
         self.learners = learners
         self.fraction = fraction
         self.seed = seed
         self.chunk = chunk
         self.learners_per_node = learners_per_node
         self.shares_per_node = shares_per_node
+        self.largest_norm = largest_norm
         self._hosts: list[int] = []
         self._optimiser = optimiser or OuterOptimiser()
         self._patience = patience
@@ -116,7 +124,8 @@ class MetaLearner(Strategy):
         """Run the rounds up to `num_rounds` and return the last parameters; `timeout` is a round's, in seconds.
 
         `train_config` goes to the nodes; `evaluate_fn` is called after each round. Nodes are not asked to evaluate.
-        Raises `RoundFailed` when none of a round's learners could be heard for another reason than its own absence.
+        Raises `RoundFailed` when none of a round's learners could be heard for another reason than its own absence,
+        and when a round's mean makes a parameter or the optimiser's state infinite; the last checkpoint stays good.
         """
         result = Result(arrays=initial_arrays)
         steps, done = self._steps(initial_arrays)
@@ -184,12 +193,20 @@ class MetaLearner(Strategy):
             content = RecordDict({"arrays": arrays, "config": told})
             return Message(content, dst_node_id=node, message_type=MessageType.TRAIN, ttl=ttl)
 
-        gathered = Gathered(round, {name: tuple(value.shape) for name, value in steps.parameters.items()})
+        kinds = kinds_of({name: view(array) for name, array in arrays.items()})
+        gathered = Gathered(round, kinds, self.largest_norm)
         for share, reply in dispatch.answers(grid, nodes, shares, ask):
             gathered.take(share, reply)
         mean = gathered.mean()
         if mean:
-            steps.step(mean)
+            try:
+                steps.step(mean)
+            except ValueError as error:
+                norm = math.sqrt(sum(float(np.square(value).sum()) for value in mean.values()))
+                raise RoundFailed(
+                    f"round {round}: {error}, the mean meta-gradient has the norm {norm:.3g}; "
+                    "server.largest_norm refuses replies that are too large"
+                ) from None
         checkpoint = Checkpoint(round, steps.parameters, steps.state())
         counts = {kind: gathered.counts[kind] for kind in ("learners", "dropped", "late", "failed", "refused")}
         if self._on_round is not None:

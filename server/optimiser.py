@@ -47,11 +47,17 @@ class OuterSteps:
         return {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
 
     def step(self, gradient: Mapping[str, np.ndarray]) -> None:
-        """Move the parameters along `gradient`, named and shaped like them; once a round."""
+        """Move the parameters along `gradient`, named and shaped like them; once a round.
+
+        Raises `ValueError` when a parameter or a moment of the optimiser is no longer finite; the steps cannot go on.
+        """
         for name, leaf in self._leaves.items():
             leaf.grad = torch.from_numpy(np.asarray(gradient[name])).to(leaf.dtype)
         self._optimiser.step()
         self._schedule.step()
+        for name, value in {**self._leaves, **self.state()}.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(f"{name} is no longer finite after the outer step")
 
     def state(self) -> dict[str, Tensor]:
         """Return all that decides the next steps beside the parameters: `rate`, `step` and `<parameter>/<moment>`."""

@@ -20,7 +20,8 @@ def view(array: Array) -> npt.NDArray[Any]:
     """Return the numbers of `array` as they lie in its data: read only, nothing is copied.
 
     Raises `ValueError` in one line when the data are not a plain `.npy` file of just the size that its header says,
-    or the header says something else than the array does.
+    or the header says another shape than the array does. An array that states neither type nor shape, as Flower's
+    classic workflow sends them, has those of its header.
     """
     if array.stype != "numpy.ndarray":
         raise ValueError(f"is serialised as {str(array.stype)[:40]!r}, expected 'numpy.ndarray'")
@@ -37,7 +38,8 @@ def view(array: Array) -> npt.NDArray[Any]:
         shape = tuple(int(size) for size in parsed[3].decode().split(",") if size.strip())
     except (TypeError, ValueError):
         raise ValueError("has a .npy header with an unknown type or a damaged shape") from None
-    if shape != tuple(array.shape):
+    stated = bool(array.dtype or array.shape)
+    if stated and shape != tuple(array.shape):
         raise ValueError(f"says shape {tuple(array.shape)} outside and {shape} inside")
     held, expected = len(data) - offset, math.prod(shape) * dtype.itemsize
     if held != expected:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from metaleak.server.record import Arrays
+from metaleak.server.tensor_file import Arrays
 
 _Sums = dict[str, npt.NDArray[np.float64]]
 _Sum = _Sums | None

@@ -1,7 +1,8 @@
 """Files that are complete or as they were before, whatever happens while they are written."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 
@@ -25,3 +26,10 @@ def write_whole(path: Path, content: bytes | Sequence[bytes | memoryview]) -> No
 def part_of(name: str) -> str:
     """Return the name under which the file `name` is written before it is complete."""
     return f".{name}.part"
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield `path` and then places beside it, `<name>-2`, `<name>-3` and so on without end."""
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.name}-{number}")

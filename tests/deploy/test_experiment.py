@@ -38,7 +38,7 @@ def test_resolved_is_complete_and_gives_the_same_experiment():
         ({"sever": {}}, ["sever: unknown key", "server, targets, task"]),
         (
             {"server": {"round": 3}},
-            ["server.round: unknown key, allowed are fraction, optimiser, rounds, start_from"],
+            ["server.round: unknown key, allowed are fraction, largest_norm, optimiser, rounds, start_from"],
         ),
         ({"model": {"name": "mpl"}}, ["model.name: unknown 'mpl'", "conv4", "lenet", "mlp"]),
         ({"model": {"name": "mlp", "hidden": [0]}}, ["model.hidden.0", "greater than or equal to 1", "got 0"]),

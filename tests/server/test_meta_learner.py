@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from local_grid import LocalGrid
 
 from metaleak.clients import Federation, Partition, TaskShape, client_app
@@ -18,7 +18,6 @@ from metaleak.server import CuriousServer, MetaLearner, OuterOptimiser, Record, 
 from metaleak.server.answer import Refused, read_answer
 from metaleak.server.checkpoint import read_checkpoint
 from metaleak.server.dispatch import Patience
-from metaleak.server.shares import Share
 
 LEARNERS = 20
 
@@ -128,6 +127,36 @@ def test_a_reply_that_does_not_fit_is_refused_and_counted(federation, change):
     assert all(np.isfinite(value).all() for value in result.values())
 
 
+def extra_record(reply):
+    reply.content["more"] = ArrayRecord({"w": Array(np.zeros((4, 2), "f4"))})
+
+
+def empty_record(reply):
+    reply.content["more"] = ArrayRecord()
+
+
+def other_record(reply):
+    reply.content["others"] = reply.content["arrays"]
+    del reply.content["arrays"]
+
+
+def of_type(dtype):
+    def change(reply):
+        values = reply.content["arrays"]["head.bias"].numpy()
+        reply.content["arrays"]["head.bias"] = Array(values.astype(dtype))
+
+    return change
+
+
+def ids_in_an_earlier_record(reply):
+    """The ids of others in a config record that comes first, none in the one that is read."""
+    told = reply.content["config"]
+    del reply.content["config"]
+    del told["learner-ids"]
+    reply.content["a"] = ConfigRecord({"learner-ids": [4, 5, 6, 7]})
+    reply.content["config"] = told
+
+
 def one_row_not_finite(reply):
     name = "head.bias"
     values = reply.content["arrays"][name].numpy().copy()
@@ -159,7 +188,9 @@ def config_of(reply):
         ("in another order", lambda c: c.update({"learner-ids": [1, 0, 2, 3]}), "not ascending, or stand twice"),
         ("too few", lambda c: c.update({"learner-ids": [0, 1]}), "has shape"),
         ("none", lambda c: c.pop("learner-ids"), "no learner ids"),
-        ("text", lambda c: c.update({"learner-ids": ["0", "1"]}), "learner 0 was not asked"),
+        ("text", lambda c: c.update({"learner-ids": ["0", "1"]}), "learner-ids are not a list of whole numbers"),
+        ("floats", lambda c: c.update({"learner-ids": [0.0, 1.0, 2.0, 3.0]}), "not a list of whole numbers"),
+        ("one number", lambda c: c.update({"learner-ids": 0}), "not a list of whole numbers"),
         ("missing and present", lambda c: c.update({"missing-ids": [2]}), "not ascending, or stand twice"),
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
@@ -201,10 +232,23 @@ def ids(value):
         ids([4, 5, 6, 7]),
         ids([0, 1, 1, 2]),
         ids(list(range(10_000))),
+        ids([0.0, 1.0, 2.0, 3.0]),
+        ids([False, True]),
         lambda reply: config_of(reply).pop("learner-ids"),
+        lambda reply: config_of(reply).update({"missing-ids": [99]}),
+        ids_in_an_earlier_record,
         wrong_shape,
         missing_array,
         extra_array,
+        extra_record,
+        empty_record,
+        other_record,
+        of_type(np.float64),
+        of_type(np.float16),
+        of_type(np.int32),
+        of_type(np.bool_),
+        of_type(">f4"),
+        not_finite,
     ],
 )
 def test_a_strangers_reply_neither_ends_the_run_nor_spoils_the_record(federation, tmp_path, change):
@@ -214,6 +258,64 @@ def test_a_strangers_reply_neither_ends_the_run_nor_spoils_the_record(federation
     CuriousServer(strategy, tmp_path / "record").start(grid, arrays(federation.initial_parameters()), num_rounds=2)
     assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)] * 2
     assert all(Record(tmp_path / "record").gradients(round)[0] == list(range(4, LEARNERS)) for round in (1, 2))
+
+
+def test_the_record_holds_the_learners_that_the_mean_holds(federation, tmp_path):
+    """A learner whose entries are not finite is in neither, the others of its reply are in both."""
+    reports = []
+    grid = LocalGrid(client_app(federation), nodes=2, spoil=spoiled(one_row_not_finite))
+    strategy = MetaLearner(LEARNERS, seed=3, chunk=4, shares_per_node=8, on_round=reports.append)
+    CuriousServer(strategy, tmp_path / "record").start(grid, arrays(federation.initial_parameters()), num_rounds=2)
+    record = Record(tmp_path / "record")
+    for report in reports:
+        learners, gradients = record.gradients(report.round)
+        assert list(report.heard) == learners == [n for n in range(LEARNERS) if n != 1]
+        for name, mean in report.mean.items():
+            np.testing.assert_allclose(gradients[name].mean(axis=0, dtype=np.float64), mean, rtol=1e-6, atol=1e-12)
+
+
+def huge(reply):
+    """Learner 1 sends finite numbers whose squares are not."""
+    for name, array in list(reply.content["arrays"].items()):
+        values = array.numpy().copy()
+        values[1] = 3e38
+        reply.content["arrays"][name] = Array(values)
+
+
+def test_a_finite_reply_that_would_make_the_optimisers_state_infinite_fails_the_round(federation):
+    reports = []
+
+    def from_round_2(reply):
+        if reports:
+            huge(reply)
+
+    with pytest.raises(RoundFailed, match=r"round 2: .* no longer finite .*largest_norm") as failed:
+        trained(federation, rounds=5, spoil=spoiled(from_round_2), reports=reports)
+    assert "\n" not in str(failed.value)
+    assert [report.round for report in reports] == [1], "and the state of the round before is the last"
+    state = {**reports[0].checkpoint.parameters, **reports[0].checkpoint.optimiser}
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+@pytest.mark.parametrize("optimiser", [OuterOptimiser(), OuterOptimiser(name="sgd", rate=0.1, momentum=0.9)], ids=str)
+def test_a_reply_above_the_largest_norm_is_refused_alone_and_recorded(federation, tmp_path, caplog, optimiser):
+    reports = []
+    grid = LocalGrid(client_app(federation), nodes=2, spoil=spoiled(huge))
+    strategy = MetaLearner(
+        LEARNERS, seed=3, chunk=4, shares_per_node=8, largest_norm=100, optimiser=optimiser, on_round=reports.append
+    )
+    with caplog.at_level("WARNING", logger="metaleak"):
+        result = CuriousServer(strategy, tmp_path / "record").start(
+            grid, arrays(federation.initial_parameters()), num_rounds=2
+        )
+    assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 1, 1)] * 2
+    assert "round 1: refused: learner 1: its norm 7.02e+39 is above server.largest_norm 100" in caplog.text
+    assert all(np.isfinite(array.numpy()).all() for array in result.arrays.values())
+    assert Record(tmp_path / "record").gradients(1)[0] == list(range(LEARNERS))
+
+
+def test_a_norm_that_nobody_exceeds_changes_no_bit(federation):
+    assert same(trained(federation), trained(federation, largest_norm=1e6))
 
 
 class Tempered(MLP):
@@ -231,6 +333,25 @@ def test_a_parameter_without_dimensions_is_learned_too(federation):
     result = trained(tempered, rounds=2)
     assert result["temperature"].shape == ()
     assert result["temperature"] != 1.0
+
+
+class Precise(Tempered):
+    def initialise(self, image_shape, ways, generator):
+        start = super().initialise(image_shape, ways, generator)
+        return {**start, "temperature": start["temperature"].double()}
+
+
+def test_a_parameter_in_double_precision_is_answered_and_recorded_in_it(federation, tmp_path):
+    precise = dataclasses.replace(federation, model=Precise(hidden=(8,)))
+    grid = LocalGrid(client_app(precise))
+    strategy = CuriousServer(MetaLearner(LEARNERS, seed=3), tmp_path / "record")
+    result = strategy.start(grid, arrays(precise.initial_parameters()), num_rounds=1)
+    assert result.arrays["temperature"].numpy() != 1.0
+    learners, gradients = Record(tmp_path / "record").gradients(1)
+    assert learners == list(range(LEARNERS))
+    assert {name: value.dtype.name for name, value in gradients.items()} == {
+        name: "float64" if name == "temperature" else "float32" for name in gradients
+    }
 
 
 class OutOfMemory(Moody):
@@ -261,7 +382,7 @@ def test_a_reply_of_a_thousand_times_the_size_costs_no_memory_and_no_disk(federa
     reply = grid.seen[1].content["arrays"]
     tracemalloc.start()
     with pytest.raises(Refused, match="has shape"):
-        read_answer(grid.seen[1], Share(0, (0, 1, 2, 3)), {n: tuple(a.shape[1:]) for n, a in reply.items()})
+        read_answer(grid.seen[1], range(4), {n: (np.dtype("f4"), tuple(a.shape[1:])) for n, a in reply.items()})
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
 
@@ -365,6 +486,8 @@ def test_a_round_without_any_answer_fails_with_the_reason(federation):
         {"learners": 5, "fraction": 0},
         {"learners": 5, "chunk": 0},
         {"learners": 5, "learners_per_node": 0},
+        {"learners": 5, "largest_norm": 0},
+        {"learners": 5, "largest_norm": float("nan")},
     ],
 )
 def test_impossible_settings_are_refused(wrong):

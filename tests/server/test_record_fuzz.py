@@ -338,6 +338,8 @@ def read_everything(kind, path):
     for round in (1, 2):
         answers["sent", round] = asked(lambda round=round: record.sent(round))
         answers["gradients", round] = asked(lambda round=round: record.gradients(round))
+        if hasattr(record, "learners"):
+            answers["learners", round] = asked(lambda round=round: record.learners(round))
     return answers
 
 
@@ -373,11 +375,25 @@ def faults(path, answers):
             continue
         try:
             if question[0] == "gradients":
-                found = by_library(path, question[1])
-                learners = [int(one) for told, _ in found for one in told["learners"].split(",")]
-                joint = {name: np.concatenate([arrays[name] for _, arrays in found]) for name in found[0][1]}
-                right = answer[0] == sorted(set(learners)) and len(set(learners)) == len(learners)
-                right &= same(answer[1], {name: value[np.argsort(learners)] for name, value in joint.items()})
+                served = {name: (value.dtype, value.shape[1:]) for name, value in answer[1].items()}
+                alike, most = [], Counter()
+                for told, arrays in by_library(path, question[1]):
+                    kind = {name: (value.dtype, value.shape[1:]) for name, value in arrays.items()}
+                    learners = [int(one) for one in told["learners"].split(",")]
+                    most[str(sorted(kind.items()))] += len(learners)
+                    alike += [(learners, arrays)] if kind == served else []
+                learners = np.concatenate([who for who, _ in alike])
+                joint = {name: np.concatenate([arrays[name] for _, arrays in alike]) for name in served}
+                good = np.logical_and.reduce(
+                    [np.isfinite(value).reshape(len(learners), -1).all(axis=1) for value in joint.values()]
+                )
+                order = [row for row in np.argsort(learners) if good[row]]
+                right = most[str(sorted(served.items()))] == max(most.values())
+                right &= len(set(learners.tolist())) == len(learners) and answer[0] == learners[order].tolist()
+                right &= same(answer[1], {name: value[order] for name, value in joint.items()})
+            elif question[0] == "learners":
+                served = answers["gradients", question[1]]
+                right = isinstance(served, Exception) or served[0] == answer
             elif question[0] == "sent":
                 with safe_open(path / by_library(path, question[1], 1)[0][0]["sent"], "numpy") as opened:
                     right = same(answer, opened.get_tensors())
