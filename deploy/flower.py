@@ -4,17 +4,24 @@ import os
 import sys
 from dataclasses import replace
 from functools import lru_cache
+from logging import INFO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore import log
 
 from metaleak.clients.app import client_app
 from metaleak.clients.federation import Federation
 from metaleak.clients.noise_key import noise_key
 from metaleak.defenses import Accounted, RandomSource
 from metaleak.deploy.experiment import Experiment, read_experiment
+from metaleak.server.whole_file import numbered
+
+if TYPE_CHECKING:
+    from metaleak.deploy.launch import RoundDone
 
 
 def experiment_of(context: Context, folder: Path) -> Experiment:
@@ -44,16 +51,24 @@ def flower_client(folder: Path) -> ClientApp:
 
 
 def flower_server(folder: Path) -> ServerApp:
-    """Return the app's `ServerApp`; the run directory is `out` of the run configuration."""
+    """Return the app's `ServerApp`; the run directory is `out` of the run configuration, or the first of `<out>-2`,
+    `<out>-3` and so on that is free.
+    """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         # A node starts a process a message, and needs none of this.
         from metaleak.deploy.launch import Simulation
+        from metaleak.deploy.run_directory import RunDirectory
 
-        out = Path(str(context.run_config.get("out", "runs/flower")))
-        Simulation(experiment_of(context, folder), out).serve(grid)
+        # Absolute, because the SuperLink may have been started anywhere.
+        asked = Path(str(context.run_config.get("out", "runs/flower"))).absolute()
+        out = next(place for place in numbered(asked) if RunDirectory.is_free(place))
+        simulation = Simulation(experiment_of(context, folder), out, on_round=_tell)
+        log(INFO, "metaleak writes the run to %s", out)
+        simulation.serve(grid)
+        log(INFO, "metaleak is done: metaleak attack %s query", out)
 
     return app
 
@@ -72,6 +87,18 @@ def _with_secret(experiment: Experiment, context: Context) -> Federation:
     key = noise_key(Path(str(context.node_config.get("noise-key", home / "metaleak-noise-key"))))
     # Another run asks other things in rounds of the same numbers.
     return replace(federation, secret=RandomSource.of(key, context.run_id).key)
+
+
+def _tell(done: "RoundDone") -> None:
+    """Log what a round came to."""
+    missing = f", {done.missing} learners are missing" if done.missing else ""
+    accuracy = done.accuracy
+    adapted = (
+        ""
+        if accuracy is None
+        else f", adapted accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f})"
+    )
+    log(INFO, "round %d of %d%s%s", done.round, done.rounds, missing, adapted)
 
 
 @lru_cache(maxsize=4)

@@ -42,9 +42,14 @@ class RunDirectory:
         self.path = path
 
     @staticmethod
-    def must_be_free(path: Path) -> None:
+    def is_free(path: Path) -> bool:
+        """Return whether a run can be made at `path`: nothing is there, or an empty directory."""
+        return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+    @classmethod
+    def must_be_free(cls, path: Path) -> None:
         """Raise `ValueError` when there is something at `path`."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not cls.is_free(path):
             raise ValueError(f"{path}: exists already; a run is never overwritten, choose another --out")
 
     @classmethod

@@ -75,6 +75,21 @@ def learner_ids(message: Message, key: str = "learner-ids") -> list[int] | None:
     return numbers  # type: ignore[return-value]
 
 
+def asked_learners(message: Message) -> tuple[int, ...] | None:
+    """Return the learners that a message asks for; `None` when it names none, or means something else by the name."""
+    try:
+        learners = learner_ids(message)
+    except Refused:
+        return None
+    return None if learners is None else tuple(learners)
+
+
+def array_bytes(message: Message) -> int:
+    """Return how many bytes the arrays of a message take, at least what a header takes."""
+    records = message.content.array_records.values()
+    return max(1024, sum(len(array.data) for record in records for array in record.values()))
+
+
 def arrays_by_name(message: Message) -> dict[str, Array]:
     """Return a message's arrays by name; with several array records, as `<record>/<name>`."""
     records = message.content.array_records

@@ -16,6 +16,8 @@ from flwr.supercore import log
 from metaleak.server.answer import (
     Kinds,
     Refused,
+    array_bytes,
+    asked_learners,
     in_one_line,
     kinds_of,
     learner_ids,
@@ -180,7 +182,7 @@ class Recorder:
             self._forget(round)
         # All messages of a round usually carry one and the same objects: write them once.
         records = list(message.content.array_records.values())
-        if self._last is None or self._last[0] != round or not _identical(self._last[1], records):
+        if self._last is None or self._last[0] != round or [*map(id, self._last[1])] != [*map(id, records)]:
             try:
                 self._last = (round, records, self._written(round, message))
             except ValueError as error:
@@ -188,7 +190,7 @@ class Recorder:
                     raise
                 self._leave_out(f"round {round}: a message and its answer are not recorded: {error}")
                 return
-        self._open[message.metadata.message_id] = _Asked(round, self._turn, self._last[2], _asked_learners(message))
+        self._open[message.metadata.message_id] = _Asked(round, self._turn, self._last[2], asked_learners(message))
 
     def _written(self, round: int, message: Message) -> _Sent:
         arrays = views_by_name(message)
@@ -200,7 +202,7 @@ class Recorder:
             self._writer.sent(round, arrays),
             frozenset(message.content.array_records),
             kinds_of(arrays),
-            _size(message),
+            array_bytes(message),
             frozenset(name for name, value in arrays.items() if not finite_rows({name: value[np.newaxis]}, 1)[0]),
         )
 
@@ -241,7 +243,7 @@ class Recorder:
             return [asked.learners[row] for row in answer.rows], answer.gradients
         learners = learner_ids(reply)
         most = max(self._largest_reply, _TIMES * sent.size * max(1, len(learners or [])))
-        if _size(reply) > most:
+        if array_bytes(reply) > most:
             raise Refused(f"over {_TIMES} times as large as what was sent, and than {self._largest_reply} bytes")
         arrays = views_by_name(reply)
         if learners is None:
@@ -303,21 +305,3 @@ class Recorder:
         elif not self._stopped:
             asked = f"{self._counts['asked']} messages of type {self._type!r} went out"
             _LOG.warning("nothing is recorded: %s and none was answered with arrays%s", in_one_line(asked), told)
-
-
-def _asked_learners(message: Message) -> tuple[int, ...] | None:
-    try:
-        learners = learner_ids(message)
-    except Refused:
-        return None  # an app that means something else by the name
-    return None if learners is None else tuple(learners)
-
-
-def _size(message: Message) -> int:
-    """Return how many bytes the arrays of a message take, at least what a header takes."""
-    records = message.content.array_records.values()
-    return max(1024, sum(len(array.data) for record in records for array in record.values()))
-
-
-def _identical(left: list[ArrayRecord], right: list[ArrayRecord]) -> bool:
-    return len(left) == len(right) and all(one is other for one, other in zip(left, right, strict=True))

@@ -1,4 +1,8 @@
-"""The app's nodes: with a secret of their own on the deployment engine, repeatable in a simulation."""
+"""The app for `flwr run`.
+
+Its nodes have a secret of their own on the deployment engine and are repeatable in a simulation; its server runs again
+and again.
+"""
 
 import shutil
 from pathlib import Path
@@ -9,8 +13,11 @@ import yaml
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from local_grid import LocalGrid
 
-from metaleak.deploy.experiment import experiment_from
-from metaleak.deploy.flower import flower_client
+from metaleak.clients import client_app
+from metaleak.deploy.experiment import experiment_from, read_experiment
+from metaleak.deploy.flower import flower_client, flower_server
+from metaleak.deploy.run_directory import RunDirectory
+from metaleak.server import Record
 
 GAUSSIAN = {"name": "gaussian", "clip": 1.0, "epsilon": 8}
 PLAIN = {
@@ -84,3 +91,35 @@ def test_nothing_that_the_server_holds_names_the_secret(folder):
     sent(folder)
     key = (folder / "home" / "metaleak-noise-key").read_bytes()
     assert key.hex() not in str(experiment_from(PLAIN, "here").resolved())
+
+
+SMALL = {
+    **PLAIN,
+    "defences": [],
+    "server": {"rounds": 2},
+    "evaluation": {"every": 2, "tasks": 5, "queries": 2},
+}
+
+
+def run_app(folder: Path, out: str) -> None:
+    """Start the app's server as `flwr run` does."""
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"out": out})
+    federation = read_experiment(folder / "experiment.yaml").federation()
+    flower_server(folder)(LocalGrid(client_app(federation)), context)
+
+
+def test_it_runs_twice_into_places_of_its_own_and_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(SMALL))
+    monkeypatch.chdir(tmp_path)
+    for name in ("flower", "flower-2"):
+        caplog.clear()
+        with caplog.at_level("INFO", logger="flwr"):
+            run_app(tmp_path, "runs/flower")
+        run = RunDirectory.open(tmp_path / "runs" / name)
+        assert run.done
+        assert Record(run.record).rounds == [1, 2]
+        assert f"writes the run to {run.path}" in caplog.text
+        assert "round 1 of 2\n" in caplog.text
+        assert "round 2 of 2, adapted accuracy 0." in caplog.text
