@@ -1,7 +1,7 @@
 """The app for `flwr run`.
 
-Its nodes have a secret of their own on the deployment engine and are repeatable in a simulation; its server runs again
-and again.
+Its nodes have a secret of their own on the deployment engine and are repeatable in a simulation; its server writes
+every run into a place of its own.
 """
 
 import shutil
