@@ -4,11 +4,13 @@ import errno
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.common import FitIns, ndarrays_to_parameters
-from flwr.compat.common.recorddict_compat import fitins_to_recorddict
+from flwr.server import ServerConfig
+from flwr.server.compat import LegacyContext
+from flwr.server.strategy import FedAvg as ClassicFedAvg
+from flwr.server.workflow import DefaultWorkflow
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from local_grid import LocalGrid
 
@@ -340,27 +342,35 @@ def test_replies_that_grow_are_recorded_up_to_a_limit(tmp_path, caplog):
     assert not (tmp_path / "little").exists() or Record(tmp_path / "little").entries == []
 
 
-def test_an_own_loop_on_an_app_of_flowers_classic_workflow_is_recorded(tmp_path):
+def test_flowers_classic_workflow_is_recorded(tmp_path, caplog):
     """There the arrays say neither their type nor their shape; their bytes do."""
 
     class Client(NumPyClient):
+        def get_parameters(self, config):
+            return [np.ones((3, 4), "f4"), np.array(7)]
+
         def fit(self, parameters, config):
             return [parameters[0] + 1, parameters[1]], 5, {}
 
+        def evaluate(self, parameters, config):
+            return 0.5, 5, {}
+
     app = ClientApp(client_fn=lambda context: Client().to_client())
-    parameters = ndarrays_to_parameters([np.ones((3, 4), "f4"), np.array(7)])
     grid, complete = curious_grid(LocalGrid(app, NODES), tmp_path / "record")
-    content = fitins_to_recorddict(FitIns(parameters, {}), keep_input=True)
-    messages = [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]
-    replies = list(grid.send_and_receive(messages))
-    complete()
-    assert not any(reply.has_error() for reply in replies)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    workflow = LegacyContext(context, config=ServerConfig(num_rounds=2), strategy=ClassicFedAvg())
+    with caplog.at_level("INFO", logger="flwr"):
+        DefaultWorkflow()(grid, workflow)
+        complete()
     record = Record(tmp_path / "record")
-    learners, gradients = record.gradients(1)
+    assert record.rounds == [1, 2]
+    learners, gradients = record.gradients(2)
     assert learners == list(range(NODES))
-    assert record.sent(1)["0"].shape == (3, 4)
-    assert (gradients["0"] == np.full((NODES, 3, 4), 2, "f4")).all()
-    assert gradients["1"].tolist() == [7] * NODES
+    assert record.sent(2)["0"].shape == (3, 4)
+    assert (gradients["0"] == np.full((NODES, 3, 4), 3, "f4")).all()
+    assert record.gradients(1)[1]["1"].tolist() == [7] * NODES
+    assert "8 replies are recorded" in caplog.text
+    assert "not recorded: 1 of type get_parameters" in caplog.text
 
 
 def embedding_app():
