@@ -3,7 +3,9 @@
 import hashlib
 import io
 import re
+import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +71,7 @@ class FrontierPoint:
     best: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """Scores `(T,)` of an attack on a run against the truth `member (T,)`; `series` gives the colour."""
 
@@ -126,16 +128,17 @@ def log_roc(title: str, curves: Sequence[Curve]) -> Markup:
         left = min(1 / int((~curve.member).sum()) for curve in curves)
         bottom = min(1 / int(curve.member.sum()) for curve in curves)
         colours = {name: index for index, name in enumerate(dict.fromkeys(curve.series for curve in curves))}
+        drawn = Counter[str]()
         for curve in curves:
             fpr, tpr = roc_curve(curve.scores, curve.member)
             x = np.geomspace(1 / int((~curve.member).sum()), 1, 161)
             # 1e-12 forgives the rounding of the logarithmic grid: its first point is one false positive.
             y = tpr[np.searchsorted(fpr, x + 1e-12, side="right") - 1]
             colour = colours[curve.series]
-            nth = [other for other in curves if other.series == curve.series].index(curve)
             axes.plot(x, np.where(y > 0, y, np.nan), drawstyle="steps-post", color=_COLOURS[colour % SERIES],
-                      linestyle=_DASHES[nth % len(_DASHES)], linewidth=1.5,
+                      linestyle=_DASHES[drawn[curve.series] % len(_DASHES)], linewidth=1.5,
                       label=_fitting(curve.label))  # fmt: skip
+            drawn[curve.series] += 1
         axes.plot([left, 1], [left, 1], color=_INK, linewidth=0.8, linestyle=(0, (2, 2)), label="guessing")
         axes.set(xscale="log", yscale="log", xlim=(left, 1.08), ylim=(bottom, 1.08))
         for axis, low in ((axes.xaxis, left), (axes.yaxis, bottom)):
@@ -202,11 +205,12 @@ def _figure(title: str, entries: int, about: str = "") -> Iterator[tuple[Axes, _
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         # Margins in inches: a layout engine would draw every figure twice to find them.
         legend = 0.155 * entries + (0.12 if entries else 0)
-        width, height = 4.6, 3.0 + legend
+        lines = textwrap.wrap(title, 44, max_lines=3, placeholder="…") or [""]
+        width, height = 4.6, 3.0 + legend + 0.17 * (len(lines) - 1)
         figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
         axes = figure.add_axes((0.8 / width, (0.5 + legend) / height, 3.58 / width, 2.2 / height))
-        axes.set_title(_fitting(title, 44), loc="left")
+        axes.set_title("\n".join(lines), loc="left")
         yield axes, drawing
         if entries:
             figure.legend(loc="lower left", bbox_to_anchor=(0, 0), borderaxespad=0.2)
@@ -244,6 +248,6 @@ def _percent(value: float, _position: int | None = None) -> str:
     return f"{100 * value:g} %"
 
 
-def _fitting(text: str, width: int = 62) -> str:
+def _fitting(text: str) -> str:
     """Return `text` cut to what fits the figure's width; the page's table has it whole."""
-    return text if len(text) <= width else text[: width - 1] + "…"
+    return text if len(text) <= 62 else text[:61] + "…"

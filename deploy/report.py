@@ -1,7 +1,7 @@
 """The report: one HTML file about a run or a suite, which needs no network and nothing beside it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,16 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) as runs are drawn."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunPage:
-    """What the report shows of one run."""
+    """What the report shows of one run; its attacks come with a label and the images that they left."""
 
     anchor: str
     label: str
     run: RunResult
     facts: Sequence[tuple[str, str]]
     curves: Sequence[Markup]
-    attacks: Sequence[tuple[AttackResult, Sequence[Tile]]]
+    attacks: Sequence[tuple[AttackResult, str, Sequence[Tile]]]
 
 
 def write_report(path: Path, out: Path | None = None, progress: Progress | None = None) -> Path:
@@ -78,7 +78,7 @@ def render(result: RunResult | SuiteResult, progress: Progress | None = None) ->
     return environment.get_template("report.html.j2").render(
         title=result.name,
         suite=suite,
-        facts=facts(runs[0].config) if len(runs) == 1 else _shared(runs),
+        facts=facts(runs[0].config) if not suite else _shared([row.config for row in rows if row.run]),
         runs=pages,
         rows=rows,
         varied=any(row.setting for row in rows),
@@ -158,9 +158,9 @@ def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(str(key), _plain(value)) for key, value in config.items() if key != "name"]
 
 
-def _shared(runs: Sequence[RunResult]) -> list[tuple[str, str]]:
-    """Return the facts in which all runs agree."""
-    described = [dict(facts(run.config)) for run in runs]
+def _shared(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return the facts in which all configurations agree."""
+    described = [dict(facts(config)) for config in configs]
     keys = described[0] if described else {}
     return [(key, keys[key]) for key in keys if all(one.get(key) == keys[key] for one in described)]
 
@@ -176,14 +176,24 @@ def _plain(value: object) -> str:
 
 
 def _run_page(index: int, run: RunResult, rows: Sequence[Row]) -> RunPage:
-    label = next((row.label for row in rows if row.run is run), describe_run(run))
+    own = [row for row in rows if row.run is run]
+    if own:
+        # What all of its attacks have in common: targets or settings of one of them do not describe the run.
+        shared = tuple(part for part in own[0].differences if all(part in row.differences for row in own))
+        label = replace(own[0], differences=shared).label
+    else:
+        label = describe_run(run)
+    labels = {id(row.attack_result): row.label for row in own}
     return RunPage(
         anchor=f"run-{index}",
         label=label,
         run=run,
         facts=facts(run.config),
         curves=training_curves(label, run.rounds),
-        attacks=[(attack, tiles(attack.gallery) if attack.gallery else []) for attack in run.attacks],
+        attacks=[
+            (attack, labels.get(id(attack), label), tiles(attack.gallery) if attack.gallery else [])
+            for attack in run.attacks
+        ],
     )
 
 

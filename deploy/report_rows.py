@@ -18,26 +18,39 @@ _CLEARLY = 0.05
 _OUTSIDE = frozenset({"name", "defences", "attacks", "engine", "record", *(f"rule.{key}" for key in RULE_STRUCTURE)})
 """Keys of an experiment that set no row apart: they stand in columns of their own, or change no number."""
 
+_TARGET_WORDS = {
+    "targets.round": "round attacked",
+    "targets.rounds": "rounds attacked",
+    "targets.members": "members asked",
+    "targets.non_members": "non-members asked",
+}
+"""What the last part of the key alone would leave unclear."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Row:
     """One line of the comparison.
 
-    `defence` and `scale` are for display, `UNDEFENDED` and "" without any; `setting` names whatever else
+    `defence` and `scale` are for display, `UNDEFENDED` and "" without any; `differences` are whatever else
     differs between the rows of one attack, such as "ways 5". `status` is "done" or what went wrong, then
-    `error` says why. `config` is the experiment's, as far as it is known. `run` and `attack_result` are the results
-    behind the row, where there are any.
+    `error` says why. `config` is the experiment's, as far as it is known, with this attack's targets. `run` and
+    `attack_result` are the results behind the row, where there are any.
     """
 
     defence: str
     scale: str
-    setting: str
+    differences: tuple[str, ...]
     attack: str
     status: str
     error: str | None
     config: Mapping[str, Any]
     run: RunResult | None
     attack_result: AttackResult | None
+
+    @property
+    def setting(self) -> str:
+        """The differences in one phrase."""
+        return ", ".join(self.differences)
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -160,7 +173,8 @@ def _run_row(run: RunResult, attack: AttackResult | None) -> Row:
     status, error = run.status, run.error
     if status == "done" and (attack is None or attack.evaluation is None):
         status = "not attacked" if attack is None else "not evaluated"
-    return Row(defence, scale, "", attack.name if attack else "–", status, error, run.config, run, attack)
+    config = _with_targets(run.config, attack.targets if attack else {})
+    return Row(defence, scale, (), attack.name if attack else "–", status, error, config, run, attack)
 
 
 def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
@@ -179,8 +193,15 @@ def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
         status, error = whole.status, whole.error
     # A suite names its results by attack and hash: what differs between the hashes stands in the setting.
     name = attack.kind if attack else str(cell.attack_config.get("name") or cell.attack)
-    # What was planned fills in for a run that was never begun.
-    return Row(defence, scale, "", name, status, error, run.config if run else cell.experiment, run, attack)
+    # What was planned fills in for a run that was never begun, or an attack without a result.
+    targets = attack.targets if attack else cell.experiment.get("targets") or {}
+    config = _with_targets(run.config if run else cell.experiment, targets)
+    return Row(defence, scale, (), name, status, error, config, run, attack)
+
+
+def _with_targets(config: Mapping[str, Any], targets: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `config` with the `targets` of one attack, where they are known: a run's file has those of its first."""
+    return {**config, "targets": targets} if targets else config
 
 
 def _defences(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -208,8 +229,8 @@ def _with_settings(rows: list[Row]) -> list[Row]:
         keys = dict.fromkeys(key for knobs in flat.values() for key in knobs)
         varying = [key for key in keys if len({knobs[key] for knobs in flat.values() if key in knobs}) > 1]
         for index in members:
-            parts = [f"{short_key(key)} {flat[index][key]}" for key in varying if key in flat[index]]
-            named[index] = replace(rows[index], setting=", ".join(parts))
+            parts = tuple(f"{short_key(key)} {flat[index][key]}" for key in varying if key in flat[index])
+            named[index] = replace(rows[index], differences=parts)
     return named
 
 
@@ -233,6 +254,8 @@ def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def short_key(key: str) -> str:
     """Return the words for a dotted key: its last part, or what it names."""
+    if key in _TARGET_WORDS:
+        return _TARGET_WORDS[key]
     *parents, last = key.split(".")
     return parents[-1] if parents and last == "name" else last.replace("_", " ")
 

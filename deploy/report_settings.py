@@ -13,7 +13,7 @@ from metaleak.deploy.report_rows import Row, flattened, short_key
 Asked = Literal["query", "support"]
 ASKED: tuple[Asked, ...] = ("query", "support")
 
-_DEFENDING = ("name", "defences", "attacks", "engine", "record", "targets", "evaluation")
+_DEFENDING = ("name", "defences", "attacks", "engine", "record", "evaluation")
 """Keys of an experiment that do not set one setting apart from another: `rule` does but for what protects in it."""
 
 _TITLED = ("model.name", "data.name", "task.ways", "task.shots", "task.queries", "partition.learners")
@@ -38,7 +38,7 @@ class Found:
         return self.row.evaluation is not None and self.strength.value != self.row.evaluation.auc.value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
     """One defence at one scale in a setting, with the rows of all attacks on it."""
 
@@ -85,9 +85,9 @@ class Line:
         return [f"{row.attack}: {row.status}" for row in self.rows if row.status not in ("done", "not applicable")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
-    """A setting: everything but defences and attacks is the same in its `lines`."""
+    """A setting: everything but defences and attacks is the same in its `lines`, targets included."""
 
     title: str
     lines: tuple[Line, ...]

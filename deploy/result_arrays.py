@@ -21,7 +21,7 @@ Bools = NDArray[np.bool_]
 Images = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gallery:
     """Some targets as an attack saw them: the file's first members and first non-members, at most 8 of each.
 

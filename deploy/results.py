@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -51,7 +51,7 @@ class Round(_Read):
 class Cell(_Read):
     """One cell of `suite.json`: an attack on a run, or the run alone; several cells may share a run.
 
-    `defences`, `attack_config` and `experiment` (its data, task, partition, model, rule and the like) are what was
+    `defences`, `attack_config` and `experiment` (its data, task, partition, model, rule, targets and the like) are what was
     set, defaults included. `status` is `waiting` until it is run; `not applicable` when the attack cannot be made on
     such a model; then and when it `failed`, `error` says why.
     """
@@ -79,6 +79,7 @@ class _RunFile(_Read):
 
 class _AttackFile(_Read):
     attack: dict[str, Any] = {}
+    targets: dict[str, Any] = {}
     asks: Literal["query", "support"] | None = None
     round: int | None = None
     rounds: int | None = None
@@ -95,7 +96,7 @@ class _SuiteFile(_Read):
     cells: tuple[Cell, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttackResult:
     """One attack on one run; `scores (T,)` and `member (T,)` are empty when only a summary is on disk."""
 
@@ -113,6 +114,7 @@ class AttackResult:
     statistics: Mapping[str, Estimate]
     privacy: Privacy | None = None
     cost: Cost | None = None
+    targets: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -120,7 +122,7 @@ class AttackResult:
         return str(self.config.get("name") or self.name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunResult:
     """One run directory: its configuration, how it went, what was measured, what the attacks found."""
 
@@ -152,7 +154,7 @@ class RunResult:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SuiteResult:
     """One suite directory: its cells and the runs that exist, by the relative path that the cells give."""
 
@@ -229,6 +231,7 @@ def read_attack(path: Path) -> AttackResult:
         statistics=described.statistics,
         privacy=described.privacy,
         cost=described.cost,
+        targets=described.targets,
     )
 
 

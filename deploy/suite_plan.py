@@ -18,7 +18,7 @@ from metaleak.deploy.results import Cell
 Key = tuple[str, str]
 """A run, relative to the suite's directory, and the name of an attack's result in it, empty for the simulation."""
 
-_TOLD = ("seed", "data", "task", "partition", "model", "rule", "server", "faults")
+_TOLD = ("seed", "data", "task", "partition", "model", "rule", "server", "faults", "targets")
 """The keys of an experiment by which a cell can be told from others even when it has no run."""
 
 

@@ -15,7 +15,7 @@ from metaleak.deploy.experiment import TargetSettings
 SETS: tuple[Literal["query", "support"], ...] = ("query", "support")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Truth:
     """The questions that an attack is asked, with their answers kept apart.
 

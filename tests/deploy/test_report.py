@@ -17,15 +17,22 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
+from workers_here import WorkersHere
 
 from metaleak.attacks.evaluation import evaluate
+from metaleak.deploy.benchmark import benchmark
 from metaleak.deploy.defence_words import describe_defences
-from metaleak.deploy.report import write_report
-from metaleak.deploy.report_rows import comparison_rows, comparison_table, rows_of
-from metaleak.deploy.report_settings import settings
+from metaleak.deploy.figures import Curve, log_roc
+from metaleak.deploy.leaderboard import leaderboard
+from metaleak.deploy.report import RunPage, write_report
+from metaleak.deploy.report_rows import Row, comparison_rows, comparison_table, rows_of
+from metaleak.deploy.report_settings import Line, Setting, settings
 from metaleak.deploy.report_tables import setting_tables
 from metaleak.deploy.report_words import describe, verdict
-from metaleak.deploy.results import SuiteResult, read, read_run, read_suite
+from metaleak.deploy.result_arrays import Gallery
+from metaleak.deploy.results import AttackResult, RunResult, SuiteResult, read, read_run, read_suite
+from metaleak.deploy.suite import Suite
+from metaleak.deploy.truth import Truth
 
 SECTIONS = ("summary", "settings", "frontier", "comparison", "roc", "training", "galleries", "limits", "runs")
 Defences = list[dict[str, Any]]
@@ -455,6 +462,72 @@ def test_settings_are_told_apart_by_what_differs(tmp_path: Path) -> None:
         f"{TITLE}, 100 learners, hidden [64]",
         f"{TITLE}, 100 learners, hidden [256]",
     ]
+
+
+SMALL: dict[str, Any] = {
+    "data": "digits",
+    "task": {"ways": 3},
+    "partition": {"learners": 6},
+    "model": {"name": "mlp", "hidden": [8]},
+    "server": {"rounds": 3},
+    "evaluation": {"tasks": 5, "queries": 3},
+    "attacks": [{"name": "query", "iterations": 1, "fit": 0}],
+    "targets": {"members": 6, "non_members": 6},
+}
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "words"),
+    [
+        ("targets.rounds", [1, 2, 3], "rounds attacked"),
+        ("targets.round", ["first", 2, "last"], "round attacked"),
+        ("targets.members", [2, 4, 6], "members asked"),
+    ],
+)
+def test_a_suite_that_varies_its_targets_tells_them_apart(axis, values, words, tmp_path: Path) -> None:
+    varied = Suite(name="targets", base=SMALL, grid={"defences": [None, "sign"], axis: values})
+    cells = benchmark(varied, tmp_path, workers=WorkersHere)
+    assert [cell.status for cell in cells] == ["done"] * 6
+    result = read_suite(tmp_path)
+    expected = {f"{words} {value}" for value in values}
+    assert {row.setting for row in rows_of(result)} == expected
+    found = settings(rows_of(result))
+    assert {setting.title.rpartition(", ")[2] for setting in found} == expected
+    assert [len(setting.lines) for setting in found] == [2, 2, 2]
+    assert len({(row["rounds"], row["round"], row["members"]) for row in leaderboard(result)}) == 3
+    text = write_report(tmp_path).read_text()
+    assert "<dt>targets</dt>" not in text.split('id="settings"')[0], "no targets are those of all"
+    for value in expected:
+        assert f"query attack, {value}</text>" in text
+        assert f"the query attack ({value})" in text
+    assert f"query attack · no defence ({words} {values[0]})</summary>" in text
+    assert all(value in shown(*setting_tables(result)) for value in expected)
+
+
+def test_the_targets_of_a_cell_without_a_result_are_those_that_were_planned(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/0", [], 1.0, 0.9, targets={"rounds": 1})
+    done = {"id": "0", "run": "runs/0", "attack": "query", "experiment": {"targets": {"rounds": 1}}}
+    failed = {**done, "id": "1", "attack": "query-2", "status": "failed", "error": "no memory"}
+    failed |= {"experiment": {"targets": {"rounds": 20}}, "attack_config": {"name": "query"}}
+    (tmp_path / "suite.json").write_text(json.dumps({"cells": [done, failed]}))
+    assert [row.setting for row in rows_of(read_suite(tmp_path))] == ["rounds attacked 1", "rounds attacked 20"]
+
+
+def test_curves_of_one_colour_are_told_apart_by_their_dashes() -> None:
+    scores, member = np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, True, False, True])
+    curves = [Curve(f"scale {scale}", "noise", scores + scale, member) for scale in range(3)]
+    drawn = log_roc("query attack", curves)
+    assert len(set(re.findall(r"stroke-dasharray: ([^;]+)", drawn))) >= 3
+    # Names for people who see the panel: what does not fit into one line goes on in the next.
+    assert "rounds attacked 20" in log_roc(
+        "a name of more than forty characters, 100 learners, rounds attacked 20", curves
+    )
+
+
+def test_results_that_hold_arrays_are_compared_as_objects() -> None:
+    """Compared by value, arrays raise: `==`, `in` and `index` of what holds them must not look inside."""
+    holding = [AttackResult, Curve, Gallery, Line, Row, RunPage, RunResult, Setting, SuiteResult, Truth]
+    assert [one.__name__ for one in holding if one.__eq__ is not object.__eq__] == []
 
 
 def test_defences_are_named_with_their_scales() -> None:
