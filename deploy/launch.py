@@ -1,6 +1,7 @@
 """Running an experiment's simulation: what the server does, and where its actors are."""
 
 import shutil
+import textwrap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -70,7 +71,13 @@ class Simulation:
         self._means: MeanRecorder | None = None
         self.run = RunDirectory.open(out) if resume else RunDirectory.create(out, experiment)
         self._from = self._checkpoint() if resume else None
-        self._chunk = self._chosen_chunk()
+        try:
+            self._chunk = self._chosen_chunk()
+        except BaseException:
+            if not resume:
+                # Nothing was simulated: what is left behind would only be in the way of the next try.
+                shutil.rmtree(self.run.path, ignore_errors=True)
+            raise
 
     def serve(self, grid: Grid) -> RunDirectory:
         """Be the server on `grid` until the last round; return the run.
@@ -222,23 +229,26 @@ class Simulation:
 def _try_out(federation: Federation) -> None:
     """Compute one learner's meta-gradient, so that a model or rule that cannot is found before any actor starts.
 
-    Where it would be computed in the span of the learner's images, so too: what a model or a rule says of itself may
-    be wrong, and shows in the difference.
+    Also that of two at once, as rounds and held-out tasks do. Where it would be computed in the span of the learner's
+    images, so too: what a model or a rule says of itself may be wrong, and shows in the difference.
     """
     learner, parameters = federation.learner(0), federation.initial_parameters()
+    episode = learner.episode(1)
     model, rule = federation.model, federation.rule
     images = federation.task.ways * (federation.task.shots + federation.task.queries)
     try:
         learner.meta_gradient(parameters, 1)
-        if not own_span_pays(model, rule, parameters, images):
-            return
-        episode = learner.episode(1)
-        alone, _ = rule.meta_gradient(model, parameters, episode)
+    except Exception as error:
+        raise ValueError(f"the model and the rule give no meta-gradient: {_inner(error)}") from error
+    try:
         together, _ = batch_meta_gradients(
             model, rule, parameters, Episode(*(part.expand(2, *part.shape) for part in episode))
         )
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(f"the model and the rule give no meta-gradient: {one_line(error)}") from error
+    except Exception as error:
+        raise ValueError(f"the model and the rule cannot compute two learners at once: {_inner(error)}") from error
+    if not own_span_pays(model, rule, parameters, images):
+        return
+    alone, _ = rule.meta_gradient(model, parameters, episode)
     off = sum(float((together[name][0] - value).square().sum()) for name, value in alone.items())
     # Far above rounding, even where that turns a unit off.
     if off > 0.01 * sum(float(value.square().sum()) for value in alone.values()):
@@ -246,6 +256,15 @@ def _try_out(federation: Federation) -> None:
             "the meta-gradient is another in the span of the learner's images: the model does not meet them by its "
             "input_weight alone (are they normalised first?), or the rule is not rotation_equivariant"
         )
+
+
+def _inner(error: Exception) -> str:
+    """Return torch's own words in one line, with what they usually mean."""
+    return (
+        f"{textwrap.shorten(one_line(error), 200, placeholder=' …')} (torch.func must be able to differentiate it "
+        "twice and to vectorize it: no changes in place of images or buffers, no random numbers, no decisions by "
+        "values, no NumPy, no state kept between calls)"
+    )
 
 
 def simulate(experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None) -> RunDirectory:

@@ -59,7 +59,10 @@ class Plugin(BaseModel):
         except TypeError as error:
             raise ValueError(f"name: {self.name} cannot be made from {self.settings}: {error}") from None
         if kind == "models" and isinstance(thing, nn.Module):
-            thing = TorchModule(thing)
+            try:
+                thing = TorchModule(thing)
+            except ValueError as error:
+                raise ValueError(f"name: {self.name}: {error}") from None
         if not isinstance(thing, _PROTOCOLS[kind]):
             wanted = _PROTOCOLS[kind].__name__
             raise ValueError(f"name: {self.name} made a {type(thing).__name__}, which is not a {wanted}")

@@ -51,8 +51,8 @@ class Round(_Read):
 class Cell(_Read):
     """One cell of `suite.json`: an attack on a run, or the run alone; several cells may share a run.
 
-    `defences`, `attack_config` and `experiment` (its data, task, partition, model, rule, targets and the like) are what was
-    set, defaults included. `status` is `waiting` until it is run; `not applicable` when the attack cannot be made on
+    `defences`, `attack_config` and `experiment` (its data, task, model, targets and the like) are what was set,
+    defaults included. `status` is `waiting` until it is run; `not applicable` when the attack cannot be made on
     such a model; then and when it `failed`, `error` says why.
     """
 

@@ -1,13 +1,23 @@
 """Any `torch.nn.Module` as a model."""
 
+import copy
+import inspect
+import logging
 import re
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models.model import HEAD
+
+_LOG = logging.getLogger("metaleak")
 
 _LOOKS_LIKE_HEAD = re.compile(r"(body\.)*head\.")
 
@@ -15,19 +25,40 @@ _LOOKS_LIKE_HEAD = re.compile(r"(body\.)*head\.")
 class TorchModule:
     """A `torch.nn.Module` that takes images and returns logits, as a pure function of its parameters.
 
-    The parameters of the module's last layer that has any are named `head.*`, so that ANIL finds the classifier;
-    other parameters that the module itself calls `head.*` are named `body.head.*`.
-    A native batch norm must not track running statistics. Third derivatives through native batch, layer and instance
-    norm are wrong, see `metaleak.clients.models.normalisation`: what learners send is right, but an attack that asks
-    about support images through second-order MAML is misled.
+    A copy of the module is used, in evaluation mode: dropout is off. Batch and instance norm use the statistics of
+    the batch at hand, never running ones. Parameters that do not require a gradient stay as they are and are not
+    learned; buffers are constants.
+
+    The learned parameters of the module's last layer that has any are named `head.*`, so that ANIL finds the
+    classifier; other parameters that the module itself calls `head.*` are named `body.head.*`.
+    Third derivatives through native batch, layer and instance norm are wrong, see
+    `metaleak.clients.models.normalisation`: what learners send is right, but an attack that asks about support images
+    through second-order MAML is misled.
+
+    Raises `ValueError` when the module has nothing to learn.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        layers = [name for name, layer in module.named_modules() if list(layer.parameters(recurse=False))]
+        norms = [layer for layer in module.modules() if isinstance(layer, _NormBase)]
+        # Running statistics are left out of the copy: those of a lazy layer could not even be copied.
+        left_out = {id(buffer): None for layer in norms for buffer in layer.buffers(recurse=False)}
+        self.module = copy.deepcopy(module, left_out).eval()
+        for layer in self.module.modules():
+            if isinstance(layer, _NormBase):
+                layer.track_running_stats = False
+        # A call turns lazy layers into plain ones, of sizes that the next start may not have.
+        self._called = copy.deepcopy(self.module) if _is_lazy(self.module) else self.module
+        layers = [
+            name
+            for name, layer in module.named_modules()
+            if any(value.requires_grad for value in layer.parameters(recurse=False))
+        ]
         if not layers:
             raise ValueError("the module has no parameters to learn")
         self._head = layers[-1] + "." if layers[-1] else ""
+
+    def __repr__(self) -> str:
+        return f"TorchModule({self.module!r})"
 
     def _public(self, name: str) -> str:
         if name.startswith(self._head):
@@ -38,26 +69,70 @@ class TorchModule:
     def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
         """Return the module's parameters, redrawn by each layer's own `reset_parameters`, seeded by `generator`.
 
-        Raises `ValueError` when the module does not return `(B, ways)` logits for images of this shape.
+        Lazy layers take their sizes from the images. Raises `ValueError` when the module does not return
+        `(B, ways)` logits for images of this shape, or has parameters that are not float32.
         """
+        if any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in self.module.modules()):
+            _say_once("the model's dropout is off: a meta-gradient is a function of its parameters and images")
+        images = torch.zeros(2, *image_shape)
+        started = copy.deepcopy(self.module)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
+            if _is_lazy(started):
+                _first_call(started, images)
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            for layer in self.module.modules():
+            for layer in started.modules():
                 reset = getattr(layer, "reset_parameters", None)
                 if callable(reset):
                     reset()
-            parameters = {
-                self._public(name): value.detach().clone() for name, value in self.module.named_parameters()
-            }
-            logits = self(parameters, torch.zeros(2, *image_shape))
+        learned = {name: value for name, value in started.named_parameters() if value.requires_grad}
+        for name, value in learned.items():
+            if value.dtype != torch.float32:
+                raise ValueError(f"the module's parameter {name} is {value.dtype}, it must be torch.float32")
+        logits = _first_call(started, images)
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"the module returns a {type(logits).__name__}, not a tensor of logits (images, {ways})")
         if logits.shape != (2, ways):
             raise ValueError(
                 f"the module returns shape {tuple(logits.shape)} for 2 images, {ways} ways need (2, {ways})"
             )
-        return parameters
+        if not logits.requires_grad:
+            raise ValueError("the module's logits do not depend on its parameters (are they detached?)")
+        return {self._public(name): value.detach().clone() for name, value in learned.items()}
 
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         """Return logits `(B, ways)` for `images (B, C, H, W)`."""
-        named = {name: parameters[self._public(name)] for name, _ in self.module.named_parameters()}
-        logits: Tensor = functional_call(self.module, named, (images,))
+        constant = {name: value.to(images.device) for name, value in self._called.named_buffers()}
+        named = {
+            name: parameters[self._public(name)] if value.requires_grad else value.to(images.device)
+            for name, value in self._called.named_parameters()
+        }
+        # Fused attention has no second derivatives.
+        with sdpa_kernel(SDPBackend.MATH):
+            logits: Tensor = functional_call(self._called, constant | named, (images,))
         return logits
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(isinstance(layer, LazyModuleMixin) for layer in module.modules())
+
+
+@lru_cache
+def _say_once(message: str) -> None:
+    """Log `message`, once in this process."""
+    _LOG.warning(message)
+
+
+def _first_call(module: nn.Module, images: Tensor) -> object:
+    """Return what `module` makes of `images (B, C, H, W)`; raises `ValueError` when it cannot take them."""
+    try:
+        inspect.signature(module.forward).bind(images)
+    except TypeError as error:
+        raise ValueError(f"the module's forward must take a batch of images and nothing else: {error}") from None
+    try:
+        return module(images)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(
+            f"the module cannot take images of shape {tuple(images.shape[1:])}: {reason}; "
+            "the data have this shape: choose data or a model that fit each other"
+        ) from error

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from metaleak.clients.models import HEAD, MLP, Conv4, LeNet, Model, TorchModule
+from metaleak.clients.episode import Episode
+from metaleak.clients.models import HEAD, MLP, Conv4, LeNet, Model, TorchModule, torch_module
 from metaleak.clients.models.model import Activation, activate
 from metaleak.clients.models.normalisation import batch_statistics, normalise_by, normalise_over_groups
 from metaleak.clients.randomness import keyed_generator
-from metaleak.clients.rules import anil
+from metaleak.clients.rules import MAML, anil
 
 MODELS: dict[str, Model] = {
     "mlp": MLP(),
@@ -155,8 +156,6 @@ class Branches(nn.Module):
 def test_anil_adapts_the_last_layer_of_a_module(
     module: Callable[[], nn.Module], size: int, head: set[str], body: set[str]
 ) -> None:
-    from metaleak.clients.episode import Episode
-
     model = TorchModule(module())
     parameters = model.initialise((1, size, size), 3, keyed_generator(0))
     assert set(parameters) == head | body
@@ -170,3 +169,111 @@ def test_a_module_that_does_not_fit_is_refused() -> None:
         TorchModule(nn.Flatten())
     with pytest.raises(ValueError, match=r"returns shape \(2, 3\) for 2 images, 5 ways need \(2, 5\)"):
         TorchModule(small_module()).initialise((1, 8, 8), 5, keyed_generator(0))
+
+
+IMAGES = torch.rand(5, 1, 8, 8, generator=keyed_generator(1))
+
+
+def convolution(*middle: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *middle, nn.Flatten(), nn.Linear(256, 3))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(4), nn.SyncBatchNorm(4), nn.InstanceNorm2d(4, track_running_stats=True)]
+)
+def test_a_norm_uses_the_statistics_of_the_batch_and_the_users_module_stays_as_it_was(norm: nn.Module) -> None:
+    module = convolution(norm)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    model = TorchModule(module)
+    parameters = model.initialise((1, 8, 8), 3, keyed_generator(0))
+    logits = model(parameters, IMAGES)
+    assert torch.equal(logits, model(parameters, IMAGES))
+    assert module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    module.load_state_dict({name.replace(HEAD, "3."): value for name, value in parameters.items()}, strict=False)
+    torch.testing.assert_close(logits, module(IMAGES))
+
+
+def test_dropout_is_off_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    torch_module._say_once.cache_clear()
+    model = TorchModule(convolution(nn.Dropout(0.5)))
+    for _ in range(2):
+        parameters = model.initialise((1, 8, 8), 3, keyed_generator(0))
+    assert torch.equal(model(parameters, IMAGES), model(parameters, IMAGES))
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["the model's dropout is off"]
+
+
+def lazy() -> nn.Sequential:
+    return nn.Sequential(nn.LazyConv2d(4, 3, padding=1), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3))
+
+
+def test_lazy_layers_take_their_sizes_from_the_images() -> None:
+    started, elsewhere = TorchModule(lazy()), TorchModule(lazy())
+    parameters = started.initialise((1, 8, 8), 3, keyed_generator(0))
+    assert {name: tuple(value.shape) for name, value in parameters.items()} == {
+        "0.weight": (4, 1, 3, 3),
+        "0.bias": (4,),
+        "1.weight": (4,),
+        "1.bias": (4,),
+        "head.weight": (3, 256),
+        "head.bias": (3,),
+    }
+    # A learner's process is sent parameters, and never starts any.
+    assert torch.equal(elsewhere(parameters, IMAGES), started(parameters, IMAGES))
+    again = started.initialise((1, 8, 8), 3, keyed_generator(0))
+    assert all(torch.equal(value, again[name]) for name, value in parameters.items())
+
+
+def test_what_is_frozen_is_not_learned_and_what_is_tied_is_learned_once() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Linear(64, 3))
+    module[1].bias.requires_grad_(False)
+    module[3].weight = module[1].weight
+    model = TorchModule(module)
+    parameters = model.initialise((1, 8, 8), 3, keyed_generator(0))
+    assert set(parameters) == {"1.weight", "3.bias", "head.weight", "head.bias"}
+    with torch.no_grad():
+        module[1].weight.copy_(parameters["1.weight"])
+        module[3].bias.copy_(parameters["3.bias"])
+        module[4].weight.copy_(parameters["head.weight"])
+        module[4].bias.copy_(parameters["head.bias"])
+    torch.testing.assert_close(model(parameters, IMAGES), module(IMAGES))
+
+
+def test_attention_has_second_derivatives() -> None:
+    attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = TorchModule(nn.Sequential(nn.Flatten(1, 2), attention, nn.Flatten(), nn.Linear(64, 3)))
+    parameters = model.initialise((1, 8, 8), 3, keyed_generator(0))
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    gradient, _ = MAML().meta_gradient(model, parameters, Episode(IMAGES, labels, IMAGES, labels))
+    assert all(value.isfinite().all() for value in gradient.values())
+
+
+class Asks(nn.Module):
+    """A linear classifier whose forward can be anything."""
+
+    def __init__(self, forward: Callable[..., object], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 3, dtype=dtype)
+        self.forward = lambda *given: forward(self.linear, *given)
+        if forward.__code__.co_argcount > 2:
+            self.forward = lambda images, mask: forward(self.linear, images, mask)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (lambda: nn.Sequential(nn.Conv2d(3, 2, 3)), r"cannot take images of shape \(1, 8, 8\): .*3 channels.*choose"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(9), nn.Linear(4, 3)), r"cannot take images of shape"),
+        (lambda: Asks(lambda linear, images, mask: linear(images)), "a batch of images and nothing else.*'mask'"),
+        (lambda: Asks(lambda linear, images: (linear(images.flatten(1)),) * 2), "returns a tuple, not a tensor"),
+        (lambda: Asks(lambda linear, images: linear(images.flatten(1)).T), r"returns shape \(3, 2\) for 2 images"),
+        (lambda: Asks(lambda linear, images: linear(images.flatten(1)).detach()), "do not depend on its parameters"),
+        (lambda: Asks(lambda linear, images: 1 / 0), r"cannot take images of shape .*division"),
+        (lambda: Asks(lambda linear, images: linear(images), torch.float64), "linear.weight is torch.float64"),
+    ],
+    ids=["channels", "features", "arguments", "tuple", "transposed", "detached", "raises", "float64"],
+)
+def test_a_module_that_cannot_is_told_in_one_line(module: Callable[[], nn.Module], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        TorchModule(module()).initialise((1, 8, 8), 3, keyed_generator(0))
+    assert "\n" not in str(caught.value)

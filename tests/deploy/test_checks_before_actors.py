@@ -1,11 +1,13 @@
 """What is wrong with an experiment is told in one line before any actor starts, and leaves nothing behind."""
 
 import pytest
+import torch
+from torch import nn
 
 from metaleak.clients.models import MLP
 from metaleak.deploy import launch
 from metaleak.deploy.experiment import experiment_from
-from metaleak.deploy.launch import simulate
+from metaleak.deploy.launch import simulate, simulate_here
 
 SMALL = {
     "data": {"name": "digits"},
@@ -84,4 +86,74 @@ def test_of_two_troubles_the_experiments_own_is_told(tmp_path, monkeypatch):
         simulate(of("Normalising"), tmp_path / "run")
     with pytest.raises(ConnectionError):
         simulate(experiment_from(SMALL, "test"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Module(nn.Module):
+    """A linear classifier, and a count of its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+
+class InPlace(Module):
+    def forward(self, images):
+        images += 1
+        return self.linear(images.flatten(1))
+
+
+class Counting(Module):
+    def forward(self, images):
+        self.calls += images.mean()
+        return self.linear(images.flatten(1)) * self.calls
+
+
+class Random(Module):
+    def forward(self, images):
+        return nn.functional.dropout(self.linear(images.flatten(1)))
+
+
+class Deciding(Module):
+    def forward(self, images):
+        return self.linear(images.flatten(1)) * (2 if images.sum() > 0 else 1)
+
+
+class Unwrapping(Module):
+    def forward(self, images):
+        return self.linear(torch.from_numpy(images.flatten(1).detach().numpy()))
+
+
+def normalised():
+    return nn.Sequential(
+        nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(), nn.LazyLinear(3)
+    )
+
+
+def module(name):
+    return experiment_from({**SMALL, "model": {"name": f"{__name__}:{name}"}, "engine": {"chunk": 4}}, "test")
+
+
+@pytest.mark.parametrize("name", ["InPlace", "Counting", "Random", "Deciding", "Unwrapping"])
+def test_a_module_that_torch_cannot_vectorize_or_differentiate_is_found(name, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"the model and the rule (give no|cannot) .*no decisions by values"
+    ) as caught:
+        simulate_here(module(name), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_module_with_lazy_layers_batch_norm_and_dropout_is_simulated(tmp_path):
+    assert simulate_here(module("normalised"), tmp_path / "run").done
+
+
+def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path, monkeypatch):
+    def out_of_memory(federation, device):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(launch, "measured_chunk", out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        launch.Simulation(experiment_from(SMALL, "test"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
