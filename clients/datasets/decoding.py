@@ -2,7 +2,7 @@
 
 import struct
 import warnings
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,43 @@ MAX_PIXELS = 64_000_000
 _DAMAGE = (OSError, SyntaxError, EOFError, ValueError, TypeError, IndexError, OverflowError, struct.error)
 
 
+class Head(NamedTuple):
+    """What an image file says of itself before it is decoded; `grey` when its pixel format has no colours."""
+
+    width: int
+    height: int
+    grey: bool
+
+
+def head(file: IO[bytes], source: str) -> Head:
+    """Return the head of the image in `file`, of which no more is read; refuses what `decode` would refuse by it."""
+    image = _opened(file, source)
+    if image.mode == "P":
+        palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        grey = bool((palette == palette[:, :1]).all())
+    else:
+        grey = image.mode in ("1", "L", "LA", "La")
+    return Head(image.width, image.height, grey)
+
+
 def decode(file: IO[bytes], source: str, size: int, grey: bool) -> npt.NDArray[np.uint8]:
     """Return the image in `file` as `(1 or 3, size, size)` uint8: its central square, antialiased.
 
     `source` names the file in errors. Raises `ValueError` when it is damaged, has more than `MAX_PIXELS`, or
     more than 8 bits a channel.
     """
+    image = _opened(file, source)
+    try:
+        upright = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
+        square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
+    except _DAMAGE as error:
+        raise _unreadable(source, error) from error
+    pixels = np.asarray(square, dtype=np.uint8)
+    return pixels[np.newaxis] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _opened(file: IO[bytes], source: str) -> Image.Image:
+    """Return the image of which only the head has been read, checked against the limits."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -29,18 +60,11 @@ def decode(file: IO[bytes], source: str, size: int, grey: bool) -> npt.NDArray[n
         raise ValueError(f"{source} has more than {MAX_PIXELS} pixels") from error
     except _DAMAGE as error:
         raise _unreadable(source, error) from error
-    # Only the head has been read so far.
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{source} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"{source} has more than 8 bits a channel (mode {image.mode}): convert it first")
-    try:
-        upright = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
-        square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
-    except _DAMAGE as error:
-        raise _unreadable(source, error) from error
-    pixels = np.asarray(square, dtype=np.uint8)
-    return pixels[np.newaxis] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return image
 
 
 def _unreadable(source: str, error: Exception) -> ValueError:

@@ -10,24 +10,30 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from metaleak.clients.datasets.cache import digest, kept_images
 from metaleak.clients.datasets.dataset import LabelledImages
-from metaleak.clients.datasets.decoding import decode
+from metaleak.clients.datasets.decoding import decode, head
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _MAX_BYTES = 8 << 30
+_SMALLEST, _LARGEST = 4, 1024
 
 
 class ImageFolder(BaseModel):
     """Images laid out one folder a class: `path/<class>/<image>`.
 
-    Every image's central square is resized to `size` x `size` pixels; `grey: true` makes one channel, `false`
-    three. Hidden files and files that are not images by their name are left out.
+    `size: null` keeps the images' own size, which must be one square for all of them; with a number, every image's
+    central square is resized to so many pixels. `grey: true` makes one channel, `false` three, `null` one where all
+    files have a grey pixel format and three otherwise. `held_out_classes` are kept for evaluation tasks only: a list
+    of class names, or the fraction of the classes to draw by `held_out_seed`; an empty list holds out images of every
+    class instead. Hidden files and files that are not images by their name are left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
-    size: Annotated[int, Field(ge=4, le=1024)] = 28
-    grey: bool = True
+    size: Annotated[int, Field(ge=_SMALLEST, le=_LARGEST)] | None = None
+    grey: bool | None = None
+    held_out_classes: tuple[str, ...] | float = ()
+    held_out_seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("path")
     @classmethod
@@ -35,13 +41,26 @@ class ImageFolder(BaseModel):
         # An actor loads the data, and its working directory is not the one of the user who wrote the path.
         return value.expanduser().absolute()
 
+    @field_validator("held_out_classes", mode="before")
+    @classmethod
+    def _names_or_a_fraction(cls, value: object) -> tuple[str, ...] | float:
+        if isinstance(value, list | tuple) and all(isinstance(name, str | int) for name in value):
+            # YAML reads the name of a folder such as 7 as a number.
+            return tuple(str(name) for name in value)
+        if isinstance(value, float) and 0 < value < 1:
+            return value
+        raise ValueError("must be a list of class names, or a fraction above 0 and below 1")
+
     def load(self) -> LabelledImages:
         """Return `images (n, 1 or 3, size, size)`, ordered by class and file name.
 
         Raises `ValueError` when there are fewer than two classes, a class without an image, too many images
-        for memory, or an image that cannot be read.
+        for memory, an image that cannot be read, images of several sizes and no `size`, or a held-out class that is
+        not there.
         """
         folders = self._class_folders()
+        classes = tuple(folder.name for folder in folders)
+        held_out = self._held_out(classes)
         files: list[Path] = []
         labels: list[int] = []
         for label, folder in enumerate(folders):
@@ -50,18 +69,13 @@ class ImageFolder(BaseModel):
                 raise ValueError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))})")
             files += found
             labels += [label] * len(found)
-        size_in_memory = len(files) * (1 if self.grey else 3) * self.size * self.size
-        if size_in_memory > _MAX_BYTES:
-            raise ValueError(
-                f"{self.path} holds {len(files)} images, {size_in_memory >> 30} GiB at size {self.size}, "
-                f"more than {_MAX_BYTES >> 30} GiB: choose a smaller size"
-            )
         stamps = [f"{file.relative_to(self.path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-        key = digest("folder 1", str(self.path), str(self.size), str(self.grey), *stamps)
+        key = digest("folder 2", str(self.path), str(self.size), str(self.grey), *stamps)
         return LabelledImages(
             images=torch.from_numpy(kept_images(f"folder-{key}", lambda: self._decode(files))),
             labels=torch.tensor(labels),
-            classes=tuple(folder.name for folder in folders),
+            classes=classes,
+            held_out_classes=held_out,
         )
 
     def _class_folders(self) -> list[Path]:
@@ -74,12 +88,57 @@ class ImageFolder(BaseModel):
             raise ValueError(f"{self.path} has {len(folders)} class folders, at least 2 are needed")
         return folders
 
+    def _held_out(self, classes: tuple[str, ...]) -> frozenset[int]:
+        if isinstance(self.held_out_classes, float):
+            # By the names: a class that comes later changes nothing among those that were there.
+            order = sorted(range(len(classes)), key=lambda label: digest(str(self.held_out_seed), classes[label]))
+            chosen = frozenset(order[: max(1, round(self.held_out_classes * len(classes)))])
+        else:
+            for name in self.held_out_classes:
+                if name not in classes:
+                    raise ValueError(f"held_out_classes has {name!r}, which is not a folder in {self.path}")
+            chosen = frozenset(classes.index(name) for name in self.held_out_classes)
+        if len(chosen) > len(classes) - 2:
+            raise ValueError(
+                f"held_out_classes keeps {len(chosen)} of the {len(classes)} classes in {self.path}, "
+                "learners need at least 2"
+            )
+        return chosen
+
     def _decode(self, files: list[Path]) -> npt.NDArray[np.uint8]:
-        images = np.empty((len(files), 1 if self.grey else 3, self.size, self.size), dtype=np.uint8)
+        size, grey = self._form(files)
+        bytes_needed = len(files) * (1 if grey else 3) * size * size
+        if bytes_needed > _MAX_BYTES:
+            raise ValueError(
+                f"{self.path} holds {len(files)} images, {bytes_needed >> 30} GiB at size {size}, "
+                f"more than {_MAX_BYTES >> 30} GiB: choose a smaller size"
+            )
+        images = np.empty((len(files), 1 if grey else 3, size, size), dtype=np.uint8)
         for row, path in enumerate(files):
             with path.open("rb") as file:
-                images[row] = decode(file, str(path), self.size, self.grey)
+                images[row] = decode(file, str(path), size, grey)
         return images
+
+    def _form(self, files: list[Path]) -> tuple[int, bool]:
+        """Return the size in pixels, and whether the images are grey: by the heads of the files where not chosen."""
+        if self.size is not None and self.grey is not None:
+            return self.size, self.grey
+        heads = []
+        for path in files:
+            with path.open("rb") as file:
+                heads.append(head(file, str(path)))
+        first, choose = heads[0], "choose a size, to which each image's central square is resized"
+        if self.size is None:
+            for path, other in zip(files, heads, strict=True):
+                if other[:2] != first[:2]:
+                    sizes = f"{files[0]} has {first.width}x{first.height} pixels, {path} {other.width}x{other.height}"
+                    raise ValueError(f"{sizes}: {choose}")
+            if first.width != first.height or not _SMALLEST <= first.width <= _LARGEST:
+                raise ValueError(
+                    f"{files[0]} has {first.width}x{first.height} pixels, "
+                    f"and no square of {_SMALLEST} to {_LARGEST}: {choose}"
+                )
+        return self.size or first.width, all(one.grey for one in heads) if self.grey is None else self.grey
 
 
 def _is_image(path: Path) -> bool:
