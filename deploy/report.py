@@ -154,8 +154,9 @@ def training_curves(about: str, rounds: Sequence[Round]) -> list[Markup]:
 
 
 def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what an experiment's configuration says, one line a top-level key, in the file's order."""
-    return [(str(key), _plain(value)) for key, value in config.items() if key != "name"]
+    """Return what an experiment's configuration says, one line a top-level key that says something, in its order."""
+    said = ((str(key), _plain(value)) for key, value in config.items() if key != "name")
+    return [(key, text) for key, text in said if text]
 
 
 def _shared(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ from metaleak.deploy.benchmark import benchmark
 from metaleak.deploy.defence_words import describe_defences
 from metaleak.deploy.figures import Curve, log_roc
 from metaleak.deploy.leaderboard import leaderboard
-from metaleak.deploy.report import RunPage, write_report
+from metaleak.deploy.report import RunPage, facts, write_report
 from metaleak.deploy.report_rows import Row, comparison_rows, comparison_table, rows_of
 from metaleak.deploy.report_settings import Line, Setting, settings
 from metaleak.deploy.report_tables import setting_tables
@@ -511,6 +511,10 @@ def test_the_targets_of_a_cell_without_a_result_are_those_that_were_planned(tmp_
     failed |= {"experiment": {"targets": {"rounds": 20}}, "attack_config": {"name": "query"}}
     (tmp_path / "suite.json").write_text(json.dumps({"cells": [done, failed]}))
     assert [row.setting for row in rows_of(read_suite(tmp_path))] == ["rounds attacked 1", "rounds attacked 20"]
+
+
+def test_a_key_that_says_nothing_is_no_fact() -> None:
+    assert facts({"name": "x", "record": {"rounds": None}, "task": {"ways": 3}}) == [("task", "ways 3")]
 
 
 def test_curves_of_one_colour_are_told_apart_by_their_dashes() -> None:
