@@ -8,12 +8,15 @@ sent parameters and, for support images, the observed gradient itself.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import HEAD, MLP, input_weight_of
 from metaleak.clients.models.model import activate
 from metaleak.clients.rules import MAML, Rule
+
+_CHUNK = 64
+"""Support images whose coefficients are computed at once."""
 
 
 def activity(model: MLP, parameters: Parameters, images: Tensor) -> Tensor:
@@ -69,10 +72,11 @@ def support_direction(
         def loss(at: Parameters) -> Tensor:
             return _loss(model, at, image, position)
 
-        along: Tensor = jvp(loss, ({**padded, name: bias},), (outer,))[1]
-        return along
+        found = grad(loss)({**padded, name: bias})
+        return torch.stack([(found[key] * along).sum() for key, along in outer.items()]).sum()
 
-    direction: Tensor = vmap(grad(slope), in_dims=(None, 0, 0))(padded[name], images, positions)
+    # Every image has a gradient of its own, as large as the network: a few at a time.
+    direction: Tensor = vmap(grad(slope), in_dims=(None, 0, 0), chunk_size=_CHUNK)(padded[name], images, positions)
     return -direction
 
 

@@ -1,5 +1,8 @@
 """The predicted coefficients against those that a real meta-gradient has."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -59,3 +62,21 @@ def test_activity_is_where_the_units_are_on():
     assert smooth.max() == 1
     assert smooth.min() > 0
     assert torch.equal(activity(MLP(hidden=()), {"head.weight": torch.zeros(3, 30)}, support), torch.ones(3, 3))
+
+
+_STRICT = """
+import warnings, torch
+from metaleak.attacks.coefficients import support_direction
+from metaleak.clients.models import MLP
+from metaleak.clients.rules import MAML
+model, images = MLP(hidden=(4,)), torch.rand(2, 1, 3, 3)
+parameters = model.initialise((1, 3, 3), 2, torch.Generator().manual_seed(0))
+warnings.simplefilter("error")
+support_direction(model, MAML(), parameters, parameters, images, torch.arange(2))
+"""
+
+
+def test_nothing_deprecated_is_called():
+    """In a process of its own: what torch warns of as it loads, it says once."""
+    done = subprocess.run([sys.executable, "-c", _STRICT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
