@@ -51,14 +51,15 @@ class Problem:
             soft = labels.softmax(dim=1)
             mine, theirs = soft[: len(asked)], soft[len(asked) :]
         else:
-            mine, theirs = self.labels(), self.labels(other=True)
+            mine, theirs = self.labels(asked.device), self.labels(asked.device, other=True)
         if self.asks == "support":
             return Episode(asked, mine, other, theirs)
         return Episode(other, theirs, asked, mine)
 
-    def labels(self, other: bool = False) -> Tensor:
+    def labels(self, device: torch.device, other: bool = False) -> Tensor:
         """Return the true positions of the asked set's images (or the `other` one's), int64."""
-        return torch.arange(self.ways).repeat_interleave(self.images_of(position=True, other=other))
+        each = self.images_of(position=True, other=other)
+        return torch.arange(self.ways, device=device).repeat_interleave(each)
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,11 @@ def invert(
     # A step in K coordinates moves an image as far as the same step in all of its pixels.
     rate = schedule.rate * math.sqrt(math.prod(coordinates.image_shape) / math.prod(coordinates.shape))
     rates = {"asked": rate, "other": rate, "labels": schedule.rate * _LABEL_RATE}
-    full = {name: torch.full((1,) * value.ndim, rates[name]) for name, value in values.items()}
+    full = {name: torch.full((1,) * value.ndim, rates[name], device=value.device) for name, value in values.items()}
     held = {**full, "asked": full["asked"] * _free(start.asked, slots)}
     boxed = [name for name in values if schedule.boxed and coordinates.boxed and name != "labels"]
 
-    fit_loss = loss = torch.full(start.asked.shape[:1], torch.nan)
+    fit_loss = loss = torch.full(start.asked.shape[:1], torch.nan, device=start.asked.device)
     # One optimiser for both phases: it has seen the held target's gradients too, so that a released target moves by
     # how strongly it is pulled now beside how strongly it was at first, and not by a full first step of Adam's.
     move = descent(schedule.optimiser)
@@ -159,7 +160,7 @@ def invert(
 
 def _free(asked: Tensor, slots: Tensor | None) -> Tensor:
     """Return 0 for the targets among the images of `asked (T, M, ...)` and 1 for the rest, `(T, M, 1, ...)`."""
-    free = torch.ones(asked.shape[:2])
+    free = torch.ones(asked.shape[:2], device=asked.device)
     if slots is not None:
         free.scatter_(1, slots[:, None], 0.0)
     return free.reshape(*free.shape, *(1,) * (asked.ndim - 2))
@@ -174,7 +175,7 @@ def _stepper(
     own = {name: value for name, value in coordinates.parameters.items() if name == first}
     given = {} if known is None else {"known": known}
     given |= {} if coordinates.weights is None else {"weights": coordinates.weights}
-    no_labels = torch.empty(0, problem.ways)
+    no_labels = torch.empty(0, problem.ways, device=next(iter(coordinates.gradients.values())).device)
     images = problem.images_of() + problem.images_of(other=True)
     # In pixels, which the total variation needs, the first layer may still be met in the span of the dummies alone.
     pays = first is None and schedule.loss == "cosine" and own_span_pays(model, rule, shared, images)
@@ -190,7 +191,7 @@ def _stepper(
     ) -> tuple[Tensor, Tensor]:
         other = given["known"] if "known" in given else values["other"]
         episode = problem.episode(values["asked"], other, values.get("labels", no_labels))
-        parameters, independent = {**shared, **own}, torch.ones(())
+        parameters, independent = {**shared, **own}, torch.ones((), device=other.device)
         if met_in_span is not None:
             basis, episode = own_coordinates(episode)
             parameters, observed = (

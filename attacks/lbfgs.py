@@ -66,7 +66,7 @@ class LBFGS:
         self._steps = point.new_zeros(self._history, *point.shape)
         self._changes = torch.zeros_like(self._steps)
         self._products = point.new_ones(self._history, len(point))
-        self._count = self._next = self._refused = torch.zeros(len(point), dtype=torch.int64)
+        self._count = self._next = self._refused = torch.zeros(len(point), dtype=torch.int64, device=point.device)
         self._length = torch.ones_like(losses)
 
     def _judge(self, point: Tensor, gradient: Tensor, losses: Tensor) -> None:
@@ -97,7 +97,7 @@ class LBFGS:
 
     def _direction(self) -> Tensor:
         """Return the two-loop recursion's direction `(T, D)`, the steepest descent where there is no history."""
-        targets = torch.arange(len(self._point))
+        targets = torch.arange(len(self._point), device=self._point.device)
         found = -self._gradient
         # Age by age: the targets' newest pairs stand at different places of their rings.
         ages = [(self._next - 1 - age) % self._history for age in range(int(self._count.max()))]

@@ -1,9 +1,10 @@
 """What an offline adversary holds, what it asks about, and what it answers."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from metaleak.clients.episode import Parameters
@@ -26,8 +27,26 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) as an attack goes on."""
 
 
+class _Tensors:
+    """A dataclass of tensors and dictionaries of tensors, beside other things."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same with all tensors on `device`."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **{name: _moved(value, device) for name, value in found.items()})  # type: ignore[type-var]
+
+
+def _moved(value: object, device: torch.device | str) -> object:
+    if isinstance(value, dict):
+        return {name: _moved(one, device) for name, one in value.items()}
+    if isinstance(value, Tensor) and value.ndim and value.stride(0) == 0:
+        # Rows that are one and the same travel as one.
+        return value[:1].to(device).expand_as(value)
+    return value.to(device) if isinstance(value, Tensor | _Tensors) else value
+
+
 @dataclass(frozen=True)
-class Rest:
+class Rest(_Tensors):
     """What is known around T questions, row for row, by an adversary who knows everything but the asked image.
 
     `images (T, n, C, H, W)`: the set that is asked about, ordered by position, with zeros in the place `slots (T,)`
@@ -41,7 +60,7 @@ class Rest:
 
 
 @dataclass(frozen=True)
-class Observation:
+class Observation(_Tensors):
     """The meta-gradients of L learners in one round, and what the threat model lets the adversary know beside them.
 
     `parameters` are what the server sent; `gradients` what it received, stacked `(L, ...)`. The task's shape is
@@ -72,7 +91,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Targets:
+class Targets(_Tensors):
     """T questions "was this image in the set of that learner?".
 
     `images (T, C, H, W)` floats in [0, 1]; `rows (T,)` int64 indices of the learners in the observation;
@@ -83,9 +102,13 @@ class Targets:
     rows: Tensor
     positions: Tensor
 
+    def at(self, places: Tensor | slice) -> "Targets":
+        """Return the questions at these places."""
+        return Targets(self.images[places], self.rows[places], self.positions[places])
+
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(_Tensors):
     """An attack's answers: `scores (T,)`, higher means "member", and what it made on the way.
 
     The scores of one target in several rounds are added up, so they should be evidence: log-likelihood ratios or the
@@ -102,7 +125,11 @@ class Answers:
 
 @runtime_checkable
 class Attack(Protocol):
-    """A membership attack on meta-gradients; also its configuration, a frozen pydantic model."""
+    """A membership attack on meta-gradients; also its configuration, a frozen pydantic model.
+
+    An attack's class may say `on_any_device = True`: it computes where the observation's and the targets' tensors
+    lie, which may then be a GPU. Others are given tensors on the CPU.
+    """
 
     @property
     def asks(self) -> Literal["query", "support"]:
@@ -119,3 +146,30 @@ class Attack(Protocol):
     ) -> Answers:
         """Return an answer for every target; the same arguments give the same answers."""
         ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """An attack whose targets can be asked about part by part: what is done is kept when it is interrupted."""
+
+    def parts(self, observation: Observation, targets: Targets) -> Sequence[Tensor]:
+        """Return the places `(n,)` int64 of the targets that are computed together, each target in one part.
+
+        Asked about one part alone, the attack answers as when it is asked about all.
+        """
+        ...
+
+
+def joined(parts: Sequence[Tensor], answers: Sequence[Answers]) -> Answers:
+    """Return the answers to all targets from those to the targets at the places of each of `parts`, at least one."""
+    order = torch.argsort(torch.cat(list(parts)))
+
+    def together(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(values))[order]
+
+    made = [one.reconstructions for one in answers if one.reconstructions is not None]
+    return Answers(
+        together([one.scores for one in answers]),
+        together(made) if made else None,
+        {name: together([one.statistics[name] for one in answers]) for name in answers[0].statistics},
+    )

@@ -13,7 +13,7 @@ def read_outcome(
     problem: Problem, inside: Coordinates, start: Unknowns, found: Inversion, known: Tensor | None, slots: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the targets' reconstructions as images and what the attack can tell about each."""
-    here = torch.arange(len(slots))
+    here = torch.arange(len(slots), device=slots.device)
     prior, made = start.asked[here, slots], found.unknowns.asked[here, slots]
     statistics = {
         # The coordinates are orthonormal: a distance in them is the distance in pixels.
@@ -39,7 +39,11 @@ def _class_kept(
     """
     other = known if known is not None else found.other
     assert other is not None
-    labels = problem.labels(other=True) if found.labels is None else found.labels[:, -other.shape[1] :].softmax(dim=2)
+    labels = (
+        problem.labels(other.device, other=True)
+        if found.labels is None
+        else found.labels[:, -other.shape[1] :].softmax(dim=2)
+    )
     own = {name: value for name, value in inside.parameters.items() if name == inside.first}
 
     def classes(own: Parameters, images: Tensor, labels: Tensor, both: Tensor) -> Tensor:

@@ -34,8 +34,10 @@ def start_blurred(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tens
     blurred = targets
     for _ in range(2):
         blurred = F.avg_pool2d(blurred, side, stride=1, padding=side // 2)
-    noise = [torch.randn((images, *targets.shape[1:]), generator=_of(seed, row)) for row in rows.tolist()]
-    return (blurred[:, None] + _NOISE * torch.stack(noise)).clamp(0.0, 1.0)
+    noise = [
+        torch.randn((images, *targets.shape[1:]), generator=_of(seed, row), device="cpu") for row in rows.tolist()
+    ]
+    return (blurred[:, None] + _NOISE * torch.stack(noise).to(targets.device)).clamp(0.0, 1.0)
 
 
 def start_random(images: int, image_shape: tuple[int, ...], rows: Tensor, seed: int) -> Tensor:
@@ -44,8 +46,8 @@ def start_random(images: int, image_shape: tuple[int, ...], rows: Tensor, seed: 
     It is about a standard normal in the units of images that were brought to mean 0 and deviation 1, where DLG and
     inverting gradients draw theirs. The learner, in `rows (T,)`, and the seed decide on it.
     """
-    noise = [torch.randn((images, *image_shape), generator=_of(seed, row)) for row in rows.tolist()]
-    return 0.5 + 0.25 * torch.stack(noise)
+    noise = [torch.randn((images, *image_shape), generator=_of(seed, row), device="cpu") for row in rows.tolist()]
+    return 0.5 + 0.25 * torch.stack(noise).to(rows.device)
 
 
 def start_in_row_space(values: Tensor, vectors: Tensor, gradient: Tensor, bias: Tensor | None) -> Start:
@@ -61,8 +63,11 @@ def start_in_row_space(values: Tensor, vectors: Tensor, gradient: Tensor, bias: 
     def start(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tensor:
         size = vectors.shape[1]
         own = torch.stack(
-            [torch.randn((images, size), generator=_of(seed, row), dtype=torch.float64) for row in rows.tolist()]
-        )
+            [
+                torch.randn((images, size), generator=_of(seed, row), dtype=torch.float64, device="cpu")
+                for row in rows.tolist()
+            ]
+        ).to(rows.device)
         length = targets.flatten(1).double().norm(dim=1)[:, None]
         if bias is None:
             common = _unit(vectors.sum(dim=2)) * length * _SHARE

@@ -7,7 +7,6 @@ same bits again keeps it: a run writes it down.
 
 import hashlib
 import json
-import os
 import platform
 import time
 from functools import lru_cache
@@ -20,6 +19,7 @@ from metaleak.clients.datasets.cache import cache_directory
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.federation import Federation
 from metaleak.clients.rules import batch_meta_gradients
+from metaleak.clients.rules.memory import memory_share
 from metaleak.clients.shard import episodes
 
 CHUNKS = (1, 4, 16, 32, 64, 128)
@@ -44,7 +44,7 @@ def measured_chunk(
     if any(defence.place == "inner" for defence in federation.defences):
         return 1
     parameters = {name: value.to(device) for name, value in federation.initial_parameters().items()}
-    memory = _memory(device) if memory is None else memory
+    memory = memory_share(device) if memory is None else memory
     key = _key(federation, parameters, device, memory)
     for known in CHUNKS:
         if _remembered().get(key) == known:
@@ -145,16 +145,6 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _memory(device: torch.device) -> int:
-    """Return how many bytes one actor's batch may take."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory) // 2 // (os.cpu_count() or 1)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 // (os.cpu_count() or 1)
-    except (AttributeError, ValueError):
-        return 1 << 30
 
 
 def _file() -> Path:

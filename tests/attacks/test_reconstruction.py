@@ -10,14 +10,21 @@ from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 from torch.func import vmap
 
-from metaleak.attacks import ReconstructionAttack, inversion, query_attack, support_attack
+from metaleak.attacks import (
+    ReconstructionAttack,
+    cosine_tv_attack,
+    dlg_attack,
+    inversion,
+    query_attack,
+    support_attack,
+)
 from metaleak.attacks.coordinates import pixels
 from metaleak.attacks.inversion import Problem, Schedule, Unknowns, invert
 from metaleak.attacks.matching import matching_loss
-from metaleak.attacks.observation import Attack, Observation, Targets
+from metaleak.attacks.observation import Attack, Divisible, Observation, Targets, joined
 from metaleak.attacks.starts import start_blurred
 from metaleak.clients.episode import Episode
-from metaleak.clients.models import MLP, LeNet
+from metaleak.clients.models import MLP, Conv4, LeNet
 from metaleak.clients.rules import MAML
 
 WAYS, LEARNERS = 5, 20
@@ -152,9 +159,9 @@ def test_starts_do_not_depend_on_the_other_targets_and_differ_by_seed(world):
     targets = world.targets("query")
     attack = query_attack(fit=5, iterations=5)
     together = attack(world.observation, targets, seed=1)
-    one = Targets(targets.images[7:8], targets.rows[7:8], targets.positions[7:8])
-    assert torch.allclose(attack(world.observation, one, seed=1).scores, together.scores[7:8], rtol=1e-3)
-    assert not torch.allclose(attack(world.observation, one, seed=2).scores, together.scores[7:8], rtol=1e-3)
+    few = targets.at(slice(7, 12))
+    assert torch.allclose(attack(world.observation, few, seed=1).scores, together.scores[7:12], rtol=1e-3)
+    assert not torch.allclose(attack(world.observation, few, seed=2).scores, together.scores[7:12], rtol=1e-3)
 
 
 def test_labels_can_be_unknown(world):
@@ -327,3 +334,85 @@ def test_wrong_settings_are_refused():
         query_attack(rate=0)
     with pytest.raises(ValidationError, match="steps"):
         query_attack(steps=3)
+
+
+def test_auto_takes_as_many_targets_at_a_time_as_fit_and_no_more_than_128():
+    many = Targets(torch.rand(300, 1, 28, 28), torch.arange(300) % LEARNERS, torch.zeros(300).long())
+    world = make_world()
+    assert [len(part) for part in query_attack().parts(world.observation, many)] == [128, 128, 44]
+    small = [len(part) for part in query_attack(memory=0.1).parts(world.observation, many)]
+    smaller = [len(part) for part in query_attack(memory=0.05).parts(world.observation, many)]
+    assert small[0] == pytest.approx(2 * smaller[0], abs=1)
+    assert 1 < smaller[0] < small[0] < 128
+    explicit = query_attack(chunk=7).parts(world.observation, many)
+    assert torch.equal(torch.cat(list(explicit)), torch.arange(300))
+    assert [len(part) for part in explicit] == [7] * 42 + [6]
+
+
+def test_large_images_are_inverted_few_at_a_time():
+    """Colour images of 84 x 84 and the four-block network, by a factor in the memory of one."""
+    shape, generator = (3, 84, 84), torch.Generator().manual_seed(0)
+    model = Conv4(filters=8)
+    parameters = model.initialise(shape, 2, generator)
+    gradients = {name: torch.randn((1, *value.shape), generator=generator) for name, value in parameters.items()}
+    observation = Observation(model, MAML(), parameters, gradients, 2, 1, 1)
+    targets = Targets(
+        torch.rand((200, *shape), generator=generator), torch.zeros(200).long(), torch.zeros(200).long()
+    )
+    chunk = len(query_attack().parts(observation, targets)[0])
+    assert 1 < chunk < 128
+    fewer = len(query_attack(memory=0.5).parts(observation, targets)[0])
+    assert fewer == pytest.approx(chunk * 0.5 / 1.25, abs=1)
+
+
+def test_what_does_not_fit_into_the_memory_is_refused_in_one_line(world):
+    targets = world.targets("query")
+    with pytest.raises(ValueError, match=r"^one target takes about 0\.00\d+ GiB, more than the 0\.001 GiB") as caught:
+        query_attack(memory=0.001)(world.observation, targets, seed=1)
+    assert "memory (in GiB)" in str(caught.value)
+    with pytest.raises(ValueError, match=r"^a chunk of 40 targets takes about .* set chunk to auto") as caught:
+        query_attack(memory=0.05, chunk=100)(world.observation, targets, seed=1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        query_attack(fit=2, iterations=2, chunk=7),
+        query_attack(fit=0, iterations=3, decision="distance", start="random", chunk=4, knows="nothing"),
+    ],
+)
+def test_part_by_part_the_answers_are_those_to_all(world, attack):
+    targets = world.targets("query")
+    parts = attack.parts(world.observation, targets)
+    assert isinstance(attack, Divisible)
+    assert torch.equal(torch.cat(list(parts)).sort().values, torch.arange(40))
+    whole = attack(world.observation, targets, seed=1)
+    pieces = joined(parts, [attack(world.observation, targets.at(part), seed=1) for part in parts])
+    assert torch.equal(pieces.scores, whole.scores)
+    assert torch.equal(pieces.reconstructions, whole.reconstructions)
+    assert pieces.statistics.keys() == whole.statistics.keys()
+    assert all(torch.equal(pieces.statistics[name], value) for name, value in whole.statistics.items())
+
+
+@pytest.mark.parametrize(
+    ("model", "attack"),
+    [
+        (MLP(hidden=(8,)), query_attack(fit=2, iterations=2)),
+        (MLP(hidden=(8,)), support_attack(fit=2, iterations=2, optimiser="lbfgs")),
+        (MLP(hidden=(8,)), query_attack(fit=2, iterations=2, total_variation=0.1, knows="nothing")),
+        (LeNet(filters=2), query_attack(fit=1, iterations=1, optimiser="momentum")),
+        (LeNet(filters=2), cosine_tv_attack(iterations=2)),
+        (LeNet(filters=2), dlg_attack(iterations=2)),
+    ],
+)
+def test_an_attack_makes_its_tensors_where_its_inputs_are(model, attack):
+    """Made by default where no numbers are, what the attack makes itself would show in its answers or fail."""
+    small = make_world(model=model)
+    asked = small.knowing_all(), small.targets(attack.asks).at(slice(4)), 1
+    plain = attack(*asked)
+    with torch.device("meta"):
+        answers = attack(*asked)
+    assert attack.on_any_device
+    assert torch.equal(answers.scores, plain.scores)
+    assert torch.equal(answers.reconstructions, plain.reconstructions)

@@ -1,0 +1,60 @@
+"""How much memory a computation takes, and how much it may take."""
+
+import os
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def memory_share(device: torch.device) -> int:
+    """Return how many bytes one of the processes that share this machine may take for a batch.
+
+    A quarter of the machine's memory, or half of the GPU's, divided by the cores.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 2 // (os.cpu_count() or 1)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 // (os.cpu_count() or 1)
+    except (AttributeError, ValueError):
+        return 1 << 30
+
+
+def peak_bytes(compute: Callable[[], object]) -> int:
+    """Return the most bytes that tensors made inside `compute()` take at a time, views counted once.
+
+    What an operation takes for itself while it runs, such as a convolution's unfolded images, is not seen.
+    """
+    with _Living() as living:
+        compute()
+    return living.peak
+
+
+class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the storages of what the operations inside return, from their first sight to their end."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._bytes = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor):
+                self._see(value.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self._bytes += size
+        self.peak = max(self.peak, self._bytes)
+        weakref.finalize(storage, self._end, size)
+
+    def _end(self, size: int) -> None:
+        self._bytes -= size
