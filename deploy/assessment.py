@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,13 +12,17 @@ import torch
 from safetensors.torch import save
 
 from metaleak.attacks.evaluation import Evaluation, evaluate
-from metaleak.attacks.observation import Answers, Attack, Knowledge, Observation, Progress
+from metaleak.attacks.observation import Answers, Attack, Divisible, Knowledge, Observation, Progress, joined
+from metaleak.clients.device import torch_device
 from metaleak.clients.federation import Federation
 from metaleak.clients.randomness import derived_seed
+from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.experiment import Experiment, TargetSettings
+from metaleak.deploy.kept_parts import KeptParts, is_unfinished
 from metaleak.deploy.plugins import Plugin
 from metaleak.deploy.privacy import measured_privacy, message_cost
 from metaleak.deploy.run_directory import RunDirectory, write_text
+from metaleak.deploy.time_limit import Advance, within_hours
 from metaleak.deploy.truth import SETS, Truth, ask, held_classes, held_images, pixels, rest_of_sets
 from metaleak.server import Record
 from metaleak.server.whole_file import part_of, write_whole
@@ -37,9 +42,13 @@ def assess(
 
     Beside it stands the AUC of every statistic by itself, taking small values for "member".
 
+    What is done of an attack is kept part by part where its targets can be parted, so that the same call goes on
+    after an interruption. It computes on `engine.device` where it can, see `Attack`.
+
     `experiment` is the run's, perhaps with other targets or another place of the data; `name` defaults to that of the
-    attack. Raises `ValueError` when the run has no such record, or has an attack of this name already, and
-    `PrivacyViolation`, with the result written, when the scores prove a greater epsilon than is accounted for.
+    attack. Raises `ValueError` when the run has no such record, has an attack of this name already, or when the
+    attack would take more than `engine.longest_hours`, and `PrivacyViolation`, with the result written, when the
+    scores prove a greater epsilon than is accounted for.
     """
     # Two threads on small batched tensors were 15 times slower than one on a busy machine of two cores.
     torch.set_num_threads(1)
@@ -54,7 +63,19 @@ def assess(
     # Not the experiment's own seed, from which the truth could be rebuilt.
     attack_seed = derived_seed(experiment.seed, "attack")
     started = time.monotonic()
-    answers = _answers(made, record, recorded, learners, federation, truth, attack_seed, progress)
+    decides = (experiment.simulation_key(), attack.resolved("attacks"), targets.model_dump(mode="json"), attack_seed)
+    kept = KeptParts(out, repr(decides))
+    engine = experiment.engine
+    device = torch_device(engine.device if getattr(made, "on_any_device", False) else "cpu")
+    told = within_hours(progress, engine.longest_hours, _lowers(made))
+    try:
+        answers = _answers(made, record, recorded, learners, federation, truth, attack_seed, told, kept, device)
+    except Interrupted:
+        if not kept.count:
+            raise
+        raise Interrupted(
+            f"interrupted; {kept.count} parts of the attack are kept, the same command goes on from there"
+        ) from None
     seconds = time.monotonic() - started
     evaluation = evaluate(answers.scores.numpy(), truth.member.numpy(), groups=_groups(truth))
     # What the server sent in a late round tells of every earlier one, so all up to it count.
@@ -82,6 +103,7 @@ def assess(
     }
     # Written last: an attack without it was not finished.
     write_text(out / "attack.json", json.dumps(described, indent=2) + "\n")
+    kept.forget()
     privacy.check()
     return evaluation
 
@@ -145,18 +167,28 @@ def _answers(
     federation: Federation,
     truth: Truth,
     seed: int,
-    progress: Progress | None,
+    advance: Advance,
+    kept: KeptParts,
+    device: torch.device,
 ) -> Answers:
     """Return the attack's answers over `rounds`: scores add up, the rest is the last round's."""
-    asked = truth.targets(federation, learners)
+    asked = truth.targets(federation, learners).to(device)
+    whole = torch.arange(len(asked.rows), device=device)
     total = torch.zeros(len(asked.rows), dtype=torch.float64)
     for number, round in enumerate(rounds):
+        observation = observe(record, round, learners, federation, attack, truth).to(device)
+        # Nothing is kept of an attack whose targets cannot be parted: there is one part, and it has ended.
+        parts = attack.parts(observation, asked) if isinstance(attack, Divisible) else ()
+        found, before = [], number * len(whole)
+        for places in parts or [whole]:
 
-        def tell(done: int, of: int, number: int = number) -> None:
-            if progress is not None:
-                progress(number * of + done, len(rounds) * of)
+            def tell(done: int, of: int, before: int = before, size: int = len(places)) -> None:
+                advance(before + size * done / max(1, of), len(rounds) * len(whole))
 
-        answers = attack(observe(record, round, learners, federation, attack, truth), asked, seed, tell)
+            ask = partial(attack, observation, asked.at(places), seed, tell)
+            found.append(kept.answers(round, places, ask) if parts else ask().to("cpu"))
+            before += len(places)
+        answers = joined([places.cpu() for places in parts or [whole]], found)
         total += answers.scores
     return replace(answers, scores=answers.scores if len(rounds) == 1 else total)
 
@@ -179,6 +211,12 @@ def planned_attacks(experiment: Experiment) -> dict[str, Plugin]:
     return planned
 
 
+def _lowers(attack: Attack) -> str:
+    """Return the settings that make the attack shorter, in words."""
+    own = [f"the attack's {name}" for name in ("iterations", "fit") if hasattr(attack, name)]
+    return ", ".join(["targets.members", "targets.non_members", *own])
+
+
 def _new_directory(attacks: Path, name: str) -> Path:
     if not name or name.startswith(".") or "/" in name or "\\" in name:
         raise ValueError(f"an attack's results cannot be called {name!r}: no slashes, no dot in front")
@@ -186,7 +224,8 @@ def _new_directory(attacks: Path, name: str) -> Path:
     # Parts without attack.json were left by an attack that did not finish, and are written over.
     written = ("scores.parquet", "gallery.safetensors", "attack.json")
     unfinished = {*written[:2], *(part_of(name) for name in written)}
-    if out.is_symlink() or (out.exists() and not {part.name for part in out.iterdir()} <= unfinished):
+    there = {part.name for part in out.iterdir() if not is_unfinished(part.name)} if out.is_dir() else set()
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and there <= unfinished)):
         raise ValueError(f"{out}: exists already; choose another name with --as")
     return out
 

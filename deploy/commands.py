@@ -4,22 +4,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from metaleak.attacks.evaluation import Evaluation
 from metaleak.deploy.assessment import assess, result_name
@@ -28,6 +18,7 @@ from metaleak.deploy.experiment import Experiment, experiment_from, read_experim
 from metaleak.deploy.launch import RoundDone, resume, simulate
 from metaleak.deploy.leaderboard import write_leaderboard
 from metaleak.deploy.plugins import Plugin
+from metaleak.deploy.progress import Shown, shown_progress
 from metaleak.deploy.report import write_report
 from metaleak.deploy.report_rows import comparison_table
 from metaleak.deploy.report_tables import setting_tables
@@ -53,7 +44,7 @@ def simulate_command(
     elif file is not None:
         experiment = read_experiment(file, changes)
         path, rounds = out or Path("runs") / _file_name(experiment.name), experiment.server.rounds
-    with _progress() as progress:
+    with shown_progress() as progress:
         bar = progress.add_task("loading, starting actors", total=rounds)
 
         def show(done: RoundDone) -> None:
@@ -76,7 +67,7 @@ def attack_command(
     run = RunDirectory.open(path)
     experiment = run.experiment(data)
     plugin, experiment = _changed_attack(experiment, name, changes)
-    with _progress() as progress:
+    with shown_progress() as progress:
         bar = progress.add_task(f"{name} attack", total=None)
         evaluation = assess(
             run,
@@ -100,7 +91,7 @@ def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as
     """Run the suite, print its tables, write leaderboard and report; exit 1 when a cell failed."""
     suite = read_suite_file(file)
     path = out or Path("runs") / _file_name(suite.name)
-    with _progress(timed=False) as progress:
+    with shown_progress(timed=False) as progress:
         bar = progress.add_task("starting", total=None, left="")
         cells = benchmark(suite, path, lambda standing: _show_standing(progress, bar, standing), changes)
     result = read_suite(path)
@@ -126,7 +117,7 @@ def report_command(path: Path, out: Path | None) -> None:
 
 
 def _report(path: Path, out: Path | None) -> Path:
-    with _progress() as progress:
+    with shown_progress() as progress:
         bar = progress.add_task("report", total=None)
         return write_report(path, out, lambda done, total: progress.update(bar, completed=done, total=total))
 
@@ -138,29 +129,19 @@ def _changed_attack(experiment: Experiment, name: str, changes: tuple[str, ...])
         **experiment.resolved(),
         "attacks": [own[0].model_dump() if own else {"name": name}],
     }
-    told = [change if change.startswith("targets.") else f"attacks.0.{change}" for change in changes]
+    told = [change if change.startswith(("targets.", "engine.")) else f"attacks.0.{change}" for change in changes]
     asked = experiment_from(plain, "attack", told)
     return asked.attacks[0], asked
 
 
-@contextmanager
-def _progress(timed: bool = True) -> Iterator[Progress]:
-    """Show bars; the time left is told from the steps so far, unless the caller knows better."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    columns += [TextColumn("left"), TimeRemainingColumn()] if timed else [TextColumn("{task.fields[left]}")]
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield progress
-
-
-def _show_round(progress: Progress, bar: Any, done: RoundDone) -> None:
+def _show_round(progress: Shown, bar: Any, done: RoundDone) -> None:
     missing = f", {done.missing} learners missing" if done.missing else ""
     if done.accuracy:
         progress.update(bar, description=f"accuracy {done.accuracy.value:.1%}{missing}")
     progress.update(bar, completed=done.round)
 
 
-def _show_standing(progress: Progress, bar: Any, standing: Standing) -> None:
+def _show_standing(progress: Shown, bar: Any, standing: Standing) -> None:
     left = "" if standing.seconds_left is None else f"about {math.ceil(standing.seconds_left / 60)} min left"
     now = ", ".join(f"{count} {what}" for what, count in Counter(standing.running).items())
     progress.update(bar, description=now or "done", completed=standing.done, total=standing.total, left=left)

@@ -83,9 +83,10 @@ class EngineSettings(BaseModel):
 
     `actors`: Ray actors (`null`: one a core; on a cluster always one a CPU of it). `learners_per_node`: how many
     learners a Flower node hosts; with `auto` any node computes for any learner, which is fastest. `chunk`: how many
-    learners are computed at once (`auto`: measured, then kept for the run). `device`: where actors compute; `auto`
-    shares out the GPUs when there are any. `timeout`: seconds to wait for a round's replies. `ray_address`: an
-    existing Ray cluster, such as `auto`.
+    learners are computed at once (`auto`: measured, then kept for the run). `device`: where actors and attacks
+    compute; `auto` shares out the GPUs when there are any. `timeout`: seconds to wait for a round's replies.
+    `ray_address`: an existing Ray cluster, such as `auto`. `longest_hours`: an attack that by its first steps would
+    take more is refused.
     """
 
     model_config = _STRICT
@@ -96,6 +97,7 @@ class EngineSettings(BaseModel):
     device: Device = "auto"
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     ray_address: str | None = None
+    longest_hours: Annotated[float, Field(gt=0)] = 24.0
 
 
 class Experiment(BaseModel):

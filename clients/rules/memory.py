@@ -28,7 +28,8 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     """
     with _Living() as living:
         compute()
-    return living.peak
+    peak: int = living.peak
+    return peak
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]

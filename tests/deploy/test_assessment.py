@@ -1,13 +1,16 @@
 """What an attack is shown, and what stands beside its scores: the epsilon promised, the one proved, the cost."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from local_grid import local_simulate
 
+from metaleak.attacks.observation import Answers
 from metaleak.defenses import GaussianMechanism, gaussian_epsilon
+from metaleak.deploy import assessment
 from metaleak.deploy.assessment import assess, observe
 from metaleak.deploy.experiment import experiment_from
 from metaleak.deploy.plugins import Plugin
@@ -191,3 +194,46 @@ def test_a_guarantee_for_fewer_rounds_than_a_learner_takes_part_in_is_refused():
 def test_a_huge_run_is_not_counted_but_bounded():
     plain = {**SMALL, "defences": [GAUSSIAN], "server": {"rounds": 1_000_000, "fraction": 0.1}}
     assert experiment_from(plain, "test").federation().defences[0].releases == 1_000_000
+
+
+class Elsewhere:
+    """An attack that computes on any device, and says where its inputs were."""
+
+    on_any_device = True
+    asks = "query"
+    assumes = frozenset({"other set", "rest of the set", "both candidates"})
+    seen: ClassVar[set[str]] = set()
+
+    def __call__(self, observation, targets, seed, progress=None):
+        rest = observation.rest
+        given = [*observation.parameters.values(), *observation.gradients.values(), observation.known_support]
+        given += [targets.images, targets.rows, targets.positions, rest.images, rest.slots, rest.alternatives]
+        self.seen.update(value.device.type for value in given)
+        return Answers(torch.arange(len(targets.rows)).float())
+
+
+class Here(Elsewhere):
+    """The same without the promise."""
+
+    on_any_device = False
+
+
+@pytest.mark.parametrize(("attack", "device"), [(Elsewhere, "meta"), (Here, "cpu")])
+@pytest.mark.parametrize("defences", [[], [{"name": "secure-aggregation"}]])
+def test_an_attack_that_can_is_given_everything_on_the_engines_device(
+    tmp_path, monkeypatch, attack, device, defences
+):
+    run, experiment = simulated(tmp_path, defences=defences)
+    monkeypatch.setattr(assessment, "torch_device", lambda asked: torch.device("meta" if asked == "auto" else asked))
+    monkeypatch.setattr(attack, "seen", set())
+    assess(run, experiment, Plugin(name=f"{__name__}:{attack.__name__}"), "where")
+    assert attack.seen == {device}
+
+
+def test_a_gpu_that_is_not_there_is_asked_for_in_vain(tmp_path, monkeypatch):
+    run, experiment = simulated(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    engine = experiment.engine.model_copy(update={"device": "cuda"})
+    with pytest.raises(ValueError, match="torch sees no GPU here"):
+        assess(run, experiment.model_copy(update={"engine": engine}), experiment.attacks[0])
+    assert not (run.path / "attacks" / "query").exists()

@@ -1,0 +1,74 @@
+"""How far a command is: bars on a terminal, and now and then a plain line where there is none."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_FIRST_SECONDS = 10.0
+_SECONDS = 60.0
+
+
+class Shown(Protocol):
+    """What shows one task at a time; a part of `rich.progress.Progress`."""
+
+    def add_task(self, description: str, *, total: float | None = None, **fields: Any) -> Any:
+        """Begin a task and return what names it."""
+        ...
+
+    def update(self, task: Any, /, **what: Any) -> None:
+        """Change its `description`, `completed`, `total`, or `left`, the time left in words."""
+        ...
+
+
+class PlainLines:
+    """Progress as lines: after ten seconds the first, then one a minute, as long as something is told."""
+
+    def __init__(self, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
+        self._say, self._clock = say, clock
+        self._began = self._next = 0.0
+        self._first: float | None = None
+        self._task: dict[str, Any] = {}
+
+    def add_task(self, description: str, total: float | None = None, **fields: Any) -> int:
+        """Begin a task."""
+        self._began = self._clock()
+        self._next = self._began + _FIRST_SECONDS
+        self._first = None
+        self._task = {"name": description, "description": description, "completed": None, "total": total, **fields}
+        return 0
+
+    def update(self, task: Any, /, **what: Any) -> None:
+        """Take note, and say a line when it is time for one."""
+        self._task |= what
+        now, done = self._clock(), self._task["completed"]
+        if self._first is None and done is not None:
+            # What was done before does not tell how fast it goes.
+            self._first, self._began = done, now
+        if now >= self._next and done is not None and self._task["total"]:
+            self._next = now + _SECONDS
+            left = self._task.get("left", self._left(now, done))
+            self._say(f"{self._task['description']}: {done} of {self._task['total']}{', ' + left if left else ''}")
+
+    def _left(self, now: float, done: float) -> str:
+        if self._first is None or done <= self._first:
+            return ""
+        seconds = (now - self._began) / (done - self._first) * (self._task["total"] - done)
+        return f"about {math.ceil(seconds / 60)} min left"
+
+
+@contextmanager
+def shown_progress(timed: bool = True) -> Iterator[Shown]:
+    """Show how far it is, on the standard error; the time left is told from the steps so far, unless not `timed`."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield PlainLines(lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns += [TextColumn("left"), TimeRemainingColumn()] if timed else [TextColumn("{task.fields[left]}")]
+    with Progress(*columns, console=console) as progress:
+        yield progress
