@@ -188,7 +188,7 @@ def _answers(
             ask = partial(attack, observation, asked.at(places), seed, tell)
             found.append(kept.answers(round, places, ask) if parts else ask().to("cpu"))
             before += len(places)
-        answers = joined([places.cpu() for places in parts or [whole]], found)
+        answers = joined([places.cpu() for places in parts], found) if parts else found[0]
         total += answers.scores
     return replace(answers, scores=answers.scores if len(rounds) == 1 else total)
 

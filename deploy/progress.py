@@ -4,25 +4,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _FIRST_SECONDS = 10.0
 _SECONDS = 60.0
-
-
-class Shown(Protocol):
-    """What shows one task at a time; a part of `rich.progress.Progress`."""
-
-    def add_task(self, description: str, *, total: float | None = None, **fields: Any) -> Any:
-        """Begin a task and return what names it."""
-        ...
-
-    def update(self, task: Any, /, **what: Any) -> None:
-        """Change its `description`, `completed`, `total`, or `left`, the time left in words."""
-        ...
 
 
 class PlainLines:
@@ -34,13 +30,13 @@ class PlainLines:
         self._first: float | None = None
         self._task: dict[str, Any] = {}
 
-    def add_task(self, description: str, total: float | None = None, **fields: Any) -> int:
-        """Begin a task."""
+    def add_task(self, description: str, total: float | None = None, **fields: Any) -> TaskID:
+        """Begin a task; `left` among the fields is the time left in words, where the caller knows it."""
         self._began = self._clock()
         self._next = self._began + _FIRST_SECONDS
         self._first = None
         self._task = {"name": description, "description": description, "completed": None, "total": total, **fields}
-        return 0
+        return TaskID(0)
 
     def update(self, task: Any, /, **what: Any) -> None:
         """Take note, and say a line when it is time for one."""
@@ -59,6 +55,10 @@ class PlainLines:
             return ""
         seconds = (now - self._began) / (done - self._first) * (self._task["total"] - done)
         return f"about {math.ceil(seconds / 60)} min left"
+
+
+Shown = Progress | PlainLines
+"""What shows how far one task is."""
 
 
 @contextmanager
