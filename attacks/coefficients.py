@@ -27,7 +27,7 @@ def activity(model: MLP, parameters: Parameters, images: Tensor) -> Tensor:
     """
     weight = parameters[str(input_weight_of(model))]
     if not model.hidden:
-        return torch.ones(len(images), len(weight), dtype=weight.dtype)
+        return weight.new_ones((len(images), len(weight)))
     before = F.linear(images.flatten(1), weight, parameters.get("layer1.bias"))
     slope: Tensor = vmap(vmap(grad(lambda value: activate(model.activation, value))))(before)
     largest = slope.abs().amax() if slope.numel() else slope.new_ones(())
@@ -84,7 +84,7 @@ def _with_bias(model: MLP, parameters: Parameters) -> tuple[str, Parameters]:
     """Return the name of the first layer's bias, and `parameters` with one of zeros where the layer has none."""
     weight = str(input_weight_of(model))
     name = weight.replace("weight", "bias")
-    return name, {name: torch.zeros(len(parameters[weight]), dtype=parameters[weight].dtype), **parameters}
+    return name, {name: parameters[weight].new_zeros(len(parameters[weight])), **parameters}
 
 
 def _loss(model: MLP, parameters: Parameters, image: Tensor, position: Tensor) -> Tensor:

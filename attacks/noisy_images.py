@@ -24,7 +24,7 @@ def noisy_span_evidence(images: Tensor, basis: Tensor, covariance: Tensor, devia
     Its two parts: the distance from x to the space, and how likely the versions near the foot of x are images of
     noise and not what any span of so many images has to offer.
     """
-    precision = torch.linalg.inv(covariance + deviation**2 * torch.eye(len(covariance), dtype=covariance.dtype))
+    precision = torch.linalg.inv(covariance + deviation**2 * torch.ones_like(covariance.diagonal()).diag())
     values, vectors = torch.linalg.eigh(basis @ precision @ basis.mT)
     foot = images @ basis.mT
     distance = (images - foot @ basis).square().sum(dim=1)
@@ -39,7 +39,7 @@ def _log_moment(mean: Tensor, values: Tensor, deviation: float, power: float) ->
     """
     shifted = values * mean.square()
     scaled = 2 * deviation**2 * values
-    low = torch.zeros(len(mean), dtype=mean.dtype)
+    low = mean.new_zeros(len(mean))
     high = torch.full_like(low, 1 / float(scaled.max()))
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2

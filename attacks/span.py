@@ -21,7 +21,7 @@ Noise in the *inner* gradient is no defence: the sum stays one over the images t
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -61,6 +61,8 @@ class SpanTest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    on_any_device: ClassVar[bool] = True
+
     asks: Literal["query", "support"] = "query"
     coefficients: Literal["predicted", "free"] = "predicted"
     knows_defences: bool = False
@@ -90,7 +92,7 @@ class SpanTest(BaseModel):
         # The rows of a mean are all the same: there are no others to learn from.
         moments = _second_moments(gradients) if len(gradients) > 1 and observation.mean_of == 1 else None
         noisy = _image_noise(defences, self.asks)
-        scores = torch.zeros(len(targets.rows), dtype=torch.float64)
+        scores = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
         outside = torch.ones_like(scores)
         for row in range(len(gradients)):
             asked = (targets.rows == row).nonzero()[:, 0]

@@ -46,7 +46,7 @@ def whitened(gradient: Tensor, others: Tensor | None, deviation: float) -> White
     of images.
     """
     height, width = gradient.shape
-    prior = torch.eye(width, dtype=gradient.dtype)
+    prior = torch.eye(width, dtype=gradient.dtype, device=gradient.device)
     if others is not None:
         prior = prior + _SHARE * height / others.trace().clamp(min=1e-300) * others
     root = torch.linalg.cholesky(prior * (deviation**2 * width))

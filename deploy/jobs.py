@@ -64,7 +64,7 @@ class Outcome:
 def do(job: Job) -> Outcome:
     """Do one job; whatever goes wrong is in its outcome.
 
-    A simulation that was cut off goes on. An attack leaves nothing when it is cut off.
+    A simulation that was cut off goes on, and so does an attack whose targets can be parted.
     """
     started = time.monotonic()
     error: str | None = None

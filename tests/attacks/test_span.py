@@ -257,3 +257,16 @@ def test_it_applies_to_dense_first_layers_only():
     assert SpanTest().applies_to(MLP())
     assert not SpanTest().applies_to(Conv4())
     assert not SpanTest().applies_to(LeNet())
+
+
+@pytest.mark.parametrize("settings", [{}, {"coefficients": "free"}, {"asks": "support"}, {"knows_defences": True}])
+def test_it_makes_its_tensors_where_its_inputs_are(settings):
+    """Made by default where no numbers are, what it makes itself would show in its answers or fail."""
+    test = SpanTest(**settings)
+    given = observe((Noise(place=test.asks, scale=0.1),)), asked(test.asks)[0], 0
+    plain = test(*given)
+    with torch.device("meta"):
+        answers = test(*given)
+    assert test.on_any_device
+    assert torch.equal(answers.scores, plain.scores)
+    assert torch.equal(answers.statistics["outside"], plain.statistics["outside"])
