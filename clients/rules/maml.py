@@ -21,7 +21,7 @@ class MAML(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rotation_equivariant: ClassVar[bool] = True
+    stays_in_span: ClassVar[bool] = True
 
     inner_steps: InnerSteps = 1
     inner_rate: InnerRate = 0.4

@@ -26,7 +26,7 @@ def own_span_pays(model: Model, rule: Rule, parameters: Parameters, images: int)
     """Return whether a learner of so many `images` may be computed in their span, and faster, with model and rule."""
     name = input_weight_of(model)
     # As with models, each class speaks for itself.
-    if name is None or not vars(type(rule)).get("rotation_equivariant", False):
+    if name is None or not vars(type(rule)).get("stays_in_span", False):
         return False
     units, inputs = parameters[name].shape[-2:]
     few = images**2 <= _SQUARED_IMAGES_A_UNIT * units and images < inputs

@@ -16,7 +16,7 @@ class Reptile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rotation_equivariant: ClassVar[bool] = True
+    stays_in_span: ClassVar[bool] = True
 
     inner_steps: InnerSteps = 5
     inner_rate: InnerRate = 0.1

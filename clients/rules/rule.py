@@ -26,9 +26,10 @@ class Rule(Protocol):
     over a batch of episodes, and inside the attack that inverts it. `adapt` is what a learner does with the
     initialisation at test time.
 
-    A rule's class may say `rotation_equivariant = True`: it moves parameters along their gradients alone, so that
-    turning the images and the weight that they meet turns the meta-gradient too, and changes nothing else. Learners
-    are then computed faster where the model allows it, see `own_span`. A class derived from it must say so again.
+    A rule's class may say `stays_in_span = True`: for the weight that meets the images it moves along, and sends,
+    nothing but gradients, whose rows lie in the span of the learner's images. No weight decay, no steps by signs.
+    Learners are then computed faster where the model allows it, see `own_span`. A class derived from it must say so
+    again.
     """
 
     def meta_gradient(

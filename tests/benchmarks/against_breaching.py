@@ -63,7 +63,7 @@ SETTINGS = {"total_variation": 0.2, "rate": 0.1}
 class PlainGradient:
     """The rule of federated SGD: no adaptation, the gradient of the query set, and no support set."""
 
-    rotation_equivariant = True
+    stays_in_span = True
 
     def adapt(
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None

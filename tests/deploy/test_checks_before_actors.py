@@ -1,10 +1,13 @@
 """What is wrong with an experiment is told in one line before any actor starts, and leaves nothing behind."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
 
 from metaleak.clients.models import MLP
+from metaleak.clients.rules import MAML
 from metaleak.deploy import launch
 from metaleak.deploy.experiment import experiment_from
 from metaleak.deploy.launch import simulate, simulate_here
@@ -37,6 +40,17 @@ class Silent(MLP):
         return super().__call__(parameters, (images - 0.13) / 0.31)
 
 
+class Decaying(MAML):
+    """Says that what it sends stays in the span of the images, and adds weight decay to it."""
+
+    stays_in_span: ClassVar[bool] = True
+    decay: float
+
+    def meta_gradient(self, model, parameters, episode, perturb=None):
+        gradient, loss = super().meta_gradient(model, parameters, episode, perturb)
+        return {name: value + self.decay * parameters[name] for name, value in gradient.items()}, loss
+
+
 @pytest.fixture
 def no_ray(monkeypatch):
     """Count the engines that are made and closed instead of starting Ray."""
@@ -64,6 +78,33 @@ def test_a_model_that_says_what_it_does_not_do_is_found(tmp_path, no_ray):
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
     assert [engine.closed for engine in no_ray] == [True]
+
+
+def decaying(decay):
+    rule = {"name": f"{__name__}:Decaying", "decay": decay}
+    return experiment_from({**SMALL, "rule": rule}, "test")
+
+
+@pytest.mark.parametrize("error", [0.074, 0.01])
+def test_a_rule_whose_decay_leaves_the_span_is_found(tmp_path, no_ray, error):
+    federation = decaying(0.0).federation()
+    parameters = federation.initial_parameters()
+    first = federation.learner(0).meta_gradient(parameters, 1)[0]["layer1.weight"]
+    decay = error * float(first.norm() / parameters["layer1.weight"].norm())
+    with pytest.raises(ValueError, match=r"layer1\.weight is another in the span .* stays_in_span") as caught:
+        simulate(decaying(decay), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rule", ["maml", "fomaml", "anil", "reptile"])
+@pytest.mark.parametrize(
+    "model",
+    [{"name": "mlp"}, {"name": "mlp", "hidden": []}, {"name": "mlp", "activation": "tanh", "bias": False}],
+    ids=str,
+)
+def test_what_is_ours_keeps_its_promise(tmp_path, model, rule):
+    launch.Simulation(experiment_from({**SMALL, "model": model, "rule": {"name": rule}}, "test"), tmp_path / "run")
 
 
 def test_a_model_that_says_nothing_of_itself_is_not_suspected(tmp_path):
