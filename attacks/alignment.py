@@ -2,9 +2,10 @@
 
 The meta-gradient is a sum of contributions, one an image. The adversary computes the target's with its own images in
 place of the unknown support set, and takes its inner product with what was observed, in a metric in which what all
-images have in common counts little (`whitening`). How members and others score is learnt from shadow learners, so the
-answer is a log-likelihood ratio (LiRA, Carlini et al. 2022, with simulated learners instead of shadow models); the
-idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
+images have in common counts little (`whitening`). How members and others score is learnt from shadow learners: one
+linear discriminant, pooled over all targets, whose log-likelihood ratio is the answer. That learning from simulated
+members and non-members is inspired by LiRA (Carlini et al. 2022) and is not LiRA, which fits the laws of each target
+anew from shadow models with and without it. The idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
 """
 
 from collections.abc import Iterator
@@ -70,7 +71,10 @@ class Alignment(BaseModel):
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return log-likelihood ratios. Raises `ValueError` when the observation lacks what the attack assumes."""
+        """Return log-likelihood ratios of the pooled discriminant's normal laws.
+
+        Raises `ValueError` when the observation lacks what the attack assumes.
+        """
         own = OwnImages.of(observation)
         if observation.classes is None:
             raise ValueError("needs the class at each position, which the observation does not carry")

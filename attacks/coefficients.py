@@ -8,49 +8,56 @@ sent parameters and, for support images, the observed gradient itself.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad, jacrev, vmap
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import HEAD, MLP, input_weight_of
-from metaleak.clients.models.model import activate
+from metaleak.clients.models import HEAD, ElementwiseFirst, LinearInput, bias_of
 from metaleak.clients.rules import MAML, Rule
 
 _CHUNK = 64
 """Support images whose coefficients are computed at once."""
 
 
-def activity(model: MLP, parameters: Parameters, images: Tensor) -> Tensor:
+def activity(model: LinearInput, parameters: Parameters, images: Tensor) -> Tensor:
     """Return how far each first-layer unit answers to each of `images (T, C, H, W)`, `(T, units)` in [-1, 1].
 
-    It is the activation's derivative over the largest one, for ReLU 1 where a unit is active and 0 where not: the
-    layer's coefficients of an image are proportional to it, unit by unit.
+    For an `ElementwiseFirst` model it is the activation's derivative over the largest one, for ReLU 1 where a unit is
+    active and 0 where not: the layer's coefficients of an image are proportional to it, unit by unit. For any other
+    model it is 1 where some logit depends on the unit, and 0 where none does.
     """
-    weight = parameters[str(input_weight_of(model))]
-    if not model.hidden:
-        return weight.new_ones((len(images), len(weight)))
-    before = F.linear(images.flatten(1), weight, parameters.get("layer1.bias"))
-    slope: Tensor = vmap(vmap(grad(lambda value: activate(model.activation, value))))(before)
-    largest = slope.abs().amax() if slope.numel() else slope.new_ones(())
-    return slope / largest.clamp(min=1e-30)
+    outputs = _outputs(model, parameters, images)
+    # As with the input weight, each class speaks for itself.
+    if isinstance(model, ElementwiseFirst) and "first_activation" in vars(type(model)):
+        bias = parameters.get(bias_of(model.input_weight))
+        before = outputs if bias is None else outputs + bias
+        slope: Tensor = vmap(vmap(grad(model.first_activation)))(before)
+        largest = slope.abs().amax() if slope.numel() else slope.new_ones(())
+        return slope / largest.clamp(min=1e-30)
+    moved: Tensor = vmap(jacrev(lambda output: _logits(model, parameters, output)))(outputs)
+    return (moved != 0).any(dim=1).to(outputs.dtype)
 
 
-def query_direction(model: MLP, parameters: Parameters, images: Tensor, positions: Tensor) -> Tensor:
+def query_direction(model: LinearInput, parameters: Parameters, images: Tensor, positions: Tensor) -> Tensor:
     """Return the first layer's coefficients of query images under the sent parameters, `(T, units)`.
 
     The derivative of the loss of each of `images (T, C, H, W)` under its label in `positions (T,)` with respect to
     the layer's output. A learner takes it at its adapted parameters, which stay unknown: for MAML an approximation.
     """
-    name, padded = _with_bias(model, parameters)
 
-    def loss(bias: Tensor, image: Tensor, position: Tensor) -> Tensor:
-        return _loss(model, {**padded, name: bias}, image, position)
+    def loss(output: Tensor, position: Tensor) -> Tensor:
+        return F.cross_entropy(_logits(model, parameters, output), position)
 
-    direction: Tensor = vmap(grad(loss), in_dims=(None, 0, 0))(padded[name], images, positions)
+    direction: Tensor = vmap(grad(loss))(_outputs(model, parameters, images), positions)
     return direction
 
 
 def support_direction(
-    model: MLP, rule: Rule, parameters: Parameters, gradient: Parameters, images: Tensor, positions: Tensor
+    model: LinearInput,
+    rule: Rule,
+    parameters: Parameters,
+    gradient: Parameters,
+    images: Tensor,
+    positions: Tensor,
 ) -> Tensor | None:
     """Return the first layer's coefficients of support images through second-order MAML, `(T, units)`, up to scale.
 
@@ -61,31 +68,36 @@ def support_direction(
     """
     if not isinstance(rule, MAML) or rule.order == 1:
         return None
-    name, padded = _with_bias(model, parameters)
-    outer = {key: gradient[key] if key in gradient else torch.zeros_like(value) for key, value in padded.items()}
-    if rule.adapts == "head":
-        outer = {key: value if key.startswith(HEAD) else torch.zeros_like(value) for key, value in outer.items()}
+    moving = [key for key in parameters if rule.adapts == "all" or key.startswith(HEAD)]
+    outer = {
+        key: gradient[key] if key in moving and key in gradient else torch.zeros_like(value)
+        for key, value in parameters.items()
+    }
 
-    def slope(bias: Tensor, image: Tensor, position: Tensor) -> Tensor:
-        """The derivative of the loss along v."""
+    def slope(output: Tensor, along: Tensor, position: Tensor) -> Tensor:
+        """The derivative of the loss along v, which changes the layer's output by `along`."""
 
-        def loss(at: Parameters) -> Tensor:
-            return _loss(model, at, image, position)
+        def loss(at: Parameters, output: Tensor) -> Tensor:
+            return F.cross_entropy(_logits(model, at, output), position)
 
-        found = grad(loss)({**padded, name: bias})
-        return torch.stack([(found[key] * along).sum() for key, along in outer.items()]).sum()
+        found, back = grad(loss, argnums=(0, 1))(parameters, output)
+        changes = [(found[key] * value).sum() for key, value in outer.items()]
+        return torch.stack([*changes, (back * along).sum()]).sum()
 
     # Every image has a gradient of its own, as large as the network: a few at a time.
-    direction: Tensor = vmap(grad(slope), in_dims=(None, 0, 0), chunk_size=_CHUNK)(padded[name], images, positions)
+    outputs, along = (_outputs(model, one, images) for one in (parameters, outer))
+    direction: Tensor = vmap(grad(slope), chunk_size=_CHUNK)(outputs, along, positions)
     return -direction
 
 
-def _with_bias(model: MLP, parameters: Parameters) -> tuple[str, Parameters]:
-    """Return the name of the first layer's bias, and `parameters` with one of zeros where the layer has none."""
-    weight = str(input_weight_of(model))
-    name = weight.replace("weight", "bias")
-    return name, {name: parameters[weight].new_zeros(len(parameters[weight])), **parameters}
+def _outputs(model: LinearInput, parameters: Parameters, images: Tensor) -> Tensor:
+    """Return what the first weight alone makes of `images (T, C, H, W)`, without any bias, `(T, units)`."""
+    return images.flatten(1) @ parameters[model.input_weight].mT
 
 
-def _loss(model: MLP, parameters: Parameters, image: Tensor, position: Tensor) -> Tensor:
-    return F.cross_entropy(model(parameters, image[None]), position[None])
+def _logits(model: LinearInput, parameters: Parameters, output: Tensor) -> Tensor:
+    """Return the logits `(ways,)` of the image of which the first weight makes `output (units,)`.
+
+    To the model, an image of the one pixel 1, which meets the weight `output (units, 1)`.
+    """
+    return model({**parameters, model.input_weight: output[:, None]}, output.new_ones((1, 1)))[0]

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Rest, Targets
-from metaleak.attacks.seeding import random_for
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.defenses import Defence, GaussianMechanism, Noise, Pruning, Quantisation, Selection, Sign
+from metaleak.defenses import NO_NOISE, AddedNoise, Defence, Modeled, noise_of
 
 _SILENT = 1e-5
 """The least deviation of anything sent, in units of its root mean square: what float32 arithmetic differs by."""
@@ -21,11 +20,13 @@ class LikelihoodRatio(BaseModel):
     """Was it this image, or the other one that it may be? The exact log-likelihood ratio of the two.
 
     Everything else is known, so that the meta-gradient is known under both hypotheses, up to the defence's noise,
-    whose law is known, too. No test is more powerful (Neyman and Pearson), so nothing bounds the epsilon of a
-    mechanism on natural images more sharply. It is an audit: no server knows this much.
+    whose law is known, too. No test of these two images on one release is more powerful (Neyman and Pearson). What a
+    finite number of its answers proves about epsilon is another question: for a mechanism known to be Gaussian
+    `gaussian_epsilon_lower_bound` of the same scores is sharper than `epsilon_lower_bound`, and the worst pair of
+    images may be further apart than any natural one. It is an audit: no server knows this much.
 
-    The defences may end with one whose noise on the shared gradient has a density, `GaussianMechanism` or `Noise`;
-    any before it must be without randomness. `chunk` targets are computed at a time, about 10 gradients each.
+    The defences must all act on the shared gradient and tell their noise (see `Modeled`); only the last may have any.
+    `chunk` targets are computed at a time, about 10 gradients each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +38,17 @@ class LikelihoodRatio(BaseModel):
     def assumes(self) -> frozenset[Knowledge]:
         """Everything but which of two images is held."""
         return frozenset({"labels", "other set", "rest of the set", "both candidates", "defences"})
+
+    def reason_against(self, defences: tuple[Defence, ...]) -> str | None:
+        """Return in one line why the likelihood under `defences` is not known here, or `None` where it is."""
+        for place, one in enumerate(defences):
+            noise = noise_of(one)
+            if one.place != "shared" or noise is None or (noise.deviation > 0 and place < len(defences) - 1):
+                return (
+                    f"the likelihood under {type(one).__name__} at the place {one.place!r} is not known here: every "
+                    "defence must act on the shared gradient and tell its noise, and only the last may add any"
+                )
+        return None
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
@@ -56,7 +68,9 @@ class LikelihoodRatio(BaseModel):
             raise ValueError(
                 f"the likelihood ratio is of one learner's gradient, not of a mean of {observation.mean_of}"
             )
-        before, noise = _weighed(observation.defences)
+        if reason := self.reason_against(observation.defences):
+            raise ValueError(reason)
+        noise = (noise_of(observation.defences[-1]) if observation.defences else None) or NO_NOISE
         total = len(targets.rows)
         scores, separation = torch.empty(total, dtype=torch.float64), torch.empty(total, dtype=torch.float64)
         for begin in range(0, total, self.chunk):
@@ -64,7 +78,7 @@ class LikelihoodRatio(BaseModel):
             rows = targets.rows[some]
             seen = _flat({name: value[rows] for name, value in observation.gradients.items()})
             means = [
-                self._mean(observation, rest, some, other[rows], images, before)
+                self._mean(observation, rest, some, other[rows], images)
                 for images in (targets.images[some], rest.alternatives[some])
             ]
             scores[some], separation[some] = _ratio(seen, means[0], means[1], noise)
@@ -79,7 +93,6 @@ class LikelihoodRatio(BaseModel):
         some: slice,
         other: Tensor,
         images: Tensor,
-        before: tuple[Defence, ...],
     ) -> Tensor:
         """Return the meta-gradients `(t, D)` with `images (t, C, H, W)` in the open places, before any noise."""
         asked = rest.images[some].clone()
@@ -95,47 +108,25 @@ class LikelihoodRatio(BaseModel):
 
         made = vmap(meta_gradient)(Episode(support, support_labels, query, query_labels))
         made = {name: value.detach() for name, value in made.items()}
-        for defence in before:
+        for defence in observation.defences or ():
+            assert isinstance(defence, Modeled)
             each = [
-                defence({name: value[row] for name, value in made.items()}, random_for("likelihood ratio"))
+                defence.without_noise({name: value[row] for name, value in made.items()})
                 for row in range(len(images))
             ]
             made = {name: torch.stack([one[name] for one in each]) for name in made}
         return _flat({name: made[name] for name in observation.gradients})
 
 
-def _weighed(defences: tuple[Defence, ...]) -> tuple[tuple[Defence, ...], Defence | None]:
-    """Return the noiseless defences of the place `shared` and the noise that ends them; raise for all others."""
-    noise = defences[-1] if defences and isinstance(defences[-1], GaussianMechanism | Noise) else None
-    before = defences[:-1] if noise is not None else defences
-    strange = [one for one in before if not _noiseless(one)]
-    strange += [noise] if noise is not None and noise.place != "shared" else []
-    if strange:
-        raise ValueError(
-            f"the likelihood under {type(strange[0]).__name__} at the place {strange[0].place!r} is not known here: "
-            "only the last defence may be random, and its noise must be on the shared gradient"
-        )
-    return before, noise
-
-
-def _noiseless(defence: Defence) -> bool:
-    return isinstance(defence, Pruning | Selection | Sign) or (
-        isinstance(defence, Quantisation) and not defence.stochastic
-    )
-
-
-def _ratio(seen: Tensor, first: Tensor, second: Tensor, noise: Defence | None) -> tuple[Tensor, Tensor]:
+def _ratio(seen: Tensor, first: Tensor, second: Tensor, noise: AddedNoise) -> tuple[Tensor, Tensor]:
     """Return log p(seen | first) - log p(seen | second) `(t,)`, and how many deviations lie between the two.
 
     All are `(t, D)` float64.
     """
-    if isinstance(noise, GaussianMechanism):
-        first, second = clipped_rows(first, noise.clip), clipped_rows(second, noise.clip)
-    laplace = isinstance(noise, Noise) and noise.law == "laplace"
     deviations = [_deviation(mean, noise) for mean in (first, second)]
     likelihoods = []
     for mean, deviation in zip((first, second), deviations, strict=True):
-        if laplace:
+        if noise.law == "laplace":
             distance = math.sqrt(2) * (seen - mean).abs().sum(dim=1) / deviation
         else:
             distance = (seen - mean).square().sum(dim=1) / (2 * deviation.square())
@@ -144,22 +135,11 @@ def _ratio(seen: Tensor, first: Tensor, second: Tensor, noise: Defence | None) -
     return likelihoods[0] - likelihoods[1], apart
 
 
-def _deviation(mean: Tensor, noise: Defence | None) -> Tensor:
+def _deviation(mean: Tensor, noise: AddedNoise) -> Tensor:
     """Return the standard deviation of what is sent about each of `mean (t, D)`, above 0, `(t,)`."""
     size = mean.square().mean(dim=1).sqrt()
     least = _SILENT * size + 1e-30
-    if isinstance(noise, GaussianMechanism):
-        return least.clamp(min=noise.standard_deviation)
-    if isinstance(noise, Noise):
-        return torch.maximum(noise.scale * size, least)
-    return least
-
-
-def clipped_rows(vectors: Tensor, clip: float) -> Tensor:
-    """Return each of `vectors (t, D)` as `GaussianMechanism` clips it to the L2 norm `clip`."""
-    norms = vectors.norm(dim=1, keepdim=True)
-    shorter = torch.where(norms > clip, vectors * (clip / norms), vectors)
-    return torch.where(norms < float("inf"), shorter, torch.zeros_like(vectors))
+    return torch.maximum(noise.deviation * (size if noise.relative else torch.ones_like(size)), least)
 
 
 def _flat(gradients: Parameters) -> Tensor:

@@ -11,6 +11,8 @@ _BISECTIONS = 50
 def noisy_span_evidence(images: Tensor, basis: Tensor, covariance: Tensor, deviation: float) -> Tensor:
     """Return the log-likelihood ratio, up to a constant of the space, that a noisy version of an image lies in it.
 
+    The ratio of an approximate model, whose constant differs from gradient to gradient: it ranks the targets of one.
+
     `images (T, P)` are clean, `basis (n, P)` has orthonormal rows, `covariance (P, P)` is the second moment of clean
     images, `deviation` > 0 that of the independent noise on every pixel of the versions y = x + noise. Float64.
 

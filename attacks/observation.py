@@ -111,8 +111,11 @@ class Targets(_Tensors):
 class Answers(_Tensors):
     """An attack's answers: `scores (T,)`, higher means "member", and what it made on the way.
 
-    The scores of one target in several rounds are added up, so they should be evidence: log-likelihood ratios or the
-    like.
+    Only the order of the scores is evaluated. Those of one target in several rounds are added up, which weighs the
+    rounds rightly only if the scores are log-likelihood ratios. Few attacks give those: `LikelihoodRatio`, and
+    `Alignment` as far as its shadow learners are like the learners. The scores of the others are not calibrated (the
+    span test maximises over what it does not know, reconstructions give distances): a round in which they spread
+    more counts more, whether it tells more or not.
 
     `reconstructions (T, C, H, W)` show what each target image became (`None` for attacks that make no image);
     `statistics` are further per-target numbers `(T,)` by name, such as the matching loss.

@@ -20,7 +20,7 @@ from metaleak.attacks.matching import Layers, Loss
 from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Targets, joined
 from metaleak.attacks.outcome import read_outcome
 from metaleak.attacks.starts import start_blurred, start_from_known, start_in_row_space, start_random
-from metaleak.clients.models import input_weight_of
+from metaleak.clients.models import bias_of, input_weight_of
 from metaleak.clients.rules.memory import memory_share, peak_bytes
 
 _GIB = 1 << 30
@@ -233,9 +233,7 @@ class ReconstructionAttack(BaseModel):
             make = (
                 start_blurred
                 if space is None
-                else start_in_row_space(
-                    *space, gradients[str(first)], gradients.get(str(first).replace("weight", "bias"))
-                )
+                else start_in_row_space(*space, gradients[str(first)], gradients.get(bias_of(str(first))))
             )
             drawn = make(images, rows, sum(counts), seed)
             asked, other = drawn[:, : counts[0]], drawn[:, counts[0] :]

@@ -7,10 +7,10 @@ DAGER (Petrov et al. 2024). The noise model, the coefficients and the law under 
 
 Where it must fail, whatever is computed:
 
-- A model without a dense first layer. A convolution's gradient has one row a filter, and each row is a sum of the
-  hundreds of patches of every image: far fewer rows than patches, and the patches of one image span all that a
-  patch can be. The classifier's gradient has a row a way, fewer than images, and its inputs depend on the adapted
-  parameters. Such models are refused.
+- A model that names no `input_weight` (see `LinearInput`). A convolution's gradient has one row a filter, and each is
+  a sum of the hundreds of patches of every image: far fewer rows than patches, and the patches of one image span all
+  that a patch can be. The classifier's gradient has a row a way, fewer than images, and its inputs depend on the
+  adapted parameters. The test does not apply to such models.
 - Fewer units in the layer than images: the rows then span less than the images do, and no image lies in their space.
   The support set is lost first, its part of the gradient being some thirty times weaker. What is left is the match of
   the coefficients, which `predicted` still sees.
@@ -33,9 +33,9 @@ from metaleak.attacks.observation import Answers, Knowledge, Observation, Progre
 from metaleak.attacks.spectrum import RowSpace, row_space_above_noise
 from metaleak.attacks.whitened_gradient import evidence_of_direction, evidence_of_units, seen, whitened
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import MLP, Model, input_weight_of
+from metaleak.clients.models import LinearInput, Model, bias_of, input_weight_of
 from metaleak.clients.rules import Reptile
-from metaleak.defenses import Defence, GaussianMechanism, Noise
+from metaleak.defenses import NO_NOISE, Defence, noise_of
 
 _BLOCK = 1024
 
@@ -54,9 +54,13 @@ class SpanTest(BaseModel):
     is what finds members under noise and tells query from support. `free` uses the span alone, `span_scores`: it has
     no idea which of the two sets a member is in, and no use for the other learners of the round.
 
-    `knows_defences`: the learners' defences (`Noise`, `GaussianMechanism`) and the adversary's `own images` are
-    known; used for the noise's scale and, where the images asked about are noisy, for the law of their span, see
-    `noisy_span_evidence`.
+    `knows_defences`: the learners' defences and the adversary's `own images` are known; used for the deviation of the
+    noise that the defences tell (see `Modeled`) and, where the images asked about are noisy, for the law of their
+    span, see `noisy_span_evidence`.
+
+    The scores are generalised likelihood ratios: maximised over coefficients that are not known, and not calibrated.
+    They rank the targets of a gradient; the size of a score is no measure of confidence, and a sum over rounds with
+    different noise weighs them only roughly.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,12 +83,12 @@ class SpanTest(BaseModel):
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return log-likelihood ratios, and as a statistic `outside`: a threshold's baseline.
+        """Return the scores, log generalised likelihood ratios, and as a statistic `outside`: a threshold's baseline.
 
-        That is the part, in [0, 1], of a target's squared norm that lies out of the directions above the noise. The
-        seed is not used. A target's answer depends on its learner, on the other learners of the round and on itself.
-        Raises `ValueError` when the model has no dense first layer, the targets do not fit it, or the observation
-        lacks what the attack assumes.
+        The latter is the part, in [0, 1], of a target's squared norm that lies out of the directions above the
+        noise. The seed is not used. A target's answer depends on its learner, on the other learners of the round
+        and on itself. Raises `ValueError` when the model names no input weight, the targets do not fit it, or the
+        observation lacks what the attack assumes.
         """
         model, first = _dense(observation, targets)
         defences = self._defences(observation)
@@ -128,7 +132,7 @@ class SpanTest(BaseModel):
 
     def _predicted(
         self,
-        model: MLP,
+        model: LinearInput,
         observation: Observation,
         targets: Targets,
         images: Tensor,
@@ -199,13 +203,13 @@ def joined(gradients: Parameters, first: str) -> Tensor:
     The bias's gradient is the sum of the coefficients: it is to an input of 1, which every image has, what the
     weight's is to a pixel.
     """
-    bias = gradients.get(first.replace("weight", "bias"))
+    bias = gradients.get(bias_of(first))
     return gradients[first] if bias is None else torch.cat([gradients[first], bias[:, :, None]], dim=2)
 
 
-def _dense(observation: Observation, targets: Targets) -> tuple[MLP, str]:
+def _dense(observation: Observation, targets: Targets) -> tuple[LinearInput, str]:
     model, first = observation.model, input_weight_of(observation.model)
-    if first is None or not isinstance(model, MLP):
+    if first is None or not isinstance(model, LinearInput):
         raise ValueError(f"the span test needs a dense first layer, {type(model).__name__} has none")
     width = observation.parameters[first].shape[1]
     if len(targets.images) and targets.images[0].numel() != width:
@@ -247,7 +251,8 @@ def _free(images: Tensor, squares: Tensor, space: RowSpace) -> Tensor:
 
 def _image_noise(defences: tuple[Defence, ...], asks: Literal["query", "support"]) -> float:
     """Return the standard deviation of the noise on the images asked about."""
-    return math.hypot(*(one.scale for one in defences if isinstance(one, Noise) and one.place == asks))
+    noises = [noise_of(one) for one in defences if one.place == asks]
+    return math.hypot(*(noise.deviation for noise in noises if noise is not None))
 
 
 def _shared_noise(defences: tuple[Defence, ...], gradient: Parameters, learners: int) -> float | None:
@@ -255,12 +260,15 @@ def _shared_noise(defences: tuple[Defence, ...], gradient: Parameters, learners:
     shared = [one for one in defences if one.place == "shared"]
     if len(shared) != 1:
         return None
-    if isinstance(shared[0], GaussianMechanism):
-        return shared[0].standard_deviation / math.sqrt(learners)
-    if not isinstance(shared[0], Noise) or learners > 1:
+    noise = noise_of(shared[0])
+    if noise == NO_NOISE or noise is None:
+        return None
+    if not noise.relative:
+        return noise.deviation / math.sqrt(learners)
+    if learners > 1:
         # Relative noise goes by each gradient's size, which a mean does not tell.
         return None
     # The scale is in units of the gradient before the noise, which added its own part of the energy.
     energy = sum(float(value.double().square().sum()) for value in gradient.values())
     entries = sum(value.numel() for value in gradient.values())
-    return float(shared[0].scale * (energy / entries / (1 + shared[0].scale ** 2)) ** 0.5)
+    return float(noise.deviation * (energy / entries / (1 + noise.deviation**2)) ** 0.5)

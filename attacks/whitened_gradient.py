@@ -68,7 +68,7 @@ def seen(gradient: WhitenedGradient, images: Tensor) -> Seen:
 
 
 def evidence_of_units(gradient: WhitenedGradient, image: Seen, activity: Tensor) -> Tensor:
-    """Return the log-likelihood ratios `(T,)` with free coefficients that are as large as `activity (T, H)` allows.
+    """Return the log ratios `(T,)`, maximised over coefficients that are as large as `activity (T, H)` allows.
 
     Unit by unit, as if K were diagonal: what a unit that an image leaves inactive has of it speaks for nothing.
     """
@@ -80,7 +80,7 @@ def evidence_of_units(gradient: WhitenedGradient, image: Seen, activity: Tensor)
 
 
 def evidence_of_direction(gradient: WhitenedGradient, image: Seen, direction: Tensor) -> Tensor:
-    """Return the log-likelihood ratios `(T,)` with coefficients that are a positive multiple of `direction (T, H)`.
+    """Return the log ratios `(T,)`, maximised over the positive multiples of `direction (T, H)` as coefficients.
 
     Negative where the best multiple is. A direction of zeros gives 0.
     """

@@ -2,7 +2,17 @@
 
 from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier, secure_sum_epsilon
 from metaleak.defenses.cost import bytes_sent
-from metaleak.defenses.defence import Accounted, Costed, Defence, Place, Shapes
+from metaleak.defenses.defence import (
+    NO_NOISE,
+    Accounted,
+    AddedNoise,
+    Costed,
+    Defence,
+    Modeled,
+    Place,
+    Shapes,
+    noise_of,
+)
 from metaleak.defenses.gaussian_mechanism import GaussianMechanism
 from metaleak.defenses.noise import Noise
 from metaleak.defenses.pruning import Pruning
@@ -12,10 +22,13 @@ from metaleak.defenses.secure_aggregation import SecureAggregation
 from metaleak.defenses.selection import Selection
 
 __all__ = [
+    "NO_NOISE",
     "Accounted",
+    "AddedNoise",
     "Costed",
     "Defence",
     "GaussianMechanism",
+    "Modeled",
     "Noise",
     "Place",
     "Pruning",
@@ -28,5 +41,6 @@ __all__ = [
     "bytes_sent",
     "gaussian_epsilon",
     "gaussian_noise_multiplier",
+    "noise_of",
     "secure_sum_epsilon",
 ]

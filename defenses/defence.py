@@ -1,6 +1,7 @@
 """Where a defence stands and what it may do."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor
@@ -40,6 +41,47 @@ class Defence(Protocol):
         place.
         """
         ...
+
+
+@dataclass(frozen=True)
+class AddedNoise:
+    """Independent noise of mean 0 on every entry: the last thing that a defence adds, with `deviation` 0 none at all.
+
+    `deviation`, the standard deviation under either `law`, is in the units of the tensors (images: pixels in [0, 1]),
+    or, where it is `relative`, in units of the root mean square of all entries to which the noise is added.
+    """
+
+    law: Literal["gaussian", "laplace"] = "gaussian"
+    deviation: float = 0.0
+    relative: bool = False
+
+
+NO_NOISE = AddedNoise()
+"""What a deterministic defence returns as its `noise`."""
+
+
+@runtime_checkable
+class Modeled(Protocol):
+    """A defence that tells in which way it is random: its output is `without_noise` of its input, plus its `noise`.
+
+    An attack that knows the defences computes likelihoods with it. One that is not `Modeled` counts as random in an
+    unknown way, even if it is deterministic. One that is also `Accounted`, with Gaussian noise on the shared
+    gradient that is not relative, promises that its guarantee is that of the Gaussian mechanism: each release is
+    mu-GDP, and so are all releases of a learner together (Dong, Roth and Su 2022).
+    """
+
+    def noise(self) -> AddedNoise | None:
+        """Return the noise that is added, `NO_NOISE` if nothing is drawn, `None` if it is random in another way."""
+        ...
+
+    def without_noise(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors to which the noise is added, same names and shapes: a function of `tensors` alone."""
+        ...
+
+
+def noise_of(defence: Defence) -> AddedNoise | None:
+    """Return the noise that `defence` promises to add, or `None` where it promises nothing."""
+    return defence.noise() if isinstance(defence, Modeled) else None
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier
+from metaleak.defenses.defence import AddedNoise
 from metaleak.defenses.randomness import RandomSource
 
 
@@ -96,6 +97,14 @@ class GaussianMechanism(BaseModel):
     def epsilon_after(self, releases: int) -> float:
         """Return the epsilon at `delta` of all that one learner sends in `releases` rounds."""
         return gaussian_epsilon(self.multiplier, releases, self.delta)
+
+    def noise(self) -> AddedNoise:
+        """Return Gaussian noise of the `standard_deviation`."""
+        return AddedNoise("gaussian", self.standard_deviation)
+
+    def without_noise(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return `tensors` clipped, in float64."""
+        return clipped(tensors, self.clip)
 
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` clipped and noisy; see `clipped` for what happens to which norm."""

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from metaleak.defenses.defence import AddedNoise
 from metaleak.defenses.randomness import RandomSource
 
 
@@ -26,6 +27,14 @@ class Noise(BaseModel):
     place: Literal["support", "query", "inner", "shared"] = "shared"
     law: Literal["gaussian", "laplace"] = "gaussian"
     scale: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+
+    def noise(self) -> AddedNoise:
+        """Return the noise; relative where it is added to a gradient."""
+        return AddedNoise(self.law, self.scale, relative=self.place in ("inner", "shared"))
+
+    def without_noise(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return `tensors` as they are."""
+        return tensors
 
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` plus noise; `scale` 0 returns them unchanged, an all-zero gradient stays zero."""

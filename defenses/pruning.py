@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.defenses.cost import dense_bytes, entries
-from metaleak.defenses.defence import Shapes
+from metaleak.defenses.defence import NO_NOISE, AddedNoise, Shapes
 from metaleak.defenses.randomness import RandomSource
 
 
@@ -24,8 +24,16 @@ class Pruning(BaseModel):
     place: Literal["shared"] = "shared"
     keep: Annotated[float, Field(gt=0, le=1)]
 
+    def noise(self) -> AddedNoise:
+        """Return none."""
+        return NO_NOISE
+
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
-        """Return `tensors` with the small entries zero; draws nothing. An entry that is no number counts as large."""
+        """Return `without_noise`; draws nothing."""
+        return self.without_noise(tensors)
+
+    def without_noise(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return `tensors` with the small entries zero. An entry that is no number counts as large."""
         magnitudes = torch.cat([value.detach().abs().flatten().to(torch.float64) for value in tensors.values()])
         # A stable sort, not topk: which of two equal entries stays must not depend on the machine.
         order = torch.sort(magnitudes, descending=True, stable=True).indices

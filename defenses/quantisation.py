@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.defenses.cost import entries
-from metaleak.defenses.defence import Shapes
+from metaleak.defenses.defence import NO_NOISE, AddedNoise, Shapes
 from metaleak.defenses.randomness import RandomSource
 
 _SCALE_BYTES = 4
@@ -35,19 +35,29 @@ class Quantisation(BaseModel):
 
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` on their levels; a tensor of zeros stays, one with an entry not finite becomes NaN."""
+        if not self.stochastic:
+            return self.without_noise(tensors)
         return {name: self._rounded(value, random) for name, value in tensors.items()}
+
+    def noise(self) -> AddedNoise | None:
+        """Return none, or `None` for stochastic rounding: its law depends on the entry."""
+        return None if self.stochastic else NO_NOISE
+
+    def without_noise(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return `tensors` on their nearest levels."""
+        return {name: self._rounded(value, None) for name, value in tensors.items()}
 
     def bytes_sent(self, shapes: Shapes) -> int:
         """Return the bytes of `bits` an entry and one float32 scale a tensor."""
         return -(-self.bits * entries(shapes) // 8) + _SCALE_BYTES * len(shapes)
 
-    def _rounded(self, value: Tensor, random: RandomSource) -> Tensor:
+    def _rounded(self, value: Tensor, random: RandomSource | None) -> Tensor:
         steps = value.detach().to(torch.float64)
         largest = _largest(steps)
         if largest == 0:
             return value
         steps = steps / largest * self.levels
-        if self.stochastic:
+        if random is not None:
             # Drawn on the CPU, whose generator gives the same numbers on every machine.
             chance = torch.rand(value.shape, generator=random.generator, dtype=torch.float64).to(value.device)
             steps = torch.floor(steps + chance)
@@ -68,7 +78,15 @@ class Sign(BaseModel):
     place: Literal["shared"] = "shared"
 
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
-        """Return two values a tensor; draws nothing. A tensor with an entry not finite has no finite entry after."""
+        """Return `without_noise`; draws nothing."""
+        return self.without_noise(tensors)
+
+    def noise(self) -> AddedNoise:
+        """Return none."""
+        return NO_NOISE
+
+    def without_noise(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return two values a tensor. A tensor with an entry not finite has no finite entry after."""
         return {name: _signed(value.detach()) for name, value in tensors.items()}
 
     def bytes_sent(self, shapes: Shapes) -> int:

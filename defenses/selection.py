@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.defenses.cost import dense_bytes
-from metaleak.defenses.defence import Shapes
+from metaleak.defenses.defence import NO_NOISE, AddedNoise, Shapes
 from metaleak.defenses.randomness import RandomSource
 
 
@@ -25,8 +25,16 @@ class Selection(BaseModel):
     place: Literal["shared"] = "shared"
     names: Annotated[tuple[str, ...], Field(min_length=1)] = ("head.*",)
 
+    def noise(self) -> AddedNoise:
+        """Return none."""
+        return NO_NOISE
+
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
-        """Return the selected tensors as they are, the others zero; draws nothing.
+        """Return `without_noise`; draws nothing."""
+        return self.without_noise(tensors)
+
+    def without_noise(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the selected tensors as they are, the others zero.
 
         Raises `ValueError` in one line when no tensor is selected.
         """

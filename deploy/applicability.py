@@ -3,6 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 from metaleak.clients.models import Model
+from metaleak.defenses import Defence
 from metaleak.deploy.experiment import Experiment
 from metaleak.deploy.plugins import Plugin
 
@@ -16,9 +17,20 @@ class Selective(Protocol):
         ...
 
 
+@runtime_checkable
+class DefenceSelective(Protocol):
+    """An attack that cannot be made under every defence; one without this method is tried under all."""
+
+    def reason_against(self, defences: tuple[Defence, ...]) -> str | None:
+        """Return in one line why the attack cannot be made under `defences`, or `None` when it can."""
+        ...
+
+
 def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
     """Return in one line why `attack` cannot be made on `experiment`, or `None` when it can."""
     made = attack.build("attacks")
     if isinstance(made, Selective) and not made.applies_to(experiment.model.build("models")):
         return f"{attack.name} does not apply to the model {experiment.model.name}"
+    if isinstance(made, DefenceSelective) and (reason := made.reason_against(experiment.built_defences())):
+        return f"{attack.name} does not apply: {reason}"
     return None

@@ -128,7 +128,7 @@ class Experiment(BaseModel):
                 plugin.build(kind)
             except ValueError as error:
                 raise ValueError(f"{key}.{error}") from None
-        self._defences()
+        self.built_defences()
         if self.attacks and self.record.rounds == 0:
             raise ValueError("record.rounds: must be at least 1 for the attacks to have a record, got 0")
         recorded = min(self.server.rounds, self.record.rounds or self.server.rounds)
@@ -156,7 +156,7 @@ class Experiment(BaseModel):
             partition=self.partition,
             model=self.model.build("models"),
             rule=self.rule.build("rules"),
-            defences=self._defences(),
+            defences=self.built_defences(),
             faults=self.faults,
         )
 
@@ -165,7 +165,7 @@ class Experiment(BaseModel):
         rounds = self.server.rounds if rounds is None else rounds
         return most_sampled(self.partition.learners, self.server.fraction, self.seed, rounds)
 
-    def _defences(self) -> tuple[Defence, ...]:
+    def built_defences(self) -> tuple[Defence, ...]:
         """Return the defences, those with an accounted guarantee over all rounds that a learner may take part in."""
         built = [defence.build("defences") for defence in self.defences]
         for place, defence in enumerate(built):

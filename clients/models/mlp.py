@@ -42,6 +42,10 @@ class MLP(BaseModel):
         """Return the name of the one parameter that the pixels meet."""
         return "layer1.weight" if self.hidden else "head.weight"
 
+    def first_activation(self, values: Tensor) -> Tensor:
+        """Return what the network makes of each output of its first layer."""
+        return activate(self.activation, values) if self.hidden else values
+
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         """Return logits `(B, ways)` for `images (B, C, H, W)`."""
         features = images.flatten(1)

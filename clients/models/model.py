@@ -62,8 +62,19 @@ class LinearInput(Model, Protocol):
     def input_weight(self) -> str:
         """Return the name of that weight, a parameter `(units, pixels)`.
 
-        The model computes with `(units, n)` and images `(B, n)` as well.
+        The model computes with `(units, n)` and images `(B, n)` as well, and in float64. If that layer has a bias,
+        `(units,)`, its name is that of the weight with `bias` for the last part, `weight`; no other parameter may
+        have this name.
         """
+        ...
+
+
+@runtime_checkable
+class ElementwiseFirst(LinearInput, Protocol):
+    """A `LinearInput` model whose first layer passes every output through one function, each by itself."""
+
+    def first_activation(self, values: Tensor) -> Tensor:
+        """Return that function of `values`, any shape, differentiable."""
         ...
 
 
@@ -73,6 +84,11 @@ def input_weight_of(model: Model) -> str | None:
     Each class speaks for itself: one derived from it may compute otherwise.
     """
     return model.input_weight if isinstance(model, LinearInput) and "input_weight" in vars(type(model)) else None
+
+
+def bias_of(weight: str) -> str:
+    """Return the name of the bias that belongs to the weight of this name: `layer1.bias` to `layer1.weight`."""
+    return weight.removesuffix("weight") + "bias"
 
 
 def activate(name: Activation, values: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ import torch
 from torch.distributions import Laplace, Normal
 
 from metaleak.attacks.evaluation import evaluate
-from metaleak.attacks.likelihood_ratio import LikelihoodRatio, clipped_rows
+from metaleak.attacks.likelihood_ratio import LikelihoodRatio
 from metaleak.attacks.observation import Observation, Rest, Targets
 from metaleak.clients.episode import Episode
 from metaleak.clients.models import MLP
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import MAML
 from metaleak.defenses import (
+    NO_NOISE,
+    AddedNoise,
     GaussianMechanism,
     Noise,
     Pruning,
@@ -21,6 +23,7 @@ from metaleak.defenses import (
     RandomSource,
     SecureAggregation,
     Selection,
+    Sign,
 )
 from metaleak.defenses.gaussian_mechanism import clipped
 
@@ -160,10 +163,59 @@ def test_answers_do_not_depend_on_the_chunk_or_on_the_targets_beside():
     assert told == [(done, 20) for done in range(1, 21)]
 
 
-def test_rows_are_clipped_as_the_mechanism_clips():
-    vectors = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0], [float("inf"), 1.0], [float("nan"), 1.0]]).double()
-    for row, vector in zip(clipped_rows(vectors, 1.0), vectors, strict=True):
-        torch.testing.assert_close(row, clipped({"one": vector}, 1.0)["one"])
+class Halved:
+    """A noiseless defence of a user's own, which says so."""
+
+    place = "shared"
+
+    def noise(self):
+        return NO_NOISE
+
+    def without_noise(self, tensors):
+        return {name: value / 2 for name, value in tensors.items()}
+
+    def __call__(self, tensors, random):
+        return self.without_noise(tensors)
+
+
+class HalvedAndNoisy(Halved):
+    """Noise of a fixed deviation on the half of everything."""
+
+    def noise(self):
+        return AddedNoise("laplace", 0.01)
+
+    def __call__(self, tensors, random):
+        law = Laplace(0.0, 0.01 / math.sqrt(2))
+        torch.manual_seed(int(torch.randint(2**31, (), generator=random.generator)))
+        return {name: value + law.sample(value.shape) for name, value in self.without_noise(tensors).items()}
+
+
+class Silent:
+    """A noiseless defence that promises nothing."""
+
+    place = "shared"
+
+    def __call__(self, tensors, random):
+        return tensors
+
+
+def test_a_noiseless_defence_of_ones_own_is_weighed():
+    observation, targets, member = federation((Halved(),))
+    assert torch.equal(LikelihoodRatio()(observation, targets, 0).scores > 0, member)
+
+
+def test_the_noise_that_a_defence_of_ones_own_promises_is_weighed():
+    observation, targets, _ = federation((Halved(), HalvedAndNoisy()), learners=5)
+    scores = LikelihoodRatio()(observation, targets, 0).scores
+    for row, learner in enumerate(targets.rows.tolist()):
+        seen = flat({name: value[learner] for name, value in observation.gradients.items()})
+        ratio = 0
+        for sign, image in ((1, targets.images[row]), (-1, observation.rest.alternatives[row])):
+            whole = observation.rest.images[row].clone()
+            whole[observation.rest.slots[row]] = image
+            mean = flat(gradient(observation.known_support[learner], whole)) / 4
+            ratio += sign * Laplace(mean, 0.01 / math.sqrt(2)).log_prob(seen).sum()
+        assert float(scores[row]) == pytest.approx(float(ratio), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -173,11 +225,15 @@ def test_rows_are_clipped_as_the_mechanism_clips():
         ((Noise(), Pruning(keep=0.5)), "Noise at the place 'shared'"),
         ((Quantisation(bits=8, stochastic=True),), "Quantisation"),
         ((GaussianMechanism(clip=1, noise_multiplier=1), SecureAggregation()), "GaussianMechanism"),
+        ((SecureAggregation(),), "SecureAggregation at the place 'aggregate'"),
+        ((Silent(),), "Silent at the place 'shared'"),
+        ((Halved(), Silent(), Sign()), "Silent"),
     ],
 )
 def test_a_defence_whose_law_is_not_known_is_refused(defences, said):
     observation, targets, _ = federation((), learners=2)
     told = Observation(**{**vars(observation), "defences": defences})
+    assert said in LikelihoodRatio().reason_against(defences)
     with pytest.raises(ValueError, match=said):
         LikelihoodRatio()(told, targets, 0)
 

@@ -14,7 +14,7 @@ from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.models import MLP, Conv4, LeNet
 from metaleak.clients.rules import MAML, Reptile
-from metaleak.defenses import GaussianMechanism, Noise, Selection
+from metaleak.defenses import AddedNoise, GaussianMechanism, Noise, Selection
 from metaleak.deploy.experiment import TargetSettings
 from metaleak.deploy.truth import ask, pixels
 
@@ -251,6 +251,52 @@ def test_a_mean_that_stands_in_every_row_is_scored_as_the_one_gradient_that_it_i
     everywhere = dataclasses.replace(single, gradients=rows)
     one = Targets(targets.images, torch.zeros_like(targets.rows), targets.positions)
     torch.testing.assert_close(SpanTest()(everywhere, targets, seed=0).scores, SpanTest()(single, one, seed=0).scores)
+
+
+class Squares:
+    """A model of a user's own that meets the images by a dense layer: no MLP."""
+
+    @property
+    def input_weight(self):
+        return "in.weight"
+
+    def initialise(self, image_shape, ways, generator):
+        shapes = {"in.weight": (64, 784), "in.bias": (64,), "head.weight": (ways, 64)}
+        return {name: torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for name, shape in shapes.items()}
+
+    def __call__(self, parameters, images):
+        first = images.flatten(1) @ parameters["in.weight"].mT + parameters["in.bias"]
+        return first.square().log1p() @ parameters["head.weight"].mT
+
+
+@pytest.mark.parametrize("asks", ["query", "support"])
+@pytest.mark.parametrize("coefficients", ["free", "predicted"])
+def test_it_works_on_a_model_of_ones_own_that_names_its_input_weight(asks, coefficients):
+    assert SpanTest().applies_to(Squares())
+    assert found(asks, model=Squares(), coefficients=coefficients)[0] > 0.99
+
+
+def test_the_noise_that_a_defence_of_ones_own_promises_is_used():
+    class Own:
+        place = "shared"
+
+        def noise(self):
+            return AddedNoise("gaussian", 1e-3)
+
+        def without_noise(self, tensors):
+            return tensors
+
+        def __call__(self, tensors, generator):
+            raise NotImplementedError
+
+    targets, _ = asked("query")
+    seen = observe((GaussianMechanism(clip=1e6, noise_multiplier=5e-10),))
+    own, ours = (
+        SpanTest(knows_defences=True)(dataclasses.replace(seen, defences=defences), targets, 0).scores
+        for defences in ((Own(),), seen.defences)
+    )
+    assert torch.equal(own, ours)
+    assert not torch.equal(own, SpanTest()(seen, targets, 0).scores)
 
 
 def test_it_applies_to_dense_first_layers_only():

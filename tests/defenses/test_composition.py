@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaleak.defenses import (
+    NO_NOISE,
     Costed,
     Defence,
     GaussianMechanism,
+    Modeled,
     Noise,
     Pruning,
     Quantisation,
@@ -17,6 +19,7 @@ from metaleak.defenses import (
     Selection,
     Sign,
     bytes_sent,
+    noise_of,
 )
 from metaleak.deploy.experiment import experiment_from
 from metaleak.deploy.plugins import Plugin
@@ -86,6 +89,26 @@ def test_all_of_them_are_defences_and_their_own_configuration(defence):
     assert isinstance(defence, Defence)
     assert type(defence)(**defence.model_dump(mode="json")) == defence
     assert isinstance(defence, Costed) == isinstance(defence, Pruning | Quantisation | Sign | Selection)
+
+
+@pytest.mark.parametrize("defence", [one for one in SHARED if isinstance(one, Modeled) and one.noise()], ids=repr)
+def test_a_defence_sends_what_it_says_and_the_noise_that_it_says(defence):
+    tensors = {"head.w": 3 * torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
+    mean, noise = defence.without_noise(tensors)["head.w"], defence.noise()
+    rest = applied([defence], tensors, 1)["head.w"] - mean
+    unit = float(mean.square().mean().sqrt()) if noise.relative else 1.0
+    if noise == NO_NOISE:
+        assert float(rest.abs().max()) == 0
+    else:
+        assert float(rest.std()) == pytest.approx(noise.deviation * unit, rel=0.05)
+        # The mean magnitude over the deviation tells the two laws apart.
+        ratio = {"gaussian": (2 / torch.pi) ** 0.5, "laplace": 0.5**0.5}[noise.law]
+        assert float(rest.abs().mean() / rest.std()) == pytest.approx(ratio, rel=0.02)
+
+
+def test_a_defence_that_is_random_in_another_way_says_so():
+    assert Quantisation(bits=4, stochastic=True).noise() is None
+    assert noise_of(SecureAggregation()) is None
 
 
 def test_the_order_matters():
