@@ -31,6 +31,13 @@ def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         others = {key: value for key, value in defence.items() if value is not None}
         place, name, law = (str(others.pop(key, "")) for key in ("place", "name", "law"))
         scale_key, title = _KNOWN.get(name, ("scale", f"{place} {name or 'defence'}".strip()))
+        numbers = [
+            key for key, value in others.items() if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        if name not in _KNOWN and scale_key not in others and len(numbers) == 1:
+            # Of a defence that is not ours, its one number is what a grid would vary.
+            scale_key = numbers[0]
+            title += f" ({scale_key.replace('_', ' ')})"
         if name == "gaussian":
             scale_key = "epsilon" if "epsilon" in others else "noise_multiplier"
             title += f" ({scale_key.replace('_', ' ')})"

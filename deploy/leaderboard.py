@@ -20,7 +20,7 @@ _TEXT, _NUMBER, _WHOLE = pa.string(), pa.float64(), pa.int64()
 
 COLUMNS: Mapping[str, tuple[Any, str]] = {
     "cell": (_TEXT, "the cell's id: a hash of run and attack, the same in every call"),
-    "status": (_TEXT, "`done`, `failed`, `not applicable` (the model is not open to the attack) or `waiting`"),
+    "status": (_TEXT, "`done`, `failed`, `not applicable` (not with this model or these defences) or `waiting`"),
     "error": (_TEXT, "why, unless it is `done`"),
     "data": (_TEXT, "data set"),
     "model": (_TEXT, "model"),
@@ -63,8 +63,9 @@ COLUMNS: Mapping[str, tuple[Any, str]] = {
         ", null without a promise",
     ),
     "epsilon_lower_bound": (_NUMBER, "empirical epsilon: the attack proves at least this much"),
-    "delta": (_NUMBER, "the delta of both"),
-    "confidence": (_NUMBER, "of the lower bound"),
+    "epsilon_lower_bound_gaussian": (_NUMBER, "the same, sharper, where the defence is known to be Gaussian"),
+    "delta": (_NUMBER, "the delta of all three"),
+    "confidence": (_NUMBER, "of each lower bound"),
     "run_seconds": (_NUMBER, "what the simulation took; several cells share it"),
     "attack_seconds": (_NUMBER, "what the attack took"),
     "run": (_TEXT, "the run's directory in the suite's"),
@@ -123,6 +124,7 @@ def _row(cell: Cell, row: Row) -> dict[str, Any]:
         "dense_bytes": cost and cost.dense_bytes,
         "epsilon_accounted": privacy and privacy.accounted,
         "epsilon_lower_bound": privacy and privacy.lower_bound,
+        "epsilon_lower_bound_gaussian": privacy and privacy.gaussian_lower_bound,
         "delta": privacy and privacy.delta,
         "confidence": privacy and privacy.confidence,
         "run_seconds": row.run and row.run.seconds,

@@ -63,9 +63,11 @@ class Line:
 
     @property
     def privacy(self) -> Privacy | None:
-        """The guarantee, with the greatest lower bound that any of the attacks puts on it."""
+        """The guarantee, with the greatest lower bounds that any of the attacks puts on it."""
         known = [row.attack_result.privacy for row in self.rows if row.attack_result and row.attack_result.privacy]
-        return max(known, key=lambda one: one.lower_bound, default=None)
+        gaussian = [one.gaussian_lower_bound for one in known if one.gaussian_lower_bound is not None]
+        best = max(known, key=lambda one: one.lower_bound, default=None)
+        return best and best.model_copy(update={"gaussian_lower_bound": max(gaussian, default=None)})
 
     def strongest(self, asked: Asked | None = None) -> Found | None:
         """Return the strongest attack on the set `asked`, or on either, by the AUC; `None` when none was evaluated.

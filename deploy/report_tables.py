@@ -38,10 +38,12 @@ def bytes_text(line: Line) -> str:
 
 
 def epsilon_text(line: Line) -> str:
-    """Return the empirical lower bound on epsilon and what is accounted for, "≥ 0.31, ≤ 8"."""
+    """Return the lower bounds on epsilon and what is accounted for, "≥ 0.31, Gaussian ≥ 0.62, ≤ 8"."""
     if (privacy := line.privacy) is None:
         return "–"
     bound = f"≥ {privacy.lower_bound:.2f}"
+    if privacy.gaussian_lower_bound is not None:
+        bound += f", Gaussian ≥ {privacy.gaussian_lower_bound:.2f}"
     return bound if privacy.accounted is None else f"{bound}, ≤ {privacy.accounted:.3g}"
 
 

@@ -11,7 +11,8 @@ meta-gradients. Every bound is at 95 % confidence:
 - `bound`: of any mechanism, from all targets; `share` is its part of the accounted epsilon, which it must not exceed.
 - `canaries`: of the third of the targets whose two candidates move the meta-gradient most, in the noise's deviations.
   They are chosen without a look at what was sent: worst cases among natural images.
-- `gaussian`: if the noise is known to be Gaussian. `one run`: by Steinke et al. 2023.
+- `gaussian`: of a mechanism known to be Gaussian, sharper, and not above the accounted epsilon either. `one run`: by
+  Steinke et al. 2023.
 - `separation`: the median distance of the two candidates in deviations; `most` is what the mechanism allows.
 
 `--scales` measures the `noise` strategy (relative to the gradient's own root mean square), which promises nothing.
@@ -85,7 +86,8 @@ def main() -> None:
                     _show(row, header=len(rows) == 1)
     if given.json:
         print(json.dumps(rows, indent=2))
-    if any(row["bound"] > row["accounted"] for row in rows if row["accounted"] is not None):
+    guaranteed = [row for row in rows if row["accounted"] is not None]
+    if any(max(row["bound"], row["gaussian"]) > row["accounted"] for row in guaranteed):
         raise SystemExit("a lower bound exceeds the accounted epsilon: a bug")
 
 

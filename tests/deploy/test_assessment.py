@@ -9,7 +9,7 @@ import torch
 from local_grid import local_simulate
 
 from metaleak.attacks.observation import Answers
-from metaleak.defenses import GaussianMechanism, gaussian_epsilon
+from metaleak.defenses import AddedNoise, GaussianMechanism, gaussian_epsilon
 from metaleak.deploy import assessment
 from metaleak.deploy.assessment import assess, observe
 from metaleak.deploy.experiment import experiment_from
@@ -107,6 +107,22 @@ def test_noise_that_is_too_little_for_what_is_promised_is_a_violation_and_stays_
     assert len(found.scores) == 160
 
 
+def test_a_mechanism_that_promises_to_be_gaussian_gets_the_sharper_bound(tmp_path, monkeypatch):
+    run, experiment = simulated(tmp_path, defences=[{**GAUSSIAN, "epsilon": 5000.0}])
+    assess(run, experiment, EVERYTHING, "everything")
+    found = read_attack(run.path / "attacks" / "everything").privacy
+    assert found.gaussian_lower_bound > found.lower_bound > 0
+    # Between the two lies what only the sharper bound refutes.
+    between = (found.gaussian_lower_bound + found.lower_bound) / 2
+    monkeypatch.setattr(GaussianMechanism, "epsilon_after", lambda self, releases: between)
+    with pytest.raises(PrivacyViolation, match=f"epsilon {found.gaussian_lower_bound:.4g} "):
+        assess(run, experiment, EVERYTHING, "again")
+    # The promise counts, not the class.
+    monkeypatch.setattr(GaussianMechanism, "noise", lambda self: AddedNoise("laplace", self.standard_deviation))
+    assess(run, experiment, Plugin(name="span"), "other")
+    assert read_attack(run.path / "attacks" / "other").privacy.gaussian_lower_bound is None
+
+
 def test_an_infinite_epsilon_is_no_guarantee_and_the_file_stays_json(tmp_path):
     run, experiment = simulated(tmp_path, defences=[{"name": "gaussian", "clip": 1.0, "noise_multiplier": 0.0}])
     assess(run, experiment, EVERYTHING, "everything")
@@ -120,6 +136,8 @@ def test_a_bound_below_what_is_promised_is_no_violation():
     Privacy(accounted=None, lower_bound=100.0, **told).check()
     with pytest.raises(PrivacyViolation, match=r"3\.2 .* exceeds the accounted 1: a bug"):
         Privacy(accounted=1.0, lower_bound=3.2, **told).check()
+    with pytest.raises(PrivacyViolation, match=r"2\.5 .* exceeds the accounted 1: a bug"):
+        Privacy(accounted=1.0, lower_bound=0.5, gaussian_lower_bound=2.5, **told).check()
 
 
 def test_a_damaged_privacy_is_named(tmp_path):

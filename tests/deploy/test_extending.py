@@ -53,6 +53,15 @@ def test_both_are_in_the_leaderboard_under_their_names(rows):
     ]
 
 
+def test_the_defences_strength_is_shown_as_its_scale(rows):
+    done = [row for row in rows if row["status"] == "done" and row["asks"] == "query"]
+    assert [(row["defence"], row["scale"]) for row in done] == [
+        ("undefended", ""),
+        ("shared thinned (part)", "0.5"),
+        ("shared thinned (part)", "0.1"),
+    ]
+
+
 def test_the_attack_finds_members_and_the_defence_hides_some(rows):
     bare, half, most = (row["auc"] for row in rows if row["model"] == "mlp" and row["asks"] == "query")
     assert bare > 0.6

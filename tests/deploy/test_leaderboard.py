@@ -60,6 +60,7 @@ def test_every_cell_has_a_row_with_all_that_identifies_and_measures_it(path):
         assert row["attack_seconds"] > 0
         assert (path / row["run"] / "attacks" / row["result"] / "attack.json").exists()
     assert [row["epsilon_accounted"] is None for row in rows] == [True, False, True]
+    assert [row["epsilon_lower_bound_gaussian"] is None for row in rows] == [True, False, True]
     assert rows[2]["bytes_per_learner"] < rows[0]["bytes_per_learner"] == rows[0]["dense_bytes"]
 
 

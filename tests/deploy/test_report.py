@@ -538,7 +538,9 @@ def test_defences_are_named_with_their_scales() -> None:
     assert describe_defences([]) == ("undefended", "")
     assert describe_defences(noise("inner", "laplace", 0.5)) == ("inner noise, laplace", "0.5")
     both = [*noise("query", "gaussian", 1.0), {"name": "clip", "norm": 2}]
-    assert describe_defences(both) == ("query noise, gaussian + clip, norm 2", "1")
+    assert describe_defences(both) == ("query noise, gaussian + clip (norm)", "1 + 2")
+    # Of several numbers none stands for the scale.
+    assert describe_defences([{"name": "mine", "low": 1, "high": 2}]) == ("mine, low 1, high 2", "")
 
 
 @pytest.mark.parametrize(
