@@ -1,8 +1,12 @@
 # The two commands of the README: `make demo` and `make test`. Both install into .venv first.
+# `make test WORKERS=8` runs as many tests at a time; `make test-slow` runs the minutes of arithmetic that it leaves out.
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
+# One thread a worker: the tests' tensors are too small to share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install test demo clean
+.PHONY: install test test-slow demo clean
 
 install: .venv/installed
 
@@ -13,7 +17,10 @@ install: .venv/installed
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-slow: install
+	$(PYTEST) -m slow
 
 demo: install
 	$(BIN)/metaleak benchmark deploy/experiments/demo.yaml --out runs/demo

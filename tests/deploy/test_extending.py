@@ -11,6 +11,8 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def run(*command, cwd, **environment):
     outcome = subprocess.run(

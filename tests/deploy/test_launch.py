@@ -29,6 +29,8 @@ SMALL = {
     "attacks": [],
 }
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.fixture(scope="module")
 def two_actors(tmp_path_factory):
