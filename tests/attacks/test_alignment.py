@@ -148,7 +148,7 @@ def correlated(count: int) -> torch.Tensor:
 
 
 def test_white_entries_have_variance_one():
-    samples = correlated(4000)
+    samples = correlated(500)
     metric = fit(samples, ((4, 6), (3,)), torch.zeros(2), components=0.0)
     white = metric.white(samples - samples.mean(dim=0))
     torch.testing.assert_close(white.square().mean(dim=0), torch.ones(27), rtol=5e-3, atol=0)

@@ -1,5 +1,7 @@
 """Every derivative is the one that it claims to be: float64 central differences, every model, rule and way.
 
+Every pair of a model and a rule is held with `-m slow`, the telling ones always.
+
 What is held, from the bottom up; each kind uses only values of what the kind before it has held:
 
 - an inner step follows the gradient of its loss: differences of the loss;
@@ -124,8 +126,32 @@ models = pytest.mark.parametrize("model", MODELS)
 ways = pytest.mark.parametrize("way", WAYS_AND_PERTURBS)
 
 
+REPRESENTATIVES = ("mlp-tanh", "conv4-batch-max")
+"""A smooth model, and one with kinks, maxima and statistics of the batch."""
+
+
 def rules(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("rule", [rule for rule in RULES if not names or rule.split("-")[0] in names])
+
+
+def models_and_rules(*names: str) -> pytest.MarkDecorator:
+    """Every model with the first of the named rules at two inner steps, and every rule with two models.
+
+    A rule knows a model by its values alone, and a model does not know the rule: what a pair adds to its two halves
+    is the highest derivative that the rule takes of the model. Two steps of MAML take those of all other rules, so
+    the remaining pairs repeat what these hold, and are slow.
+    """
+    names = names or tuple(dict.fromkeys(rule.split("-")[0] for rule in RULES))
+    held = f"{names[0]}-2"
+    return pytest.mark.parametrize(
+        ("model", "rule"),
+        [
+            pytest.param(model, rule, marks=() if rule == held or model in REPRESENTATIVES else pytest.mark.slow)
+            for model in MODELS
+            for rule in RULES
+            if rule.split("-")[0] in names
+        ],
+    )
 
 
 # Where the derivatives are taken.
@@ -378,8 +404,7 @@ def loss_after_adaptation(model: str, rule: str, defended: bool) -> tuple[Tensor
     return value(start(model)), slopes(value, start(model), gradient, 2)
 
 
-@models
-@rules("maml", "anil")
+@models_and_rules("maml", "anil")
 @ways
 def test_second_order_differentiates_through_the_adaptation(model: str, rule: str, way: str) -> None:
     loss, measured = loss_after_adaptation(model, rule, way.endswith("defended"))
@@ -388,8 +413,7 @@ def test_second_order_differentiates_through_the_adaptation(model: str, rule: st
     hold(gradient, measured)
 
 
-@models
-@rules("fomaml")
+@models_and_rules("fomaml")
 @ways
 def test_first_order_is_the_query_gradient_at_the_adapted_parameters(model: str, rule: str, way: str) -> None:
     network, learner, seen = MODELS[model], RULES[rule], episode(side(model), LAST)
@@ -400,8 +424,7 @@ def test_first_order_is_the_query_gradient_at_the_adapted_parameters(model: str,
     hold(gradient, slopes(query_loss, adapted, gradient, 2))
 
 
-@models
-@rules("reptile")
+@models_and_rules("reptile")
 @ways
 def test_reptile_is_the_sum_of_the_inner_gradients(model: str, rule: str, way: str) -> None:
     network, parameters, seen = MODELS[model], start(model), whole(episode(side(model), LAST))
@@ -426,8 +449,7 @@ def test_reptile_is_the_sum_of_the_inner_gradients(model: str, rule: str, way: s
     hold(gradient, slopes(sum_along_the_trail, parameters, gradient, 2))
 
 
-@models
-@rules()
+@models_and_rules()
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str)
 def test_the_ways_agree(model: str, rule: str, dtype: torch.dtype, tolerance: float) -> None:
     alone = cohort_computed(model, rule, "loop", dtype)
@@ -519,8 +541,7 @@ def hold_an_attack(
     hold(stacked, measured, "the derivative through vmap")
 
 
-@models
-@rules()
+@models_and_rules()
 @pytest.mark.parametrize("knows", KNOWS)
 def test_an_attack_can_differentiate_the_meta_gradient(model: str, rule: str, knows: str) -> None:
     observed = row(cohort_computed(model, rule, "loop"), 0)
