@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from local_grid import local_simulate
 from ray.cluster_utils import Cluster
 
 from metaleak.deploy.experiment import EngineSettings, experiment_from
@@ -16,9 +17,10 @@ from metaleak.deploy.launch import simulate
 from metaleak.deploy.ray_start import gpus_each
 from metaleak.server import Record
 
+LEARNERS = 60
 EXPERIMENT = {
     "data": {"name": "mnist-5k"},
-    "partition": {"learners": 120},
+    "partition": {"learners": LEARNERS},
     "rule": {"name": "maml", "inner_steps": 5},
     "server": {"rounds": 6},
     "evaluation": {"every": 6, "tasks": 10},
@@ -39,7 +41,7 @@ def experiment(**engine):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return simulate(experiment(actors=2), tmp_path_factory.mktemp("ray") / "run")
+    return local_simulate(experiment(), tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 def busy_actors():
@@ -60,7 +62,7 @@ def assert_same(run, other):
     assert mine.rounds == theirs.rounds
     for round in mine.rounds:
         (learners, gradients), (others, expected) = mine.gradients(round), theirs.gradients(round)
-        assert learners == others == list(range(120)), "every learner of every round, once"
+        assert learners == others == list(range(LEARNERS)), "every learner of every round, once"
         assert all(gradients[name].tobytes() == expected[name].tobytes() for name in expected)
 
 
