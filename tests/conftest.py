@@ -3,19 +3,35 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+# Files that start Ray: one worker runs them, one after the other. Two clusters at once would share the same cores,
+# and some of these tests look for the only actors of the machine.
+RAY = ("test_extending.py", "test_launch.py", "test_ray_engine.py", "test_ray_start.py", "test_worker_pool.py")
+LONGEST_FIRST = (*RAY, "test_deployment.py")
 
-# Before pytest-xdist reads the groups.
-@pytest.hookimpl(tryfirst=True)
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests of a file share a worker, and with it their fixtures; named groups, the longest, come first."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Put the files that wait most first, so that the workers end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in LONGEST_FIRST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let the tests of a file share a worker, and with it their fixtures, and those of all files of `RAY`."""
+    # Here: the tests run without pytest-xdist too.
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        # pytest-xdist's own groups are a mark that it writes into the names of the tests; pytest 9.2 drops it.
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if file.rpartition("/")[2] in RAY else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,8 +11,6 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 def run(*command, cwd, **environment):
     outcome = subprocess.run(

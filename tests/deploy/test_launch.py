@@ -29,8 +29,6 @@ SMALL = {
     "attacks": [],
 }
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 @pytest.fixture(scope="module")
 def two_actors(tmp_path_factory):

@@ -28,10 +28,7 @@ EXPERIMENT = {
 }
 PROC = Path("/proc")
 
-pytestmark = [
-    pytest.mark.xdist_group("ray"),
-    pytest.mark.skipif(not PROC.exists(), reason="needs /proc to find the actors"),
-]
+pytestmark = pytest.mark.skipif(not PROC.exists(), reason="needs /proc to find the actors")
 
 
 def experiment(**engine):

@@ -36,10 +36,7 @@ SUITE = {
     "grid": {"defences": [None, {"name": "noise", "place": "shared", "scale": 0.1}]},
 }
 
-pytestmark = [
-    pytest.mark.xdist_group("ray"),
-    pytest.mark.skipif(not PROC.exists(), reason="needs /proc to find the workers"),
-]
+pytestmark = pytest.mark.skipif(not PROC.exists(), reason="needs /proc to find the workers")
 
 
 def begun(folder):
