@@ -1,4 +1,4 @@
-"""Asking nodes and taking their answers as they come: lost work is given out again, slow work twice."""
+"""Asking nodes and taking their answers as they come: lost work is given out again, slow work again."""
 
 import time
 from collections import Counter
@@ -30,7 +30,8 @@ class Patience:
 
     A round ends `round` seconds after its start. An error that the app itself raised is tried once more; a lost
     node's work again and again for `recovery` seconds. A share that is out for `slow` seconds, and five times as
-    long as the slowest of the rounds before and now, is asked for a second time: the first answer counts.
+    long as the slowest of the rounds before and now (`recovery` seconds where no answer has come yet), is asked for
+    once more, and again each time that twice as long has passed: the first answer counts.
     """
 
     round: float = 3600.0
@@ -109,11 +110,13 @@ class Dispatch:
     def _send(
         self, grid: Grid, nodes: Sequence[int], waiting: list[_Work], out: list[_Work], end: float, ask: Ask
     ) -> None:
-        """Ask for what waits, as far as nodes are free, and a second time for what takes too long."""
+        """Ask for what waits, as far as nodes are free, and once more for what takes too long."""
         now = time.monotonic()
         load = Counter(node for work in out for node in work.out.values())
-        slow = max(self._patience.slow, 5 * max(self._slowest))
-        late = [work for work in out if max(self._slowest) > 0 and len(work.out) == 1 and now - work.asked > slow]
+        slowest = max(self._slowest)
+        # A node that was killed and is back, of which Flower knows nothing, has forgotten what it was asked.
+        slow = max(self._patience.slow, 5 * slowest) if slowest > 0 else self._patience.recovery
+        late = [work for work in out if now - work.asked > slow * 2 ** (len(work.out) - 1)]
         # What was lost is asked for twice at once. A simulation's dead actor stays on top of Flower's stack of idle
         # ones: a single message would be given to it again and again, of two one finds a living actor.
         twice = [work for work in waiting if work.lost and work.not_before <= now]
