@@ -25,9 +25,10 @@ from metaleak.deploy.run_directory import RunDirectory, write_text
 from metaleak.deploy.time_limit import Advance, within_hours
 from metaleak.deploy.truth import SETS, Truth, ask, held_classes, held_images, pixels, rest_of_sets
 from metaleak.server import Record
-from metaleak.server.whole_file import part_of, write_whole
+from metaleak.server.whole_file import remove_parts, whole_of, write_whole
 
 _SHOWN = 8
+_WRITTEN = ("scores.parquet", "gallery.safetensors", "attack.json")
 _SURROUNDED: frozenset[Knowledge] = frozenset({"rest of the set", "both candidates"})
 
 
@@ -82,6 +83,7 @@ def assess(
     releases, together = experiment.releases(recorded[-1]), any(record.mean_of(round) for round in recorded)
     privacy = measured_privacy(federation, releases, truth, answers.scores, together)
     out.mkdir(parents=True, exist_ok=True)
+    remove_parts(out, _WRITTEN)
     _write_scores(out / "scores.parquet", truth, answers, recorded[0])
     if answers.reconstructions is not None:
         _write_gallery(out / "gallery.safetensors", federation, truth, answers, answers.reconstructions)
@@ -222,12 +224,14 @@ def _new_directory(attacks: Path, name: str) -> Path:
         raise ValueError(f"an attack's results cannot be called {name!r}: no slashes, no dot in front")
     out = attacks / name
     # Parts without attack.json were left by an attack that did not finish, and are written over.
-    written = ("scores.parquet", "gallery.safetensors", "attack.json")
-    unfinished = {*written[:2], *(part_of(name) for name in written)}
-    there = {part.name for part in out.iterdir() if not is_unfinished(part.name)} if out.is_dir() else set()
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and there <= unfinished)):
+    there = [file.name for file in out.iterdir()] if out.is_dir() else []
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and all(_unfinished(name) for name in there))):
         raise ValueError(f"{out}: exists already; choose another name with --as")
     return out
+
+
+def _unfinished(name: str) -> bool:
+    return whole_of(name) in _WRITTEN or name in _WRITTEN[:2] or is_unfinished(name)
 
 
 def _rounds(record: Record, targets: TargetSettings) -> list[int]:

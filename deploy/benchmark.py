@@ -16,7 +16,7 @@ from metaleak.deploy.forecast import Forecast
 from metaleak.deploy.interruption import interruptible
 from metaleak.deploy.jobs import Job, Outcome
 from metaleak.deploy.results import Cell
-from metaleak.deploy.run_directory import write_text
+from metaleak.deploy.run_directory import held, write_text
 from metaleak.deploy.suite import Suite
 from metaleak.deploy.suite_plan import Key, Plan, plan
 from metaleak.deploy.worker_pool import RayWorkers, Workers
@@ -48,18 +48,20 @@ def benchmark(
 
     Simulations and attacks are jobs of `workers`, an attack once its simulation is done. `suite.json` lists all
     cells from the start and is written after each job; a cell that fails is reported with its error and tried again
-    by the next call. When nothing is missing, no worker is started. Raises `Interrupted` on Ctrl-C: what was done
-    is kept, and the next call goes on from there.
+    by the next call. When nothing is missing, no worker is started. Raises `Interrupted` on Ctrl-C or SIGTERM: what
+    was done is kept, and the next call goes on from there. Raises `ValueError` while another process works on the
+    suite in `out`.
     """
     experiments = suite.experiments(changes)
-    planned = plan(experiments, out)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "suite.yaml", yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False))
-    going = _Going(planned, lambda cells: _write(out, suite, cells))
-    if going.left:
-        stopped = threading.Event()
-        with interruptible(stopped.set), workers(experiments[0].engine) as started:
-            _work(going, started, stopped, watch)
+    with held(out, "this suite"):
+        planned = plan(experiments, out)
+        write_text(out / "suite.yaml", yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False))
+        going = _Going(planned, lambda cells: _write(out, suite, cells))
+        if going.left:
+            stopped = threading.Event()
+            with interruptible(stopped.set), workers(experiments[0].engine) as started:
+                _work(going, started, stopped, watch)
     return list(going.cells.values())
 
 

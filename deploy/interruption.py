@@ -1,4 +1,4 @@
-"""Ctrl-C as a request, not as an exception in the middle of somebody else's code."""
+"""Ctrl-C and SIGTERM as a request, not as an exception in the middle of somebody else's code."""
 
 import signal
 import threading
@@ -9,21 +9,32 @@ from types import FrameType
 
 @contextmanager
 def interruptible(request: Callable[[], None]) -> Iterator[None]:
-    """Call `request` at the first Ctrl-C inside the block; a second one raises `KeyboardInterrupt` as usual.
+    """Call `request` at the first Ctrl-C or SIGTERM inside the block.
 
-    Outside the main thread, where Python handles no signals, and in a process that ignores Ctrl-C, nothing changes.
+    A Ctrl-C after that raises `KeyboardInterrupt` as usual; a SIGTERM does nothing, for `timeout` and the like send
+    two. Outside the main thread, where Python handles no signals, nothing changes, and a signal that the process
+    ignores stays ignored.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+    handled = [number for number in signals if before[number] != signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for each in handled:
+            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else _do_nothing)
         request()
 
-    signal.signal(signal.SIGINT, handle)
+    for number in handled:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in handled:
+            signal.signal(number, before[number])
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    pass

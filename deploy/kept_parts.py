@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaleak.attacks.observation import Answers
 from metaleak.server.tensor_file import encoded, plain_file, read_header, read_tensor
-from metaleak.server.whole_file import part_of, write_whole
+from metaleak.server.whole_file import whole_of, write_whole
 
 _SCORES, _RECONSTRUCTIONS, _STATISTIC = "scores", "reconstructions", "statistic."
 _PREFIX, _SUFFIX = "unfinished-", ".safetensors"
@@ -17,7 +17,7 @@ _PREFIX, _SUFFIX = "unfinished-", ".safetensors"
 
 def is_unfinished(name: str) -> bool:
     """Return whether a file of this name belongs to an attack that has not ended."""
-    return any(name.startswith(start) for start in (_PREFIX, part_of(_PREFIX).removesuffix(".part")))
+    return (whole_of(name) or name).startswith(_PREFIX)
 
 
 class KeptParts:

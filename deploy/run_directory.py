@@ -11,12 +11,13 @@ RUN/
 """
 
 import fcntl
+import glob
 import json
 import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,10 +29,11 @@ from safetensors.torch import save
 
 from metaleak.clients.episode import Parameters
 from metaleak.deploy.experiment import Experiment, read_experiment
-from metaleak.server.whole_file import write_whole
+from metaleak.server.whole_file import remove_parts, write_whole
 
 Status = Literal["running", "done", "failed", "interrupted"]
 
+_WRITTEN = ("run.json", "metrics.jsonl", "checkpoint.safetensors", "parameters.safetensors")
 _REPORTED = ("metaleak", "torch", "flwr", "ray", "numpy", "safetensors", "pyarrow")
 
 
@@ -58,18 +60,20 @@ class RunDirectory:
         cls.must_be_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Made beside its place and moved there: half a run, which could neither go on nor begin, never exists.
+        _remove_unfinished(path)
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
         beside.mkdir()
         try:
-            run = cls(beside)
-            write_text(beside / "experiment.yaml", yaml.safe_dump(experiment.resolved(), sort_keys=False))
-            run.say(
-                status="running",
-                started=now(),
-                seed=experiment.seed,
-                versions={"python": platform.python_version()} | {name: version(name) for name in _REPORTED},
-            )
-            beside.rename(path)
+            with held(beside, "this run"):
+                run = cls(beside)
+                write_text(beside / "experiment.yaml", yaml.safe_dump(experiment.resolved(), sort_keys=False))
+                run.say(
+                    status="running",
+                    started=now(),
+                    seed=experiment.seed,
+                    versions={"python": platform.python_version()} | {name: version(name) for name in _REPORTED},
+                )
+                beside.rename(path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return cls(path)
@@ -137,17 +141,46 @@ class RunDirectory:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the run, so that no second process writes into it; raises `ValueError` when one does already."""
-        with (self.path / ".held").open("w") as lock:
-            try:
-                # The system lets go of it when this process ends, however it ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(f"{self.path}: another process is working on this run") from None
+        with held(self.path, "this run"):
+            remove_parts(self.path, _WRITTEN)
             yield
 
     def save_parameters(self, parameters: Parameters) -> None:
         """Write the initialisation as it is now."""
         write_whole(self.path / "parameters.safetensors", save(parameters))
+
+
+@contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold the directory `path`; raises `ValueError`, with `what` it is, when another process does."""
+    with (path / ".held").open("w") as lock:
+        try:
+            # The system lets go of it when this process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{path}: another process is working on {what}") from None
+        yield
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what a process left that died while it made `path`."""
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        process = beside.name.removeprefix(f".{path.name}.").removesuffix(".part")
+        if not process.isdecimal() or not beside.is_dir() or beside.is_symlink() or _alive(int(process)):
+            continue
+        # It may live on another machine that has the same disk.
+        with suppress(ValueError, OSError), held(beside, "this run"):
+            shutil.rmtree(beside)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
 
 
 def read_parameters(path: Path, like: Parameters) -> Parameters:

@@ -24,7 +24,7 @@ from metaleak.server.record_layout import (
     reply_metadata,
 )
 from metaleak.server.tensor_file import Arrays, Header, encoded
-from metaleak.server.whole_file import numbered, write_whole
+from metaleak.server.whole_file import whole_of, numbered, write_whole
 
 
 class RecordWriter:
@@ -68,7 +68,7 @@ class RecordWriter:
         for folder in ("index", "replies", "sent"):
             for file in sorted((path / folder).iterdir(), key=_place, reverse=True):
                 round, number = _place(file)
-                if round > last_round or (file.name.startswith(".") and file.name.endswith(".part")):
+                if round > last_round or whole_of(file.name):
                     file.unlink()
                 elif round >= 0:
                     writer._counts[folder, round] = max(number + 1, writer._counts.get((folder, round), 0))

@@ -1,7 +1,9 @@
 """Files that are complete or as they were before, whatever happens while they are written."""
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+import secrets
+from collections.abc import Collection, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -9,12 +11,13 @@ from pathlib import Path
 def write_whole(path: Path, content: bytes | Sequence[bytes | memoryview]) -> None:
     """Write `content` beside `path` and rename it into place; raises `OSError` and leaves no part behind.
 
-    A sequence of buffers is written one after the other and not joined in memory. A process that dies leaves the old
-    file and perhaps a `.<name>.part`; a machine that loses its power may lose the file: nothing waits for the disk.
+    A sequence of buffers is written one after the other and not joined in memory. Of two that write the same file at
+    once the later rename counts. A process that dies leaves the old file and perhaps a `.<name>.<random>.part`; a
+    machine that loses its power may lose the file: nothing waits for the disk.
     """
-    beside = path.with_name(part_of(path.name))
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with open(beside, "wb") as file:
+        with open(beside, "xb") as file:
             for buffer in [content] if isinstance(content, bytes) else content:
                 file.write(buffer)
         os.replace(beside, path)
@@ -23,13 +26,21 @@ def write_whole(path: Path, content: bytes | Sequence[bytes | memoryview]) -> No
         raise
 
 
-def part_of(name: str) -> str:
-    """Return the name under which the file `name` is written before it is complete."""
-    return f".{name}.part"
-
-
 def numbered(path: Path) -> Iterator[Path]:
     """Yield `path` and then places beside it, `<name>-2`, `<name>-3` and so on without end."""
     yield path
     for number in count(2):
         yield path.with_name(f"{path.name}-{number}")
+
+
+def whole_of(part: str) -> str | None:
+    """Return the name of the file of which `part` is what a process that died has left, or `None`."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.part", part, re.DOTALL)
+    return found and found[1]
+
+
+def remove_parts(folder: Path, names: Collection[str]) -> None:
+    """Remove what processes that died have left in `folder` of the files `names`, which nobody writes now."""
+    for file in folder.iterdir():
+        if whole_of(file.name) in names:
+            file.unlink(missing_ok=True)

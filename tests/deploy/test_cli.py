@@ -205,3 +205,22 @@ def test_the_installed_command_runs(tmp_path):
         check=True,
     )
     assert "wrote a.yaml" in outcome.stdout
+
+
+@pytest.mark.parametrize("command", ["simulate", "attack", "benchmark", "report"])
+def test_sigterm_ends_a_command_with_one_line_also_where_ctrl_c_is_ignored(capsys, monkeypatch, command):
+    done = []
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        done.append("went on")
+
+    monkeypatch.setattr(commands, f"{command}_command", interrupted)
+    at_sigint, at_sigterm = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
+    try:
+        code, out, err = call(capsys, command, "some", *(["query"] if command == "attack" else []))
+        assert (code, out, err, done) == (130, "", "metaleak: interrupted\n", [])
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == at_sigterm
+    finally:
+        signal.signal(signal.SIGINT, at_sigint)

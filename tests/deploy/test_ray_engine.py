@@ -76,7 +76,7 @@ class Disturbance:
             threading.Thread(target=self._work).start()
 
     def _work(self):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 240
         while not (busy := busy_actors()) and time.monotonic() < deadline:
             time.sleep(0.005)
         self.result = self.act(busy)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -167,3 +168,23 @@ def test_two_processes_do_not_work_on_one_run(tmp_path, locally):
         resume(run.path)
     assert {path: path.read_bytes() for path in before} == before
     assert resume(run.path).said()["status"] == "done"
+
+
+def test_what_a_process_left_that_died_while_it_made_a_run_is_removed_by_the_next(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = tmp_path / f".run.{gone.pid}.part"
+    left.mkdir()
+    (left / "experiment.yaml").write_text("name: x")
+    living, notes = tmp_path / f".run.{os.getppid()}.part", tmp_path / ".run.notes.part"
+    living.mkdir()
+    notes.mkdir()
+    RunDirectory.create(tmp_path / "run", experiment_from(EXPERIMENT, "test"))
+    assert {path.name for path in tmp_path.iterdir()} == {"run", living.name, notes.name}
+
+
+def test_a_killed_process_leaves_no_part_of_a_file_for_ever(tmp_path, locally):
+    run = cut_off(tmp_path)
+    (run.path / ".checkpoint.safetensors.0123456789abcdef.part").write_bytes(b"half")
+    resume(run.path)
+    assert not list(run.path.rglob("*.part"))

@@ -15,6 +15,7 @@ from metaleak.clients.models import MLP
 from metaleak.deploy.benchmark import benchmark as run_benchmark
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.results import read_suite
+from metaleak.deploy.run_directory import held
 from metaleak.deploy.suite import Suite, read_suite_file
 
 BASE = {
@@ -144,15 +145,24 @@ def test_a_suite_without_attacks_still_reports_its_failures(tmp_path, monkeypatc
     assert [(cell.status, cell.error) for cell in cells] == [("failed", "ZeroDivisionError: division by zero")]
 
 
-def test_an_interrupted_call_keeps_the_cells_that_are_done_and_the_next_goes_on(tmp_path, monkeypatch, benchmark):
+def test_two_processes_do_not_work_on_one_suite(tmp_path, benchmark):
+    benchmark(grid(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with held(tmp_path, "this suite"), pytest.raises(ValueError, match="another process is working on this suite"):
+        benchmark(grid(defences=[[NOISE], []]), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {cell.status for cell in benchmark(grid(), tmp_path)} == {"done"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_call_keeps_the_cells_that_are_done_and_the_next_goes_on(tmp_path, benchmark, number):
     benchmark(grid(), tmp_path)
     heard = []
 
     def interrupt_at_the_third(standing):
         heard.append(standing)
         if standing.done == 3:
-            # As Ctrl-C would, from the handler that the suite has set.
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     with pytest.raises(Interrupted):
         benchmark(grid(defences=[[NOISE], []]), tmp_path, interrupt_at_the_third)

@@ -356,9 +356,9 @@ def crashed(path, how):
             part.unlink()
     elif how == "while a reply was written":
         whole = (path / "replies" / "000003-0000.safetensors").read_bytes()
-        (path / "replies" / ".000003-0001.safetensors.part").write_bytes(whole[: len(whole) // 2])
+        (path / "replies" / ".000003-0001.safetensors.0123456789abcdef.part").write_bytes(whole[: len(whole) // 2])
     elif how == "while the index was written":
-        (path / "index" / ".000003-0000.parquet.part").write_bytes(b"PAR1")
+        (path / "index" / ".000003-0000.parquet.0123456789abcdef.part").write_bytes(b"PAR1")
     elif how == "after the round":
         writer.flush()
     elif how == "after a second index part":
