@@ -148,7 +148,7 @@ def _with_data(changes: list[str] | None, data_dir: Path | None, download: bool)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM)."""
     given = sys.argv[1:] if arguments is None else arguments
     # It may stand anywhere, so it is taken out before the commands look at their options.
     rest = [argument for argument in given if argument != "--debug"]

@@ -157,8 +157,10 @@ class Simulation:
         return CuriousServer(strategy, writer, recorded, must_record=True)
 
     def _check(self) -> None:
-        if self._engine is not None and self._engine.stopped:
-            raise Interrupted("stopped")
+        if self._engine is not None:
+            self._engine.check()
+            if self._engine.stopped:
+                raise Interrupted("stopped")
 
     def _after_round(self, report: RoundReport) -> None:
         rounds = self.experiment.server.rounds

@@ -4,7 +4,6 @@ import logging
 import threading
 from collections.abc import Callable
 
-import ray
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -12,7 +11,7 @@ from flwr.simulation import run_simulation
 
 from metaleak.deploy.experiment import EngineSettings
 from metaleak.deploy.interruption import interruptible
-from metaleak.deploy.ray_start import gpus_each, start_ray
+from metaleak.deploy.ray_start import gpus_each, lost_process, start_ray, stop_ray
 
 _LANES = 4
 """Flower nodes an actor. Flower looks at each node every 0.1 s and takes one message: one node would starve an
@@ -24,7 +23,7 @@ _LEAVING_SECONDS = 10.0
 
 
 class RayEngine:
-    """Runs a server and a client app until the server is done, or Ctrl-C. Good for one run.
+    """Runs a server and a client app until the server is done, or Ctrl-C or SIGTERM. Good for one run.
 
     Made, it has started Ray: its processes live as long as the thread that made it.
     """
@@ -39,12 +38,18 @@ class RayEngine:
 
     @property
     def stopped(self) -> bool:
-        """Whether Ctrl-C was pressed."""
+        """Whether Ctrl-C or SIGTERM came."""
         return self._stop.is_set()
+
+    def check(self) -> None:
+        """Raise `RuntimeError` in one line when Ray itself has died, which no patience brings back."""
+        lost = lost_process()
+        if lost is not None and not self._stop.is_set():
+            raise RuntimeError(f"Ray's process {lost} has died; --resume goes on from the last round")
 
     def close(self) -> None:
         """End Ray when there is nothing to run after all; `run` does so by itself."""
-        ray.shutdown()
+        stop_ray()
 
     def run(self, client: ClientApp, serve: Callable[[Grid], object]) -> None:
         """Call `serve` with a grid whose nodes run `client`; return when it has returned."""
@@ -82,6 +87,7 @@ class RayEngine:
                 raise
         finally:
             self._ended.set()
+            stop_ray()
 
     def _interrupt(self) -> None:
         """Let the server stop at its next look at the grid, and end the actors if they are still busy then."""
@@ -93,6 +99,6 @@ class RayEngine:
 
         def end_actors() -> None:
             if not self._ended.wait(seconds):
-                ray.shutdown()
+                stop_ray()
 
         threading.Thread(target=end_actors, daemon=True).start()

@@ -2,31 +2,129 @@
 
 import logging
 import os
+import secrets
+import shutil
+import signal
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import ray
 import torch
+from ray._private import ray_constants
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationMode,
+    AuthenticationTokenLoader,
+    Config,
+    get_authentication_mode,
+)
 
 from metaleak.deploy.cores import usable_cores
 from metaleak.deploy.experiment import EngineSettings
 
+_LOG = logging.getLogger("metaleak")
+
+_after_ray = ExitStack()
+"""What is to be undone once the Ray that `start_ray` started has ended."""
+
+_ending = threading.Lock()
+
 
 def start_ray(settings: EngineSettings) -> int:
-    """Start Ray, or join the cluster that `settings` name; return how many CPUs there are to work with."""
+    """Start Ray, or join the cluster that `settings` name; return how many CPUs there are to work with.
+
+    A Ray of this machine listens on its loopback address, answers nobody who has not its secret token, and keeps its
+    files where only this user can read them. Warns when a cluster is joined that asks for no token. Raises
+    `RuntimeError` when this process has a Ray already.
+    """
+    if ray.is_initialized():
+        raise RuntimeError("Ray runs in this process already: call ray.shutdown() first")
     paths = os.pathsep.join(sys.path)
-    start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
+    start = partial(_init, log_to_driver=False, logging_level=logging.ERROR)
     if settings.ray_address is not None:
         start(address=settings.ray_address, runtime_env={"env_vars": {"PYTHONPATH": paths}})
+        if get_authentication_mode() != AuthenticationMode.TOKEN:
+            _LOG.warning(
+                "the Ray cluster at %s asks for no token: whoever reaches its ports can run programs there; "
+                "see deploy/cluster/README.md",
+                settings.ray_address,
+            )
         return max(1, int(_resources().get("CPU", 1)))
     cpus = settings.actors or usable_cores()
     # Inherited, where Flower would ask Ray for it: the processes that Ray starts ahead then serve as actors.
     os.environ["PYTHONPATH"] = paths
     # A job that does not fit into the memory would be tried for ever.
     os.environ.setdefault("RAY_task_oom_retries", "1")
-    # Not a cluster that happens to run on this machine: that has to be asked for.
-    start(address="local", num_cpus=cpus, include_dashboard=False)
+    with ExitStack() as begun:
+        # Not where TMPDIR points: the path of a Unix socket has little room.
+        folder = tempfile.mkdtemp(prefix="metaleak-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
+        begun.callback(shutil.rmtree, folder, ignore_errors=True)
+        begun.callback(_read_authentication_anew)
+        begun.callback(ray.shutdown)
+        with _closed_to_others():
+            # Not a cluster that happens to run on this machine: that has to be asked for.
+            # A folder inside: Ray opens the one that it is given to everybody.
+            start(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=f"{folder}/ray")
+        _after_ray.push(begun.pop_all())
     return cpus
+
+
+def lost_process() -> str | None:
+    """Return the process of this machine's Ray that has died, of those that it cannot do without, or `None`."""
+    node: Any = ray._private.worker._global_node
+    dead = [] if node is None else [kind for kind, _ in node.dead_processes()]
+    return next((kind for kind in dead if kind in ("raylet", "gcs_server")), None)
+
+
+def stop_ray() -> None:
+    """End Ray, or leave the cluster, and undo what starting it has changed; may be called again, from any thread."""
+    with _ending:
+        ray.shutdown()
+        _after_ray.close()
+
+
+def _init(**arguments: Any) -> None:
+    """Call `ray.init`, and keep what SIGTERM does: Ray would leave the process at once."""
+    at_end = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**arguments)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, at_end)
+
+
+@contextmanager
+def _closed_to_others() -> Iterator[None]:
+    """Have the Ray that starts inside the block ask for a new token, and listen on the loopback address alone.
+
+    Its processes inherit both in their environment, and this one keeps the token in Ray's memory.
+    """
+    # Ray knows no other way to the loopback address: it replaces that by one that other machines reach.
+    setting, alone = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    closed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), setting: "0"}
+    before = {name: os.environ.get(name) for name in closed}
+    os.environ.update(closed)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        _read_authentication_anew()
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = alone
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _read_authentication_anew() -> None:
+    """Let Ray forget the token that it has, and read the environment, which it does once otherwise."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def gpus_each(settings: EngineSettings, workers: int) -> float:

@@ -11,7 +11,7 @@ import ray
 from metaleak.deploy.errors import one_line
 from metaleak.deploy.experiment import EngineSettings
 from metaleak.deploy.jobs import Job, Outcome, do
-from metaleak.deploy.ray_start import gpus_each, start_ray
+from metaleak.deploy.ray_start import gpus_each, start_ray, stop_ray
 
 _TRIES_AGAIN = 1
 """How often a job is given to another process when its own died: what was killed for memory would be again."""
@@ -49,7 +49,7 @@ class RayWorkers:
         with ExitStack() as up:
             up.enter_context(redirect_stdout(StringIO()))
             # Ends the workers too, whatever they are at: what they have written is whole, and goes on another time.
-            up.callback(ray.shutdown)
+            up.callback(stop_ray)
             self.count = start_ray(self._settings)
             share = gpus_each(self._settings, self.count)
             self._remote: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=_TRIES_AGAIN)(do)

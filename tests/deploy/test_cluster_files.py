@@ -266,8 +266,21 @@ def test_ray_accepts_the_cluster_file() -> None:
     assert complete["max_workers"] == len(RAY_CLUSTER["provider"]["worker_ips"]) == 2
 
 
+def test_every_ray_process_asks_for_the_same_token() -> None:
+    assert RAY_CLUSTER["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    started = RAY_CLUSTER["head_start_ray_commands"] + RAY_CLUSTER["worker_start_ray_commands"]
+    starts = [line for line in started if "ray start" in line]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token " in line for line in starts)
+    for container in containers():
+        mode, token = container["env"]
+        assert mode == {"name": "RAY_AUTH_MODE", "value": "token"}
+        assert token["name"] == "RAY_AUTH_TOKEN"
+        assert token["valueFrom"] == {"secretKeyRef": {"name": "metaleak-ray", "key": "token"}}
+
+
 def test_the_cluster_file_installs_with_the_constraints_where_it_starts_ray() -> None:
-    (mounted,) = RAY_CLUSTER["file_mounts"]
+    (mounted,) = [path for path, source in RAY_CLUSTER["file_mounts"].items() if source == "."]
     (install,) = [line for line in RAY_CLUSTER["setup_commands"] if "pip install" in line]
     assert f"cd {mounted} " in install
     assert "--constraint constraints.txt . " in install

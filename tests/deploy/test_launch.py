@@ -132,6 +132,28 @@ def test_a_signal_ends_the_actors_and_leaves_a_readable_record(tmp_path, number,
         assert len(record.gradients(round)[0]) == 40
 
 
+@PROC
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_dead_ray_ends_the_run_with_one_line(tmp_path, name):
+    with simulating(tmp_path) as process:
+        for found in Path("/proc").glob("[0-9]*"):
+            try:
+                ours = f"METALEAK_TEST_MARKER={tmp_path}".encode() in (found / "environ").read_bytes()
+                if ours and (found / "cmdline").read_bytes().split(b"\0")[0].endswith(f"/{name}".encode()):
+                    os.kill(int(found.name), signal.SIGKILL)
+            except OSError:
+                continue
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert [line for line in err.splitlines() if line.startswith("metaleak: ")] == [
+        f"metaleak: Ray's process {name} has died; --resume goes on from the last round"
+    ]
+    said = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (said["status"], name in said["error"]) == ("failed", True)
+    Record(tmp_path / "run" / "record").gradients(1)
+
+
 def test_a_killed_simulation_goes_on_from_the_command_line_and_ends_with_the_same_bits(tmp_path):
     settings = {**SMALL, "server": {"rounds": 25, "fraction": 0.9}, "engine": {"actors": 1, "chunk": 4}}
     (tmp_path / "some.yaml").write_text(yaml.safe_dump(settings))
