@@ -222,6 +222,8 @@ def _lowers(attack: Attack) -> str:
 def _new_directory(attacks: Path, name: str) -> Path:
     if not name or name.startswith(".") or "/" in name or "\\" in name:
         raise ValueError(f"an attack's results cannot be called {name!r}: no slashes, no dot in front")
+    if attacks.is_symlink():
+        raise ValueError(f"{attacks}: a link; results stay in the run's directory")
     out = attacks / name
     # Parts without attack.json were left by an attack that did not finish, and are written over.
     there = [file.name for file in out.iterdir()] if out.is_dir() else []

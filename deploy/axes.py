@@ -1,10 +1,11 @@
 """The axes of a suite: short names, short values, and `each`, which multiplies a setting out."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metaleak.deploy.experiment import with_value
+from metaleak.deploy.experiment import long_form, with_value
 
 SHORT = {
     "models": "model",
@@ -18,8 +19,8 @@ SHORT = {
 
 EACH = "each"
 
-_ONE_BY_NAME = ("data", "model", "rule")
-_SEVERAL_BY_NAME = ("defences", "attacks")
+LARGEST_SUITE = 10_000
+"""Experiments of one suite."""
 
 Changes = Mapping[str, Any]
 """Values by dotted key of the experiment, which are set together."""
@@ -28,14 +29,18 @@ Changes = Mapping[str, Any]
 def combinations(grid: Mapping[str, list[Any]]) -> Iterator[list[Changes]]:
     """Yield what each combination of the axes sets, one entry an axis, the last axis varying fastest.
 
-    Raises `ValueError` that begins with the axis at fault.
+    Raises `ValueError` that begins with the axis at fault, and for more than `LARGEST_SUITE` of them, which are
+    counted before any is made.
     """
+    count = math.prod(sum(_count(value) for value in values) for values in grid.values())
+    if count > LARGEST_SUITE:
+        raise ValueError(f"grid: multiplies out to {count:.4g} experiments, more than the {LARGEST_SUITE} allowed")
     return (list(chosen) for chosen in itertools.product(*(_choices(axis, grid[axis]) for axis in grid)))
 
 
 def applied(plain: dict[str, Any], chosen: list[Changes]) -> dict[str, Any]:
     """Return the experiment `plain`, in which names may be short too, with the `chosen` values in their places."""
-    plain = {key: _long(key, value) for key, value in plain.items()}
+    plain = {key: long_form(key, value) for key, value in plain.items()}
     for changes in chosen:
         for key, value in changes.items():
             plain = with_value(plain, key, value)
@@ -63,15 +68,17 @@ def _changes(axis: str, value: object) -> Changes:
 
 def _listed(values: Mapping[str, Any]) -> Changes:
     named = {SHORT.get(key, key): value for key, value in values.items()}
-    return {key: _long(key, value) for key, value in named.items()}
+    return {key: long_form(key, value) for key, value in named.items()}
 
 
-def _long(key: str, value: object) -> object:
-    """Return a value as an experiment file has it: `mlp` is short for `{name: mlp}`, one defence for a list of it."""
-    if key in _SEVERAL_BY_NAME:
-        listed = [] if value is None else value if isinstance(value, list) else [value]
-        return [{"name": one} if isinstance(one, str) else one for one in listed]
-    return {"name": value} if key in _ONE_BY_NAME and isinstance(value, str) else value
+def _count(value: object) -> int:
+    """Return how many `multiplied` makes of `value`, at least 1: what is wrong in it is told there."""
+    if isinstance(value, Mapping):
+        listed = value.get(EACH)
+        if isinstance(listed, list):
+            return max(1, sum(_count(inner) for inner in listed))
+        return math.prod(_count(inner) for inner in value.values())
+    return math.prod(_count(inner) for inner in value) if isinstance(value, list) else 1
 
 
 def multiplied(value: object, source: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 
 from metaleak.deploy.errors import Interrupted, one_line
 from metaleak.deploy.interruption import interruptible
+
+_ATTACKS = sorted({point.name for point in entry_points(group="metaleak.attacks")})
 
 app = typer.Typer(
     add_completion=False,
@@ -29,6 +32,14 @@ DataDir = Annotated[
 ]
 Download = Annotated[
     bool, typer.Option("--download", help="Allow the data set to be fetched from its publisher when missing.")
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Let the run directory name code of its own (module:Name) and run it. Only for runs that you made, or "
+        "whose author you trust as you would to run a script.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
@@ -58,7 +69,7 @@ def init(
 def simulate(
     file: Annotated[Path | None, typer.Argument(help="The experiment file.")] = None,
     changes: Changes = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run directory; default runs/<name>.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run directory; default `runs/<name>`.")] = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Instead of a file: go on with this run from its last round."),
@@ -68,6 +79,7 @@ def simulate(
     ] = None,
     data_dir: DataDir = None,
     download: Download = False,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Simulate the experiment and record what the server sees.
@@ -82,17 +94,18 @@ def simulate(
     asked = _with_data(changes, data_dir, download)
     if ray_address is not None:
         asked = (*asked, f"engine.ray_address={ray_address}")
-    simulate_command(file, asked, out, resume, as_json)
+    simulate_command(file, asked, out, resume, as_json, trust)
 
 
-@app.command()
+@app.command(epilog=f"Attacks: {', '.join(_ATTACKS)}, or `module:Name` of your own.")
 def attack(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    name: Annotated[str, typer.Argument(help="query, support, or module:Name.", metavar="query|support")],
+    name: Annotated[str, typer.Argument(help="An attack by name.", metavar="ATTACK")],
     changes: Changes = None,
     result: Annotated[str | None, typer.Option("--as", help="Name of the result; default: the attack's.")] = None,
     data_dir: DataDir = None,
     download: Download = False,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask of images whether they were in learners' sets, from the record alone.
@@ -103,14 +116,14 @@ def attack(
     """
     from metaleak.deploy.commands import attack_command
 
-    attack_command(run, name, tuple(changes or ()), _with_data(None, data_dir, download), result, as_json)
+    attack_command(run, name, tuple(changes or ()), _with_data(None, data_dir, download), result, as_json, trust)
 
 
 @app.command()
 def benchmark(
     file: Annotated[Path, typer.Argument(help="The suite file.")],
     changes: Changes = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The suite directory; default runs/<name>.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The suite directory; default `runs/<name>`.")] = None,
     data_dir: DataDir = None,
     download: Download = False,
     as_json: AsJson = False,

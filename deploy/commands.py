@@ -18,13 +18,18 @@ from metaleak.deploy.experiment import Experiment, experiment_from, read_experim
 from metaleak.deploy.launch import RoundDone, resume, simulate
 from metaleak.deploy.leaderboard import write_leaderboard
 from metaleak.deploy.plugins import Plugin
+from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
+from metaleak.deploy.record_size import free_bytes, record_bytes, size_text
 from metaleak.deploy.report import write_report
 from metaleak.deploy.report_rows import comparison_table
 from metaleak.deploy.report_tables import setting_tables
-from metaleak.deploy.results import read, read_attack, read_suite
+from metaleak.deploy.results import last_round, read, read_attack, read_suite
 from metaleak.deploy.run_directory import RunDirectory
 from metaleak.deploy.suite import read_suite_file
+
+_LARGE_RECORD = 100_000_000
+"""Bytes from which on a record is spoken of before it is written."""
 
 
 def write_template(file: Path) -> None:
@@ -36,36 +41,49 @@ def write_template(file: Path) -> None:
 
 
 def simulate_command(
-    file: Path | None, changes: tuple[str, ...], out: Path | None, resumed: Path | None, as_json: bool
+    file: Path | None,
+    changes: tuple[str, ...],
+    out: Path | None,
+    resumed: Path | None,
+    as_json: bool,
+    trust: bool = False,
 ) -> None:
     """Simulate the experiment in `file`, or go on with the run `resumed`; show progress, say where the run is."""
     if resumed is not None:
-        path, rounds = resumed, RunDirectory.open(resumed).experiment().server.rounds
+        path, rounds = resumed, RunDirectory.open(resumed).experiment(trust=trust).server.rounds
     elif file is not None:
         experiment = read_experiment(file, changes)
         path, rounds = out or Path("runs") / _file_name(experiment.name), experiment.server.rounds
+        RunDirectory.must_be_free(path)
+        _tell_of_large_record(experiment, path)
     with shown_progress() as progress:
         bar = progress.add_task("loading, starting actors", total=rounds)
 
         def show(done: RoundDone) -> None:
             _show_round(progress, bar, done)
 
-        run = resume(path, changes, show) if resumed is not None else simulate(experiment, path, show)
+        run = resume(path, changes, show, trust) if resumed is not None else simulate(experiment, path, show)
     last = read(path)
     if as_json:
-        typer.echo(json.dumps({"run": str(path), **run.said(), "final": _last_line(path)}))
+        typer.echo(json.dumps({"run": str(path), **run.said(), "final": last_round(path)}))
         return
     accuracy = getattr(last, "accuracy", None)
     shown = f", adapted accuracy {_percent(accuracy)}" if accuracy else ""
-    typer.echo(f"{path}: {rounds} rounds in {run.said()['seconds']:.0f} s{shown}")
+    typer.echo(f"{path}: {rounds} {'round' if rounds == 1 else 'rounds'} in {run.said()['seconds']:.0f} s{shown}")
 
 
 def attack_command(
-    path: Path, name: str, changes: tuple[str, ...], data: tuple[str, ...], result: str | None, as_json: bool
+    path: Path,
+    name: str,
+    changes: tuple[str, ...],
+    data: tuple[str, ...],
+    result: str | None,
+    as_json: bool,
+    trust: bool = False,
 ) -> None:
     """Attack, with a progress bar, and print the evaluation."""
     run = RunDirectory.open(path)
-    experiment = run.experiment(data)
+    experiment = run.experiment(data, trust)
     plugin, experiment = _changed_attack(experiment, name, changes)
     with shown_progress() as progress:
         bar = progress.add_task(f"{name} attack", total=None)
@@ -80,7 +98,7 @@ def attack_command(
         typer.echo(evaluation.model_dump_json())
         return
     typer.echo(_sentence(name, evaluation))
-    written = read_attack(path / "attacks" / (result or result_name(plugin)))
+    written = read_attack(path, f"attacks/{result or result_name(plugin)}")
     alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in written.statistics.items())
     if alone:
         typer.echo(f"AUC by each statistic alone, small for members: {alone}")
@@ -106,7 +124,7 @@ def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as
         typer.echo(f"leaderboard: {leaderboard}\nreport: {page}")
     for cell in cells:
         if cell.status == "failed":
-            typer.echo(f"metaleak: failed: {cell.label}, {cell.attack}: {cell.error}", err=True)
+            typer.echo(printable(f"metaleak: failed: {cell.label}, {cell.attack}: {cell.error}"), err=True)
     if counts["failed"]:
         raise typer.Exit(1)
 
@@ -134,6 +152,17 @@ def _changed_attack(experiment: Experiment, name: str, changes: tuple[str, ...])
     return asked.attacks[0], asked
 
 
+def _tell_of_large_record(experiment: Experiment, path: Path) -> None:
+    """Say how much the simulation will write, where it is much, and how to write less."""
+    size, free = record_bytes(experiment), free_bytes(path)
+    if size >= _LARGE_RECORD or size > free:
+        typer.echo(
+            f"metaleak: the record will take about {size_text(size)} of the {size_text(free)} free at {path}; "
+            "--set record.rounds=1 keeps the first round alone",
+            err=True,
+        )
+
+
 def _show_round(progress: Shown, bar: Any, done: RoundDone) -> None:
     missing = f", {done.missing} learners missing" if done.missing else ""
     if done.accuracy:
@@ -157,11 +186,6 @@ def _sentence(name: str, evaluation: Evaluation) -> str:
 
 def _percent(estimate: Any) -> str:
     return f"{estimate.value:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"
-
-
-def _last_line(path: Path) -> Any:
-    lines = (path / "metrics.jsonl").read_text().splitlines()
-    return json.loads(lines[-1])
 
 
 def _file_name(name: str) -> str:

@@ -48,8 +48,10 @@ def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return " + ".join(names), " + ".join(scales)
 
 
-def describe_structure(rule: Mapping[str, Any]) -> str:
-    """Return how a rule protects by what it computes, "" for second-order MAML, which does not."""
+def describe_structure(rule: object) -> str:
+    """Return how a rule protects by what it computes, "" for second-order MAML, which does not, and for no rule."""
+    if not isinstance(rule, Mapping):
+        return ""
     name, first_order, head = str(rule.get("name", "")), rule.get("order") == 1, rule.get("adapts") == "head"
     if "order" not in rule:
         return "" if name in ("", "maml") else f"rule {name}"

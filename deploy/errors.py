@@ -1,15 +1,17 @@
 """Errors as a person reads them."""
 
+from metaleak.deploy.printable import printable
+
 
 class Interrupted(RuntimeError):
     """The user ended the simulation; what was recorded is complete up to the last reply."""
 
 
 def one_line(error: BaseException) -> str:
-    """Return what went wrong in one line: the error's own first line, with its type where that says more."""
-    text = next(iter(str(error).splitlines()), "")
+    """Return what went wrong in one line that a terminal may print: the error's first, with its type where needed."""
+    text = str(printable(next(iter(str(error).splitlines()), "")))
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{printable(str(error.filename))}: " if error.filename else ""
         return f"{where}{error.strerror}"
     if isinstance(error, ValueError | RuntimeError) and text:
         return text

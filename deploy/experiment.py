@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,13 +15,23 @@ from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.defenses import Accounted, Defence
 from metaleak.deploy.plain_yaml import parse_yaml
-from metaleak.deploy.plugins import Kind, Plugin, first_problem
+from metaleak.deploy.plugins import NO_CODE, Kind, Plugin, first_problem, settings_of
 from metaleak.deploy.releases import most_sampled
 from metaleak.server.optimiser import OuterOptimiser
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
-_MAX_FILE = 1 << 20
+MAX_FILE = 1 << 17
+"""Bytes of an experiment or suite file; reading YAML takes seconds for as many."""
+
 _DEFAULT_NAMES = {"data": "mnist-5k", "model": "mlp", "rule": "maml"}
+_SEVERAL = ("defences", "attacks")
+_KINDS: dict[str, Kind] = {
+    "data": "datasets",
+    "model": "models",
+    "rule": "rules",
+    "defences": "defences",
+    "attacks": "attacks",
+}
 
 
 class ServerSettings(BaseModel):
@@ -179,39 +189,48 @@ class Experiment(BaseModel):
     def resolved(self) -> dict[str, Any]:
         """Return the experiment as plain data with every default written out; `Experiment(**resolved)` is equal."""
         plain = self.model_dump(mode="json")
-        for key in ("data", "model", "rule"):
-            kind: Kind = {"data": "datasets", "model": "models", "rule": "rules"}[key]  # type: ignore[assignment]
-            plain[key] = getattr(self, key).resolved(kind)
-        plain["defences"] = [defence.resolved("defences") for defence in self.defences]
-        plain["attacks"] = [attack.resolved("attacks") for attack in self.attacks]
+        for key in _DEFAULT_NAMES:
+            plain[key] = getattr(self, key).resolved(_KINDS[key])
+        for key in _SEVERAL:
+            plain[key] = [one.resolved(_KINDS[key]) for one in getattr(self, key)]
         return plain
 
     def simulation_key(self) -> str:
-        """Return a hash of everything that decides what a simulation computes.
-
-        Attacks, targets, the name, the engine, and where the data lie on this machine do not count.
-        """
-        plain = self.resolved()
-        for key in ("name", "attacks", "targets", "engine"):
-            del plain[key]
-        for key in ("data_dir", "download"):
-            plain["data"].pop(key, None)
-        if plain["server"]["largest_norm"] is None:
-            del plain["server"]["largest_norm"]  # without the limit nothing depends on it
-        if self.server.start_from is not None and self.server.start_from.is_file():
-            plain["server"]["start_from"] = hashlib.sha256(self.server.start_from.read_bytes()).hexdigest()
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+        """Return a hash of everything that decides what a simulation computes; see `simulation_key`."""
+        return simulation_key(self.resolved())
 
 
-def experiment_from(plain: object, source: str, changes: Iterable[str] = ()) -> Experiment:
+def simulation_key(resolved: Mapping[str, Any]) -> str:
+    """Return a hash of everything in a resolved experiment that decides what a simulation computes.
+
+    Attacks, targets, the name, the engine, and where the data lie on this machine do not count. Nothing is built.
+    """
+    plain = {key: value for key, value in resolved.items() if key not in ("name", "attacks", "targets", "engine")}
+    if isinstance(data := plain.get("data"), Mapping):
+        plain["data"] = {key: value for key, value in data.items() if key not in ("data_dir", "download")}
+    if isinstance(server := plain.get("server"), Mapping):
+        # Without the limit nothing depends on it.
+        server = {key: value for key, value in server.items() if (key, value) != ("largest_norm", None)}
+        plain["server"] = server
+        start = server.get("start_from")
+        if isinstance(start, str) and Path(start).is_file():
+            with open(start, "rb") as file:
+                plain["server"] = {**server, "start_from": hashlib.file_digest(file, "sha256").hexdigest()}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def experiment_from(plain: object, source: str, changes: Iterable[str] = (), code: bool = True) -> Experiment:
     """Return the experiment that `plain` (parsed YAML) describes, after `changes` like `server.rounds=50`.
 
-    Raises `ValueError` in one line that names `source`, the key, the value and what is allowed.
+    A name is short for `{name: ...}`, one defence or attack for a list of it. Without `code` a `module:Name` is
+    refused before anything is imported. Raises `ValueError` in one line that names `source`, the key, the value and
+    what is allowed.
     """
     if plain is None:
         plain = {}
     if not isinstance(plain, dict):
         raise ValueError(f"{source}: must be a mapping of keys to values, got {type(plain).__name__}")
+    plain = {key: long_form(key, value) for key, value in plain.items()}
     # `model: {hidden: [32]}` or `--set model.hidden=[32]` keeps the default model's name.
     for key, name in _DEFAULT_NAMES.items():
         given = plain.get(key, {})
@@ -220,11 +239,9 @@ def experiment_from(plain: object, source: str, changes: Iterable[str] = ()) -> 
     for change in changes:
         plain = changed(plain, change)
     try:
-        return Experiment(**plain)
+        return Experiment.model_validate(plain, context={NO_CODE: not code})
     except ValidationError as error:
         raise ValueError(f"{source}: {first_problem(error, Experiment)}") from None
-    except TypeError as error:
-        raise ValueError(f"{source}: {error}") from None
 
 
 def read_experiment(path: Path, changes: Iterable[str] = ()) -> Experiment:
@@ -235,11 +252,19 @@ def read_experiment(path: Path, changes: Iterable[str] = ()) -> Experiment:
 def read_yaml(path: Path) -> object:
     """Return what the YAML file holds, as plain data; raises `ValueError` in one line."""
     try:
-        if path.stat().st_size > _MAX_FILE:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {_MAX_FILE} that are read")
-        return parse_yaml(path.read_text())
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
+    if len(raw) > MAX_FILE:
+        raise ValueError(f"{path}: more than the {MAX_FILE} bytes that are read")
+    return yaml_from(raw, path)
+
+
+def yaml_from(raw: bytes, path: Path) -> object:
+    """Return what YAML says, as plain data; raises `ValueError` in one line that names its `path`."""
+    try:
+        return parse_yaml(raw.decode())
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not a text file") from None
     except yaml.YAMLError as error:
@@ -248,10 +273,19 @@ def read_yaml(path: Path) -> object:
         raise ValueError(f"{path}: is not YAML{where}: {getattr(error, 'problem', error)}") from None
 
 
+def long_form(key: str, value: object) -> object:
+    """Return the value of an experiment's `key` in full: `mlp` is short for `{name: mlp}`, one defence for a list."""
+    if key in _SEVERAL:
+        listed = [] if value is None else value if isinstance(value, list) else [value]
+        return [{"name": one} if isinstance(one, str) else one for one in listed]
+    return {"name": value} if key in _DEFAULT_NAMES and isinstance(value, str) else value
+
+
 def changed(plain: dict[str, Any], change: str) -> dict[str, Any]:
     """Return `plain` with one `key.subkey=value` applied; the value is read as YAML, lists are indexed by number.
 
-    `rounds=50` is short for `server.rounds=50`. Raises `ValueError` for a change that cannot be read.
+    `rounds=50` is short for `server.rounds=50`. Another name, as in `model.name=conv4`, keeps of the settings that
+    stand beside it those that it has, too. Raises `ValueError` for a change that cannot be read.
     """
     path, equals, text = change.partition("=")
     if not equals or not path:
@@ -259,10 +293,39 @@ def changed(plain: dict[str, Any], change: str) -> dict[str, Any]:
     if path.partition(".")[0] in ServerSettings.model_fields:
         path = f"server.{path}"
     try:
-        value = parse_yaml(text)
-    except yaml.YAMLError:
-        raise ValueError(f"--set {change!r}: the value is not YAML") from None
+        value = long_form(path, parse_yaml(text))
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", error)
+        raise ValueError(f"--set {change!r}: the value is not YAML: {problem}") from None
+    keys = path.split(".")
+    kind = _KINDS.get(keys[0])
+    if kind is not None and keys[-1] == "name" and len(keys) == (3 if keys[0] in _SEVERAL else 2):
+        plain = _begun_anew(plain, keys, kind, value)
     return with_value(plain, path, value, f"--set {change!r}")
+
+
+def _begun_anew(plain: dict[str, Any], keys: list[str], kind: Kind, name: object) -> dict[str, Any]:
+    """Return `plain` without those settings beside the name at `keys` that what is called `name` does not have."""
+    before = _at(plain, keys[:-1])
+    if not isinstance(before, dict) or before.get("name") == name:
+        return plain
+    try:
+        known = settings_of(kind, str(name))
+    except ValueError:
+        # A name that stands for nothing is refused with the experiment.
+        return plain
+    kept = {key: value for key, value in before.items() if key in ("name", *known)}
+    return with_value(plain, ".".join(keys[:-1]), kept)
+
+
+def _at(node: Any, keys: list[str]) -> Any:
+    """Return what lies at `keys`, `None` where there is nothing."""
+    for key in keys:
+        if isinstance(node, list):
+            node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None
+        else:
+            node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def with_value(plain: dict[str, Any], path: str, value: object, source: str = "grid") -> dict[str, Any]:
@@ -278,7 +341,7 @@ def _with(node: Any, keys: list[str], value: Any, source: str) -> Any:
         return value
     key, rest = keys[0], keys[1:]
     if isinstance(node, list):
-        if not key.isdigit() or int(key) >= len(node):
+        if not key.isdecimal() or int(key) >= len(node):
             raise ValueError(f"{source}: the list has entries 0 to {len(node) - 1}, not {key!r}")
         return [_with(item, rest, value, source) if i == int(key) else item for i, item in enumerate(node)]
     if node is None:

@@ -11,6 +11,7 @@ from metaleak.deploy.launch import simulate_here
 from metaleak.deploy.plugins import Plugin
 from metaleak.deploy.results import read_attack
 from metaleak.deploy.run_directory import RunDirectory
+from metaleak.server.plain_file import is_plain
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Job:
     def done(self) -> bool:
         """Whether what it makes is there already."""
         if self.attack is not None:
-            return (self.run / "attacks" / self.result / "attack.json").exists()
+            return is_plain(self.run, f"attacks/{self.result}/attack.json")
         return RunDirectory(self.run).done
 
     @property
@@ -35,7 +36,7 @@ class Job:
         if self.attack is None:
             return None
         try:
-            privacy = read_attack(self.run / "attacks" / self.result).privacy
+            privacy = read_attack(self.run, f"attacks/{self.result}").privacy
             if privacy is not None:
                 privacy.check()
         except ValueError as error:

@@ -20,7 +20,7 @@ from metaleak.clients.measured_chunk import measured_chunk
 from metaleak.clients.rules import batch_meta_gradients, own_span_pays
 from metaleak.deploy.accuracy import Accuracy, HeldOutTasks
 from metaleak.deploy.errors import Interrupted, one_line
-from metaleak.deploy.experiment import Experiment
+from metaleak.deploy.experiment import Experiment, simulation_key
 from metaleak.deploy.local_engine import LocalGrid
 from metaleak.deploy.ray_engine import RayEngine
 from metaleak.deploy.run_directory import RunDirectory, Status, read_parameters
@@ -114,7 +114,9 @@ class Simulation:
         self._engine = engine
         engine.run(client_app(self.federation, self.experiment.engine.device), self.serve)
         if engine.stopped:
-            raise Interrupted(f"{self.run.path}: interrupted; what was recorded is readable")
+            raise Interrupted(
+                f"{self.run.path}: interrupted; `metaleak simulate --resume {self.run.path}` goes on from here"
+            )
         return self.run
 
     def start_here(self) -> RunDirectory:
@@ -306,22 +308,26 @@ def simulate_here(experiment: Experiment, out: Path) -> RunDirectory:
     if not (out / "experiment.yaml").exists():
         return Simulation(experiment, out).start_here()
     run = RunDirectory.open(out)
-    _must_go_on_as_it_began(run, experiment)
+    # What the run was stored as is compared as it stands: it may name code, and only the experiment's own is run.
+    _must_go_on_as_it_began(run, run.stored(), experiment)
     return run if run.done else Simulation(experiment, out, resume=True).start_here()
 
 
 def resume(
-    out: Path, changes: Sequence[str] = (), on_round: Callable[[RoundDone], None] | None = None
+    out: Path,
+    changes: Sequence[str] = (),
+    on_round: Callable[[RoundDone], None] | None = None,
+    trust: bool = False,
 ) -> RunDirectory:
     """Go on with the run in `out` from its last round, and return it; one that is done is returned as it is.
 
     The final parameters and the record are those of a run that was never disturbed, bit for bit. `changes` may
     concern where it runs, `engine.` and the data's place, and nothing that decides what is computed: raises
-    `ValueError`.
+    `ValueError`, and for a run that names code unless you `trust` it, see `RunDirectory.experiment`.
     """
     run = RunDirectory.open(out)
-    experiment = run.experiment(tuple(changes))
-    _must_go_on_as_it_began(run, experiment)
+    experiment = run.experiment(tuple(changes), trust)
+    _must_go_on_as_it_began(run, run.experiment(trust=trust).resolved(), experiment)
     if run.done:
         return run
     return simulated_on_ray(experiment, run.path, on_round, resume=True)
@@ -350,13 +356,13 @@ def simulated_on_ray(
     return simulation.start_on(engine)
 
 
-def _must_go_on_as_it_began(run: RunDirectory, experiment: Experiment) -> None:
-    before = run.experiment()
-    same = all(
-        getattr(before.engine, key) == getattr(experiment.engine, key)
-        for key in ("chunk", "learners_per_node", "device")
+def _must_go_on_as_it_began(run: RunDirectory, before: object, experiment: Experiment) -> None:
+    """Refuse an experiment that computes something else than the resolved one `before`."""
+    engine = before.get("engine") if isinstance(before, dict) else None
+    same = isinstance(engine, dict) and all(
+        engine.get(key) == getattr(experiment.engine, key) for key in ("chunk", "learners_per_node", "device")
     )
-    if before.simulation_key() != experiment.simulation_key() or not same:
+    if not isinstance(before, dict) or simulation_key(before) != experiment.simulation_key() or not same:
         raise ValueError(
             f"{run.path}: a run goes on as it began; only engine.actors, engine.timeout, engine.ray_address and the "
             "data's place may be changed"

@@ -1,14 +1,16 @@
 """Finding models, rules, data sets, defences and attacks by name."""
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from torch import nn
+from typing_extensions import get_protocol_members
 
 from metaleak.attacks.observation import Attack
 from metaleak.clients.datasets import DataSet
@@ -27,16 +29,29 @@ _PROTOCOLS: dict[Kind, type] = {
 }
 
 
+NO_CODE = "no code"
+"""The key of a validation context that, when true, refuses every `module:Name`."""
+
+
 class Plugin(BaseModel):
     """A thing by name, and its settings.
 
     `name` is that of a Python entry point in the group `metaleak.<kind>`, or `module:Name`; every other key is
-    passed to what it names, as a keyword. A model may also be a function that returns a `torch.nn.Module`.
+    passed to what it names, as a keyword. What `module:Name` stands for is called only when it is a class with all
+    members of the kind's protocol, or a function whose return annotation is such a class; for models also a
+    `torch.nn.Module`.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
+
+    @field_validator("name")
+    @classmethod
+    def _may_be_code(cls, name: str, info: ValidationInfo) -> str:
+        if ":" in name and (info.context or {}).get(NO_CODE):
+            raise ValueError("is code that only its author's word makes safe; --trust (or trust=True) lets it run")
+        return name
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -55,9 +70,11 @@ class Plugin(BaseModel):
                 torch.manual_seed(0)
                 thing = factory(**self.settings)
         except ValidationError as error:
-            raise ValueError(first_problem(error, factory)) from None
+            raise ValueError(first_problem(error, _made_by(factory))) from None
         except TypeError as error:
-            raise ValueError(f"name: {self.name} cannot be made from {self.settings}: {error}") from None
+            known = ", ".join(settings_of(kind, self.name))
+            allowed = f" (allowed are {known})" if known else ""
+            raise ValueError(f"name: {self.name} cannot be made from {self.settings}: {error}{allowed}") from None
         if kind == "models" and isinstance(thing, nn.Module):
             try:
                 thing = TorchModule(thing)
@@ -100,13 +117,25 @@ def _keys(model: object, path: tuple[int | str, ...]) -> list[str]:
     return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
+def settings_of(kind: Kind, name: str) -> list[str]:
+    """Return the keys that what is called `name` takes beside it, sorted; none where that cannot be told.
+
+    Raises `ValueError` in one line for a name that stands for nothing.
+    """
+    factory = _find(kind, name)
+    given = [one for one in inspect.signature(factory).parameters.values() if one.kind != one.VAR_KEYWORD]
+    return sorted(one.name for one in given) or _keys(_made_by(factory), ())
+
+
 def _find(kind: Kind, name: str) -> Any:
     if ":" in name:
         module, _, attribute = name.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            factory = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise ValueError(f"name: {name}: {error}") from None
+        _must_make(kind, name, factory)
+        return factory
     found = _points(kind)
     if name not in found:
         raise ValueError(f"name: unknown {name!r}, allowed are {', '.join(sorted(found))} or module:Name")
@@ -114,6 +143,41 @@ def _find(kind: Kind, name: str) -> Any:
         return found[name].load()
     except (ImportError, AttributeError) as error:
         raise ValueError(f"name: {name}'s entry point {found[name].value} cannot be loaded: {error}") from None
+
+
+def _must_make(kind: Kind, name: str, factory: object) -> None:
+    """Refuse what cannot make a thing of this kind, before it is called: it may be any function on this machine."""
+    protocol, made = _PROTOCOLS[kind], _made_by(factory)
+    if kind == "models" and isinstance(made, type) and issubclass(made, nn.Module):
+        return
+    module = " or torch.nn.Module" if kind == "models" else ""
+    if made is None:
+        raise ValueError(
+            f"name: {name} is neither a class nor a function that says in its return annotation which "
+            f"{protocol.__name__}{module} it makes"
+        )
+    members = get_protocol_members(protocol)
+    if made is not protocol and (missing := sorted(name for name in members if not _has(made, name))):
+        raise ValueError(f"name: {name} is not a {protocol.__name__}{module}: it has no {', '.join(missing)}")
+
+
+def _made_by(factory: object) -> type | None:
+    """Return the class of what a factory makes: itself, or what a function's return annotation says."""
+    if not inspect.isfunction(factory):
+        return factory if isinstance(factory, type) else None
+    try:
+        made = get_type_hints(factory).get("return")
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return None
+    return made if isinstance(made, type) else None
+
+
+def _has(made: type, name: str) -> bool:
+    """Return whether instances of a class have the attribute: it stands in the class, or is annotated there.
+
+    What the class itself has as an object does not count: by that everything could be called.
+    """
+    return any(name in vars(base) or name in inspect.get_annotations(base) for base in made.__mro__)
 
 
 @lru_cache(maxsize=len(get_args(Kind)))

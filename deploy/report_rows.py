@@ -211,7 +211,7 @@ def _defences(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _with_structures(rows: list[Row]) -> list[Row]:
     """Count a rule among the defences, where rows differ in it: it decides what is sent."""
-    said = [describe_structure(row.config.get("rule") or {}) for row in rows]
+    said = [describe_structure(row.config.get("rule")) for row in rows]
     if len(set(said)) == 1:
         return rows
     return [

@@ -10,7 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaleak.attacks.evaluation import Estimate, Evaluation
+from metaleak.deploy.experiment import long_form
 from metaleak.deploy.plain_yaml import parse_yaml
+from metaleak.deploy.printable import printable
 from metaleak.deploy.privacy import Cost, Privacy
 from metaleak.deploy.result_arrays import (
     MEGABYTE,
@@ -19,12 +21,17 @@ from metaleak.deploy.result_arrays import (
     Scores,
     read_gallery,
     read_scores,
-    sized,
 )
+from metaleak.server.plain_file import is_plain, naming, plain_folders, read_plain
 
 MAX_CONFIG_FILE = MEGABYTE
 MAX_METRICS_FILE = 64 * MEGABYTE
+MAX_ROUNDS = 200_000
 MAX_SUITE_FILE = 64 * MEGABYTE
+MAX_CELLS = 10_000
+MAX_ATTACKS = 10_000
+
+SUITE_FILE = "suite.json"
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -93,7 +100,7 @@ class _AttackFile(_Read):
 
 class _SuiteFile(_Read):
     name: str = "suite"
-    cells: tuple[Cell, ...] = ()
+    cells: Annotated[tuple[Cell, ...], Field(max_length=MAX_CELLS)] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,37 +173,41 @@ class SuiteResult:
 
 def read(path: Path) -> RunResult | SuiteResult:
     """Return the run or suite in directory `path`; `ValueError` when it holds neither, or a damaged part."""
-    if (path / "suite.json").is_file():
-        return read_suite(path)
-    return read_run(path)
+    return read_suite(path) if is_plain(path, SUITE_FILE) else read_run(path)
 
 
 def read_suite(path: Path) -> SuiteResult:
     """Return the suite in directory `path`, each of its runs read once.
 
-    A run that is not there is left out; one that is damaged, or lies outside `path`, raises `ValueError`.
+    A run that is not there is left out. Raises `ValueError` for one that is damaged, lies outside `path` or behind a
+    link, and for more cells than are read.
     """
-    suite = _json(path / "suite.json", _SuiteFile, MAX_SUITE_FILE)
+    suite = _json(path, SUITE_FILE, _SuiteFile, MAX_SUITE_FILE)
+    if suite is None:
+        raise ValueError(f"{path / SUITE_FILE}: no such file")
     runs = {}
     for relative in dict.fromkeys(cell.run for cell in suite.cells):
-        inside = (path / relative).resolve()
-        if not inside.is_relative_to(path.resolve()):
-            raise ValueError(f"{path / 'suite.json'}: run {relative!r} lies outside the suite's directory")
-        if inside.is_dir():
-            runs[relative] = read_run(inside)
+        if Path(relative).is_absolute() or not {"..", ""}.isdisjoint(relative.split("/")):
+            raise ValueError(f"{path / SUITE_FILE}: run {relative!r} lies outside the suite's directory")
+        # A link is there too, and refused where it is opened.
+        if (path / relative).exists() or (path / relative).is_symlink():
+            runs[relative] = read_run(path, relative)
     return SuiteResult(path, suite.name, suite.cells, runs)
 
 
-def read_run(path: Path) -> RunResult:
-    """Return the run in directory `path`; missing parts are empty, damaged ones raise `ValueError`."""
+def read_run(root: Path, inside: str = "") -> RunResult:
+    """Return the run in the directory `root`, or `inside` it; missing parts are empty.
+
+    Raises `ValueError` for a damaged part, and for one that is a link or lies behind one.
+    """
+    path = root / inside
     if not path.is_dir():
         raise ValueError(f"{path}: no such directory")
-    if not any((path / name).is_file() for name in ("run.json", "experiment.yaml")):
-        raise ValueError(f"{path}: neither a run (run.json, experiment.yaml) nor a suite (suite.json)")
-    run = _json(path / "run.json", _RunFile) if (path / "run.json").exists() else _RunFile()
-    text = _text(path / "experiment.yaml") if (path / "experiment.yaml").exists() else ""
-    folder = path / "attacks"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    run, config = (_json(root, _name(inside, "run.json"), _RunFile), _bytes(root, _name(inside, "experiment.yaml")))
+    if run is None and config is None:
+        raise ValueError(f"{path}: neither a run (run.json, experiment.yaml) nor a suite ({SUITE_FILE})")
+    run, text = run or _RunFile(), _text(path / "experiment.yaml", config or b"")
+    attacks = plain_folders(root, _name(inside, "attacks"), MAX_ATTACKS)
     return RunResult(
         path=path,
         config=_yaml(path / "experiment.yaml", text),
@@ -207,17 +218,17 @@ def read_run(path: Path) -> RunResult:
         seed=run.seed,
         versions=run.versions,
         error=run.error,
-        rounds=_rounds(path / "metrics.jsonl", finished=run.status == "done"),
-        attacks=tuple(read_attack(folder / name) for name in names if not name.startswith(".")),
+        rounds=_rounds(root, _name(inside, "metrics.jsonl"), finished=run.status == "done"),
+        attacks=tuple(read_attack(root, _name(inside, f"attacks/{name}")) for name in attacks),
     )
 
 
-def read_attack(path: Path) -> AttackResult:
-    """Return the attack in directory `path`, which is named after it."""
-    described = _json(path / "attack.json", _AttackFile) if (path / "attack.json").exists() else _AttackFile()
-    scores, member = read_scores(path / "scores.parquet")
+def read_attack(root: Path, inside: str = "") -> AttackResult:
+    """Return the attack in the directory `root`, or `inside` it, which is named after it; see `read_run`."""
+    described = _json(root, _name(inside, "attack.json"), _AttackFile) or _AttackFile()
+    scores, member = read_scores(root, _name(inside, "scores.parquet"))
     return AttackResult(
-        name=path.name,
+        name=str(printable((root / inside).name)),
         config=described.attack,
         asks=described.asks,
         round=described.round,
@@ -227,7 +238,7 @@ def read_attack(path: Path) -> AttackResult:
         evaluation=described.evaluation,
         scores=scores,
         member=member,
-        gallery=read_gallery(path / "gallery.safetensors"),
+        gallery=read_gallery(root, _name(inside, "gallery.safetensors")),
         statistics=described.statistics,
         privacy=described.privacy,
         cost=described.cost,
@@ -235,18 +246,38 @@ def read_attack(path: Path) -> AttackResult:
     )
 
 
-def _text(path: Path, limit: int = MAX_CONFIG_FILE) -> str:
+def last_round(run: Path) -> Mapping[str, Any]:
+    """Return the last whole line of the run's `metrics.jsonl`, empty when there is none."""
+    lines = (_bytes(run, "metrics.jsonl", MAX_METRICS_FILE) or b"").splitlines()
+    return dict(json.loads(lines[-1])) if lines else {}
+
+
+def _name(inside: str, name: str) -> str:
+    return f"{inside}/{name}" if inside else name
+
+
+def _bytes(root: Path, name: str, limit: int = MAX_CONFIG_FILE) -> bytes | None:
+    """Return the content of the plain file `root/name`, `None` when it is not there."""
     try:
-        return sized(path, limit).read_text(encoding="utf-8")
+        return read_plain(root, name, limit)
+    except FileNotFoundError:
+        return None
+
+
+def _text(path: Path, raw: bytes) -> str:
+    try:
+        return raw.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _json(path: Path, shape: type[Shape], limit: int = MAX_CONFIG_FILE) -> Shape:
+def _json(root: Path, name: str, shape: type[Shape], limit: int = MAX_CONFIG_FILE) -> Shape | None:
+    raw = _bytes(root, name, limit)
+    if raw is None:
+        return None
+    path = root / name
     try:
-        return shape.model_validate(json.loads(_text(path, limit)))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
+        return shape.model_validate(printable(json.loads(_text(path, raw))))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     except ValidationError as error:
@@ -256,31 +287,30 @@ def _json(path: Path, shape: type[Shape], limit: int = MAX_CONFIG_FILE) -> Shape
 def _yaml(path: Path, text: str) -> Mapping[str, Any]:
     try:
         config = parse_yaml(text) or {}
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: a mapping is expected, not {type(config).__name__}")
-    return config
+    return {key: long_form(key, value) for key, value in config.items()}
 
 
-def _rounds(path: Path, finished: bool) -> tuple[Round, ...]:
-    if not path.exists():
-        return ()
-    lines = _text(path, MAX_METRICS_FILE).split("\n")
+def _rounds(root: Path, name: str, finished: bool) -> tuple[Round, ...]:
+    lines = (_bytes(root, name, MAX_METRICS_FILE) or b"").split(b"\n")
     # A run that was stopped may have been in the middle of its last line: everything before it is good.
     last = lines.pop()
     if last and finished:
         lines.append(last)
     rounds = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rounds.append(Round.model_validate(json.loads(line)))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
-        except ValidationError as error:
-            raise ValueError(f"{path}: line {number}: {_first(error)}") from error
+    with naming(root, name):
+        if len(lines) > MAX_ROUNDS:
+            raise ValueError(f"{len(lines)} lines, more than the {MAX_ROUNDS} that are read")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                rounds.append(Round.model_validate_json(line))
+            except ValidationError as error:
+                raise ValueError(f"line {number}: {_first(error)}") from error
     return tuple(rounds)
 
 

@@ -23,17 +23,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from metaleak.clients.episode import Parameters
-from metaleak.deploy.experiment import Experiment, read_experiment
+from metaleak.deploy.experiment import MAX_FILE, Experiment, experiment_from, yaml_from
+from metaleak.server.plain_file import is_plain, read_plain
+from metaleak.server.tensor_file import read_tensors
 from metaleak.server.whole_file import remove_parts, write_whole
 
 Status = Literal["running", "done", "failed", "interrupted"]
 
 _WRITTEN = ("run.json", "metrics.jsonl", "checkpoint.safetensors", "parameters.safetensors")
+_EXPERIMENT = "experiment.yaml"
+_LARGEST_SAID = 1 << 20  # bytes
+_LARGEST_METRICS = 1 << 31  # bytes, for ten million rounds
+
 _REPORTED = ("metaleak", "torch", "flwr", "ray", "numpy", "safetensors", "pyarrow")
 
 
@@ -66,7 +72,7 @@ class RunDirectory:
         try:
             with held(beside, "this run"):
                 run = cls(beside)
-                write_text(beside / "experiment.yaml", yaml.safe_dump(experiment.resolved(), sort_keys=False))
+                write_text(beside / _EXPERIMENT, yaml.safe_dump(experiment.resolved(), sort_keys=False))
                 run.say(
                     status="running",
                     started=now(),
@@ -81,13 +87,21 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
         """Return the run at `path`; raises `ValueError` when there is none."""
-        if not (path / "experiment.yaml").is_file():
+        if not is_plain(path, _EXPERIMENT):
             raise ValueError(f"{path}: is not a run (experiment.yaml is missing)")
         return cls(path)
 
-    def experiment(self, changes: tuple[str, ...] = ()) -> Experiment:
-        """Return the run's experiment, after `changes`."""
-        return read_experiment(self.path / "experiment.yaml", changes)
+    def experiment(self, changes: tuple[str, ...] = (), trust: bool = False) -> Experiment:
+        """Return the run's experiment, after `changes`.
+
+        A run may be a stranger's: unless you `trust` it, an experiment that names code (`module:Name`) is refused
+        before any of it is imported. Raises `ValueError` in one line.
+        """
+        return experiment_from(self.stored(), str(self.path / _EXPERIMENT), changes, code=trust)
+
+    def stored(self) -> object:
+        """Return the run's experiment as the plain data that it was stored as; nothing is built."""
+        return yaml_from(read_plain(self.path, _EXPERIMENT, MAX_FILE), self.path / _EXPERIMENT)
 
     @property
     def record(self) -> Path:
@@ -98,10 +112,10 @@ class RunDirectory:
         """Return what `run.json` says; empty when it is missing."""
         path = self.path / "run.json"
         try:
-            said = json.loads(path.read_text())
+            said = json.loads(read_plain(self.path, path.name, _LARGEST_SAID))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: damaged ({error})") from None
         if not isinstance(said, dict):
             raise ValueError(f"{path}: damaged (not a mapping)")
@@ -130,8 +144,11 @@ class RunDirectory:
     def forget_metrics(self, last_round: int) -> None:
         """Keep the lines of the rounds up to `last_round`, whole ones."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True)[:last_round] if path.exists() else []
-        write_text(path, "".join(lines))
+        try:
+            lines = read_plain(self.path, path.name, _LARGEST_METRICS).splitlines(keepends=True)[:last_round]
+        except FileNotFoundError:
+            lines = []
+        write_whole(path, b"".join(lines))
 
     @property
     def checkpoint(self) -> Path:
@@ -189,14 +206,15 @@ def read_parameters(path: Path, like: Parameters) -> Parameters:
     Raises `ValueError` in one line when it cannot be read, or differs from `like` in names or shapes.
     """
     try:
-        with safe_open(path, framework="pt") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-            expected = {name: tuple(value.shape) for name, value in like.items()}
-            if shapes != expected:
-                raise ValueError(f"{path}: holds {shapes}, the model has {expected}")
-            return {name: opened.get_tensor(name).to(like[name].dtype) for name in like}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+        # The path is the user's, and may be a link; what it leads to is a plain file.
+        _, found = read_tensors(path.resolve())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    shapes = {name: value.shape for name, value in found.items()}
+    expected = {name: tuple(value.shape) for name, value in like.items()}
+    if shapes != expected:
+        raise ValueError(f"{path}: holds {shapes}, the model has {expected}")
+    return {name: torch.from_numpy(found[name]).to(like[name].dtype) for name in like}
 
 
 def now() -> str:

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save
 from torch import Tensor
+
+from metaleak.server.tensor_file import read_tensors
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     else.
     """
     try:
-        with safe_open(path, framework="pt") as opened:
-            said = opened.metadata() or {}
-            if said.get("format") != "metaleak-checkpoint-1":
-                raise ValueError(f"{path}: is not a checkpoint")
-            parts: dict[str, dict[str, Tensor]] = {"parameters": {}, "optimiser": {}}
-            for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                part, _, rest = name.partition("/")
-                parts[part][rest] = opened.get_tensor(name)
-            return Checkpoint(int(said["round"]), **parts)
-    except (OSError, SafetensorError, KeyError) as error:
+        said, arrays = read_tensors(path)
+        if said.get("format") != "metaleak-checkpoint-1":
+            raise ValueError("is not a checkpoint")
+        parts: dict[str, dict[str, Tensor]] = {"parameters": {}, "optimiser": {}}
+        for name, value in arrays.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = torch.from_numpy(value)
+        return Checkpoint(int(said["round"]), **parts)
+    except KeyError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from metaleak.server.finite import finite_rows
+from metaleak.server.plain_file import plain_file
 from metaleak.server.record_layout import FORMAT, Entry, RecordError, Reply, file_name, parse_name, read_reply
-from metaleak.server.tensor_file import Arrays, Header, plain_file, read_header, read_json, read_tensor
+from metaleak.server.tensor_file import Arrays, Header, read_header, read_json, read_tensor
 
 _LOG = logging.getLogger("metaleak")
 

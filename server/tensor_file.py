@@ -11,14 +11,13 @@ without a number, and its reader may take many times a damaged file's size in me
 import json
 import math
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+
+from metaleak.server.plain_file import plain_file
 
 Arrays = dict[str, np.ndarray]
 
@@ -89,27 +88,6 @@ def encoded(arrays: Arrays, metadata: dict[str, str]) -> tuple[Header, list[byte
     return parsed, [len(header).to_bytes(8, "little") + header, *(value.data for value in plain.values())]
 
 
-@contextmanager
-def plain_file(root: Path, name: str) -> Iterator[int]:
-    """Open `root/name` for reading and yield its descriptor.
-
-    Below `root` nothing may be a link, and the file must be a plain one: a pipe would wait for ever. Raises
-    `OSError`, and `ValueError` for what is no plain file.
-    """
-    *folders, last = name.split("/")
-    opened = [os.open(root, os.O_RDONLY | os.O_DIRECTORY)]
-    try:
-        for folder in folders:
-            opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=opened[-1]))
-        opened.append(os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened[-1]))
-        if not stat.S_ISREG(os.fstat(opened[-1]).st_mode):
-            raise ValueError("not a plain file")
-        yield opened[-1]
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
-
-
 def read_header(file: int) -> Header:
     """Read and check the header of an open file; raises `OSError`, and `ValueError` with what is wrong."""
     size = os.fstat(file).st_size
@@ -123,18 +101,35 @@ def read_header(file: int) -> Header:
     return _parsed(raw, size - 8 - length)
 
 
-def read_tensor(file: int, header: Header, name: str) -> np.ndarray:
-    """Read one tensor of an open file whose header is `header`; raises `OSError`, and `ValueError` if it is cut."""
+def read_tensor(file: int, header: Header, name: str, rows: slice | None = None) -> np.ndarray:
+    """Read one tensor, or some adjacent `rows` of its leading axis, of an open file whose header is `header`.
+
+    Raises `OSError`, and `ValueError` if the file is cut.
+    """
     spec = header.tensors[name]
-    value = np.empty(spec.shape, spec.dtype)
+    first, shape = 0, spec.shape
+    if rows is not None:
+        first, last, _ = rows.indices(shape[0])
+        shape = (max(0, last - first), *shape[1:])
+    value = np.empty(shape, spec.dtype)
     rest = value.reshape(-1).view(np.uint8).data
-    place = header.body + spec.start
+    place = header.body + spec.start + first * math.prod(shape[1:]) * spec.dtype.itemsize
     while rest.nbytes:
         count = os.preadv(file, [rest], place)
         if not count:
             raise ValueError(f"ends inside of {name[:80]!r}")
         rest, place = rest[count:], place + count
     return value
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], Arrays]:
+    """Return the metadata and all tensors of the plain file `path`, which is no link.
+
+    Raises `OSError`, and `ValueError` with what is wrong.
+    """
+    with plain_file(path.parent, path.name) as file:
+        header = read_header(file)
+        return header.metadata, {name: read_tensor(file, header, name) for name in header.tensors}
 
 
 def read_json(raw: bytes) -> object:

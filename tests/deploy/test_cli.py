@@ -179,7 +179,7 @@ def test_a_start_that_does_not_fit_the_model_is_named(capsys, tmp_path, run):
 
 def test_the_module_of_a_user_is_found_beside_him(tmp_path, capsys):
     (tmp_path / "my_net.py").write_text(
-        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+        "from torch import nn\ndef net() -> nn.Module:\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
     )
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**SMALL, "model": {"name": "my_net:net"}}))
     assert call(capsys, "simulate", "mine.yaml")[0] == 0
