@@ -1,5 +1,6 @@
 """Defences in words: what an experiment does against the curious server, and how strongly."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ _KNOWN = {
     "secure-aggregation": ("", "secure aggregation (ideal functionality)"),
 }
 """The setting that stands for a defence's scale, if any, and what to call it."""
+
+_CALLED = re.compile(r" \((epsilon|noise multiplier|part kept|bits)\)")
+"""What the scale of a defence is called, where that stands in its name."""
 
 
 def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -46,6 +50,22 @@ def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         details = [law, *(f"{key} {_plain(value)}" for key, value in others.items())]
         names.append(", ".join([title, *(detail for detail in details if detail)]))
     return " + ".join(names), " + ".join(scales)
+
+
+def describe_strength(name: str, scale: str) -> str:
+    """Return a name and a scale of `describe_defences` in one phrase: "Gaussian mechanism, epsilon 8".
+
+    What the name says in brackets is what the scale is; where there are several defences, each has its own.
+    """
+    names, scales = name.split(" + "), scale.split(" + ") if scale else []
+    if len(names) == len(scales):
+        return " + ".join(_with_scale(*one) for one in zip(names, scales, strict=True))
+    return _with_scale(name, scale) if scale else name
+
+
+def _with_scale(name: str, scale: str) -> str:
+    called = _CALLED.search(name)
+    return f"{name}, scale {scale}" if called is None else _CALLED.sub(f", {called[1]} {scale}", name, count=1)
 
 
 def describe_structure(rule: object) -> str:

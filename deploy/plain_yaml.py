@@ -5,7 +5,7 @@ which YAML 1.1 would make of text. No key twice. No control characters.
 """
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -26,8 +26,8 @@ _DROPPED = (*_NUMBERS, *(f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "
 
 
 class _PlainLoader(yaml.SafeLoader):
-    yaml_constructors: dict[Any, Any] = {}  # noqa: RUF012 (the library's own form)
-    yaml_implicit_resolvers = {  # noqa: RUF012
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in _DROPPED]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -35,8 +35,9 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed", None)
-        if getattr(self.peek_event(), "tag", None) is not None:
-            raise yaml.composer.ComposerError(None, None, "tags are not allowed", self.peek_event().start_mark)
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, "tags are not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_scalar(self, node: Any) -> Any:

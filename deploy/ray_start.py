@@ -32,6 +32,7 @@ _after_ray = ExitStack()
 """What is to be undone once the Ray that `start_ray` started has ended."""
 
 _ending = threading.Lock()
+_MOST_ACTORS_A_CORE = 4
 
 
 def start_ray(settings: EngineSettings) -> int:
@@ -54,7 +55,13 @@ def start_ray(settings: EngineSettings) -> int:
                 settings.ray_address,
             )
         return max(1, int(_resources().get("CPU", 1)))
-    cpus = settings.actors or usable_cores()
+    cores = usable_cores()
+    cpus = settings.actors or cores
+    if cpus > _MOST_ACTORS_A_CORE * cores:
+        raise ValueError(
+            f"engine.actors: {cpus} on {cores} cores, where at most {_MOST_ACTORS_A_CORE * cores} are started: each "
+            "is a process of its own, and more than one a core computes nothing sooner"
+        )
     # Inherited, where Flower would ask Ray for it: the processes that Ray starts ahead then serve as actors.
     os.environ["PYTHONPATH"] = paths
     # A job that does not fit into the memory would be tried for ever.

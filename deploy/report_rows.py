@@ -9,7 +9,13 @@ from rich.text import Text
 
 from metaleak.attacks.evaluation import FPR_LEVELS, Estimate, Evaluation
 from metaleak.attacks.roc import non_members_needed
-from metaleak.deploy.defence_words import RULE_STRUCTURE, UNDEFENDED, describe_defences, describe_structure
+from metaleak.deploy.defence_words import (
+    RULE_STRUCTURE,
+    UNDEFENDED,
+    describe_defences,
+    describe_strength,
+    describe_structure,
+)
 from metaleak.deploy.results import AttackResult, Cell, RunResult, SuiteResult
 
 _CLEARLY = 0.05
@@ -70,7 +76,7 @@ class Row:
     @property
     def strength(self) -> str:
         """Defence and scale in one phrase."""
-        return f"{self.defence_name}, scale {self.scale}" if self.scale else self.defence_name
+        return describe_strength(self.defence_name, self.scale)
 
     @property
     def betrayed(self) -> tuple[str, float] | None:

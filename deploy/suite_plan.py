@@ -9,7 +9,7 @@ from typing import Any
 
 from metaleak.deploy.applicability import reason_against
 from metaleak.deploy.assessment import planned_attacks
-from metaleak.deploy.defence_words import describe_defences
+from metaleak.deploy.defence_words import describe_defences, describe_strength
 from metaleak.deploy.experiment import Experiment
 from metaleak.deploy.jobs import Job
 from metaleak.deploy.plugins import Plugin
@@ -103,8 +103,7 @@ def _labels(experiments: list[Experiment]) -> list[str]:
 
 def _strength(experiment: Experiment) -> str:
     """Return the defences in words, such as `shared noise, gaussian, scale 1`."""
-    name, scale = describe_defences([defence.resolved("defences") for defence in experiment.defences])
-    return f"{name}, scale {scale}" if scale else name
+    return describe_strength(*describe_defences([defence.resolved("defences") for defence in experiment.defences]))
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

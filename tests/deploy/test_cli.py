@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 import yaml
@@ -13,7 +14,8 @@ from local_grid import local_simulate
 
 import metaleak.deploy.commands as commands
 from metaleak.deploy.cli import main
-from metaleak.deploy.experiment import experiment_from
+from metaleak.deploy.experiment import EngineSettings, experiment_from
+from metaleak.deploy.ray_start import start_ray
 from metaleak.server import Record, RecordWriter
 
 SMALL = {
@@ -55,6 +57,29 @@ def test_every_command_has_help_with_an_example(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0
     assert f"Example: metaleak {command}" in " ".join(out.split())
+
+
+def test_help_shows_where_a_run_lies_and_all_attacks(capsys):
+    assert "runs/<name>" in call(capsys, "simulate", "--help")[1]
+    said = call(capsys, "attack", "--help")[1]
+    assert all(point.name in said for point in entry_points(group="metaleak.attacks"))
+
+
+def test_one_round_is_one_round(capsys):
+    open("small.yaml", "w").write(yaml.safe_dump(SMALL))  # noqa: SIM115
+    assert ": 1 round in " in call(capsys, "simulate", "small.yaml", "--set", "rounds=1")[1]
+
+
+def test_a_large_record_is_spoken_of_before_it_is_written(capsys):
+    open("large.yaml", "w").write(yaml.safe_dump({**SMALL, "model": {"name": "mlp", "hidden": [60_000]}}))  # noqa: SIM115
+    code, _, err = call(capsys, "simulate", "large.yaml", "--set", "rounds=1", "--set", "record.rounds=1")
+    # 64 x 60 000 weights, 60 000 biases, 3 x 60 000 + 3 of the head; sent once and sent back six times.
+    assert (code, "the record will take about 114 MB of the " in one_line(err)) == (0, True)
+
+
+def test_more_actors_than_cores_can_use_are_refused():
+    with pytest.raises(ValueError, match=r"engine\.actors: 4096 on .* at most"):
+        start_ray(EngineSettings(actors=4096))
 
 
 @pytest.mark.parametrize(

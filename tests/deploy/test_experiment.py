@@ -5,7 +5,7 @@ from importlib.resources import files
 import pytest
 import yaml
 
-from metaleak.deploy.experiment import Experiment, changed, experiment_from, read_experiment
+from metaleak.deploy.experiment import MAX_FILE, Experiment, changed, experiment_from, read_experiment
 
 
 def problem(plain, *changes):
@@ -98,6 +98,8 @@ def test_the_simulation_key_counts_what_decides_the_numbers_and_nothing_else(tmp
     [
         (b"a: [1", "not YAML in line"),
         (b"a: &x [1]\nb: *x", "aliases are not allowed"),
+        (b"seed: 1\nseed: 2", "not YAML in line 2: the key 'seed' stands there twice"),
+        (b"#" * (MAX_FILE + 1), "more than the"),
         (b"\xff\xfe\x00", "not"),
         (None, "No such file"),
     ],
@@ -109,3 +111,30 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, said):
     with pytest.raises(ValueError, match=said) as caught:
         read_experiment(path)
     assert str(path) in str(caught.value)
+
+
+def test_another_name_keeps_only_the_settings_that_it_has_too():
+    template = yaml.safe_load((files("metaleak.deploy") / "templates" / "experiment.yaml").read_text())
+    changes = ["model.name=conv4", "rule.name=fomaml", "attacks.1.name=span"]
+    experiment = experiment_from({**template, "rule": {"name": "maml", "inner_steps": 3, "order": 2}}, "x", changes)
+    assert experiment.model.settings == {}
+    assert experiment.rule.settings == {"inner_steps": 3}
+    assert experiment.attacks[1].settings == {}
+    set_after = experiment_from(template, "x", ["model.name=lenet", "model.activation=tanh"])
+    assert set_after.model.settings == {"activation": "tanh"}
+    same = experiment_from({"model": {"name": "mlp", "hidden": [7]}}, "x", ["model.name=mlp"])
+    assert same.model.settings == {"hidden": [7]}
+
+
+def test_names_alone_are_short_for_what_they_name():
+    short = {"data": "digits", "model": "lenet", "rule": "fomaml", "defences": "noise", "attacks": ["span", "query"]}
+    long = {
+        "data": {"name": "digits"},
+        "model": {"name": "lenet"},
+        "rule": {"name": "fomaml"},
+        "defences": [{"name": "noise"}],
+        "attacks": [{"name": "span"}, {"name": "query"}],
+    }
+    assert experiment_from(short, "x") == experiment_from(long, "x")
+    assert experiment_from({}, "x", [f"{key}={value}" for key, value in short.items()]) == experiment_from(long, "x")
+    assert experiment_from({"defences": None, "attacks": None}, "x").attacks == ()

@@ -251,6 +251,10 @@ def test_labels_say_what_the_suite_varies(tmp_path, benchmark):
         ("grid: {learners: [nope]}", "partition.learners"),
         ("grid: {ways: []}", "grid.ways: must have at least one value"),
         ("grid: {ways: [{each: 3}]}", "grid.ways: each must stand alone and be a list"),
+        (
+            "grid: {seed: [{each: [" + "1, " * 200 + "1]}], ways: [[" + "{each: [2, 3]}, " * 40 + "2]]}",
+            "grid: multiplies out to 2.21e+14 experiments, more than the 10000",
+        ),
         ("grid: {settings: [3]}", "grid.settings: must be mappings"),
         ("grid: {defences: [{rule: nope}]}", "rule.name: unknown 'nope'"),
     ],
