@@ -27,7 +27,7 @@ _DROPPED = (*_NUMBERS, *(f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "
 
 class _PlainLoader(yaml.SafeLoader):
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+    yaml_implicit_resolvers: dict[Any, Any] = {  # noqa: RUF012 (the library's stubs have it so)
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in _DROPPED]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

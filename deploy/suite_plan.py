@@ -10,7 +10,7 @@ from typing import Any
 from metaleak.deploy.applicability import reason_against
 from metaleak.deploy.assessment import planned_attacks
 from metaleak.deploy.defence_words import describe_defences, describe_strength
-from metaleak.deploy.experiment import Experiment
+from metaleak.deploy.experiment import Experiment, simulation_key
 from metaleak.deploy.jobs import Job
 from metaleak.deploy.plugins import Plugin
 from metaleak.deploy.results import Cell
@@ -45,8 +45,10 @@ def plan(experiments: list[Experiment], out: Path) -> Plan:
     """
     cells: dict[Key, Cell] = {}
     jobs: dict[Key, Job] = {}
-    for experiment, label in zip(experiments, _labels(experiments), strict=True):
-        run = f"runs/{experiment.simulation_key()}"
+    # Once for each: whatever it asks about is built for it.
+    resolved = [experiment.resolved() for experiment in experiments]
+    for experiment, plain, label in zip(experiments, resolved, _labels(resolved), strict=True):
+        run = f"runs/{simulation_key(plain)}"
         path = out.resolve() / run
         attacks = {
             f"{name}-{_attack_key(experiment, attack)}": attack
@@ -60,14 +62,13 @@ def plan(experiments: list[Experiment], out: Path) -> Plan:
                 jobs[run, name] = Job(experiment, path, attack, name)
         # A simulation without any attack is a cell of its own.
         for name in attacks or [""]:
-            cells[run, name] = _cell(experiment, run, label, name, attacks.get(name), against.get(name))
+            cells[run, name] = _cell(plain, run, label, name, attacks.get(name), against.get(name))
     return Plan(cells, jobs)
 
 
 def _cell(
-    experiment: Experiment, run: str, label: str, name: str, attack: Plugin | None, against: str | None
+    resolved: Mapping[str, Any], run: str, label: str, name: str, attack: Plugin | None, against: str | None
 ) -> Cell:
-    resolved = experiment.resolved()
     return Cell(
         id=hashlib.sha256(f"{run}/{name}".encode()).hexdigest()[:16],
         run=run,
@@ -86,24 +87,19 @@ def _attack_key(experiment: Experiment, attack: Plugin) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _labels(experiments: list[Experiment]) -> list[str]:
+def _labels(resolved: list[dict[str, Any]]) -> list[str]:
     """Return what tells each experiment from the others: its defences, and whatever else the suite varies."""
-    described = [dict(_flat(experiment.resolved())) for experiment in experiments]
+    described = [dict(_flat(plain)) for plain in resolved]
     everywhere = set.intersection(*(set(flat.items()) for flat in described)) if described else set()
     labels = []
-    for experiment, flat in zip(experiments, described, strict=True):
+    for plain, flat in zip(resolved, described, strict=True):
         varied = [
             f"{key.removesuffix('.name')} {value}"
             for key, value in flat.items()
             if (key, value) not in everywhere and not key.startswith(("defences", "attacks"))
         ]
-        labels.append(", ".join([_strength(experiment), *varied]))
+        labels.append(", ".join([describe_strength(*describe_defences(plain["defences"])), *varied]))
     return labels
-
-
-def _strength(experiment: Experiment) -> str:
-    """Return the defences in words, such as `shared noise, gaussian, scale 1`."""
-    return describe_strength(*describe_defences([defence.resolved("defences") for defence in experiment.defences]))
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
