@@ -1,7 +1,6 @@
 """Running an experiment's simulation: what the server does, and where its actors are."""
 
 import shutil
-import textwrap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,25 +13,20 @@ from flwr.serverapp.strategy import Strategy
 
 from metaleak.clients.app import client_app
 from metaleak.clients.device import torch_device
-from metaleak.clients.episode import Episode
-from metaleak.clients.federation import Federation
 from metaleak.clients.measured_chunk import measured_chunk
-from metaleak.clients.rules import batch_meta_gradients, own_span_pays
 from metaleak.deploy.accuracy import Accuracy, HeldOutTasks
 from metaleak.deploy.errors import Interrupted, one_line
 from metaleak.deploy.experiment import Experiment, simulation_key
 from metaleak.deploy.local_engine import LocalGrid
 from metaleak.deploy.ray_engine import RayEngine
 from metaleak.deploy.run_directory import RunDirectory, Status, read_parameters
+from metaleak.deploy.trial import try_out
 from metaleak.server import CuriousServer, MeanRecorder, MetaLearner, RoundReport, WatchedGrid
 from metaleak.server.background_writer import BackgroundWriter
 from metaleak.server.checkpoint import Checkpoint, read_checkpoint
 from metaleak.server.meta_learner import LARGEST_SHARE
 from metaleak.server.record_writer import RecordWriter
 from metaleak.server.whole_file import write_whole
-
-_OWN_SPAN_ERROR = 1e-3
-"""The largest part of a tensor's meta-gradient that may change when it is computed in the span of the own images."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class Simulation:
         if experiment.server.start_from is not None:
             self._initial = read_parameters(experiment.server.start_from, like=self._initial)
         self._tasks = HeldOutTasks(self.federation, experiment.evaluation)
-        _try_out(self.federation)
+        try_out(self.federation)
         self._on_round = on_round
         self._engine: RayEngine | None = None
         self._last: Checkpoint | None = None
@@ -233,67 +227,6 @@ class Simulation:
         return asked
 
 
-def _try_out(federation: Federation) -> None:
-    """Compute one learner's meta-gradient, so that a model or rule that cannot is found before any actor starts.
-
-    Also that of two at once, as rounds and held-out tasks do. Where it would be computed in the span of the learner's
-    images, so too, in float64: what a model or a rule says of itself may be wrong, and shows in the difference.
-    """
-    learner, parameters = federation.learner(0), federation.initial_parameters()
-    episode = learner.episode(1)
-    model, rule = federation.model, federation.rule
-    try:
-        learner.meta_gradient(parameters, 1)
-    except Exception as error:
-        raise ValueError(f"the model and the rule give no meta-gradient: {_inner(error)}") from error
-    try:
-        batch_meta_gradients(model, rule, parameters, _twice(episode))
-        images = federation.task.ways * (federation.task.shots + federation.task.queries)
-        if own_span_pays(model, rule, parameters, images):
-            _compare_in_span(model, rule, parameters, episode)
-    except _LeavesSpan:
-        raise
-    except Exception as error:
-        raise ValueError(f"the model and the rule cannot compute two learners at once: {_inner(error)}") from error
-
-
-class _LeavesSpan(ValueError):
-    """A meta-gradient that is another in the span of the learner's images."""
-
-
-def _compare_in_span(model: Model, rule: Rule, parameters: Parameters, episode: Episode) -> None:
-    episode = Episode(*map(_doubled, episode))
-    parameters = {name: _doubled(value) for name, value in parameters.items()}
-    alone, _ = rule.meta_gradient(model, parameters, episode)
-    together, _ = batch_meta_gradients(model, rule, parameters, _twice(episode))
-    # Far above rounding, also that of a model which computes a part in float32.
-    least = _OWN_SPAN_ERROR**2 * max(float(value.norm()) for value in alone.values())
-    for name, value in alone.items():
-        if float((together[name][0] - value).norm()) > max(_OWN_SPAN_ERROR * float(value.norm()), least):
-            raise _LeavesSpan(
-                f"the meta-gradient of {name} is another in the span of the learner's images: the model does not "
-                "meet them by its input_weight alone (are they normalised first?), or what the rule sends leaves "
-                "their span, though it says stays_in_span (has it weight decay?)"
-            )
-
-
-def _twice(episode: Episode) -> Episode:
-    return Episode(*(part.expand(2, *part.shape) for part in episode))
-
-
-def _doubled(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _inner(error: Exception) -> str:
-    """Return torch's own words in one line, with what they usually mean."""
-    return (
-        f"{textwrap.shorten(one_line(error), 200, placeholder=' …')} (torch.func must be able to differentiate it "
-        "twice and to vectorize it: no changes in place of images or buffers, no random numbers, no decisions by "
-        "values, no NumPy, no state kept between calls)"
-    )
-
-
 def simulate(experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None) -> RunDirectory:
     """Simulate `experiment` on Ray actors into the new directory `out` and return the run; see `Simulation`."""
     RunDirectory.must_be_free(out)
@@ -340,7 +273,7 @@ def simulated_on_ray(
     with ThreadPoolExecutor(max_workers=1) as beside:
         # Ray takes longer to start, most of it waiting, and its processes die with the thread that started them. What
         # is done beside it leaves nothing behind but a warm process, whatever happens.
-        tried = beside.submit(_try_out, experiment.federation())
+        tried = beside.submit(try_out, experiment.federation())
         try:
             engine = RayEngine(experiment.engine, experiment.partition.learners)
         except Exception:

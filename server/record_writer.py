@@ -24,7 +24,7 @@ from metaleak.server.record_layout import (
     reply_metadata,
 )
 from metaleak.server.tensor_file import Arrays, Header, encoded
-from metaleak.server.whole_file import whole_of, numbered, write_whole
+from metaleak.server.whole_file import numbered, whole_of, write_whole
 
 
 class RecordWriter:

@@ -76,13 +76,13 @@ def _one(began: float) -> dict[str, float]:
 
     dispatch.Dispatch.answers = watched  # type: ignore[assignment,method-assign]
 
-    tried_out = launch._try_out
+    tried_out = launch.try_out
 
     def noted(*given: object) -> None:
         tried_out(*given)  # type: ignore[arg-type]
         note(STEPS[1])
 
-    launch._try_out = noted
+    launch.try_out = noted
 
     def look() -> None:
         while STEPS[5] not in done:

@@ -1,0 +1,77 @@
+"""The trial before a simulation: one learner computed in every way that the rounds will take."""
+
+import textwrap
+
+import torch
+
+from metaleak.clients.episode import Episode, Parameters
+from metaleak.clients.federation import Federation
+from metaleak.clients.models import Model
+from metaleak.clients.rules import Rule, batch_meta_gradients, own_span_pays
+from metaleak.deploy.errors import one_line
+
+_OWN_SPAN_ERROR = 1e-3
+"""The largest part of a tensor's meta-gradient that may change when it is computed in the span of the own images."""
+
+
+def try_out(federation: Federation) -> None:
+    """Compute one learner's meta-gradient, so that a model or rule that cannot is found before any actor starts.
+
+    Also that of two at once, as rounds and held-out tasks do. Where it would be computed in the span of the learner's
+    images, so too, in float64: what a model or a rule says of itself may be wrong, and shows in the difference.
+
+    Raises `ValueError` in one line.
+    """
+    learner, parameters = federation.learner(0), federation.initial_parameters()
+    episode = learner.episode(1)
+    model, rule = federation.model, federation.rule
+    try:
+        learner.meta_gradient(parameters, 1)
+    except Exception as error:
+        raise ValueError(f"the model and the rule give no meta-gradient: {_inner(error)}") from error
+    try:
+        batch_meta_gradients(model, rule, parameters, _twice(episode))
+        images = federation.task.ways * (federation.task.shots + federation.task.queries)
+        if own_span_pays(model, rule, parameters, images):
+            _compare_in_span(model, rule, parameters, episode)
+    except _LeavesSpan:
+        raise
+    except Exception as error:
+        raise ValueError(f"the model and the rule cannot compute two learners at once: {_inner(error)}") from error
+
+
+class _LeavesSpan(ValueError):
+    """A meta-gradient that is another in the span of the learner's images."""
+
+
+def _compare_in_span(model: Model, rule: Rule, parameters: Parameters, episode: Episode) -> None:
+    episode = Episode(*map(_doubled, episode))
+    parameters = {name: _doubled(value) for name, value in parameters.items()}
+    alone, _ = rule.meta_gradient(model, parameters, episode)
+    together, _ = batch_meta_gradients(model, rule, parameters, _twice(episode))
+    # Far above rounding, also that of a model which computes a part in float32.
+    least = _OWN_SPAN_ERROR**2 * max(float(value.norm()) for value in alone.values())
+    for name, value in alone.items():
+        if float((together[name][0] - value).norm()) > max(_OWN_SPAN_ERROR * float(value.norm()), least):
+            raise _LeavesSpan(
+                f"the meta-gradient of {name} is another in the span of the learner's images: the model does not "
+                "meet them by its input_weight alone (are they normalised first?), or what the rule sends leaves "
+                "their span, though it says stays_in_span (has it weight decay?)"
+            )
+
+
+def _twice(episode: Episode) -> Episode:
+    return Episode(*(part.expand(2, *part.shape) for part in episode))
+
+
+def _doubled(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _inner(error: Exception) -> str:
+    """Return torch's own words in one line, with what they usually mean."""
+    return (
+        f"{textwrap.shorten(one_line(error), 200, placeholder=' …')} (torch.func must be able to differentiate it "
+        "twice and to vectorize it: no changes in place of images or buffers, no random numbers, no decisions by "
+        "values, no NumPy, no state kept between calls)"
+    )
