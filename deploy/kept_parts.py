@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from metaleak.attacks.observation import Answers
-from metaleak.server.tensor_file import encoded, plain_file, read_header, read_tensor
+from metaleak.server.plain_file import plain_file
+from metaleak.server.tensor_file import encoded, read_header, read_tensor
 from metaleak.server.whole_file import whole_of, write_whole
 
 _SCORES, _RECONSTRUCTIONS, _STATISTIC = "scores", "reconstructions", "statistic."
