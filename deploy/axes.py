@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metaleak.deploy.experiment import long_form, with_value
+from metaleak.deploy.errors import WrongUsage
+from metaleak.deploy.experiment import long_form
+from metaleak.deploy.nested import with_value
 
 SHORT = {
     "models": "model",
@@ -34,7 +36,7 @@ def combinations(grid: Mapping[str, list[Any]]) -> Iterator[list[Changes]]:
     """
     count = math.prod(sum(_count(value) for value in values) for values in grid.values())
     if count > LARGEST_SUITE:
-        raise ValueError(f"grid: multiplies out to {count:.4g} experiments, more than the {LARGEST_SUITE} allowed")
+        raise WrongUsage(f"grid: multiplies out to {count:.4g} experiments, more than the {LARGEST_SUITE} allowed")
     return (list(chosen) for chosen in itertools.product(*(_choices(axis, grid[axis]) for axis in grid)))
 
 
@@ -50,7 +52,7 @@ def applied(plain: dict[str, Any], chosen: list[Changes]) -> dict[str, Any]:
 def _choices(axis: str, values: list[Any]) -> list[Changes]:
     found = [_changes(axis, one) for value in values for one in multiplied(value, f"grid.{axis}")]
     if not found:
-        raise ValueError(f"grid.{axis}: must have at least one value")
+        raise WrongUsage(f"grid.{axis}: must have at least one value")
     return found
 
 
@@ -58,7 +60,7 @@ def _changes(axis: str, value: object) -> Changes:
     """Return what one value of an axis sets: a key of its own, or those that it lists."""
     if axis == "settings":
         if not isinstance(value, Mapping):
-            raise ValueError(f"grid.settings: must be mappings of keys to values, got {value!r}")
+            raise WrongUsage(f"grid.settings: must be mappings of keys to values, got {value!r}")
         return _listed(value)
     if axis == "defences" and isinstance(value, Mapping) and "name" not in value:
         # A structural one: what protects is another rule or model, perhaps with defences on top.
@@ -91,7 +93,7 @@ def multiplied(value: object, source: str) -> list[Any]:
         if EACH in value:
             listed = value[EACH]
             if len(value) > 1 or not isinstance(listed, list) or not listed:
-                raise ValueError(
+                raise WrongUsage(
                     f"{source}: each must stand alone and be a list with at least one value, got {value}"
                 )
             return [one for inner in listed for one in multiplied(inner, source)]

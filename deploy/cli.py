@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from metaleak.deploy.errors import Interrupted, one_line
+from metaleak.deploy.errors import Interrupted, WrongUsage, one_line
 from metaleak.deploy.interruption import interruptible
 
 _ATTACKS = sorted({point.name for point in entry_points(group="metaleak.attacks")})
@@ -184,7 +184,7 @@ def _exit_code(command: Callable[[], object], debug: bool) -> int:
         if debug:
             raise
         typer.echo(f"metaleak: {one_line(error)}", err=True)
-        return 130 if isinstance(error, Interrupted) else 1
+        return 130 if isinstance(error, Interrupted) else 2 if isinstance(error, WrongUsage) else 1
     return 0
 
 

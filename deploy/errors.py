@@ -7,6 +7,10 @@ class Interrupted(RuntimeError):
     """The user ended the simulation; what was recorded is complete up to the last reply."""
 
 
+class WrongUsage(ValueError):
+    """A file or a value that the user gave and that cannot be used."""
+
+
 def one_line(error: BaseException) -> str:
     """Return what went wrong in one line that a terminal may print: the error's first, with its type where needed."""
     text = str(printable(next(iter(str(error).splitlines()), "")))

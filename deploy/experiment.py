@@ -14,6 +14,8 @@ from metaleak.clients.faults import Faults
 from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.defenses import Accounted, Defence
+from metaleak.deploy.errors import WrongUsage
+from metaleak.deploy.nested import value_at, with_value
 from metaleak.deploy.plain_yaml import parse_yaml
 from metaleak.deploy.plugins import NO_CODE, Kind, Plugin, first_problem, settings_of
 from metaleak.deploy.releases import most_sampled
@@ -223,13 +225,13 @@ def experiment_from(plain: object, source: str, changes: Iterable[str] = (), cod
     """Return the experiment that `plain` (parsed YAML) describes, after `changes` like `server.rounds=50`.
 
     A name is short for `{name: ...}`, one defence or attack for a list of it. Without `code` a `module:Name` is
-    refused before anything is imported. Raises `ValueError` in one line that names `source`, the key, the value and
+    refused before anything is imported. Raises `WrongUsage` in one line that names `source`, the key, the value and
     what is allowed.
     """
     if plain is None:
         plain = {}
     if not isinstance(plain, dict):
-        raise ValueError(f"{source}: must be a mapping of keys to values, got {type(plain).__name__}")
+        raise WrongUsage(f"{source}: must be a mapping of keys to values, got {type(plain).__name__}")
     plain = {key: long_form(key, value) for key, value in plain.items()}
     # `model: {hidden: [32]}` or `--set model.hidden=[32]` keeps the default model's name.
     for key, name in _DEFAULT_NAMES.items():
@@ -241,24 +243,27 @@ def experiment_from(plain: object, source: str, changes: Iterable[str] = (), cod
     try:
         return Experiment.model_validate(plain, context={NO_CODE: not code})
     except ValidationError as error:
-        raise ValueError(f"{source}: {first_problem(error, Experiment)}") from None
+        raise WrongUsage(f"{source}: {first_problem(error, Experiment)}") from None
 
 
 def read_experiment(path: Path, changes: Iterable[str] = ()) -> Experiment:
-    """Return the experiment in the YAML file `path`, after `changes`; raises `ValueError` in one line."""
+    """Return the experiment in the YAML file `path`, after `changes`; raises `WrongUsage` in one line."""
     return experiment_from(read_yaml(path), str(path), changes)
 
 
 def read_yaml(path: Path) -> object:
-    """Return what the YAML file holds, as plain data; raises `ValueError` in one line."""
+    """Return what the YAML file holds, as plain data; raises `WrongUsage` in one line."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
+        raise WrongUsage(f"{path}: {error.strerror or error}") from None
     if len(raw) > MAX_FILE:
-        raise ValueError(f"{path}: more than the {MAX_FILE} bytes that are read")
-    return yaml_from(raw, path)
+        raise WrongUsage(f"{path}: more than the {MAX_FILE} bytes that are read")
+    try:
+        return yaml_from(raw, path)
+    except ValueError as error:
+        raise WrongUsage(str(error)) from None
 
 
 def yaml_from(raw: bytes, path: Path) -> object:
@@ -285,18 +290,18 @@ def changed(plain: dict[str, Any], change: str) -> dict[str, Any]:
     """Return `plain` with one `key.subkey=value` applied; the value is read as YAML, lists are indexed by number.
 
     `rounds=50` is short for `server.rounds=50`. Another name, as in `model.name=conv4`, keeps of the settings that
-    stand beside it those that it has, too. Raises `ValueError` for a change that cannot be read.
+    stand beside it those that it has, too. Raises `WrongUsage` for a change that cannot be read.
     """
     path, equals, text = change.partition("=")
     if not equals or not path:
-        raise ValueError(f"--set {change!r}: must be key=value, for example server.rounds=50")
+        raise WrongUsage(f"--set {change!r}: must be key=value, for example server.rounds=50")
     if path.partition(".")[0] in ServerSettings.model_fields:
         path = f"server.{path}"
     try:
         value = long_form(path, parse_yaml(text))
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", error)
-        raise ValueError(f"--set {change!r}: the value is not YAML: {problem}") from None
+        raise WrongUsage(f"--set {change!r}: the value is not YAML: {problem}") from None
     keys = path.split(".")
     kind = _KINDS.get(keys[0])
     if kind is not None and keys[-1] == "name" and len(keys) == (3 if keys[0] in _SEVERAL else 2):
@@ -306,7 +311,7 @@ def changed(plain: dict[str, Any], change: str) -> dict[str, Any]:
 
 def _begun_anew(plain: dict[str, Any], keys: list[str], kind: Kind, name: object) -> dict[str, Any]:
     """Return `plain` without those settings beside the name at `keys` that what is called `name` does not have."""
-    before = _at(plain, keys[:-1])
+    before = value_at(plain, keys[:-1])
     if not isinstance(before, dict) or before.get("name") == name:
         return plain
     try:
@@ -316,36 +321,3 @@ def _begun_anew(plain: dict[str, Any], keys: list[str], kind: Kind, name: object
         return plain
     kept = {key: value for key, value in before.items() if key in ("name", *known)}
     return with_value(plain, ".".join(keys[:-1]), kept)
-
-
-def _at(node: Any, keys: list[str]) -> Any:
-    """Return what lies at `keys`, `None` where there is nothing."""
-    for key in keys:
-        if isinstance(node, list):
-            node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None
-        else:
-            node = node.get(key) if isinstance(node, dict) else None
-    return node
-
-
-def with_value(plain: dict[str, Any], path: str, value: object, source: str = "grid") -> dict[str, Any]:
-    """Return `plain` with `value` at the dotted `path`, lists indexed by number.
-
-    Raises `ValueError`, naming `source`, when the path leads through something that has no such entry.
-    """
-    return _with(plain, path.split("."), value, source)  # type: ignore[no-any-return]
-
-
-def _with(node: Any, keys: list[str], value: Any, source: str) -> Any:
-    if not keys:
-        return value
-    key, rest = keys[0], keys[1:]
-    if isinstance(node, list):
-        if not key.isdecimal() or int(key) >= len(node):
-            raise ValueError(f"{source}: the list has entries 0 to {len(node) - 1}, not {key!r}")
-        return [_with(item, rest, value, source) if i == int(key) else item for i, item in enumerate(node)]
-    if node is None:
-        node = {}
-    if not isinstance(node, dict):
-        raise ValueError(f"{source}: {key!r} lies inside a plain value")
-    return {**node, key: _with(node.get(key), rest, value, source)}

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaleak.deploy.axes import applied, combinations
+from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.experiment import Experiment, experiment_from, read_yaml
 from metaleak.deploy.plugins import first_problem
 
@@ -45,9 +46,9 @@ def read_suite_file(path: Path) -> Suite:
     """Return the suite in the YAML file `path`; raises `ValueError` in one line."""
     plain = read_yaml(path)
     if not isinstance(plain, dict):
-        raise ValueError(f"{path}: must be a mapping with the keys name, base and grid")
+        raise WrongUsage(f"{path}: must be a mapping with the keys name, base and grid")
     try:
         return Suite(**plain)
     except (ValidationError, TypeError) as error:
         problem = first_problem(error, Suite) if isinstance(error, ValidationError) else str(error)
-        raise ValueError(f"{path}: {problem}") from None
+        raise WrongUsage(f"{path}: {problem}") from None

@@ -110,7 +110,9 @@ def loss_at(model, parameters, bias, image, position):
     return F.cross_entropy(model({**parameters, name: bias}, image[None]), position[None])
 
 
-@pytest.mark.parametrize("model", [MLP(hidden=(12, 9), activation="tanh"), MLP(hidden=(7,)), TwoBranches()], ids=str)
+@pytest.mark.parametrize(
+    "model", [MLP(hidden=(12, 9), activation="tanh"), MLP(hidden=(7,)), TwoBranches()], ids=["tanh", "relu", "own"]
+)
 def test_directions_are_derivatives_by_the_layers_bias(model):
     _, _, support, _, labels = world()
     generator = torch.Generator().manual_seed(1)

@@ -133,14 +133,28 @@ def one_line(text):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("simulate", "absent.yaml"), "absent.yaml: No such file"),
-        (("simulate", "{small}", "--set", "rounds=0"), "server.rounds"),
-        (("simulate", "{small}", "--set", "model.name=nothing"), "model.name: unknown 'nothing'"),
         (("simulate", "{small}", "--set", "data.name=mnist", "--data-dir", "{empty}"), "MNIST"),
         (("simulate", "{small}", "--set", "partition.learners=100000"), "learners"),
         (("simulate", "{small}", "--out", "{run}"), "exists already"),
         (("simulate", "--resume", "{empty}"), "is not a run"),
         (("simulate", "--resume", "{run}", "--set", "rounds=9"), "goes on as it began"),
+        (("attack", "{run}", "query", "--as", "../../out"), "cannot be called"),
+        (("attack", "{empty}", "query"), "is not a run"),
+        (("report", "{empty}"), "neither a run"),
+        (("init", "{small}"), "exists already"),
+    ],
+)
+def test_trouble_is_one_line_and_exit_code_1(capsys, tmp_path, run, arguments, said):
+    assert_trouble(capsys, tmp_path, run, arguments, 1, said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("simulate", "absent.yaml"), "absent.yaml: No such file"),
+        (("simulate", "{small}", "--set", "rounds=0"), "server.rounds"),
+        (("simulate", "{small}", "--set", "rounds"), "must be key=value"),
+        (("simulate", "{small}", "--set", "model.name=nothing"), "model.name: unknown 'nothing'"),
         (("simulate", "{small}", "--set", "faults.dropout=2"), "faults.dropout"),
         (("simulate", "{small}", "--set", "engine.learners_per_node=0"), "engine.learners_per_node"),
         (("attack", "{run}", "nothing"), "unknown 'nothing'"),
@@ -149,19 +163,21 @@ def one_line(text):
             ("attack", "{run}", "query", "--set", "targets.round=9"),
             "targets.round: must be one of the 2 recorded rounds",
         ),
-        (("attack", "{run}", "query", "--as", "../../out"), "cannot be called"),
-        (("attack", "{empty}", "query"), "is not a run"),
-        (("report", "{empty}"), "neither a run"),
-        (("init", "{small}"), "exists already"),
+        (("benchmark", "{small}"), "unknown key, allowed are base, grid, name"),
+        (("benchmark", "absent.yaml"), "absent.yaml: No such file"),
     ],
 )
-def test_trouble_is_one_line_and_exit_code_1(capsys, tmp_path, run, arguments, said):
+def test_a_wrong_file_or_value_is_one_line_and_exit_code_2(capsys, tmp_path, run, arguments, said):
+    assert_trouble(capsys, tmp_path, run, arguments, 2, said)
+
+
+def assert_trouble(capsys, tmp_path, run, arguments, expected, said):
     small, empty = tmp_path / "small.yaml", tmp_path / "empty"
     small.write_text(yaml.safe_dump(SMALL))
     empty.mkdir()
     before = sorted(path for path in run.rglob("*"))
     code, _, err = call(capsys, *(part.format(small=small, empty=empty, run=run) for part in arguments))
-    assert code == 1
+    assert code == expected
     assert said in one_line(err)
     assert sorted(path for path in run.rglob("*")) == before, "nothing that was written is touched"
 
