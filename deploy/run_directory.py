@@ -29,7 +29,7 @@ from safetensors.torch import save
 
 from metaleak.clients.episode import Parameters
 from metaleak.deploy.experiment import MAX_FILE, Experiment, experiment_from, yaml_from
-from metaleak.server.plain_file import is_plain, read_plain
+from metaleak.server.plain_file import is_plain, read_plain, through_no_link
 from metaleak.server.tensor_file import read_tensors
 from metaleak.server.whole_file import remove_parts, write_whole
 
@@ -138,7 +138,7 @@ class RunDirectory:
 
     def add_metrics(self, **metrics: object) -> None:
         """Append one round's line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a") as lines:
+        with open(self.path / "metrics.jsonl", "a", opener=through_no_link) as lines:
             lines.write(json.dumps(metrics) + "\n")
 
     def forget_metrics(self, last_round: int) -> None:
@@ -170,7 +170,7 @@ class RunDirectory:
 @contextmanager
 def held(path: Path, what: str) -> Iterator[None]:
     """Hold the directory `path`; raises `ValueError`, with `what` it is, when another process does."""
-    with (path / ".held").open("w") as lock:
+    with open(path / ".held", "w", opener=through_no_link) as lock:
         try:
             # The system lets go of it when this process ends, however it ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

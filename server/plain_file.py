@@ -1,4 +1,4 @@
-"""Reading from a directory that a stranger may have made: plain files alone, through no link, of a limited size."""
+"""Files in a directory that a stranger may have made: plain ones alone, through no link, of a limited size."""
 
 import os
 import stat
@@ -23,6 +23,11 @@ def plain_file(root: Path, name: str) -> Iterator[int]:
             yield file
         finally:
             os.close(file)
+
+
+def through_no_link(path: str, flags: int) -> int:
+    """Open `path`, whose last part is no link, as an `opener` of Python's `open`; a pipe does not wait."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def read_plain(root: Path, name: str, limit: int) -> bytes:
