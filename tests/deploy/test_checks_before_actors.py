@@ -166,7 +166,7 @@ class Unwrapping(Module):
         return self.linear(torch.from_numpy(images.flatten(1).detach().numpy()))
 
 
-def normalised():
+def normalised() -> nn.Module:
     return nn.Sequential(
         nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(), nn.LazyLinear(3)
     )
