@@ -110,22 +110,6 @@ def kinds_of(arrays: Arrays, leading: int = 0) -> Kinds:
     return {name: (value.dtype.newbyteorder("<"), value.shape[leading:]) for name, value in arrays.items()}
 
 
-def must_agree(kinds: Kinds, first: Kinds, sent: Kinds) -> None:
-    """Raise `Refused` when arrays of the `kinds` do not go with the first reply of their round and what was `sent`.
-
-    Names and types must agree. A shape may differ where the first reply's was not that of what was sent, either:
-    trees grow.
-    """
-    if set(kinds) != set(first):
-        raise Refused("other names than the first reply of its round")
-    for name, (dtype, shape) in kinds.items():
-        its_dtype, its_shape = first[name]
-        if dtype != its_dtype:
-            raise Refused(f"{name} is {dtype}, in the first reply of its round {its_dtype}")
-        if shape != its_shape and name in sent and its_shape == sent[name][1]:
-            raise Refused(f"{name} has shape {shape}, in the first reply of its round {its_shape}")
-
-
 def in_one_line(text: str) -> str:
     """Return what a stranger said as one short line without control characters."""
     return "".join(sign if sign.isprintable() else " " for sign in text)[:300]

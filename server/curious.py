@@ -27,7 +27,8 @@ class CuriousServer(Strategy):
     one is made beside it, as `<name>-2` and so on, and Flower's log says where. It may also be a writer, such as one
     that works in the background. `message_type` are the messages that are recorded, such as `train` or
     `query.embeddings`, with its subtypes; answers of other types are counted, in one line at the end. A reply of more
-    than `largest_reply` bytes, which is also more than 16 times what was sent, is left out.
+    than `largest_reply` bytes, which is also more than 16 times what was sent, is left out: raise it where a node
+    answers for many learners at once.
 
     What cannot be recorded is left out with a warning. A disk that is full ends the recording and not the training,
     but with `must_record` the training, too. Raises `TypeError` for what is no strategy, and `ValueError` for
@@ -60,7 +61,7 @@ class CuriousServer(Strategy):
 
     @property
     def record(self) -> Path | None:
-        """Where the record is; `None` as long as no message went out."""
+        """Where the record is, also when it is complete; `None` as long as no message went out."""
         return self._recorder.path
 
     def start(

@@ -64,7 +64,11 @@ class Gathered:
             infinite = np.flatnonzero(~finite_rows(gradients, len(rows))).tolist()
             reasons = dict.fromkeys(infinite, "has entries that are not finite")
             rows, gradients = self._without(share, rows, gradients, reasons)
-            self._sum.add(share.first, len(share.learners), rows, gradients)
+            if not self._sum.add(share.first, len(share.learners), rows, gradients):
+                # Finite one by one: only float64 can be so large.
+                self._complain("refused", len(rows), f"learners {_span(share)}: their sum is not finite")
+                self._sum.add(share.first, len(share.learners), [], {})
+                rows = []
         self.counts["learners"] += len(rows)
         self.heard += [share.learners[row] for row in rows]
 

@@ -3,7 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import count
 from logging import INFO
 from pathlib import Path
 from threading import Lock
@@ -21,7 +22,6 @@ from metaleak.server.answer import (
     in_one_line,
     kinds_of,
     learner_ids,
-    must_agree,
     read_answer,
     views_by_name,
 )
@@ -35,6 +35,7 @@ _LOG = logging.getLogger("metaleak")
 LARGEST_REPLY = 16 << 20
 """Bytes that a reply may always have, by default; a larger one may have `_TIMES` the bytes of what was sent."""
 _TIMES = 16
+_COUNTED = ("left out", "errors", "without arrays", "second answers", "never answered")
 _ROUNDS_AWAITED = 50
 """For how many later rounds an answer is still waited for."""
 
@@ -63,14 +64,6 @@ class _Asked:
     learners: tuple[int, ...] | None
 
 
-@dataclass
-class _Round:
-    """What is recorded of a round: the learners, and the kinds of the first reply."""
-
-    learners: set[int] = field(default_factory=set)
-    first: Kinds | None = None
-
-
 class Recorder:
     """Records the messages of a grid that are of `message_type`, or of one of its subtypes, and their replies.
 
@@ -78,11 +71,12 @@ class Recorder:
     something already), or a writer. With `rounds`, only the first so many are recorded.
 
     Arrays are looked at in their messages and handed on as they lie there, never copied. What is not recorded is
-    named in a warning and counted: an error; a reply that would make its round unreadable, because it answers
-    for other learners than its message asked for, or has other names, types or shapes than what was sent and than the
-    round's first; one larger than `largest_reply` bytes and 16 times what was sent, so that no stranger fills the
-    disk; and of any reply the learners with entries that are not finite where what was sent is. To refuse them is
-    the strategy's right. A second answer of a learner is not recorded.
+    counted, and named in a warning where it is refused: a reply to a message that asked for learners by number which
+    answers for others, or with other names, types or shapes than were sent; one larger than `largest_reply` bytes and
+    16 times what was sent, so that no stranger fills the disk; and of any reply the learners with entries that are
+    not finite where what was sent is. To refuse them is the strategy's right. Replies to a message that names no
+    learners may differ; of those that do, a reader of the round leaves out the fewer. A second answer of a learner is
+    not recorded.
 
     An error of the disk, or any other, ends the recording with one line and nothing else, unless the `must_record`
     of a caller for whom nothing is worth more than the record asks for it. Grids may be used by several threads.
@@ -106,6 +100,7 @@ class Recorder:
         # Where it is made must not depend on where the app goes meanwhile.
         self._place = None if isinstance(record, RecordWriter) else Path(record).absolute()
         self._writer = record if isinstance(record, RecordWriter) else None
+        self._path = None if self._writer is None else self._writer.path
         self._limit = rounds
         self._type = message_type
         self._largest_reply = largest_reply
@@ -116,9 +111,10 @@ class Recorder:
     def _begin(self) -> None:
         self._stopped = False
         self._open: dict[str, _Asked] = {}
-        self._rounds: dict[int, _Round] = {}
+        self._rounds: dict[int, set[int]] = {}
         self._last: tuple[int, list[ArrayRecord], _Sent] | None = None
         self._nodes: dict[int, int] = {}
+        self._named: set[int] = set()
         self._round, self._turn, self._highest = 0, 0, -1
         self._asked_nodes: set[int] = set()
         self._counts: Counter[str] = Counter()
@@ -127,8 +123,8 @@ class Recorder:
 
     @property
     def path(self) -> Path | None:
-        """Where the record is; `None` before its first message when it is to be a new one."""
-        return None if self._writer is None else self._writer.path
+        """Where the record is, or the last one when it is complete; `None` before the first message of a new one."""
+        return self._path
 
     def watch(self, grid: Grid) -> WatchedGrid:
         """Return a grid that passes everything on and records it."""
@@ -177,12 +173,12 @@ class Recorder:
             if round <= self._highest:
                 self._leave_out(f"round {round}: is asked again after later ones, which is not recorded")
                 return
-            self._rounds[round], self._highest = _Round(), round
+            self._rounds[round], self._highest = set(), round
             self._turn += 1
             self._forget(round)
         # All messages of a round usually carry one and the same objects: write them once.
         records = list(message.content.array_records.values())
-        if self._last is None or self._last[0] != round or [*map(id, self._last[1])] != [*map(id, records)]:
+        if self._last is None or self._last[0] != round or not _same(self._last[1], records):
             try:
                 self._last = (round, records, self._written(round, message))
             except ValueError as error:
@@ -197,6 +193,7 @@ class Recorder:
         if self._writer is None:
             assert self._place is not None
             self._writer = new_record(self._place)
+            self._path = self._writer.path
             log(INFO, "Recording what passes in %s", self._writer.path)
         return _Sent(
             self._writer.sent(round, arrays),
@@ -214,23 +211,21 @@ class Recorder:
                 self._other_types[kind] += 1
             return
         if reply.has_error() or not reply.content.array_records:
+            self._counts["errors" if reply.has_error() else "without arrays"] += 1
             return
         node, known = reply.metadata.src_node_id, self._rounds[asked.round]
         try:
             learners, arrays = self._read(reply, asked)
-            if known.learners & set(learners):
+            if known & set(learners):
                 if asked.learners is None:
                     raise Refused("one of its learners is recorded already")
+                self._counts["second answers"] += 1
                 return
-            kinds = kinds_of(arrays, leading=1)
-            if asked.learners is None and kinds != asked.sent.kinds and known.first is not None:
-                must_agree(kinds, known.first, asked.sent.kinds)
             learners, arrays = self._finite(learners, arrays, asked, node)
             if learners:
                 assert self._writer is not None
                 self._writer.reply(asked.round, learners, str(node), asked.sent.name, arrays)
-                known.learners.update(learners)
-                known.first = known.first or kinds
+                known.update(learners)
                 self._counts["recorded"] += 1
         except ValueError as error:
             self._leave_out(f"round {asked.round}: node {node}'s reply is not recorded: {error}")
@@ -241,17 +236,27 @@ class Recorder:
         if asked.learners is not None:
             answer = read_answer(reply, asked.learners, sent.kinds, sent.records)
             return [asked.learners[row] for row in answer.rows], answer.gradients
-        learners = learner_ids(reply)
-        most = max(self._largest_reply, _TIMES * sent.size * max(1, len(learners or [])))
-        if array_bytes(reply) > most:
-            raise Refused(f"over {_TIMES} times as large as what was sent, and than {self._largest_reply} bytes")
-        arrays = views_by_name(reply)
+        if array_bytes(reply) > max(self._largest_reply, _TIMES * sent.size):
+            raise Refused(
+                f"over {_TIMES} times as large as what was sent, and than largest_reply, {self._largest_reply} bytes"
+            )
+        node, learners, arrays = reply.metadata.src_node_id, learner_ids(reply), views_by_name(reply)
         if learners is None:
-            number = self._nodes.setdefault(reply.metadata.src_node_id, len(self._nodes))
-            return [number], {name: value[np.newaxis] for name, value in arrays.items()}
+            return [self._number_of(node)], {name: value[np.newaxis] for name, value in arrays.items()}
         if any(value.shape[:1] != (len(learners),) for value in arrays.values()):
             raise Refused("not stacked by its learner ids")
+        others = {number for other, number in self._nodes.items() if other != node}
+        if others & set(learners):
+            raise Refused("names a learner that stands for another node")
+        self._named.update(learners)
         return learners, arrays
+
+    def _number_of(self, node: int) -> int:
+        """Return the learner that stands for a node which names none: the next that nobody is or has named."""
+        if node not in self._nodes:
+            taken = self._named.union(self._nodes.values())
+            self._nodes[node] = next(number for number in count() if number not in taken)
+        return self._nodes[node]
 
     def _finite(self, learners: list[int], arrays: Arrays, asked: _Asked, node: int) -> tuple[list[int], Arrays]:
         """Return the learners all of whose entries are finite; where what was sent is not, nothing is asked."""
@@ -297,11 +302,25 @@ class Recorder:
 
     def _summarise(self) -> None:
         """Say in one line what was recorded, and what passed and was not."""
-        others = [f"{self._counts[what]} {what}" for what in ("left out", "never answered") if self._counts[what]]
+        self._counts["never answered"] += len(self._open)
+        others = [f"{self._counts[what]} {what}" for what in _COUNTED if self._counts[what]]
         others += [f"{count} of type {kind}" for kind, count in self._other_types.items() if count]
         told = in_one_line(f"; not recorded: {', '.join(others)}" if others else "")
         if self._counts["recorded"]:
             log(INFO, "%d replies are recorded in %s%s", self._counts["recorded"], self.path, told)
         elif not self._stopped:
             asked = f"{self._counts['asked']} messages of type {self._type!r} went out"
-            _LOG.warning("nothing is recorded: %s and none was answered with arrays%s", in_one_line(asked), told)
+            _LOG.warning("nothing is recorded: %s%s", in_one_line(asked), told)
+
+
+def _same(left: list[ArrayRecord], right: list[ArrayRecord]) -> bool:
+    """Return whether array records hold the same bytes; of those that are one object none is looked at."""
+    return len(left) == len(right) and all(
+        one is other
+        or (list(one) == list(other) and all(_same_bytes(one[name].data, other[name].data) for name in one))
+        for one, other in zip(left, right, strict=True)
+    )
+
+
+def _same_bytes(left: object, right: object) -> bool:
+    return left is right or (isinstance(left, bytes) and isinstance(right, bytes) and left == right)
