@@ -250,9 +250,9 @@ def _free(images: Tensor, squares: Tensor, space: RowSpace) -> Tensor:
 
 
 def _image_noise(defences: tuple[Defence, ...], asks: Literal["query", "support"]) -> float:
-    """Return the standard deviation of the noise on the images asked about."""
+    """Return the standard deviation of the noise on the images asked about, as far as it is told in pixel values."""
     noises = [noise_of(one) for one in defences if one.place == asks]
-    return math.hypot(*(noise.deviation for noise in noises if noise is not None))
+    return math.hypot(*(noise.deviation for noise in noises if noise is not None and not noise.relative))
 
 
 def _shared_noise(defences: tuple[Defence, ...], gradient: Parameters, learners: int) -> float | None:

@@ -89,6 +89,7 @@ def _answer(federation: Federation, asked: _Asked, device: torch.device) -> _Ans
         for number in asked.learners
         if (absence := federation.faults.absence(federation.seed, asked.round, number)) is not None
     }
+    federation = federation.answering(asked.parameters)
     parameters = {name: value.to(device) for name, value in asked.parameters.items()}
     stack = StackedArrays(len(asked.learners) - len(absent), like=parameters)
     present: list[int] = []

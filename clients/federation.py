@@ -1,7 +1,8 @@
 """All learners of an experiment, made where they are needed and only there."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from metaleak.clients.datasets import DataSet, LabelledImages
@@ -12,7 +13,7 @@ from metaleak.clients.models import Model
 from metaleak.clients.partition import Partition, Split, TaskShape, split
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import Rule
-from metaleak.defenses import Defence
+from metaleak.defenses import Defence, RandomSource
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,20 @@ class Federation:
             )
             for number in numbers
         ]
+
+    def answering(self, parameters: Parameters) -> "Federation":
+        """Return the federation whose learners answer to `parameters`: with a secret they draw noise for these alone.
+
+        The server says which round it is. Of two answers in one round, to other parameters each, the difference must
+        not be free of noise; the same message asked again has the same answer.
+        """
+        if self.secret is None:
+            return self
+        digest = hashlib.blake2b(digest_size=32)
+        for name in sorted(parameters):
+            digest.update(repr((name, parameters[name].shape, parameters[name].dtype)).encode())
+            digest.update(parameters[name].detach().contiguous().numpy().data)
+        return replace(self, secret=RandomSource.of(self.secret, digest.digest()).key)
 
     def initial_parameters(self) -> Parameters:
         """Return the initialisation that the server starts from, by the experiment's seed."""

@@ -3,6 +3,7 @@
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 _BYTES = 32
@@ -18,15 +19,14 @@ def noise_key(path: Path) -> bytes:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(_BYTES))
         try:
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(_BYTES))
             # Not a rename: of several processes that begin together, the first decides.
-            os.link(beside, path)
-        except FileExistsError:
-            pass
+            with suppress(FileExistsError):
+                os.link(beside, path)
         finally:
-            beside.unlink()
+            beside.unlink(missing_ok=True)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ValueError(f"{path}: others may read it, and then the noise is no secret; chmod 600, or a new file")
     key = path.read_bytes()

@@ -110,7 +110,8 @@ def attack(
 ) -> None:
     """Ask of images whether they were in learners' sets, from the record alone.
 
-    `--set` changes the attack (`--set iterations=100`) or the targets (`--set targets.round=last`).
+    `--set` changes the attack (`--set iterations=100`), the targets (`--set targets.round=last`) or the engine
+    (`--set engine.longest_hours=48`).
 
     Example: `metaleak attack runs/first support --set knows=other --as support-query-known`
     """
@@ -177,14 +178,14 @@ def _exit_code(command: Callable[[], object], debug: bool) -> int:
             command()
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
-    except KeyboardInterrupt:
-        typer.echo("metaleak: interrupted", err=True)
+    except (KeyboardInterrupt, Interrupted) as interruption:
+        typer.echo(f"metaleak: {interruption}" if str(interruption) else "metaleak: interrupted", err=True)
         return 130
     except Exception as error:
         if debug:
             raise
         typer.echo(f"metaleak: {one_line(error)}", err=True)
-        return 130 if isinstance(error, Interrupted) else 2 if isinstance(error, WrongUsage) else 1
+        return 2 if isinstance(error, WrongUsage) else 1
     return 0
 
 

@@ -3,8 +3,11 @@
 from metaleak.deploy.printable import printable
 
 
-class Interrupted(RuntimeError):
-    """The user ended the simulation; what was recorded is complete up to the last reply."""
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM has ended what was going on; what is whole is kept.
+
+    No `Exception`: nothing on the way may take it for a failure.
+    """
 
 
 class WrongUsage(ValueError):

@@ -22,6 +22,8 @@ from metaleak.deploy.releases import most_sampled
 from metaleak.server.optimiser import OuterOptimiser
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
+MAX_ROUNDS = 200_000
+"""The most rounds of a run."""
 MAX_FILE = 1 << 17
 """Bytes of an experiment or suite file; reading YAML takes seconds for as many."""
 
@@ -45,7 +47,7 @@ class ServerSettings(BaseModel):
 
     model_config = _STRICT
 
-    rounds: Annotated[int, Field(ge=1, le=10_000_000)] = 30
+    rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 30
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     optimiser: OuterOptimiser = OuterOptimiser()
     start_from: Path | None = None
@@ -140,7 +142,9 @@ class Experiment(BaseModel):
                 plugin.build(kind)
             except ValueError as error:
                 raise ValueError(f"{key}.{error}") from None
-        self.built_defences()
+        aggregated = any(defence.place == "aggregate" for defence in self.built_defences())
+        if self.server.largest_norm is not None and aggregated:
+            raise ValueError("server.largest_norm: the server sees no learner's own norm under secure aggregation")
         if self.attacks and self.record.rounds == 0:
             raise ValueError("record.rounds: must be at least 1 for the attacks to have a record, got 0")
         recorded = min(self.server.rounds, self.record.rounds or self.server.rounds)
@@ -239,7 +243,7 @@ def experiment_from(plain: object, source: str, changes: Iterable[str] = (), cod
         if isinstance(given, dict):
             plain = {**plain, key: {"name": name, **given}}
     for change in changes:
-        plain = changed(plain, change)
+        plain = changed(plain, change, code)
     try:
         return Experiment.model_validate(plain, context={NO_CODE: not code})
     except ValidationError as error:
@@ -286,11 +290,12 @@ def long_form(key: str, value: object) -> object:
     return {"name": value} if key in _DEFAULT_NAMES and isinstance(value, str) else value
 
 
-def changed(plain: dict[str, Any], change: str) -> dict[str, Any]:
+def changed(plain: dict[str, Any], change: str, code: bool = True) -> dict[str, Any]:
     """Return `plain` with one `key.subkey=value` applied; the value is read as YAML, lists are indexed by number.
 
     `rounds=50` is short for `server.rounds=50`. Another name, as in `model.name=conv4`, keeps of the settings that
-    stand beside it those that it has, too. Raises `WrongUsage` for a change that cannot be read.
+    stand beside it those that it has, too; where it is a `module:Name`, only with `code`. Raises `WrongUsage` for a
+    change that cannot be read.
     """
     path, equals, text = change.partition("=")
     if not equals or not path:
@@ -304,7 +309,8 @@ def changed(plain: dict[str, Any], change: str) -> dict[str, Any]:
         raise WrongUsage(f"--set {change!r}: the value is not YAML: {problem}") from None
     keys = path.split(".")
     kind = _KINDS.get(keys[0])
-    if kind is not None and keys[-1] == "name" and len(keys) == (3 if keys[0] in _SEVERAL else 2):
+    known = code or ":" not in str(value)
+    if known and kind is not None and keys[-1] == "name" and len(keys) == (3 if keys[0] in _SEVERAL else 2):
         plain = _begun_anew(plain, keys, kind, value)
     return with_value(plain, path, value, f"--set {change!r}")
 

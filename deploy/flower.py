@@ -44,8 +44,7 @@ def flower_client(folder: Path) -> ClientApp:
 
     def federation(context: Context) -> Federation:
         experiment = experiment_of(context, folder)
-        simulated = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-        return experiment.federation() if simulated else _with_secret(experiment, context)
+        return experiment.federation() if _simulated(context) else _with_secret(experiment, context)
 
     return client_app(federation)
 
@@ -71,6 +70,12 @@ def flower_server(folder: Path) -> ServerApp:
         log(INFO, "metaleak is done: metaleak attack %s query", out)
 
     return app
+
+
+def _simulated(context: Context) -> bool:
+    """Return whether this is an actor of Flower's simulation, whose configuration of a node is these two keys."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and set(context.node_config) == {"partition-id", "num-partitions"}
 
 
 def _with_secret(experiment: Experiment, context: Context) -> Federation:

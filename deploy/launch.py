@@ -256,10 +256,13 @@ def resume(
 
     The final parameters and the record are those of a run that was never disturbed, bit for bit. `changes` may
     concern where it runs, `engine.` and the data's place, and nothing that decides what is computed: raises
-    `ValueError`, and for a run that names code unless you `trust` it, see `RunDirectory.experiment`.
+    `ValueError`, and for a run that names code unless you `trust` it, see `RunDirectory.experiment`. Without trust it
+    goes on here, or on the cluster that `changes` name, and not on the one that the run names.
     """
     run = RunDirectory.open(out)
-    experiment = run.experiment(tuple(changes), trust)
+    # To join a stranger's cluster would be to run what it sends.
+    changes = tuple(changes) if trust else ("engine.ray_address=null", *changes)
+    experiment = run.experiment(changes, trust)
     _must_go_on_as_it_began(run, run.experiment(trust=trust).resolved(), experiment)
     if run.done:
         return run

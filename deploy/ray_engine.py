@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
+from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.experiment import EngineSettings
 from metaleak.deploy.interruption import interruptible
 from metaleak.deploy.ray_start import gpus_each, lost_process, start_ray, stop_ray
@@ -62,6 +63,9 @@ class RayEngine:
             try:
                 serve(grid)
                 self._served = True
+            except Interrupted:
+                # The caller sees that the engine is `stopped`; in this thread it would be nobody's.
+                return
             finally:
                 self._end_actors_after(_LEAVING_SECONDS)
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaleak.attacks.evaluation import Estimate, Evaluation
-from metaleak.deploy.experiment import long_form
+from metaleak.deploy.experiment import MAX_ROUNDS, long_form
 from metaleak.deploy.plain_yaml import parse_yaml
 from metaleak.deploy.printable import printable
 from metaleak.deploy.privacy import Cost, Privacy
@@ -26,7 +26,6 @@ from metaleak.server.plain_file import is_plain, naming, plain_folders, read_pla
 
 MAX_CONFIG_FILE = MEGABYTE
 MAX_METRICS_FILE = 64 * MEGABYTE
-MAX_ROUNDS = 200_000
 MAX_SUITE_FILE = 64 * MEGABYTE
 MAX_CELLS = 10_000
 MAX_ATTACKS = 10_000

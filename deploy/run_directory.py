@@ -38,7 +38,7 @@ Status = Literal["running", "done", "failed", "interrupted"]
 _WRITTEN = ("run.json", "metrics.jsonl", "checkpoint.safetensors", "parameters.safetensors")
 _EXPERIMENT = "experiment.yaml"
 _LARGEST_SAID = 1 << 20  # bytes
-_LARGEST_METRICS = 1 << 31  # bytes, for ten million rounds
+_LARGEST_METRICS = 1 << 28  # bytes, for the most rounds that a run may have
 
 _REPORTED = ("metaleak", "torch", "flwr", "ray", "numpy", "safetensors", "pyarrow")
 
@@ -105,8 +105,11 @@ class RunDirectory:
 
     @property
     def record(self) -> Path:
-        """Where the record lies."""
-        return self.path / "record"
+        """Where the record lies, or will; raises `ValueError` when a link stands there."""
+        path = self.path / "record"
+        if path.is_symlink():
+            raise ValueError(f"{path}: a link, which is not followed: a run's record lies in the run")
+        return path
 
     def said(self) -> dict[str, Any]:
         """Return what `run.json` says; empty when it is missing."""

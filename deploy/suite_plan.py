@@ -10,10 +10,11 @@ from typing import Any
 from metaleak.deploy.applicability import reason_against
 from metaleak.deploy.assessment import planned_attacks
 from metaleak.deploy.defence_words import describe_defences, describe_strength
+from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.experiment import Experiment, simulation_key
 from metaleak.deploy.jobs import Job
 from metaleak.deploy.plugins import Plugin
-from metaleak.deploy.results import Cell
+from metaleak.deploy.results import MAX_CELLS, Cell
 
 Key = tuple[str, str]
 """A run, relative to the suite's directory, and the name of an attack's result in it, empty for the simulation."""
@@ -63,6 +64,8 @@ def plan(experiments: list[Experiment], out: Path) -> Plan:
         # A simulation without any attack is a cell of its own.
         for name in attacks or [""]:
             cells[run, name] = _cell(plain, run, label, name, attacks.get(name), against.get(name))
+    if len(cells) > MAX_CELLS:
+        raise WrongUsage(f"the suite has {len(cells)} cells, more than the {MAX_CELLS} that are reported")
     return Plan(cells, jobs)
 
 

@@ -24,10 +24,16 @@ class Head(NamedTuple):
 
 
 def head(file: IO[bytes], source: str) -> Head:
-    """Return the head of the image in `file`, of which no more is read; refuses what `decode` would refuse by it."""
+    """Return the head of the image in `file`; refuses what `decode` would refuse by it.
+
+    Of an image with a palette Pillow reads all, of any other no more than the head.
+    """
     image = _opened(file, source)
     if image.mode == "P":
-        palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        try:
+            palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        except _DAMAGE as error:
+            raise _unreadable(source, error) from error
         grey = bool((palette == palette[:, :1]).all())
     else:
         grey = image.mode in ("1", "L", "LA", "La")

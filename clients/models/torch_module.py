@@ -35,14 +35,20 @@ class TorchModule:
     `metaleak.clients.models.normalisation`: what learners send is right, but an attack that asks about support images
     through second-order MAML is misled.
 
-    Raises `ValueError` when the module has nothing to learn.
+    Raises `ValueError` when the module has nothing to learn, or cannot be copied.
     """
 
     def __init__(self, module: nn.Module) -> None:
         norms = [layer for layer in module.modules() if isinstance(layer, _NormBase)]
         # Running statistics are left out of the copy: those of a lazy layer could not even be copied.
         left_out = {id(buffer): None for layer in norms for buffer in layer.buffers(recurse=False)}
-        self.module = copy.deepcopy(module, left_out).eval()
+        try:
+            self.module = copy.deepcopy(module, left_out).eval()
+        except Exception as error:
+            raise ValueError(
+                "the module cannot be copied: does it hold computed tensors as attributes, as the older "
+                "torch.nn.utils.weight_norm does (torch.nn.utils.parametrizations has another)?"
+            ) from error
         for layer in self.module.modules():
             if isinstance(layer, _NormBase):
                 layer.track_running_stats = False

@@ -164,6 +164,11 @@ def test_anil_adapts_the_last_layer_of_a_module(
     assert {name for name in adapted if not torch.equal(adapted[name], parameters[name])} == head
 
 
+def test_a_module_that_cannot_be_copied_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^the module cannot be copied: does it hold computed tensors"):
+        TorchModule(nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(16, 3))))
+
+
 def test_a_module_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="no parameters"):
         TorchModule(nn.Flatten())

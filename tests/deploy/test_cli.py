@@ -13,9 +13,12 @@ import yaml
 from local_grid import local_simulate
 
 import metaleak.deploy.commands as commands
+from metaleak.clients.rules import MAML
 from metaleak.deploy.cli import main
+from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.experiment import EngineSettings, experiment_from
 from metaleak.deploy.ray_start import start_ray
+from metaleak.deploy.trial import try_out
 from metaleak.server import Record, RecordWriter
 
 SMALL = {
@@ -235,6 +238,15 @@ def test_ctrl_c_during_an_attack_is_one_line_and_exit_code_130(capsys, monkeypat
         signal.signal(signal.SIGINT, before)
     assert (code, one_line(err)) == (130, "metaleak: interrupted\n")
     assert not (run / "attacks" / "stopped").exists()
+
+
+def test_an_interruption_in_the_middle_of_a_model_is_no_fault_of_the_model(monkeypatch):
+    def interrupted(*arguments):
+        raise Interrupted("interrupted")
+
+    monkeypatch.setattr(MAML, "meta_gradient", interrupted)
+    with pytest.raises(Interrupted, match=r"^interrupted$"):
+        try_out(experiment_from(SMALL, "small").federation())
 
 
 def test_the_installed_command_runs(tmp_path):

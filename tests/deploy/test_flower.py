@@ -38,13 +38,15 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def sent(folder: Path, run: int = 1, changes: str = "", node_config: dict[str, str] | None = None) -> torch.Tensor:
+def sent(
+    folder: Path, run: int = 1, changes: str = "", scale: float = 1.0, node_config: dict[str, str] | None = None
+) -> torch.Tensor:
     """What the learners of a node send in round 1 of a run, one entry of their gradients."""
     LocalGrid(flower_client(folder), nodes=1)  # sets up Flower's identity of this process
     parameters = experiment_from(PLAIN, "here").federation().initial_parameters()
     content = RecordDict(
         {
-            "arrays": ArrayRecord({name: Array(value.numpy()) for name, value in parameters.items()}),
+            "arrays": ArrayRecord({name: Array((scale * value).numpy()) for name, value in parameters.items()}),
             "config": ConfigRecord({"learner-ids": [0, 1, 2, 3], "server-round": 1, "chunk": 2}),
         }
     )
@@ -77,8 +79,11 @@ def test_in_a_simulation_the_seed_decides(folder, monkeypatch):
             return True
 
     monkeypatch.setitem(__import__("sys").modules, "ray", Ray)
-    assert torch.equal(sent(folder), sent(folder, run=2))
+    simulated = {"partition-id": "0", "num-partitions": "1"}
+    assert torch.equal(sent(folder, node_config=simulated), sent(folder, run=2, node_config=simulated))
     assert not (folder / "home").exists()
+    sent(folder)
+    assert (folder / "home").exists(), "Ray alone makes no simulation"
 
 
 def test_a_guarantee_needs_learners_that_stay_on_their_node(folder):
@@ -87,10 +92,38 @@ def test_a_guarantee_needs_learners_that_stay_on_their_node(folder):
     sent(folder, changes="engine.learners_per_node=auto; defences=[]")
 
 
-def test_nothing_that_the_server_holds_names_the_secret(folder):
-    sent(folder)
+def test_other_parameters_in_the_same_round_get_other_noise(folder):
+    """Or the difference of two answers would be free of noise."""
+    clipped = changed_only = None
+    for scale in (1.0, 0.5):
+        answer = sent(folder, scale=scale)
+        changed_only = None if clipped is None else answer - clipped
+        clipped = answer
+    deviation = experiment_from(PLAIN, "here").federation().defences[0].standard_deviation
+    assert changed_only.std() > deviation, "the noise of two answers, where one noise would leave less than the clip"
+
+
+def test_nothing_that_the_server_writes_or_receives_holds_the_secret(folder):
+    grid = LocalGrid(flower_client(folder))
+    context = Context(
+        run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"out": str(folder / "out")}
+    )
+    flower_server(folder)(grid, context)
     key = (folder / "home" / "metaleak-noise-key").read_bytes()
-    assert key.hex() not in str(experiment_from(PLAIN, "here").resolved())
+    written = [file.read_bytes() for file in (folder / "out").rglob("*") if file.is_file()]
+    passed = [str(message.content).encode() for message in grid.seen if message.has_content()]
+    passed += [
+        bytes(array.data)
+        for message in grid.seen
+        if message.has_content()
+        for record in message.content.array_records.values()
+        for array in record.values()
+    ]
+    assert RunDirectory.open(folder / "out").done
+    assert len(passed) > 4
+    for content in (*written, *passed):
+        assert key not in content
+        assert key.hex().encode() not in content
 
 
 SMALL = {

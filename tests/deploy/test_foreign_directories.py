@@ -12,10 +12,10 @@ from local_grid import local_simulate
 import metaleak.deploy.launch as launch
 from metaleak.deploy.cli import main
 from metaleak.deploy.errors import one_line
-from metaleak.deploy.experiment import experiment_from
+from metaleak.deploy.experiment import MAX_ROUNDS, experiment_from
 from metaleak.deploy.launch import resume, simulate_here
 from metaleak.deploy.report import write_report
-from metaleak.deploy.results import MAX_CELLS, MAX_ROUNDS, read
+from metaleak.deploy.results import MAX_CELLS, read
 from metaleak.deploy.run_directory import RunDirectory
 from metaleak.server.checkpoint import read_checkpoint
 
@@ -142,6 +142,34 @@ def test_a_report_in_the_place_of_a_link_replaces_the_link(run, tmp_path):
     write_report(run)
     assert (tmp_path / "victim").read_text() == "whole"
     assert not (run / "report.html").is_symlink()
+
+
+@pytest.mark.parametrize("command", [("attack", "{run}", "query", "--as", "new"), ("simulate", "--resume", "{run}")])
+def test_a_record_that_is_a_link_is_neither_read_nor_continued(run, tmp_path, capsys, command):
+    shutil.move(run / "record", tmp_path / "precious")
+    (run / "record").symlink_to(tmp_path / "precious")
+    (run / "checkpoint.safetensors").unlink()
+    said = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**said, "status": "interrupted"}))
+    before = sorted((tmp_path / "precious").rglob("*"))
+    assert "record: a link" in complaint(capsys, *(part.format(run=run) for part in command))
+    assert sorted((tmp_path / "precious").rglob("*")) == before
+
+
+def test_the_ray_cluster_that_a_run_names_is_joined_with_trust_alone(run, monkeypatch):
+    plain = yaml.safe_load((run / "experiment.yaml").read_text())
+    plain["engine"]["ray_address"] = "ray://elsewhere:10001"
+    (run / "experiment.yaml").write_text(yaml.safe_dump(plain))
+    said = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**said, "status": "interrupted"}))
+    addresses = []
+    monkeypatch.setattr(
+        launch, "simulated_on_ray", lambda experiment, *rest, **more: addresses.append(experiment.engine.ray_address)
+    )
+    launch.resume(run)
+    launch.resume(run, ["engine.ray_address=auto"])
+    launch.resume(run, trust=True)
+    assert addresses == [None, "auto", "ray://elsewhere:10001"]
 
 
 def test_the_lock_and_the_metrics_are_not_written_through_a_link(run, tmp_path):

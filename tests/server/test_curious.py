@@ -320,6 +320,83 @@ def test_an_app_whose_replies_are_of_another_kind_than_what_it_sends_is_recorded
     assert {name: value.dtype.name for name, value in gradients.items()} == {"step": "float64", "seen": "int64"}
 
 
+def stranger_first(stranger):
+    """Nodes answer in descending order: the last one, first of all, by what `stranger` makes of its arrays."""
+    return replying(lambda node, arrays: stranger(arrays) if node == NODES - 1 else {"embedding": arrays["w"] + node})
+
+
+def test_the_first_reply_of_a_round_does_not_decide_for_the_others(tmp_path):
+    grid, complete = curious_grid(LocalGrid(stranger_first(lambda arrays: {"x": arrays["w"]}), NODES), tmp_path / "r")
+    list(rounds_of(grid, rounds=1))
+    complete()
+    learners, gradients = Record(tmp_path / "r").gradients(1)
+    assert len(learners) == NODES - 1
+    assert list(gradients) == ["embedding"]
+
+
+def naming(numbers):
+    """An app whose last node says that it answers for the learners `numbers`."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        w = message.content["arrays"]["w"].numpy()
+        if context.node_id - 10_000 < NODES - 1:
+            return Message(RecordDict({"arrays": ArrayRecord({"w": Array(w)})}), reply_to=message)
+        stacked = ArrayRecord({"w": Array(np.stack([w] * len(numbers)))})
+        config = ConfigRecord({"learner-ids": list(numbers)})
+        return Message(RecordDict({"arrays": stacked, "config": config}), reply_to=message)
+
+    return app
+
+
+def test_nobody_takes_another_nodes_place_by_naming_it(tmp_path):
+    grid, complete = curious_grid(LocalGrid(naming(range(200)), NODES), tmp_path / "first")
+    list(rounds_of(grid, rounds=1))
+    complete()
+    learners, _ = Record(tmp_path / "first").gradients(1)
+    assert learners == [*range(200), 200, 201, 202], "the others have numbers that nobody has named"
+    grid, complete = curious_grid(LocalGrid(naming([0]), NODES), tmp_path / "later")
+    list(rounds_of(grid, rounds=1, nodes=[[10_000]]))
+    list(rounds_of(grid, rounds=2, nodes=[[], [10_000, 10_000 + NODES - 1]]))
+    complete()
+    nodes = {entry.node for entry in Record(tmp_path / "later").entries}
+    assert nodes == {"10000"}, "0 stands for the first node"
+
+
+def test_the_more_learners_a_reply_names_the_larger_it_may_not_be(tmp_path, caplog):
+    grid, complete = curious_grid(
+        LocalGrid(naming(range(400)), NODES),
+        tmp_path / "record",
+        largest_reply=2 * start_arrays()["w"].numpy().nbytes,
+    )
+    list(rounds_of(grid, rounds=1))
+    complete()
+    assert "over 16 times as large" in caplog.text
+    assert len(Record(tmp_path / "record").gradients(1)[0]) == NODES - 1
+
+
+def test_all_that_passes_and_is_not_recorded_is_counted(tmp_path, caplog):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        if context.node_id == 10_000:
+            raise RuntimeError("out of battery")
+        return Message(RecordDict({"m": MetricRecord({"loss": 1.0})}), reply_to=message)
+
+    strategy = CuriousServer(FedAvg(), tmp_path / "record")
+    grid, complete = curious_grid(LocalGrid(app, NODES), tmp_path / "own")
+    list(rounds_of(grid, rounds=1))
+    complete()
+    assert "nothing is recorded: 4 messages of type 'train' went out; not recorded: 1 errors, 3 without arrays" in (
+        caplog.text
+    )
+    assert strategy.record is None
+    final(strategy)
+    assert strategy.record == tmp_path / "record", "also when it is complete"
+
+
 def test_a_mask_that_is_infinite_by_design_hides_nobody(tmp_path):
     sent = ArrayRecord({"w": Array(np.zeros(2, "f4")), "mask": Array(np.array([0, -np.inf], "f4"))})
     grid, complete = curious_grid(LocalGrid(replying(lambda node, arrays: arrays), NODES), tmp_path / "record")
@@ -369,6 +446,7 @@ def test_flowers_classic_workflow_is_recorded(tmp_path, caplog):
     assert record.sent(2)["0"].shape == (3, 4)
     assert (gradients["0"] == np.full((NODES, 3, 4), 3, "f4")).all()
     assert record.gradients(1)[1]["1"].tolist() == [7] * NODES
+    assert len(list((tmp_path / "record" / "sent").iterdir())) == 2, "what all nodes get is written once a round"
     assert "8 replies are recorded" in caplog.text
     assert "not recorded: 1 of type get_parameters" in caplog.text
 

@@ -63,6 +63,17 @@ def test_a_folder_of_images_is_sorted_cut_and_resized(tmp_path: Path) -> None:
     assert len(ImageFolder(path=tmp_path / "pictures", size=8).load().labels) == 5
 
 
+def test_a_damaged_image_with_a_palette_is_named_too(
+    tmp_path: Path, cache: Path, complaint: Callable[[DataSet], str]
+) -> None:
+    folder = write_images(tmp_path / "pictures")
+    whole = BytesIO()
+    Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12)).convert("P").save(whole, "png")
+    (folder / "cats" / "1.png").write_bytes(whole.getvalue()[:-60])
+    said = complaint(ImageFolder(path=folder))
+    assert "cats/1.png is damaged" in said
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
