@@ -11,6 +11,8 @@ import torch
 # Files that start Ray: one worker runs them, one after the other. Two clusters at once would share the same cores,
 # and some of these tests look for the only actors of the machine.
 RAY = ("test_extending.py", "test_launch.py", "test_ray_engine.py", "test_ray_start.py", "test_worker_pool.py")
+# Ray would let its processes wait for every other: beside the tests of another worker they would hardly come to run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 LONGEST_FIRST = (*RAY, "test_deployment.py")
 
 
