@@ -79,13 +79,13 @@ class Simulation:
     def serve(self, grid: Grid) -> RunDirectory:
         """Be the server on `grid` until the last round; return the run.
 
-        However it ends, `run.json` says so.
+        However it ends, `run.json` says so. Raises `ValueError` before the first round when that file is damaged.
         """
         with self.run.held():
+            self.run.begin()
             try:
                 with BackgroundWriter() as background:
                     self.run.forget_metrics(self._done)
-                    self.run.say(status="running", error=None)
                     self._strategy(background).start(
                         WatchedGrid(grid, check=self._check),
                         initial_arrays=ArrayRecord(

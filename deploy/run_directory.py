@@ -112,7 +112,7 @@ class RunDirectory:
         return path
 
     def said(self) -> dict[str, Any]:
-        """Return what `run.json` says; empty when it is missing."""
+        """Return what `run.json` says, empty when it is missing; raises `ValueError` for a damaged one."""
         path = self.path / "run.json"
         try:
             said = json.loads(read_plain(self.path, path.name, _LARGEST_SAID))
@@ -122,6 +122,8 @@ class RunDirectory:
             raise ValueError(f"{path}: damaged ({error})") from None
         if not isinstance(said, dict):
             raise ValueError(f"{path}: damaged (not a mapping)")
+        if "started" in said and not _is_time(said["started"]):
+            raise ValueError(f"{path}: damaged (started is no time with its zone, such as 2026-01-31T12:00:00+00:00)")
         return said
 
     def say(self, **what: object) -> None:
@@ -133,8 +135,12 @@ class RunDirectory:
         """Whether the simulation is finished."""
         return self.said().get("status") == "done"
 
+    def begin(self) -> None:
+        """Say that the run is computed from now on; it started when it was first computed."""
+        self.say(status="running", error=None, started=self.said().get("started", now()))
+
     def end(self, status: Status, error: str | None = None) -> None:
-        """Say how the run ended, and how long it took."""
+        """Say how the run ended, and how long it took since `begin`."""
         started = datetime.fromisoformat(self.said()["started"])
         seconds = (datetime.now(UTC) - started).total_seconds()
         self.say(status=status, finished=now(), seconds=round(seconds, 3), error=error)
@@ -223,6 +229,14 @@ def read_parameters(path: Path, like: Parameters) -> Parameters:
 def now() -> str:
     """Return the time, UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_time(value: object) -> bool:
+    """Return whether `value` is a time in ISO 8601 whose zone is known."""
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -161,6 +161,28 @@ def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path, locally):
         resume(run.path)
 
 
+@pytest.mark.parametrize("content", [None, "{}", '{"status": "interrupted"}'])
+def test_a_run_of_which_nothing_says_when_it_started_goes_on_and_is_done(tmp_path, locally, content):
+    run = cut_off(tmp_path)
+    (run.path / "run.json").unlink()
+    if content is not None:
+        (run.path / "run.json").write_text(content)
+    said = resume(run.path).said()
+    assert said["status"] == "done"
+    assert said["seconds"] >= 0
+
+
+@pytest.mark.parametrize("started", [None, 5, "", "yesterday", "2026-01-31T12:00:00"])
+def test_a_start_that_is_no_time_is_told_in_one_line_before_anything_is_computed(tmp_path, locally, started):
+    run = cut_off(tmp_path)
+    (run.path / "run.json").write_text(json.dumps({"status": "interrupted", "started": started}))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"run\.json: damaged \(started is no time") as caught:
+        resume(run.path)
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
 def test_two_processes_do_not_work_on_one_run(tmp_path, locally):
     run = cut_off(tmp_path)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
