@@ -28,42 +28,38 @@ def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
     The scale is the number that a grid would vary: noise's `scale`; where it is another setting, the name says which.
     """
-    if not defences:
-        return UNDEFENDED, ""
-    names, scales = [], []
-    for defence in defences:
-        others = {key: value for key, value in defence.items() if value is not None}
-        place, name, law = (str(others.pop(key, "")) for key in ("place", "name", "law"))
-        scale_key, title = _KNOWN.get(name, ("scale", f"{place} {name or 'defence'}".strip()))
-        numbers = [
-            key for key, value in others.items() if isinstance(value, int | float) and not isinstance(value, bool)
-        ]
-        if name not in _KNOWN and scale_key not in others and len(numbers) == 1:
-            # Of a defence that is not ours, its one number is what a grid would vary.
-            scale_key = numbers[0]
-            title += f" ({scale_key.replace('_', ' ')})"
-        if name == "gaussian":
-            scale_key = "epsilon" if "epsilon" in others else "noise_multiplier"
-            title += f" ({scale_key.replace('_', ' ')})"
-        if scale_key in others:
-            scales.append(_plain(others.pop(scale_key)))
-        details = [law, *(f"{key} {_plain(value)}" for key, value in others.items())]
-        names.append(", ".join([title, *(detail for detail in details if detail)]))
-    return " + ".join(names), " + ".join(scales)
+    described = [_described(defence) for defence in defences]
+    names, scales = (" + ".join(one[place] for one in described if one[place]) for place in (0, 1))
+    return names or UNDEFENDED, scales
 
 
-def describe_strength(name: str, scale: str) -> str:
-    """Return a name and a scale of `describe_defences` in one phrase: "Gaussian mechanism, epsilon 8".
+def describe_strength(defences: Sequence[Mapping[str, Any]]) -> str:
+    """Return the defences of an experiment, each with its scale, in one phrase: "Gaussian mechanism, epsilon 8"."""
+    return " + ".join(_with_scale(*_described(defence)) for defence in defences) or UNDEFENDED
 
-    What the name says in brackets is what the scale is; where there are several defences, each has its own.
-    """
-    names, scales = name.split(" + "), scale.split(" + ") if scale else []
-    if len(names) == len(scales):
-        return " + ".join(_with_scale(*one) for one in zip(names, scales, strict=True))
-    return _with_scale(name, scale) if scale else name
+
+def _described(defence: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name of one defence, and its scale, "" where it has none."""
+    others = {key: value for key, value in defence.items() if value is not None}
+    place, name, law = (str(others.pop(key, "")) for key in ("place", "name", "law"))
+    scale_key, title = _KNOWN.get(name, ("scale", f"{place} {name or 'defence'}".strip()))
+    numbers = [key for key, value in others.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    if name not in _KNOWN and scale_key not in others and len(numbers) == 1:
+        # Of a defence that is not ours, its one number is what a grid would vary.
+        scale_key = numbers[0]
+        title += f" ({scale_key.replace('_', ' ')})"
+    if name == "gaussian":
+        scale_key = "epsilon" if "epsilon" in others else "noise_multiplier"
+        title += f" ({scale_key.replace('_', ' ')})"
+    scale = _plain(others.pop(scale_key)) if scale_key in others else ""
+    details = [law, *(f"{key} {_plain(value)}" for key, value in others.items())]
+    return ", ".join([title, *(detail for detail in details if detail)]), scale
 
 
 def _with_scale(name: str, scale: str) -> str:
+    """Return a name and its scale in one phrase; what the name says in brackets is what the scale is."""
+    if not scale:
+        return name
     called = _CALLED.search(name)
     return f"{name}, scale {scale}" if called is None else _CALLED.sub(f", {called[1]} {scale}", name, count=1)
 

@@ -37,7 +37,8 @@ _TARGET_WORDS = {
 class Row:
     """One line of the comparison.
 
-    `defence` and `scale` are for display, `UNDEFENDED` and "" without any; `differences` are whatever else
+    `defence` and `scale` are for display, `UNDEFENDED` and "" without any; `strength` has both in one phrase, "no
+    defence" without any. `differences` are whatever else
     differs between the rows of one attack, such as "ways 5". `status` is "done" or what went wrong, then
     `error` says why. `config` is the experiment's, as far as it is known, with this attack's targets. `run` and
     `attack_result` are the results behind the row, where there are any.
@@ -45,6 +46,7 @@ class Row:
 
     defence: str
     scale: str
+    strength: str
     differences: tuple[str, ...]
     attack: str
     status: str
@@ -72,11 +74,6 @@ class Row:
     def defence_name(self) -> str:
         """The defence as words of a sentence."""
         return "no defence" if self.defence == UNDEFENDED else self.defence
-
-    @property
-    def strength(self) -> str:
-        """Defence and scale in one phrase."""
-        return describe_strength(self.defence_name, self.scale)
 
     @property
     def betrayed(self) -> tuple[str, float] | None:
@@ -175,18 +172,17 @@ def comparison_table(result: RunResult | SuiteResult) -> Table:
 
 
 def _run_row(run: RunResult, attack: AttackResult | None) -> Row:
-    defence, scale = describe_defences(_defences(run.config))
     status, error = run.status, run.error
     if status == "done" and (attack is None or attack.evaluation is None):
         status = "not attacked" if attack is None else "not evaluated"
     config = _with_targets(run.config, attack.targets if attack else {})
-    return Row(defence, scale, (), attack.name if attack else "–", status, error, config, run, attack)
+    return Row(*_words(_defences(run.config)), (), attack.name if attack else "–", status, error, config, run, attack)
 
 
 def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
     run = suite.runs.get(cell.run)
     attack = next((one for one in run.attacks if one.name == cell.attack), None) if run else None
-    defence, scale = describe_defences(cell.defences or (_defences(run.config) if run else ()))
+    defences = cell.defences or (_defences(run.config) if run else ())
     error: str | None
     if cell.status == "failed":
         status, error = "failed", cell.error or "no reason was recorded"
@@ -202,7 +198,12 @@ def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
     # What was planned fills in for a run that was never begun, or an attack without a result.
     targets = attack.targets if attack else cell.experiment.get("targets") or {}
     config = _with_targets(run.config if run else cell.experiment, targets)
-    return Row(defence, scale, (), name, status, error, config, run, attack)
+    return Row(*_words(defences), (), name, status, error, config, run, attack)
+
+
+def _words(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+    """Return a row's defence, scale and strength."""
+    return *describe_defences(defences), describe_strength(defences) if defences else "no defence"
 
 
 def _with_targets(config: Mapping[str, Any], targets: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -220,10 +221,13 @@ def _with_structures(rows: list[Row]) -> list[Row]:
     said = [describe_structure(row.config.get("rule")) for row in rows]
     if len(set(said)) == 1:
         return rows
-    return [
-        replace(row, defence=words if row.defence == UNDEFENDED else f"{words} + {row.defence}") if words else row
-        for row, words in zip(rows, said, strict=True)
-    ]
+    return [_with_structure(row, words) if words else row for row, words in zip(rows, said, strict=True)]
+
+
+def _with_structure(row: Row, words: str) -> Row:
+    if row.defence == UNDEFENDED:
+        return replace(row, defence=words, strength=words)
+    return replace(row, defence=f"{words} + {row.defence}", strength=f"{words} + {row.strength}")
 
 
 def _with_settings(rows: list[Row]) -> list[Row]:

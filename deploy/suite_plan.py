@@ -9,7 +9,7 @@ from typing import Any
 
 from metaleak.deploy.applicability import reason_against
 from metaleak.deploy.assessment import planned_attacks
-from metaleak.deploy.defence_words import describe_defences, describe_strength
+from metaleak.deploy.defence_words import describe_strength
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.experiment import Experiment, simulation_key
 from metaleak.deploy.jobs import Job
@@ -101,7 +101,7 @@ def _labels(resolved: list[dict[str, Any]]) -> list[str]:
             for key, value in flat.items()
             if (key, value) not in everywhere and not key.startswith(("defences", "attacks"))
         ]
-        labels.append(", ".join([describe_strength(*describe_defences(plain["defences"])), *varied]))
+        labels.append(", ".join([describe_strength(plain["defences"]), *varied]))
     return labels
 
 

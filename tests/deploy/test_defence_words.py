@@ -2,7 +2,7 @@
 
 import pytest
 
-from metaleak.deploy.defence_words import describe_defences, describe_strength
+from metaleak.deploy.defence_words import describe_strength
 
 GAUSSIAN = {"name": "gaussian", "epsilon": 8.0}
 NOISE = {"name": "noise", "place": "shared", "law": "laplace", "scale": 0.5}
@@ -19,7 +19,13 @@ NOISE = {"name": "noise", "place": "shared", "law": "laplace", "scale": 0.5}
         ([NOISE], "shared noise, laplace, scale 0.5"),
         ([GAUSSIAN, NOISE], "Gaussian mechanism, epsilon 8 + shared noise, laplace, scale 0.5"),
         ([{"name": "sign"}], "sign and mean magnitude alone"),
+        (
+            [GAUSSIAN, {"name": "pruning", "keep": 0.1}, {"name": "sign"}],
+            "Gaussian mechanism, epsilon 8 + pruning, part kept 0.1 + sign and mean magnitude alone",
+        ),
+        ([{"name": "sign"}, GAUSSIAN], "sign and mean magnitude alone + Gaussian mechanism, epsilon 8"),
+        ([{"name": "mine", "note": "a + b"}, NOISE], "mine, note a + b + shared noise, laplace, scale 0.5"),
     ],
 )
 def test_a_scale_is_called_what_it_is(defences, said):
-    assert describe_strength(*describe_defences(defences)) == said
+    assert describe_strength(defences) == said
