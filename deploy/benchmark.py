@@ -20,8 +20,10 @@ from metaleak.deploy.run_directory import held, write_text
 from metaleak.deploy.suite import Suite
 from metaleak.deploy.suite_plan import Key, Plan, plan
 from metaleak.deploy.worker_pool import RayWorkers, Workers
+from metaleak.server.whole_file import remove_parts
 
 _LOOK_SECONDS = 0.5
+_WRITTEN = ("suite.json", "suite.yaml", "leaderboard.parquet", "leaderboard.json")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def benchmark(
     experiments = suite.experiments(changes)
     out.mkdir(parents=True, exist_ok=True)
     with held(out, "this suite"):
+        remove_parts(out, _WRITTEN)
         planned = plan(experiments, out)
         write_text(out / "suite.yaml", yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False))
         going = _Going(planned, lambda cells: _write(out, suite, cells))

@@ -193,6 +193,14 @@ def test_a_failed_cell_is_reported_and_tried_again(tmp_path, monkeypatch, benchm
     assert {cell.status for cell in benchmark(grid(defences=[[NOISE], []]), tmp_path)} == {"done"}
 
 
+def test_what_killed_processes_left_of_the_files_of_a_suite_is_removed(tmp_path, benchmark):
+    names = ("suite.json", "suite.yaml", "leaderboard.parquet", "leaderboard.json")
+    for name in (*names, "notes.txt"):
+        (tmp_path / f".{name}.0123456789abcdef.part").write_bytes(b"half")
+    benchmark(grid(), tmp_path)
+    assert [path.name for path in tmp_path.glob(".*.part")] == [".notes.txt.0123456789abcdef.part"]
+
+
 def test_a_run_that_did_not_finish_goes_on(tmp_path, benchmark):
     benchmark(grid(), tmp_path)
     run = next((tmp_path / "runs").iterdir()) / "run.json"
