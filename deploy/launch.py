@@ -24,7 +24,7 @@ from metaleak.deploy.trial import try_out
 from metaleak.server import CuriousServer, MeanRecorder, MetaLearner, RoundReport, WatchedGrid
 from metaleak.server.background_writer import BackgroundWriter
 from metaleak.server.checkpoint import Checkpoint, read_checkpoint
-from metaleak.server.meta_learner import LARGEST_SHARE
+from metaleak.server.meta_learner import LARGEST_SHARE, sample_size
 from metaleak.server.record_writer import RecordWriter
 from metaleak.server.whole_file import write_whole
 
@@ -219,7 +219,7 @@ class Simulation:
         if asked == "auto":
             asked = measured_chunk(self.federation, torch_device(self.experiment.engine.device))
             # A round needs a few chunks to share out, whatever the number of actors, and none that fills the memory.
-            sampled = int(self.experiment.server.fraction * self.experiment.partition.learners + 0.5)
+            sampled = sample_size(self.experiment.partition.learners, self.experiment.server.fraction)
             size = sum(value.numel() * value.element_size() for value in self._initial.values())
             while asked > 1 and (4 * asked > sampled or asked * size > LARGEST_SHARE):
                 asked //= 2

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from metaleak.deploy.experiment import Experiment
+from metaleak.server.meta_learner import sample_size
 
 
 def record_bytes(experiment: Experiment) -> int:
@@ -18,7 +19,7 @@ def record_bytes(experiment: Experiment) -> int:
     parameters = sum(value.numel() for value in federation.initial_parameters().values())
     recorded = experiment.record.rounds
     rounds = experiment.server.rounds if recorded is None else min(recorded, experiment.server.rounds)
-    sampled = max(1, round(experiment.server.fraction * experiment.partition.learners))
+    sampled = sample_size(experiment.partition.learners, experiment.server.fraction)
     replies = 1 if any(defence.place == "aggregate" for defence in federation.defences) else sampled
     return 4 * parameters * rounds * (replies + 1)
 

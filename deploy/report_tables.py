@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from metaleak.deploy.record_size import size_text
 from metaleak.deploy.report_rows import level_text, rate_text, rows_of
 from metaleak.deploy.report_settings import ASKED, Asked, Line, Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.results import SuiteResult
@@ -29,12 +30,8 @@ def bytes_text(line: Line) -> str:
     """Return what one learner's message takes, with its part of the undefended one's."""
     if line.cost is None:
         return "–"
-    size, unit = float(line.cost.bytes_per_learner), "B"
-    for larger in ("KB", "MB", "GB"):
-        if size >= 1000:
-            size, unit = size / 1000, larger
     part = line.cost.bytes_per_learner / max(1, line.cost.dense_bytes)
-    return f"{size:.3g} {unit}" + (f" ({100 * part:.2g} %)" if part < 1 else "")
+    return size_text(line.cost.bytes_per_learner) + (f" ({100 * part:.2g} %)" if part < 1 else "")
 
 
 def epsilon_text(line: Line) -> str:

@@ -107,7 +107,7 @@ class MetaLearner(Strategy):
 
     def sample(self, round: int) -> list[int]:
         """Return the learners of `round`, ascending."""
-        size = max(1, int(self.fraction * self.learners + 0.5))
+        size = sample_size(self.learners, self.fraction)
         generator = np.random.default_rng([self.seed, round])
         return sorted(generator.choice(self.learners, size=size, replace=False).tolist())
 
@@ -239,6 +239,11 @@ class MetaLearner(Strategy):
             return nodes, hosted_shares(sampled, self.learners_per_node)
         most = max(1, min(64, LARGEST_SHARE // max(1, size)))
         return nodes, floating_shares(sampled, self.shares_per_node * len(nodes), self.chunk, most)
+
+
+def sample_size(learners: int, fraction: float) -> int:
+    """Return how many of `learners` a round samples: the `fraction` of them, halves rounded up, at least one."""
+    return max(1, int(fraction * learners + 0.5))
 
 
 def _record(parameters: dict[str, torch.Tensor]) -> ArrayRecord:

@@ -18,6 +18,7 @@ from metaleak.server import CuriousServer, MetaLearner, OuterOptimiser, Record, 
 from metaleak.server.answer import Refused, read_answer
 from metaleak.server.checkpoint import read_checkpoint
 from metaleak.server.dispatch import Patience
+from metaleak.server.meta_learner import sample_size
 
 LEARNERS = 20
 
@@ -90,6 +91,8 @@ def test_sampling_depends_on_seed_and_round_alone():
     assert strategy.sample(1) != strategy.sample(2)
     assert strategy.sample(1) != MetaLearner(100, fraction=0.1, seed=6).sample(1)
     assert MetaLearner(100, fraction=0.001, seed=5).sample(1)
+    for learners, fraction, size in [(10, 0.25, 3), (10, 0.35, 4), (10, 0.24, 2), (3, 0.1, 1), (7, 1.0, 7)]:
+        assert len(MetaLearner(learners, fraction=fraction).sample(1)) == size == sample_size(learners, fraction)
 
 
 def spoiled(change):
