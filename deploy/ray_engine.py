@@ -12,7 +12,7 @@ from flwr.simulation import run_simulation
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.experiment import EngineSettings
 from metaleak.deploy.interruption import interruptible
-from metaleak.deploy.ray_start import gpus_each, lost_process, start_ray, stop_ray
+from metaleak.deploy.ray_start import check_ray, gpus_each, start_ray, stop_ray
 
 _LANES = 4
 """Flower nodes an actor. Flower looks at each node every 0.1 s and takes one message: one node would starve an
@@ -44,9 +44,8 @@ class RayEngine:
 
     def check(self) -> None:
         """Raise `RuntimeError` in one line when Ray itself has died, which no patience brings back."""
-        lost = lost_process()
-        if lost is not None and not self._stop.is_set():
-            raise RuntimeError(f"Ray's process {lost} has died; --resume goes on from the last round")
+        if not self._stop.is_set():
+            check_ray("--resume goes on from the last round")
 
     def close(self) -> None:
         """End Ray when there is nothing to run after all; `run` does so by itself."""

@@ -24,6 +24,7 @@ from ray._raylet import (  # type: ignore[attr-defined]
 )
 
 from metaleak.deploy.cores import usable_cores
+from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.experiment import EngineSettings
 
 _LOG = logging.getLogger("metaleak")
@@ -40,7 +41,7 @@ def start_ray(settings: EngineSettings) -> int:
 
     A Ray of this machine listens on its loopback address, answers nobody who has not its secret token, and keeps its
     files where only this user can read them. Warns when a cluster is joined that asks for no token. Raises
-    `RuntimeError` when this process has a Ray already.
+    `RuntimeError` when this process has a Ray already, and `WrongUsage` for more actors than the cores are worth.
     """
     if ray.is_initialized():
         raise RuntimeError("Ray runs in this process already: call ray.shutdown() first")
@@ -58,7 +59,7 @@ def start_ray(settings: EngineSettings) -> int:
     cores = usable_cores()
     cpus = settings.actors or cores
     if cpus > _MOST_ACTORS_A_CORE * cores:
-        raise ValueError(
+        raise WrongUsage(
             f"engine.actors: {cpus} on {cores} cores, where at most {_MOST_ACTORS_A_CORE * cores} are started: each "
             "is a process of its own, and more than one a core computes nothing sooner"
         )
@@ -85,6 +86,13 @@ def lost_process() -> str | None:
     node: Any = ray._private.worker._global_node
     dead = [] if node is None else [kind for kind, _ in node.dead_processes()]
     return next((kind for kind in dead if kind in ("raylet", "gcs_server")), None)
+
+
+def check_ray(go_on: str) -> None:
+    """Raise `RuntimeError` in one line, which ends with how to `go_on`, when Ray itself has died."""
+    lost = lost_process()
+    if lost is not None:
+        raise RuntimeError(f"Ray's process {lost} has died; {go_on}")
 
 
 def stop_ray() -> None:

@@ -11,10 +11,12 @@ import ray
 from metaleak.deploy.errors import one_line
 from metaleak.deploy.experiment import EngineSettings
 from metaleak.deploy.jobs import Job, Outcome, do
-from metaleak.deploy.ray_start import gpus_each, start_ray, stop_ray
+from metaleak.deploy.ray_start import check_ray, gpus_each, start_ray, stop_ray
 
 _TRIES_AGAIN = 1
 """How often a job is given to another process when its own died: what was killed for memory would be again."""
+
+_GO_ON = "the same command goes on from here"
 
 
 class Workers(Protocol):
@@ -66,9 +68,13 @@ class RayWorkers:
         self._begun[self._remote.remote(job)] = job
 
     def ended(self, seconds: float) -> Sequence[tuple[Job, Outcome]]:
-        """Return the jobs that have ended."""
+        """Return the jobs that have ended; raises `RuntimeError` in one line when Ray itself has died."""
+        check_ray(_GO_ON)
         ready, _ = ray.wait(list(self._begun), timeout=seconds)
-        return [(self._begun.pop(reference), _outcome(reference)) for reference in ready]
+        # What Ray says of jobs whose Ray died meanwhile is not theirs.
+        outcomes = [(reference, _outcome(reference)) for reference in ready]
+        check_ray(_GO_ON)
+        return [(self._begun.pop(reference), outcome) for reference, outcome in outcomes]
 
 
 def _outcome(reference: Any) -> Outcome:

@@ -15,7 +15,7 @@ from local_grid import local_simulate
 import metaleak.deploy.commands as commands
 from metaleak.clients.rules import MAML
 from metaleak.deploy.cli import main
-from metaleak.deploy.errors import Interrupted
+from metaleak.deploy.errors import Interrupted, WrongUsage
 from metaleak.deploy.experiment import EngineSettings, experiment_from
 from metaleak.deploy.ray_start import start_ray
 from metaleak.deploy.trial import try_out
@@ -81,7 +81,7 @@ def test_a_large_record_is_spoken_of_before_it_is_written(capsys):
 
 
 def test_more_actors_than_cores_can_use_are_refused():
-    with pytest.raises(ValueError, match=r"engine\.actors: 4096 on .* at most"):
+    with pytest.raises(WrongUsage, match=r"engine\.actors: 4096 on .* at most"):
         start_ray(EngineSettings(actors=4096))
 
 

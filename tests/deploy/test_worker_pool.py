@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from metaleak.deploy import ray_start
 from metaleak.deploy.experiment import EngineSettings
 from metaleak.deploy.jobs import Job
 from metaleak.deploy.launch import simulate_here
@@ -125,6 +126,13 @@ def test_what_ends_a_process_is_the_outcome_of_its_job(tmp_path, monkeypatch):
     ((same, outcome),) = ended
     assert same is job
     assert outcome.error.startswith("the worker process died")
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_dead_ray_is_told_in_one_line(monkeypatch, name):
+    monkeypatch.setattr(ray_start, "lost_process", lambda: name)
+    with pytest.raises(RuntimeError, match=f"^Ray's process {name} has died; the same command goes on from here$"):
+        RayWorkers(EngineSettings(actors=1)).ended(0)
 
 
 def _written(tmp_path):
