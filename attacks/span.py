@@ -92,7 +92,7 @@ class SpanTest(BaseModel):
         """
         model, first = _dense(observation, targets)
         defences = self._defences(observation)
-        gradients = joined(observation.gradients, first)
+        gradients = with_bias_column(observation.gradients, first)
         # The rows of a mean are all the same: there are no others to learn from.
         moments = _second_moments(gradients) if len(gradients) > 1 and observation.mean_of == 1 else None
         noisy = _image_noise(defences, self.asks)
@@ -197,7 +197,7 @@ def span_scores(gradient: Tensor, images: Tensor) -> Tensor:
     return scores
 
 
-def joined(gradients: Parameters, first: str) -> Tensor:
+def with_bias_column(gradients: Parameters, first: str) -> Tensor:
     """Return the first layer's gradients `(L, H, P)`, with the bias's as one more column where there is a bias.
 
     The bias's gradient is the sum of the coefficients: it is to an input of 1, which every image has, what the

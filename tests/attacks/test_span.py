@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from metaleak.attacks.observation import Attack, Observation, Targets
-from metaleak.attacks.span import SpanTest, joined, span_scores
+from metaleak.attacks.span import SpanTest, span_scores, with_bias_column
 from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
@@ -108,7 +108,7 @@ def test_the_exact_span_is_told_exactly():
 
 def test_scaling_the_gradient_changes_nothing():
     observation = observe(noise("shared", 0.1))
-    gradient, images = joined(observation.gradients, "layer1.weight"), torch.rand(7, 785)
+    gradient, images = with_bias_column(observation.gradients, "layer1.weight"), torch.rand(7, 785)
     assert torch.allclose(span_scores(1e-3 * gradient, images), span_scores(gradient, images), atol=1e-4)
     targets, _ = asked("query")
     scaled = {name: 1e3 * value for name, value in observation.gradients.items()}
