@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -63,11 +63,16 @@ def start_ray(settings: EngineSettings) -> int:
             f"engine.actors: {cpus} on {cores} cores, where at most {_MOST_ACTORS_A_CORE * cores} are started: each "
             "is a process of its own, and more than one a core computes nothing sooner"
         )
-    # Inherited, where Flower would ask Ray for it: the processes that Ray starts ahead then serve as actors.
-    os.environ["PYTHONPATH"] = paths
-    # A job that does not fit into the memory would be tried for ever.
-    os.environ.setdefault("RAY_task_oom_retries", "1")
+    inherited = {
+        # Flower would ask Ray for it otherwise: the processes that Ray starts ahead then serve as actors.
+        "PYTHONPATH": paths,
+        # A job that does not fit into the memory would be tried for ever.
+        "RAY_task_oom_retries": os.environ.get("RAY_task_oom_retries", "1"),  # noqa: SIM112 (Ray's own name)
+    }
     with ExitStack() as begun:
+        # Ray sets a variable of its own.
+        begun.callback(_restore, {name: os.environ.get(name) for name in (*inherited, "PYTHONBREAKPOINT")})
+        os.environ.update(inherited)
         # Not where TMPDIR points: the path of a Unix socket has little room.
         folder = tempfile.mkdtemp(prefix="metaleak-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
         begun.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -121,19 +126,33 @@ def _closed_to_others() -> Iterator[None]:
     # Ray knows no other way to the loopback address: it replaces that by one that other machines reach.
     setting, alone = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
     closed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), setting: "0"}
-    before = {name: os.environ.get(name) for name in closed}
-    os.environ.update(closed)
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        _read_authentication_anew()
-        yield
+        with _environment(closed):
+            _read_authentication_anew()
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = alone
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set `variables` in this process's environment inside the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _restore(variables: Mapping[str, str | None]) -> None:
+    """Give variables of this process's environment the values that they had, `None` for none."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _read_authentication_anew() -> None:

@@ -23,7 +23,13 @@ pytestmark = pytest.mark.skipif(not (PROC / "self" / "environ").exists(), reason
 
 
 @pytest.fixture(scope="module")
-def up():
+def before():
+    """Return this process's environment as it was before Ray started."""
+    return dict(os.environ)
+
+
+@pytest.fixture(scope="module")
+def up(before):
     """Start Ray; return the address of its head."""
     start_ray(EngineSettings(actors=1))
     yield ray.get_runtime_context().gcs_address
@@ -123,11 +129,12 @@ def listening():
                 yield line
 
 
-def test_afterwards_the_process_is_as_it_was(up):
+def test_afterwards_the_process_is_as_it_was(before, up):
     folder, at_sigterm = session_folder(), signal.getsignal(signal.SIGTERM)
     stop_ray()
     assert not folder.exists()
-    assert not {*AUTHENTICATION} & {*os.environ}
+    now = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    assert now == {name: value for name, value in before.items() if not name.startswith("PYTEST_")}
     try:
         ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         assert (
