@@ -213,6 +213,7 @@ def test_query_members_are_found_in_a_convolutional_network(observation, world):
     assert auc(Alignment(**SMALL), world, observation) > 0.9
 
 
+@pytest.mark.slow
 def test_support_members_are_found_by_who_knows_the_query_set(observation, world):
     told = replace(observation, known_query=held_images(world, LEARNERS, 1, "query"))
     assert auc(Alignment(asks="support", knows="other", **SMALL), world, told) > 0.65

@@ -30,10 +30,13 @@ CHANGES = (
     "evaluation.tasks=10; evaluation.queries=3; attacks=[]"
 )
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("openssl") is None or shutil.which("ssh-keygen") is None,
-    reason="the script that makes keys needs openssl and ssh-keygen",
-)
+pytestmark = [
+    pytest.mark.slow,  # each message starts a process of its own
+    pytest.mark.skipif(
+        shutil.which("openssl") is None or shutil.which("ssh-keygen") is None,
+        reason="the script that makes keys needs openssl and ssh-keygen",
+    ),
+]
 
 
 def free_port() -> int:

@@ -137,7 +137,7 @@ def test_a_signal_ends_the_actors_and_leaves_a_readable_record(tmp_path, number,
 
 
 @PROC
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
 def test_a_dead_ray_ends_the_run_with_one_line(tmp_path, name):
     with simulating(tmp_path) as process:
         for found in Path("/proc").glob("[0-9]*"):
@@ -158,6 +158,7 @@ def test_a_dead_ray_ends_the_run_with_one_line(tmp_path, name):
     Record(tmp_path / "run" / "record").gradients(1)
 
 
+@pytest.mark.slow
 def test_a_killed_simulation_goes_on_from_the_command_line_and_ends_with_the_same_bits(tmp_path):
     settings = {**SMALL, "server": {"rounds": 25, "fraction": 0.9}, "engine": {"actors": 1, "chunk": 4}}
     (tmp_path / "some.yaml").write_text(yaml.safe_dump(settings))

@@ -96,6 +96,7 @@ def test_a_killed_actors_learners_are_computed_again_in_the_same_round(tmp_path,
     assert_same(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_cluster_of_two_machines_loses_one_in_a_round(tmp_path, undisturbed):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:

@@ -74,6 +74,7 @@ def gone(folder):
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_a_suite_outlives_ctrl_c_and_killed_processes_without_a_changed_bit(tmp_path):
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(SUITE))
     process = begun(tmp_path)
