@@ -210,7 +210,12 @@ def test_a_guarantee_for_fewer_rounds_than_a_learner_takes_part_in_is_refused():
 
 
 def test_a_huge_run_is_not_counted_but_bounded():
-    plain = {**SMALL, "defences": [GAUSSIAN], "server": {"rounds": 200_000, "fraction": 0.1}, "partition": {"learners": 100}}
+    plain = {
+        **SMALL,
+        "defences": [GAUSSIAN],
+        "server": {"rounds": 200_000, "fraction": 0.1},
+        "partition": {"learners": 100},
+    }
     assert experiment_from(plain, "test").federation().defences[0].releases == 200_000
 
 
