@@ -1,9 +1,9 @@
 # The two commands of the README: `make demo` and `make test`. Both install into .venv first.
 # `make test WORKERS=8` runs as many tests at a time; `make test-slow` runs the minutes of arithmetic that it leaves out.
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := .venv/bin
-# One thread a worker: the tests' tensors are too small to share.
+# One thread a worker: the tests' tensors are too small to share. A worker more than two cores: one of them waits for Ray.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: install test test-slow demo clean
