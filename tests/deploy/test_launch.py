@@ -137,7 +137,8 @@ def test_a_signal_ends_the_actors_and_leaves_a_readable_record(tmp_path, number,
 
 
 @PROC
-@pytest.mark.parametrize("name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_dead_ray_ends_the_run_with_one_line(tmp_path, name):
     with simulating(tmp_path) as process:
         for found in Path("/proc").glob("[0-9]*"):
@@ -195,6 +196,7 @@ def test_a_killed_simulation_goes_on_from_the_command_line_and_ends_with_the_sam
     assert final[0].read_bytes() == final[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_flwr_run_starts_the_app_without_a_network(tmp_path):
     flwr = Path(sys.executable).with_name("flwr")
     app = tmp_path / "app"
