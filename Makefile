@@ -6,7 +6,7 @@ BIN := .venv/bin
 # One thread a worker: the tests' tensors are too small to share. A worker more than two cores: one of them waits for Ray.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: install test test-slow demo clean
+.PHONY: install test test-clusters test-slow demo clean
 
 install: .venv/installed
 
@@ -18,6 +18,10 @@ install: .venv/installed
 
 test: install
 	$(PYTEST)
+
+# Of the slow tests those that start clusters, kill processes and use Flower's own tools.
+test-clusters: install
+	$(PYTEST) -m slow tests/deploy
 
 test-slow: install
 	$(PYTEST) -m slow
