@@ -1,7 +1,7 @@
 """Offline attacks on a record, and the statistics of what they find."""
 
-from metaleak.attacks.classical import cosine_tv_attack, dlg_attack, inverting_gradients_attack
-from metaleak.attacks.reconstruction import ReconstructionAttack, query_attack, support_attack
+from metaleak.attacks.inversion.classical import cosine_tv_attack, dlg_attack, inverting_gradients_attack
+from metaleak.attacks.inversion.reconstruction import ReconstructionAttack, query_attack, support_attack
 
 __all__ = [
     "ReconstructionAttack",

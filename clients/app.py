@@ -14,7 +14,7 @@ from metaleak.clients.device import Device, torch_device
 from metaleak.clients.episode import Parameters
 from metaleak.clients.faults import Absence
 from metaleak.clients.federation import Federation
-from metaleak.clients.stacked_arrays import StackedArrays
+from metaleak.clients.wire.stacked_arrays import StackedArrays
 
 _LOG = logging.getLogger("metaleak")
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from metaleak.deploy.engines.interruption import interruptible
 from metaleak.deploy.errors import Interrupted, WrongUsage, one_line
-from metaleak.deploy.interruption import interruptible
 
 _ATTACKS = sorted({point.name for point in entry_points(group="metaleak.attacks")})
 

@@ -11,22 +11,22 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from metaleak.attacks.evaluation import Evaluation
-from metaleak.deploy.assessment import assess, result_name
-from metaleak.deploy.benchmark import Standing, benchmark
-from metaleak.deploy.experiment import Experiment, experiment_from, read_experiment
-from metaleak.deploy.launch import RoundDone, resume, simulate
-from metaleak.deploy.leaderboard import write_leaderboard
-from metaleak.deploy.plugins import Plugin
+from metaleak.attacks.evaluation.membership import Evaluation
+from metaleak.deploy.assess.assessment import assess, result_name
+from metaleak.deploy.config.experiment import Experiment, experiment_from, read_experiment
+from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.suite import read_suite_file
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
-from metaleak.deploy.record_size import free_bytes, record_bytes, size_text
-from metaleak.deploy.report import write_report
-from metaleak.deploy.report_rows import comparison_table
-from metaleak.deploy.report_tables import setting_tables
-from metaleak.deploy.results import last_round, read, read_attack, read_suite
-from metaleak.deploy.run_directory import RunDirectory
-from metaleak.deploy.suite import read_suite_file
+from metaleak.deploy.report.leaderboard import write_leaderboard
+from metaleak.deploy.report.page import write_report
+from metaleak.deploy.report.rows import comparison_table
+from metaleak.deploy.report.tables import setting_tables
+from metaleak.deploy.results.reading import last_round, read, read_attack, read_suite
+from metaleak.deploy.simulate.launch import RoundDone, resume, simulate
+from metaleak.deploy.simulate.record_size import free_bytes, record_bytes, size_text
+from metaleak.deploy.simulate.run_directory import RunDirectory
+from metaleak.deploy.suites.benchmark import Standing, benchmark
 
 _LARGE_RECORD = 100_000_000
 """Bytes from which on a record is spoken of before it is written."""
@@ -37,7 +37,7 @@ def write_template(file: Path) -> None:
     if file.exists():
         raise ValueError(f"{file}: exists already; choose another name")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text((files("metaleak.deploy") / "templates" / "experiment.yaml").read_text())
+    file.write_text((files("metaleak.deploy.config") / "templates" / "experiment.yaml").read_text())
 
 
 def simulate_command(

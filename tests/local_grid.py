@@ -7,10 +7,10 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from metaleak.clients import client_app
-from metaleak.deploy.experiment import Experiment
-from metaleak.deploy.launch import RoundDone, Simulation
-from metaleak.deploy.local_engine import LocalGrid as PlainGrid
-from metaleak.deploy.run_directory import RunDirectory
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.engines.local_engine import LocalGrid as PlainGrid
+from metaleak.deploy.simulate.launch import RoundDone, Simulation
+from metaleak.deploy.simulate.run_directory import RunDirectory
 
 
 class LocalGrid(PlainGrid):
@@ -43,6 +43,6 @@ class LocalGrid(PlainGrid):
 def local_simulate(
     experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None, resume: bool = False
 ) -> RunDirectory:
-    """What `metaleak.deploy.launch.simulated_on_ray` does, on an unkind grid of two nodes."""
+    """What `metaleak.deploy.simulate.launch.simulated_on_ray` does, on an unkind grid of two nodes."""
     simulation = Simulation(experiment, out, on_round, resume)
     return simulation.serve(LocalGrid(client_app(simulation.federation)))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Self
 
-from metaleak.deploy.experiment import EngineSettings
-from metaleak.deploy.jobs import Job, Outcome, do
+from metaleak.deploy.config.experiment import EngineSettings
+from metaleak.deploy.suites.jobs import Job, Outcome, do
 
 
 class WorkersHere:

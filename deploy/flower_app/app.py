@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from metaleak.deploy.flower import flower_client, flower_server
+from metaleak.deploy.simulate.flower import flower_client, flower_server
 
 client = flower_client(Path(__file__).parent)
 server = flower_server(Path(__file__).parent)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Laplace, Normal
 
-from metaleak.attacks.evaluation import evaluate
+from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.likelihood_ratio import LikelihoodRatio
 from metaleak.attacks.observation import Observation, Rest, Targets
 from metaleak.clients.episode import Episode

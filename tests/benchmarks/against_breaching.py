@@ -48,7 +48,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from metaleak.attacks import inverting_gradients_attack
-from metaleak.attacks.matching import matching_loss
+from metaleak.attacks.inversion.matching import matching_loss
 from metaleak.attacks.observation import Observation, Targets
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import MLP, LeNet, Model

@@ -44,9 +44,9 @@ from metaleak.clients.datasets import LabelledImages
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.rules import Perturb, cross_entropy
-from metaleak.deploy.experiment import Experiment, experiment_from
-from metaleak.deploy.launch import RoundDone, Simulation, simulate
-from metaleak.deploy.run_directory import RunDirectory, read_parameters
+from metaleak.deploy.config.experiment import Experiment, experiment_from
+from metaleak.deploy.simulate.launch import RoundDone, Simulation, simulate
+from metaleak.deploy.simulate.run_directory import RunDirectory, read_parameters
 
 _RATE = 0.1
 _WAYS = 10

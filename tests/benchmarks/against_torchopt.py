@@ -44,10 +44,10 @@ from alternating import (
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.federation import Federation
-from metaleak.clients.measured_chunk import measured_chunk
 from metaleak.clients.models import MLP, Conv4, Model
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import MAML
+from metaleak.deploy.simulate.measured_chunk import measured_chunk
 
 
 class Case(NamedTuple):

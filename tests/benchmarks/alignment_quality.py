@@ -19,8 +19,8 @@ import torch
 import yaml
 from measuring import show
 
-from metaleak.attacks.alignment import Alignment
-from metaleak.attacks.evaluation import Estimate, evaluate
+from metaleak.attacks.alignment.alignment import Alignment
+from metaleak.attacks.evaluation.membership import Estimate, evaluate
 from metaleak.attacks.observation import Observation
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import MNIST, FashionMNIST
@@ -30,9 +30,9 @@ from metaleak.clients.models import Conv4, LeNet, Model
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import MAML
 from metaleak.defenses import Noise
-from metaleak.deploy.experiment import TargetSettings
-from metaleak.deploy.truth import ask, held_classes, held_images, pixels
-from metaleak.server.optimiser import OuterOptimiser
+from metaleak.deploy.assess.truth import ask, held_classes, held_images, pixels
+from metaleak.deploy.config.experiment import TargetSettings
+from metaleak.server.learning.optimiser import OuterOptimiser
 
 LARGE, SMALL = TaskShape(ways=5, shots=5, queries=15), TaskShape(ways=5, shots=1, queries=1)
 CASES: dict[str, tuple[Model, TaskShape, float]] = {

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from metaleak.deploy.cores import usable_cores
+from metaleak.deploy.engines.cores import usable_cores
 
 HERE = Path(__file__).resolve().parent
 

@@ -28,20 +28,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metaleak.attacks.empirical_epsilon import (
+from metaleak.attacks.evaluation.empirical_epsilon import (
     epsilon_lower_bound,
     gaussian_epsilon_lower_bound,
     one_run_lower_bound,
 )
-from metaleak.attacks.evaluation import evaluate
+from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.likelihood_ratio import LikelihoodRatio
 from metaleak.attacks.observation import Observation
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.episode import Parameters
 from metaleak.clients.federation import Federation
 from metaleak.defenses import GaussianMechanism, Noise
-from metaleak.deploy.experiment import TargetSettings, experiment_from
-from metaleak.deploy.truth import Truth, ask, held_images, rest_of_sets
+from metaleak.deploy.assess.truth import Truth, ask, held_images, rest_of_sets
+from metaleak.deploy.config.experiment import TargetSettings, experiment_from
 
 DELTA = 1e-5
 MODELS: dict[str, dict[str, Any]] = {"mlp": {"name": "mlp"}, "conv4": {"name": "conv4", "normalisation": "none"}}

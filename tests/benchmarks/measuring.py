@@ -17,11 +17,11 @@ import torch
 
 from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
-from metaleak.clients.measured_chunk import CHUNKS
 from metaleak.clients.rules import batch_meta_gradients
 from metaleak.clients.shard import episodes
-from metaleak.deploy.experiment import Experiment, experiment_from
-from metaleak.deploy.launch import simulate
+from metaleak.deploy.config.experiment import Experiment, experiment_from
+from metaleak.deploy.simulate.launch import simulate
+from metaleak.deploy.simulate.measured_chunk import CHUNKS
 
 sys.path.append(str(Path(__file__).parent))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from measuring import MLP, experiment, round_seconds, show
 
-from metaleak.server import dispatch
+from metaleak.server.learning import dispatch
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from measuring import CONV4, MLP, BareComputation, experiment, fitting, round_seconds, show
 
-from metaleak.deploy.cores import usable_cores
+from metaleak.deploy.engines.cores import usable_cores
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
-from metaleak.deploy.assessment import assess
-from metaleak.deploy.experiment import experiment_from
-from metaleak.deploy.launch import simulate_here
-from metaleak.deploy.plugins import Plugin
+from metaleak.deploy.assess.assessment import assess
+from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.simulate.launch import simulate_here
 
 _MLP = {"name": "mlp", "hidden": [24]}
 _SMALL = {

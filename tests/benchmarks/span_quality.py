@@ -18,17 +18,17 @@ sys.path.append(str(Path(__file__).parent))
 
 import measuring
 
-from metaleak.attacks.evaluation import Estimate, evaluate
+from metaleak.attacks.evaluation.membership import Estimate, evaluate
 from metaleak.attacks.observation import Observation
-from metaleak.attacks.span import SpanTest
+from metaleak.attacks.span.span_test import SpanTest
 from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import MNIST, FashionMNIST
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML
 from metaleak.defenses import Defence, Noise
-from metaleak.deploy.experiment import TargetSettings
-from metaleak.deploy.truth import ask, pixels
+from metaleak.deploy.assess.truth import ask, pixels
+from metaleak.deploy.config.experiment import TargetSettings
 
 LEARNERS, NON_MEMBERS = 40, 6000
 

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parent))
 
 import measuring
 
-from metaleak.attacks.span import span_scores
+from metaleak.attacks.span.span_test import span_scores
 
 PIXELS = 784
 

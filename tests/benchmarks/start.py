@@ -57,9 +57,9 @@ def _one(began: float) -> dict[str, float]:
     """Start one simulation and return when each step was done, in seconds after `began`."""
     import ray
 
-    from metaleak.deploy import launch
-    from metaleak.deploy.experiment import experiment_from
-    from metaleak.server import dispatch
+    from metaleak.deploy.config.experiment import experiment_from
+    from metaleak.deploy.simulate import launch
+    from metaleak.server.learning import dispatch
 
     done: dict[str, float] = {}
 

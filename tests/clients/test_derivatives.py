@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.func import debug_unwrap, grad, vmap
 from torch.overrides import TorchFunctionMode
 
-from metaleak.attacks.matching import Loss, matching_loss
+from metaleak.attacks.inversion.matching import Loss, matching_loss
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import MLP, Conv4, LeNet, Model, TorchModule
 from metaleak.clients.models.normalisation import batch_statistics, normalise_by, normalise_over_groups

@@ -9,15 +9,15 @@ import pytest
 import yaml
 from local_grid import local_simulate
 
-import metaleak.deploy.launch as launch
+import metaleak.deploy.simulate.launch as launch
 from metaleak.deploy.cli import main
+from metaleak.deploy.config.experiment import MAX_ROUNDS, experiment_from
 from metaleak.deploy.errors import one_line
-from metaleak.deploy.experiment import MAX_ROUNDS, experiment_from
-from metaleak.deploy.launch import resume, simulate_here
-from metaleak.deploy.report import write_report
-from metaleak.deploy.results import MAX_CELLS, read
-from metaleak.deploy.run_directory import RunDirectory
-from metaleak.server.checkpoint import read_checkpoint
+from metaleak.deploy.report.page import write_report
+from metaleak.deploy.results.reading import MAX_CELLS, read
+from metaleak.deploy.simulate.launch import resume, simulate_here
+from metaleak.deploy.simulate.run_directory import RunDirectory
+from metaleak.server.learning.checkpoint import read_checkpoint
 
 SMALL = {
     "name": "small",
@@ -232,7 +232,7 @@ def test_trust_lets_the_code_run(run, tmp_path, capsys, theirs):
 
 
 def test_an_attack_of_the_users_own_needs_no_trust(run):
-    name = "metaleak.attacks.span:SpanTest"
+    name = "metaleak.attacks.span.span_test:SpanTest"
     with pytest.raises(SystemExit) as leaving:
         main(["attack", str(run), name])
     assert leaving.value.code == 0

@@ -1,0 +1,1 @@
+"""How well answers tell members from non-members, with intervals, and what that proves of a guarantee."""

@@ -1,0 +1,1 @@
+"""Reconstruction by matching gradients: images that would have caused the observed meta-gradients."""

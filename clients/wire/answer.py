@@ -1,0 +1,147 @@
+"""What a reply says, once it has been checked against what was asked: the same for the strategy and the recorder."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from flwr.app import Array, Message
+
+from metaleak.clients.wire.arrays import Arrays, ArrayTypes
+from metaleak.clients.wire.received_array import view
+
+Missing = Literal["dropped", "late", "failed"]
+
+
+class Refused(ValueError):
+    """A reply that cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the learners that a message asked for sent.
+
+    `rows` are the ascending offsets among the asked learners of those that answered, `gradients` what they sent,
+    views stacked in that order. `missing` says of the other learners why, in a word and a line.
+    """
+
+    rows: list[int]
+    gradients: Arrays
+    missing: dict[int, tuple[Missing, str]]
+
+
+def read_answer(
+    reply: Message, asked: Sequence[int], kinds: ArrayTypes, records: Collection[str] = ("arrays",)
+) -> Answer:
+    """Return what `reply` answers to a message that asked for the learners `asked`; nothing of it is copied.
+
+    Raises `Refused` when its array records are not those called `records`, or hold anything but arrays of the names
+    and `kinds` that were sent, stacked by learners that were asked, in ascending order. Whether the numbers are
+    finite is not looked at.
+    """
+    learners, missing = _who(reply, asked)
+    there = reply.content.array_records
+    if set(there) != set(records):
+        raise Refused(f"array records {_short(sorted(there))}, expected {_short(sorted(records))}")
+    arrays = arrays_by_name(reply)
+    if set(arrays) != set(kinds):
+        raise Refused(f"arrays {_short(sorted(arrays))}, expected {_short(sorted(kinds))}")
+    gradients: Arrays = {}
+    for name, (dtype, shape) in kinds.items():
+        value = _viewed(name, arrays[name])
+        expected = (len(learners), *shape)
+        if value.shape != expected:
+            raise Refused(f"{name} has shape {value.shape}, expected {expected}")
+        if value.dtype != dtype:
+            raise Refused(f"{name} is {value.dtype}, expected {dtype}")
+        gradients[name] = value
+    offsets = {learner: offset for offset, learner in enumerate(asked)}
+    return Answer([offsets[learner] for learner in learners], gradients, missing)
+
+
+def learner_ids(message: Message, key: str = "learner-ids") -> list[int] | None:
+    """Return the learners that a message's config record `config` names under `key`, `None` when there is no such
+    entry.
+
+    Raises `Refused` when the entry is no list of whole numbers.
+    """
+    config = message.content.config_records.get("config")
+    numbers = None if config is None else config.get(key)
+    if numbers is None:
+        return None
+    if not isinstance(numbers, list) or any(type(number) is not int for number in numbers):
+        raise Refused(f"{key} are not a list of whole numbers")
+    return numbers  # type: ignore[return-value]
+
+
+def asked_learners(message: Message) -> tuple[int, ...] | None:
+    """Return the learners that a message asks for; `None` when it names none, or means something else by the name."""
+    try:
+        learners = learner_ids(message)
+    except Refused:
+        return None
+    return None if learners is None else tuple(learners)
+
+
+def array_bytes(message: Message) -> int:
+    """Return how many bytes the arrays of a message take, at least what a header takes."""
+    records = message.content.array_records.values()
+    return max(1024, sum(len(array.data) for record in records for array in record.values()))
+
+
+def arrays_by_name(message: Message) -> dict[str, Array]:
+    """Return a message's arrays by name; with several array records, as `<record>/<name>`."""
+    records = message.content.array_records
+    return {
+        name if len(records) == 1 else f"{key}/{name}": array
+        for key, record in records.items()
+        for name, array in record.items()
+    }
+
+
+def views_by_name(message: Message) -> Arrays:
+    """Return views of a message's arrays, named as `arrays_by_name` does; raises `Refused` for one that has none."""
+    return {name: _viewed(name, array) for name, array in arrays_by_name(message).items()}
+
+
+def in_one_line(text: str) -> str:
+    """Return what a stranger said as one short line without control characters."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)[:300]
+
+
+def _viewed(name: str, array: Array) -> np.ndarray:
+    try:
+        return view(array)
+    except ValueError as error:
+        raise Refused(f"{name} {error}") from None
+
+
+def _who(reply: Message, asked: Sequence[int]) -> tuple[list[int], dict[int, tuple[Missing, str]]]:
+    learners = learner_ids(reply)
+    if learners is None:
+        raise Refused("no learner ids")
+    absent = learner_ids(reply, "missing-ids") or []
+    known = set(asked)
+    for number in (*learners, *absent):
+        if number not in known:
+            raise Refused(f"learner {str(number)[:40]} was not asked")
+    if learners != sorted(set(learners)) or set(learners) & set(absent):
+        raise Refused("learner ids are not ascending, or stand twice")
+    kinds, reasons = (
+        value if isinstance(value := reply.content.config_records["config"].get(key, []), list) else []
+        for key in ("missing-kinds", "missing-reasons")
+    )
+    there = set(learners)
+    missing: dict[int, tuple[Missing, str]] = {
+        number: ("failed", "the node did not speak of it") for number in asked if number not in there
+    }
+    for number, kind, reason in zip(absent, kinds, reasons, strict=False):
+        word: Missing = "dropped" if kind == "dropped" else "late" if kind == "late" else "failed"
+        missing[number] = (word, str(reason)[:200])
+    return learners, missing
+
+
+def _short(names: list[str]) -> str:
+    """Return names as text that stays one short line, whatever a stranger called them."""
+    text = ", ".join(repr(name)[:60] for name in names[:8])
+    return f"[{text}{', ...' if len(names) > 8 else ''}]"

@@ -1,0 +1,1 @@
+"""One attack on one run, compared with the truth about membership."""

@@ -1,0 +1,36 @@
+"""Which attacks make sense on which experiments: what does not is no failure."""
+
+from typing import Protocol, runtime_checkable
+
+from metaleak.clients.models import Model
+from metaleak.defenses import Defence
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.plugins import Plugin
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """An attack that not every model is open to; one without this method is tried on all."""
+
+    def applies_to(self, model: Model) -> bool:
+        """Return whether the attack can be made on gradients of `model`."""
+        ...
+
+
+@runtime_checkable
+class DefenceSelective(Protocol):
+    """An attack that cannot be made under every defence; one without this method is tried under all."""
+
+    def reason_against(self, defences: tuple[Defence, ...]) -> str | None:
+        """Return in one line why the attack cannot be made under `defences`, or `None` when it can."""
+        ...
+
+
+def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
+    """Return in one line why `attack` cannot be made on `experiment`, or `None` when it can."""
+    made = attack.build("attacks")
+    if isinstance(made, Selective) and not made.applies_to(experiment.model.build("models")):
+        return f"{attack.name} does not apply to the model {experiment.model.name}"
+    if isinstance(made, DefenceSelective) and (reason := made.reason_against(experiment.built_defences())):
+        return f"{attack.name} does not apply: {reason}"
+    return None

@@ -1,0 +1,159 @@
+"""The truth about membership, rebuilt from the experiment's seed: only the evaluation may ask for it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metaleak.attacks.observation import Rest, Targets
+from metaleak.clients.federation import Federation
+from metaleak.clients.randomness import keyed_generator
+from metaleak.clients.shard import Draw
+from metaleak.deploy.config.experiment import TargetSettings
+
+SETS: tuple[Literal["query", "support"], ...] = ("query", "support")
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The questions that an attack is asked, with their answers kept apart.
+
+    All tensors are `(T,)` int64 and speak of the same target, but `member`, which is bool: `learner` by number,
+    `position` in the learner's task, `image` as an index into the data set, its class `label`, and `held`, the image
+    that the learner really holds at that position.
+    """
+
+    learner: Tensor
+    position: Tensor
+    image: Tensor
+    label: Tensor
+    held: Tensor
+    member: Tensor
+
+    def targets(self, federation: Federation, learners: list[int]) -> Targets:
+        """Return the questions as an attack sees them; `learners` are the rows of its observation."""
+        row_of = {learner: row for row, learner in enumerate(learners)}
+        return Targets(
+            images=pixels(federation, self.image),
+            rows=torch.tensor([row_of[learner] for learner in self.learner.tolist()]),
+            positions=self.position,
+        )
+
+
+def pixels(federation: Federation, images: Tensor) -> Tensor:
+    """Return the images of these indices as the learners see them, float32 `(n, C, H, W)` in [0, 1]."""
+    return federation.images().images[images].to(torch.float32) / 255.0
+
+
+def ask(
+    federation: Federation,
+    learners: list[int],
+    round: int,
+    asks: Literal["query", "support"],
+    settings: TargetSettings,
+) -> Truth:
+    """Return the targets of one attack on one round.
+
+    Members are drawn from what `learners` held in `round`, at most `settings.members`. Non-members are images that no
+    learner ever holds: each takes a drawn learner and position, and an image of the class that stands there, so that
+    members and non-members have the same classes while the images last. Raises `ValueError` when there is none.
+    """
+    generator = keyed_generator(federation.seed, round, "targets", asks)
+    draws = {learner: federation.learner(learner).drawn(round) for learner in learners}
+    held = [
+        (learner, position, image, int(drawn.classes[position]))
+        for learner, drawn in draws.items()
+        for position, images in enumerate(_asked(drawn, asks).tolist())
+        for image in images
+    ]
+    order = torch.randperm(len(held), generator=generator).tolist()
+    members = [held[place] for place in order[: settings.members]]
+    outsiders = _outsiders(federation, [held[place] for place in order], settings.non_members, generator)
+    if not outsiders:
+        raise ValueError("no learner's class has an image that no learner holds; raise partition.non_members")
+    asked = [(*row, row[2], True) for row in members] + [(*row, image, False) for row, image in outsiders]
+    # An attack must not learn from the order of its targets.
+    shuffled = [asked[place] for place in torch.randperm(len(asked), generator=generator).tolist()]
+    columns = [torch.tensor(column) for column in zip(*shuffled, strict=True)]
+    learner, position, truly_held, label, image, member = columns
+    return Truth(learner, position, image, label, truly_held, member)
+
+
+def _outsiders(
+    federation: Federation, held: list[tuple[int, int, int, int]], count: int, generator: torch.Generator
+) -> list[tuple[tuple[int, int, int, int], int]]:
+    """Return at most `count` of `held` (learner, position, image, class), each with an image of its class to ask of.
+
+    No image is asked about twice, so that every non-member is a new piece of evidence; places are taken in turn while
+    their class has images left.
+    """
+    indices = federation.split().non_members
+    labels = federation.images().labels[indices]
+    pools = {
+        label: pool[torch.randperm(len(pool), generator=generator)].tolist()
+        for label in sorted({row[3] for row in held})
+        for pool in [indices[labels == label]]
+    }
+    asked: list[tuple[tuple[int, int, int, int], int]] = []
+    while len(asked) < count and any(pools.values()):
+        asked += [(row, pools[row[3]].pop()) for row in held if pools[row[3]]][: count - len(asked)]
+    return asked
+
+
+def held_images(
+    federation: Federation, learners: list[int], round: int, which: Literal["query", "support"]
+) -> Tensor:
+    """Return one set of every learner, `(L, n, C, H, W)`, for a threat model in which the adversary knows it."""
+    indices = [_asked(federation.learner(learner).drawn(round), which).flatten() for learner in learners]
+    return torch.stack([pixels(federation, images) for images in indices])
+
+
+def rest_of_sets(federation: Federation, truth: Truth, round: int, which: Literal["query", "support"]) -> Rest:
+    """Return what surrounds every target in `round`, for a threat model in which all but one image is known.
+
+    The alternative to a non-member is the image that the learner holds, the one to a member an image of its class
+    that nobody holds: always the two of which one is held, and never which. Raises `ValueError` when there is none,
+    or a learner does not hold the image in that place in `round`, as it draws other episodes from round to round.
+    """
+    drawn = {
+        learner: _asked(federation.learner(learner).drawn(round), which) for learner in set(truth.learner.tolist())
+    }
+    sets = torch.stack([drawn[learner] for learner in truth.learner.tolist()])
+    there = (sets == truth.held[:, None, None]) & (
+        torch.arange(sets.shape[1])[None, :, None] == truth.position[:, None, None]
+    )
+    if not bool(there.flatten(1).any(dim=1).all()):
+        raise ValueError(
+            f"learners draw other episodes in round {round}, so that the asked image may be in none of their sets: "
+            "leave partition.images_per_class and classes_per_learner out, or attack one round"
+        )
+    slots = there.flatten(1).int().argmax(dim=1)
+    images = pixels(federation, sets.flatten())
+    images = images.reshape(len(sets), sets.shape[1] * sets.shape[2], *images.shape[1:])
+    images[torch.arange(len(sets)), slots] = 0
+    return Rest(images, slots, pixels(federation, _alternatives(federation, truth)))
+
+
+def _alternatives(federation: Federation, truth: Truth) -> Tensor:
+    """Return for each target the other of the two images of which the learner holds one, the same in every round."""
+    indices = federation.split().non_members
+    labels = federation.images().labels[indices]
+    generator = keyed_generator(federation.seed, "alternatives")
+    others = truth.held.clone()
+    for label in sorted(set(truth.label[truth.member].tolist())):
+        pool = indices[labels == label]
+        if not len(pool):
+            raise ValueError(f"class {label} has no image that no learner holds; raise partition.non_members")
+        asked = truth.member & (truth.label == label)
+        others[asked] = pool[torch.randint(len(pool), (int(asked.sum()),), generator=generator)]
+    return others
+
+
+def held_classes(federation: Federation, learners: list[int], round: int) -> Tensor:
+    """Return the class at each of every learner's positions, `(L, ways)` int64."""
+    return torch.stack([federation.learner(learner).drawn(round).classes for learner in learners])
+
+
+def _asked(drawn: Draw, which: Literal["query", "support"]) -> Tensor:
+    return drawn.query if which == "query" else drawn.support

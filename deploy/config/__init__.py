@@ -1,0 +1,1 @@
+"""Experiment and suite files, and finding what they name."""

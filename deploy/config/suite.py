@@ -1,0 +1,54 @@
+"""A suite: a grid of experiments around one, as its file says it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from metaleak.deploy.config.axes import applied, combinations
+from metaleak.deploy.config.experiment import Experiment, experiment_from, read_yaml
+from metaleak.deploy.config.plugins import first_problem
+from metaleak.deploy.errors import WrongUsage
+
+
+class Suite(BaseModel):
+    """A base experiment and the axes along which it is varied; the suite is all combinations.
+
+    `grid` maps a key of the experiment, such as `defences`, `model` or `server.rounds`, to the list of its values:
+
+    - `models`, `rules`, `learners`, `ways`, `shots` and `queries` are short for `model`, `rule`,
+      `partition.learners`, `task.ways`, `task.shots` and `task.queries`;
+    - a name is short for `{name: ...}`, one defence or attack for a list of it, null for none;
+    - `{each: [...]}` in the place of any setting multiplies the value out;
+    - the axis `settings` has mappings, whose keys (short or dotted) change together;
+    - so has a value of `defences` without a `name`: a structural defence, such as `{rule.name: fomaml}`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "suite"
+    base: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+
+    def experiments(self, changes: Sequence[str] = ()) -> list[Experiment]:
+        """Return one experiment a combination; raises `ValueError` in one line when one is wrong.
+
+        `changes` such as `server.rounds=5` are applied to each of them.
+        """
+        return [
+            experiment_from(applied(self.base, chosen), f"suite {self.name}", changes)
+            for chosen in combinations(self.grid)
+        ]
+
+
+def read_suite_file(path: Path) -> Suite:
+    """Return the suite in the YAML file `path`; raises `ValueError` in one line."""
+    plain = read_yaml(path)
+    if not isinstance(plain, dict):
+        raise WrongUsage(f"{path}: must be a mapping with the keys name, base and grid")
+    try:
+        return Suite(**plain)
+    except (ValidationError, TypeError) as error:
+        problem = first_problem(error, Suite) if isinstance(error, ValidationError) else str(error)
+        raise WrongUsage(f"{path}: {problem}") from None

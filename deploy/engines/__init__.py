@@ -1,0 +1,1 @@
+"""Where simulations and attacks are computed: on Ray, or in this process."""

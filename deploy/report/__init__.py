@@ -1,0 +1,1 @@
+"""Tables, leaderboard, figures and the report of what was found."""

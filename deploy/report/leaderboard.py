@@ -1,0 +1,147 @@
+"""The leaderboard: a suite's cells for machines, one row each, as Parquet and as JSON."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metaleak.attacks.evaluation.membership import Estimate
+from metaleak.deploy.report.rows import Row, rows_of
+from metaleak.deploy.results.reading import Cell, SuiteResult
+from metaleak.deploy.simulate.run_directory import write_text
+from metaleak.server.record.whole_file import write_whole
+
+NAME = "leaderboard"
+
+_TEXT, _NUMBER, _WHOLE = pa.string(), pa.float64(), pa.int64()
+
+COLUMNS: Mapping[str, tuple[Any, str]] = {
+    "cell": (_TEXT, "the cell's id: a hash of run and attack, the same in every call"),
+    "status": (_TEXT, "`done`, `failed`, `not applicable` (not with this model or these defences) or `waiting`"),
+    "error": (_TEXT, "why, unless it is `done`"),
+    "data": (_TEXT, "data set"),
+    "model": (_TEXT, "model"),
+    "model_settings": (_TEXT, "the model's settings, JSON"),
+    "rule": (_TEXT, "meta-learning rule"),
+    "rule_settings": (_TEXT, "the rule's settings, JSON"),
+    "ways": (_WHOLE, "classes of a task"),
+    "shots": (_WHOLE, "support images a class"),
+    "queries": (_WHOLE, "query images a class"),
+    "learners": (_WHOLE, "learners in the federation"),
+    "seed": (_WHOLE, "the experiment's seed"),
+    "defence": (_TEXT, "the defences in words, `undefended` without any"),
+    "scale": (_TEXT, "the defences' scales, empty where there is none"),
+    "defences": (_TEXT, "the defences with all settings, JSON"),
+    "attack": (_TEXT, "attack, empty for a run that is not attacked"),
+    "attack_settings": (_TEXT, "the attack's settings, JSON"),
+    "asks": (_TEXT, "the set that is asked about, `query` or `support`"),
+    "knows": (_TEXT, "the threat model: what the adversary holds beside what the server sees"),
+    "round": (_WHOLE, "the first recorded round that is attacked"),
+    "rounds": (_WHOLE, "recorded rounds that are attacked together"),
+    "members": (_WHOLE, "targets that the learner holds"),
+    "non_members": (_WHOLE, "targets that no learner holds"),
+    "auc": (_NUMBER, "area under the ROC curve"),
+    "auc_low": (_NUMBER, "lower end of its 95 % interval"),
+    "auc_high": (_NUMBER, "upper end"),
+    "tpr_0.001": (_NUMBER, "true-positive rate at a false-positive rate of 0.1 %, null with too few non-members"),
+    "tpr_0.001_low": (_NUMBER, "lower end of its 95 % interval"),
+    "tpr_0.001_high": (_NUMBER, "upper end"),
+    "tpr_0.01": (_NUMBER, "the same at 1 %"),
+    "tpr_0.01_low": (_NUMBER, "lower end of its 95 % interval"),
+    "tpr_0.01_high": (_NUMBER, "upper end"),
+    "accuracy": (_NUMBER, "adapted accuracy on held-out tasks, of the run's last measured round"),
+    "accuracy_low": (_NUMBER, "lower end of its 95 % interval"),
+    "accuracy_high": (_NUMBER, "upper end"),
+    "bytes_per_learner": (_WHOLE, "bytes that carry one learner's defended meta-gradient"),
+    "dense_bytes": (_WHOLE, "bytes of the same in float32, undefended"),
+    "epsilon_accounted": (
+        _NUMBER,
+        "epsilon that the defence promises one learner for noise that is secret (a simulation's comes from the seed)"
+        ", null without a promise",
+    ),
+    "epsilon_lower_bound": (_NUMBER, "empirical epsilon: the attack proves at least this much"),
+    "epsilon_lower_bound_gaussian": (_NUMBER, "the same, sharper, where the defence is known to be Gaussian"),
+    "delta": (_NUMBER, "the delta of all three"),
+    "confidence": (_NUMBER, "of each lower bound"),
+    "run_seconds": (_NUMBER, "what the simulation took; several cells share it"),
+    "attack_seconds": (_NUMBER, "what the attack took"),
+    "run": (_TEXT, "the run's directory in the suite's"),
+    "result": (_TEXT, "the attack's directory in `attacks/` of the run"),
+}
+"""The columns in their order: type and meaning."""
+
+
+def write_leaderboard(suite: SuiteResult) -> Path:
+    """Write `leaderboard.parquet` and `leaderboard.json` into the suite's directory; return the Parquet file."""
+    rows = leaderboard(suite)
+    schema = pa.schema([pa.field(name, kind, metadata={"about": about}) for name, (kind, about) in COLUMNS.items()])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink)
+    write_whole(suite.path / f"{NAME}.parquet", sink.getvalue().to_pybytes())
+    content = {"suite": suite.name, "columns": {name: about for name, (_, about) in COLUMNS.items()}, "rows": rows}
+    write_text(suite.path / f"{NAME}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return suite.path / f"{NAME}.parquet"
+
+
+def leaderboard(suite: SuiteResult) -> list[dict[str, Any]]:
+    """Return one row a cell, with a value for each of `COLUMNS`, in the order of the suite."""
+    return [_row(cell, row) for cell, row in zip(suite.cells, rows_of(suite), strict=True)]
+
+
+def _row(cell: Cell, row: Row) -> dict[str, Any]:
+    config, result, task = row.config, row.attack_result, row.config.get("task") or {}
+    evaluation, privacy, cost = row.evaluation, result and result.privacy, result and result.cost
+    attack = dict(result.config if result else cell.attack_config)
+    plain = {
+        "cell": cell.id,
+        "status": cell.status,
+        "error": cell.error,
+        **_named("data", config, settings=False),
+        **_named("model", config),
+        **_named("rule", config),
+        **{key: task.get(key) for key in ("ways", "shots", "queries")},
+        "learners": (config.get("partition") or {}).get("learners"),
+        "seed": config.get("seed"),
+        "defence": row.defence,
+        "scale": row.scale,
+        "defences": json.dumps(cell.defences),
+        "attack": attack.pop("name", cell.attack),
+        "attack_settings": json.dumps(attack),
+        "asks": result.asks if result else attack.get("asks"),
+        "knows": result and result.knows,
+        "round": result and result.round,
+        "rounds": result and result.rounds,
+        "members": evaluation and evaluation.members,
+        "non_members": evaluation and evaluation.non_members,
+        **_interval("auc", evaluation.auc if evaluation else None),
+        **_interval("tpr_0.001", evaluation.tpr.get("0.001") if evaluation else None),
+        **_interval("tpr_0.01", evaluation.tpr.get("0.01") if evaluation else None),
+        **_interval("accuracy", row.accuracy),
+        "bytes_per_learner": cost and cost.bytes_per_learner,
+        "dense_bytes": cost and cost.dense_bytes,
+        "epsilon_accounted": privacy and privacy.accounted,
+        "epsilon_lower_bound": privacy and privacy.lower_bound,
+        "epsilon_lower_bound_gaussian": privacy and privacy.gaussian_lower_bound,
+        "delta": privacy and privacy.delta,
+        "confidence": privacy and privacy.confidence,
+        "run_seconds": row.run and row.run.seconds,
+        "attack_seconds": result and result.seconds,
+        "run": cell.run,
+        "result": cell.attack,
+    }
+    return {name: plain[name] for name in COLUMNS}
+
+
+def _named(key: str, config: Mapping[str, Any], settings: bool = True) -> dict[str, Any]:
+    """Return the name of a thing, and its settings as JSON."""
+    plain = dict(config.get(key) or {})
+    name = plain.pop("name", None)
+    return {key: name, f"{key}_settings": json.dumps(plain)} if settings else {key: name}
+
+
+def _interval(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    ends = {"": "value", "_low": "low", "_high": "high"}
+    return {f"{name}{end}": getattr(estimate, field) if estimate else None for end, field in ends.items()}

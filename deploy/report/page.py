@@ -1,0 +1,202 @@
+"""The report: one HTML file about a run or a suite, which needs no network and nothing beside it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from metaleak.attacks.evaluation.membership import FPR_LEVELS
+from metaleak.deploy.report.figures import Curve, FrontierPoint, frontier, log_roc, training_curve
+from metaleak.deploy.report.gallery import Tile, tiles
+from metaleak.deploy.report.rows import (
+    Row,
+    comparison_rows,
+    describe_run,
+    level_text,
+    needs_text,
+    rate_text,
+    rows_of,
+)
+from metaleak.deploy.report.settings import ASKED, Setting, condition_of_epsilon, knows, settings
+from metaleak.deploy.report.tables import LEVELS, bytes_text, epsilon_text
+from metaleak.deploy.report.verdict import verdict
+from metaleak.deploy.results.reading import AttackResult, Round, RunResult, SuiteResult, read
+from metaleak.server.record.whole_file import write_whole
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as runs are drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunPage:
+    """What the report shows of one run; its attacks come with a label and the images that they left."""
+
+    anchor: str
+    label: str
+    run: RunResult
+    facts: Sequence[tuple[str, str]]
+    curves: Sequence[Markup]
+    attacks: Sequence[tuple[AttackResult, str, Sequence[Tile]]]
+
+
+def write_report(path: Path, out: Path | None = None, progress: Progress | None = None) -> Path:
+    """Write the report of the run or suite in directory `path` to `out` (`path/report.html`) and return where.
+
+    `progress` hears of each run that is drawn. The same results give the same bytes. An existing report is
+    replaced only once the new one is complete. Raises `ValueError` when `path` holds neither a run nor a suite, or
+    holds a damaged part.
+    """
+    target = out or path / "report.html"
+    page = render(read(path), progress)
+    write_whole(target, page.encode())
+    return target
+
+
+def render(result: RunResult | SuiteResult, progress: Progress | None = None) -> str:
+    """Return the report as the text of an HTML page."""
+    rows = comparison_rows(result)
+    found = settings(rows_of(result))
+    suite = isinstance(result, SuiteResult)
+    runs = list(result.runs.values()) if isinstance(result, SuiteResult) else [result]
+    pages = []
+    for index, run in enumerate(runs):
+        pages.append(_run_page(index, run, rows))
+        if progress:
+            progress(index + 1, len(runs))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=result.name,
+        suite=suite,
+        facts=facts(runs[0].config) if not suite else _shared([row.config for row in rows if row.run]),
+        runs=pages,
+        rows=rows,
+        varied=any(row.setting for row in rows),
+        settings=found,
+        knows=sorted(knows(rows).items()),
+        conditions=condition_of_epsilon(rows),
+        groups=[(attack, list(group)) for attack, group in groupby(rows, key=lambda row: row.attack)],
+        verdict=verdict(rows),
+        # A run that nobody has attacked yet is whole; a suite's cell without its attack is not.
+        failed=[
+            row
+            for row in rows
+            if row.status not in ("done", "not applicable") and (suite or row.status != "not attacked")
+        ],
+        evaluated=[row for row in rows if row.evaluation],
+        frontiers=list(frontiers(found)),
+        rocs=list(rocs(rows)),
+        levels=FPR_LEVELS,
+        level_text=level_text,
+        needs_text=needs_text,
+        rate_text=rate_text,
+        bytes_text=bytes_text,
+        epsilon_text=epsilon_text,
+        asked=ASKED,
+        low_levels=LEVELS,
+    )
+
+
+def frontiers(found: Sequence[Setting]) -> Iterable[Markup]:
+    """Yield one panel a setting: the strongest attack's AUC against adapted accuracy, a point a defence and scale."""
+    for setting in found:
+        best = setting.frontier()
+        points = [
+            FrontierPoint(
+                line.rows[0].defence_name, line.rows[0].scale, line.accuracy, strongest.strength, line in best
+            )
+            for line in setting.lines
+            if line.accuracy and (strongest := line.strongest())
+        ]
+        if points:
+            yield frontier(setting.title, points)
+
+
+def rocs(rows: Sequence[Row]) -> Iterable[Markup]:
+    """Yield one panel an attack and setting: the ROC curves on logarithmic axes."""
+    for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
+        curves = []
+        for row in group:
+            result = row.attack_result
+            if result and result.member.any() and not result.member.all():
+                curves.append(Curve(row.strength, row.defence, result.scores, result.member))
+        if curves:
+            yield log_roc(_panel(attack, setting), curves)
+
+
+def training_curves(about: str, rounds: Sequence[Round]) -> list[Markup]:
+    """Return loss and adapted accuracy on held-out tasks over the rounds, as far as they were measured."""
+    figures = []
+    losses = [line for line in rounds if line.loss is not None]
+    if losses:
+        numbers, values = [line.round for line in losses], [line.loss for line in losses]
+        figures.append(training_curve(about, "Loss, held-out tasks", "loss", numbers, np.array(values, float)))
+    measured = [line for line in rounds if line.accuracy is not None]
+    if measured:
+        value = np.array([line.accuracy for line in measured], float)
+        low = np.array([line.accuracy_low for line in measured], float)
+        high = np.array([line.accuracy_high for line in measured], float)
+        numbers = [line.round for line in measured]
+        figures.append(
+            training_curve(about, "Adapted accuracy, held-out tasks", "accuracy", numbers, value, (low, high))
+        )
+    return figures
+
+
+def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what an experiment's configuration says, one line a top-level key that says something, in its order."""
+    said = ((str(key), _plain(value)) for key, value in config.items() if key != "name")
+    return [(key, text) for key, text in said if text]
+
+
+def _shared(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return the facts in which all configurations agree."""
+    described = [dict(facts(config)) for config in configs]
+    keys = described[0] if described else {}
+    return [(key, keys[key]) for key in keys if all(one.get(key) == keys[key] for one in described)]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        parts = [f"{key} {_plain(inner)}" for key, inner in value.items() if key != "name" and inner is not None]
+        name = str(value.get("name", ""))
+        return f"{name} ({', '.join(parts)})" if name and parts else name or ", ".join(parts)
+    if isinstance(value, list | tuple):
+        return "; ".join(_plain(inner) for inner in value) or "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _run_page(index: int, run: RunResult, rows: Sequence[Row]) -> RunPage:
+    own = [row for row in rows if row.run is run]
+    if own:
+        # What all of its attacks have in common: targets or settings of one of them do not describe the run.
+        shared = tuple(part for part in own[0].differences if all(part in row.differences for row in own))
+        label = replace(own[0], differences=shared).label
+    else:
+        label = describe_run(run)
+    labels = {id(row.attack_result): row.label for row in own}
+    return RunPage(
+        anchor=f"run-{index}",
+        label=label,
+        run=run,
+        facts=facts(run.config),
+        curves=training_curves(label, run.rounds),
+        attacks=[
+            (attack, labels.get(id(attack), label), tiles(attack.gallery) if attack.gallery else [])
+            for attack in run.attacks
+        ],
+    )
+
+
+def _panel(attack: str, setting: str) -> str:
+    return f"{attack} attack, {setting}" if setting else f"{attack} attack"

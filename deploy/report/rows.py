@@ -1,0 +1,278 @@
+"""The comparison: one row a defence, scale and attack, from a run or a suite; its table for a terminal."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from metaleak.attacks.evaluation.membership import FPR_LEVELS, Estimate, Evaluation
+from metaleak.attacks.evaluation.roc import non_members_needed
+from metaleak.deploy.config.defence_words import (
+    RULE_STRUCTURE,
+    UNDEFENDED,
+    describe_defences,
+    describe_strength,
+    describe_structure,
+)
+from metaleak.deploy.results.reading import AttackResult, Cell, RunResult, SuiteResult
+
+_CLEARLY = 0.05
+"""A statistic's AUC must beat the score's by this much to be worth a word beside it."""
+
+_OUTSIDE = frozenset({"name", "defences", "attacks", "engine", "record", *(f"rule.{key}" for key in RULE_STRUCTURE)})
+"""Keys of an experiment that set no row apart: they stand in columns of their own, or change no number."""
+
+_TARGET_WORDS = {
+    "targets.round": "round attacked",
+    "targets.rounds": "rounds attacked",
+    "targets.members": "members asked",
+    "targets.non_members": "non-members asked",
+}
+"""What the last part of the key alone would leave unclear."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One line of the comparison.
+
+    `defence` and `scale` are for display, `UNDEFENDED` and "" without any; `strength` has both in one phrase, "no
+    defence" without any. `differences` are whatever else
+    differs between the rows of one attack, such as "ways 5". `status` is "done" or what went wrong, then
+    `error` says why. `config` is the experiment's, as far as it is known, with this attack's targets. `run` and
+    `attack_result` are the results behind the row, where there are any.
+    """
+
+    defence: str
+    scale: str
+    strength: str
+    differences: tuple[str, ...]
+    attack: str
+    status: str
+    error: str | None
+    config: Mapping[str, Any]
+    run: RunResult | None
+    attack_result: AttackResult | None
+
+    @property
+    def setting(self) -> str:
+        """The differences in one phrase."""
+        return ", ".join(self.differences)
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """What the attack achieved, if it was evaluated."""
+        return self.attack_result.evaluation if self.attack_result else None
+
+    @property
+    def accuracy(self) -> Estimate | None:
+        """The run's last adapted accuracy, if it was measured."""
+        return self.run.accuracy if self.run else None
+
+    @property
+    def defence_name(self) -> str:
+        """The defence as words of a sentence."""
+        return "no defence" if self.defence == UNDEFENDED else self.defence
+
+    @property
+    def betrayed(self) -> tuple[str, float] | None:
+        """The attack's statistic that leaks clearly more than its score, with its AUC; `None` when none does."""
+        if self.evaluation is None or self.attack_result is None or not self.attack_result.statistics:
+            return None
+        by_leak = {name: leak(auc.value) for name, auc in self.attack_result.statistics.items()}
+        name = max(by_leak, key=by_leak.__getitem__)
+        return (name, by_leak[name]) if by_leak[name] > leak(self.evaluation.auc.value) + _CLEARLY else None
+
+    @property
+    def leak(self) -> float:
+        """How far from guessing the attack's score, or its best statistic, is: an AUC in [0.5, 1]."""
+        own = leak(self.evaluation.auc.value) if self.evaluation else 0.5
+        return max(own, self.betrayed[1]) if self.betrayed else own
+
+    @property
+    def label(self) -> str:
+        """Defence, scale and setting in one phrase."""
+        return f"{self.strength} ({self.setting})" if self.setting else self.strength
+
+
+def leak(auc: float) -> float:
+    """Return how far an AUC is from guessing, in [0.5, 1]: a reversed order leaks as much."""
+    return max(auc, 1 - auc)
+
+
+def rows_of(result: RunResult | SuiteResult) -> list[Row]:
+    """Return the rows of a run (one an attack) or a suite (one a cell, failed ones too), in their own order."""
+    if isinstance(result, SuiteResult):
+        rows = [_cell_row(cell, result) for cell in result.cells]
+    else:
+        attacks: Sequence[AttackResult | None] = result.attacks or (None,)
+        rows = [_run_row(result, attack) for attack in attacks]
+    return _with_settings(_with_structures(rows))
+
+
+def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
+    """Return the rows of `result` so that those of one setting and attack stand together.
+
+    Of those the undefended come first, then by defence and rising scale.
+    """
+    return sorted(rows_of(result), key=_order)
+
+
+def describe_run(run: RunResult) -> str:
+    """Return the defences of a run in one phrase."""
+    return _run_row(run, None).label
+
+
+def rate_text(estimate: Estimate, percent: bool = False) -> tuple[str, str]:
+    """Return a rate and its interval: ("0.993", "0.988–0.997"), or in per cent ("99.3 %", "98.8–99.7")."""
+    factor, digits, unit = (100, 1, " %") if percent else (1, 3, "")
+    low, high = (f"{bound * factor:.{digits}f}" for bound in (estimate.low, estimate.high))
+    return f"{estimate.value * factor:.{digits}f}{unit}", f"{low}–{high}"
+
+
+def needs_text(level: str) -> str:
+    """Return what to print where there are too few non-members for the false-positive rate `level`."""
+    return f"needs ≥ {non_members_needed(float(level)):,} non-members".replace(",", " ")
+
+
+def level_text(level: str) -> str:
+    """Return a false-positive rate in per cent: "0.001" is "0.1 %"."""
+    return f"{float(level) * 100:g} %"
+
+
+def comparison_table(result: RunResult | SuiteResult) -> Table:
+    """Return the comparison as a table for a terminal of 80 columns or more, each rate with its 95 % interval.
+
+    The TPRs stand in the order of `FPR_LEVELS`, a dash where there are too few non-members; the report has more.
+    """
+    rows = comparison_rows(result)
+    needed = "; ".join(f"{level_text(level)} {needs_text(level)}" for level in FPR_LEVELS)
+    table = Table(
+        title="What each defence leaves to the attacker, and what it costs", caption=f"TPR at a FPR of {needed}."
+    )
+    levels = " / ".join(level_text(level).removesuffix(" %") for level in FPR_LEVELS)
+    for column in ("defence", "attack", "AUC", f"TPR % at {levels} % FPR", "adapted accuracy", "n"):
+        table.add_column(column)
+    for row in rows:
+        accuracy = "\n".join(rate_text(row.accuracy, percent=True)) if row.accuracy else "–"
+        if evaluation := row.evaluation:
+            rates = [evaluation.tpr.get(level) for level in FPR_LEVELS]
+            tpr = " / ".join(f"{100 * rate.value:.0f}" if rate else "–" for rate in rates)
+            auc = Text("\n".join(rate_text(evaluation.auc)))
+            if row.betrayed:
+                auc.append(f"\nbut {row.betrayed[0]} {row.betrayed[1]:.3f}", style="bold red")
+            counts = f"{evaluation.members} + {evaluation.non_members}"
+        else:
+            tpr = counts = "–"
+            auc = Text(f"{row.status}: {row.error}" if row.error else row.status, style="bold red")
+        shown = [Text(row.label), Text(row.attack), auc, Text(tpr), Text(accuracy), Text(counts)]
+        table.add_row(*shown, end_section=True)
+    return table
+
+
+def _run_row(run: RunResult, attack: AttackResult | None) -> Row:
+    status, error = run.status, run.error
+    if status == "done" and (attack is None or attack.evaluation is None):
+        status = "not attacked" if attack is None else "not evaluated"
+    config = _with_targets(run.config, attack.targets if attack else {})
+    return Row(*_words(_defences(run.config)), (), attack.name if attack else "–", status, error, config, run, attack)
+
+
+def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
+    run = suite.runs.get(cell.run)
+    attack = next((one for one in run.attacks if one.name == cell.attack), None) if run else None
+    defences = cell.defences or (_defences(run.config) if run else ())
+    error: str | None
+    if cell.status == "failed":
+        status, error = "failed", cell.error or "no reason was recorded"
+    elif cell.status != "done":
+        status, error = cell.status, cell.error
+    elif run is None:
+        status, error = "missing", f"{cell.run} is not there"
+    else:
+        whole = _run_row(run, attack)
+        status, error = whole.status, whole.error
+    # A suite names its results by attack and hash: what differs between the hashes stands in the setting.
+    name = attack.kind if attack else str(cell.attack_config.get("name") or cell.attack)
+    # What was planned fills in for a run that was never begun, or an attack without a result.
+    targets = attack.targets if attack else cell.experiment.get("targets") or {}
+    config = _with_targets(run.config if run else cell.experiment, targets)
+    return Row(*_words(defences), (), name, status, error, config, run, attack)
+
+
+def _words(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+    """Return a row's defence, scale and strength."""
+    return *describe_defences(defences), describe_strength(defences) if defences else "no defence"
+
+
+def _with_targets(config: Mapping[str, Any], targets: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `config` with the `targets` of one attack, where they are known: a run's file has those of its first."""
+    return {**config, "targets": targets} if targets else config
+
+
+def _defences(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    listed = config.get("defences")
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _with_structures(rows: list[Row]) -> list[Row]:
+    """Count a rule among the defences, where rows differ in it: it decides what is sent."""
+    said = [describe_structure(row.config.get("rule")) for row in rows]
+    if len(set(said)) == 1:
+        return rows
+    return [_with_structure(row, words) if words else row for row, words in zip(rows, said, strict=True)]
+
+
+def _with_structure(row: Row, words: str) -> Row:
+    if row.defence == UNDEFENDED:
+        return replace(row, defence=words, strength=words)
+    return replace(row, defence=f"{words} + {row.defence}", strength=f"{words} + {row.strength}")
+
+
+def _with_settings(rows: list[Row]) -> list[Row]:
+    """Name, for each row, the values in which its run or attack differs from others of the same attack."""
+    named = list(rows)
+    for attack in {row.attack for row in rows}:
+        members = [index for index, row in enumerate(rows) if row.attack == attack and row.config]
+        flat = {index: dict(_knobs(rows[index])) for index in members}
+        keys = dict.fromkeys(key for knobs in flat.values() for key in knobs)
+        varying = [key for key in keys if len({knobs[key] for knobs in flat.values() if key in knobs}) > 1]
+        for index in members:
+            parts = tuple(f"{short_key(key)} {flat[index][key]}" for key in varying if key in flat[index])
+            named[index] = replace(rows[index], differences=parts)
+    return named
+
+
+def _knobs(row: Row) -> Iterator[tuple[str, str]]:
+    """Yield what was set for a row, as dotted keys and text."""
+    for key, value in flattened(row.config):
+        if key not in _OUTSIDE and key.partition(".")[0] not in _OUTSIDE:
+            yield key, value
+    if row.attack_result:
+        yield from flattened({"attack": row.attack_result.config})
+
+
+def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values of nested mappings as dotted keys and text."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def short_key(key: str) -> str:
+    """Return the words for a dotted key: its last part, or what it names."""
+    if key in _TARGET_WORDS:
+        return _TARGET_WORDS[key]
+    *parents, last = key.split(".")
+    return parents[-1] if parents and last == "name" else last.replace("_", " ")
+
+
+def _order(row: Row) -> tuple[str, str, bool, str, float, str]:
+    try:
+        scale = float(row.scale or 0)
+    except ValueError:
+        scale = 0.0
+    return row.attack, row.setting, row.defence != UNDEFENDED, row.defence, scale, row.scale

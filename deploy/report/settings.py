@@ -1,0 +1,171 @@
+"""A suite by setting: what every defence leaves there to its strongest attacker, and what it costs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from metaleak.attacks.evaluation.membership import Estimate
+from metaleak.deploy.assess.privacy import Cost, Privacy
+from metaleak.deploy.config.defence_words import RULE_STRUCTURE
+from metaleak.deploy.report.rows import Row, flattened, short_key
+
+Asked = Literal["query", "support"]
+ASKED: tuple[Asked, ...] = ("query", "support")
+
+_DEFENDING = ("name", "defences", "attacks", "engine", "record", "evaluation")
+"""Keys of an experiment that do not set one setting apart from another: `rule` does but for what protects in it."""
+
+_TITLED = ("model.name", "data.name", "task.ways", "task.shots", "task.queries", "partition.learners")
+
+
+_SECRET_NOISE = (
+    "An accounted epsilon (≤) holds for noise that the server cannot compute. A simulation draws the noise from the "
+    "experiment's seed, so that it can be repeated; on Flower's deployment engine each SuperNode has a secret key."
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one attack achieved: `strength` is its AUC, from 0.5 on where it clearly ranks members lower."""
+
+    row: Row
+    strength: Estimate
+
+    @property
+    def reversed(self) -> bool:
+        """Whether the attack ranks members below others."""
+        return self.row.evaluation is not None and self.strength.value != self.row.evaluation.auc.value
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One defence at one scale in a setting, with the rows of all attacks on it."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def defence(self) -> str:
+        """The defence, and its scale where it has one."""
+        return self.rows[0].strength
+
+    @property
+    def accuracy(self) -> Estimate | None:
+        """The adapted accuracy, if it was measured."""
+        return next((row.accuracy for row in self.rows if row.accuracy), None)
+
+    @property
+    def cost(self) -> Cost | None:
+        """What one learner's message takes."""
+        return next(
+            (row.attack_result.cost for row in self.rows if row.attack_result and row.attack_result.cost), None
+        )
+
+    @property
+    def privacy(self) -> Privacy | None:
+        """The guarantee, with the greatest lower bounds that any of the attacks puts on it."""
+        known = [row.attack_result.privacy for row in self.rows if row.attack_result and row.attack_result.privacy]
+        gaussian = [one.gaussian_lower_bound for one in known if one.gaussian_lower_bound is not None]
+        best = max(known, key=lambda one: one.lower_bound, default=None)
+        return best and best.model_copy(update={"gaussian_lower_bound": max(gaussian, default=None)})
+
+    def strongest(self, asked: Asked | None = None) -> Found | None:
+        """Return the strongest attack on the set `asked`, or on either, by the AUC; `None` when none was evaluated.
+
+        The best of several on the same targets: chance favours the attacker a little.
+        """
+        found = [
+            Found(row, strength(row.evaluation.auc))
+            for row in self.rows
+            if row.evaluation and row.attack_result and asked in (None, row.attack_result.asks)
+        ]
+        return max(found, key=lambda one: one.strength.value, default=None)
+
+    @property
+    def troubles(self) -> list[str]:
+        """What is to be said of rows without a result."""
+        return [f"{row.attack}: {row.status}" for row in self.rows if row.status not in ("done", "not applicable")]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A setting: everything but defences and attacks is the same in its `lines`, targets included."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+    def frontier(self) -> list[Line]:
+        """Return the lines that no other beats in both adapted accuracy and strongest attack, by rising accuracy."""
+        known = [(line, line.accuracy.value, found.strength.value) for line in self.lines
+                 if line.accuracy and (found := line.strongest())]  # fmt: skip
+        best: list[Line] = []
+        lowest = float("inf")
+        for line, _, leak in sorted(known, key=lambda one: (-one[1], one[2])):
+            if leak < lowest:
+                best.append(line)
+                lowest = leak
+        return best[::-1]
+
+
+def strength(auc: Estimate) -> Estimate:
+    """Return how well an attack with this AUC tells members from others, whichever it ranks higher.
+
+    An AUC that is below 0.5 with its whole interval counts as its reverse; others, which may be chance, as they are.
+    """
+    return Estimate(value=1 - auc.value, low=1 - auc.high, high=1 - auc.low) if auc.high < 0.5 else auc
+
+
+def settings(rows: Sequence[Row]) -> list[Setting]:
+    """Return the settings of `rows`, and in each the lines, in the rows' order."""
+    grouped: dict[str, dict[tuple[str, str, str], list[Row]]] = {}
+    configs: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        config = _setting(row.config)
+        key = json.dumps(config, sort_keys=True, default=str)
+        configs[key] = config
+        # Defences of other settings than the scale have it in their words; a run that was never begun has its cell's.
+        grouped.setdefault(key, {}).setdefault((row.defence, row.scale, str(row.run and row.run.path)), []).append(
+            row
+        )
+    titles = _titles(list(configs.values()))
+    return [
+        Setting(title, tuple(Line(tuple(own)) for own in lines.values()))
+        for title, lines in zip(titles, grouped.values(), strict=True)
+    ]
+
+
+def knows(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the threat model of every attack among `rows`: what its adversary holds beside what the server sees."""
+    return {row.attack: row.attack_result.knows for row in rows if row.attack_result and row.attack_result.knows}
+
+
+def condition_of_epsilon(rows: Sequence[Row]) -> list[str]:
+    """Return what must stand beside accounted epsilons, a sentence; none where `rows` have no such epsilon."""
+    results = [row.attack_result for row in rows if row.attack_result]
+    promised = any(result.privacy and result.privacy.accounted is not None for result in results)
+    return [_SECRET_NOISE] if promised else []
+
+
+def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _DEFENDING}
+    if isinstance(rule := kept.get("rule"), Mapping):
+        kept["rule"] = {key: value for key, value in rule.items() if key not in RULE_STRUCTURE}
+    return kept
+
+
+def _titles(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the settings are about, and whatever else tells them apart."""
+    flat = [dict(flattened(config)) for config in configs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    varying = [key for key in keys if key not in _TITLED and len({one[key] for one in flat if key in one}) > 1]
+    return [
+        ", ".join([*_about(one), *(f"{short_key(key)} {one[key]}" for key in varying if key in one)]) for one in flat
+    ]
+
+
+def _about(flat: Mapping[str, str]) -> list[str]:
+    model, data = flat.get("model.name", "model"), flat.get("data.name", "data")
+    units = {"ways": "way", "shots": "shot", "queries": "query"}
+    task = " ".join(f"{flat[f'task.{key}']}-{unit}" for key, unit in units.items() if f"task.{key}" in flat)
+    learners = flat.get("partition.learners")
+    return [f"{model} on {data}", *([task] if task else []), *([f"{learners} learners"] if learners else [])]

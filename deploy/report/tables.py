@@ -1,0 +1,87 @@
+"""The tables of a suite for a terminal: one a setting, one line a defence."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from metaleak.deploy.report.rows import level_text, rate_text, rows_of
+from metaleak.deploy.report.settings import ASKED, Asked, Line, Setting, condition_of_epsilon, knows, settings
+from metaleak.deploy.results.reading import SuiteResult
+from metaleak.deploy.simulate.record_size import size_text
+
+LEVELS = ("0.001", "0.01")
+"""The false-positive rates whose true-positive rates stand in the tables."""
+
+
+def setting_tables(result: SuiteResult) -> list[Table]:
+    """Return one table a setting, for a terminal of 100 columns or more; below the last, what each attack knows
+    and, where an epsilon is promised, what the promise rests on."""
+    rows = rows_of(result)
+    tables = [_table(setting) for setting in settings(rows)]
+    if tables:
+        notes = [f"{attack} knows {known}" for attack, known in sorted(knows(rows).items())]
+        tables[-1].caption = "\n".join([*notes, *condition_of_epsilon(rows)])
+        tables[-1].caption_justify = "left"
+    return tables
+
+
+def bytes_text(line: Line) -> str:
+    """Return what one learner's message takes, with its part of the undefended one's."""
+    if line.cost is None:
+        return "–"
+    part = line.cost.bytes_per_learner / max(1, line.cost.dense_bytes)
+    return size_text(line.cost.bytes_per_learner) + (f" ({100 * part:.2g} %)" if part < 1 else "")
+
+
+def epsilon_text(line: Line) -> str:
+    """Return the lower bounds on epsilon and what is accounted for, "≥ 0.31, Gaussian ≥ 0.62, ≤ 8"."""
+    if (privacy := line.privacy) is None:
+        return "–"
+    bound = f"≥ {privacy.lower_bound:.2f}"
+    if privacy.gaussian_lower_bound is not None:
+        bound += f", Gaussian ≥ {privacy.gaussian_lower_bound:.2f}"
+    return bound if privacy.accounted is None else f"{bound}, ≤ {privacy.accounted:.3g}"
+
+
+def tpr_text(line: Line, asked: Asked) -> str:
+    """Return the strongest attack's true-positive rates at `LEVELS` in per cent, a dash where unresolved."""
+    found = line.strongest(asked)
+    if found is None or found.row.evaluation is None:
+        return "–"
+    rates = [found.row.evaluation.tpr.get(level) for level in LEVELS]
+    return " / ".join(f"{100 * rate.value:.1f}" if rate else "–" for rate in rates)
+
+
+def _table(setting: Setting) -> Table:
+    table = Table(title=setting.title)
+    levels = " / ".join(level_text(level).removesuffix(" %") for level in LEVELS)
+    columns = ["defence", "bytes", "accuracy"]
+    for asked in ASKED:
+        columns += [f"{asked}: AUC", f"TPR % at {levels} % FPR"]
+    for column in (*columns, "epsilon"):
+        # Folded in a narrow terminal: half an interval would mislead.
+        table.add_column(column, overflow="fold")
+    best = setting.frontier()
+    for line in setting.lines:
+        # On the frontier: no other has both more accuracy and a weaker strongest attack.
+        name = Text(f"{line.defence} *" if line in best else line.defence)
+        for trouble in line.troubles:
+            name.append(f"\n{trouble}", style="bold red")
+        broken = line.privacy is not None and line.privacy.violated
+        cells: list[Text | str] = [
+            name,
+            bytes_text(line),
+            "\n".join(rate_text(line.accuracy, percent=True)) if line.accuracy else "–",
+        ]
+        for asked in ASKED:
+            cells += [_auc(line, asked), tpr_text(line, asked)]
+        table.add_row(*cells, Text(epsilon_text(line), style="bold red" if broken else ""), end_section=True)
+    return table
+
+
+def _auc(line: Line, asked: Asked) -> Text:
+    if (found := line.strongest(asked)) is None:
+        return Text("–")
+    lines: Sequence[str] = (*rate_text(found.strength), found.row.attack + (" reversed" if found.reversed else ""))
+    return Text("\n".join(lines))

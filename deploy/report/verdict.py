@@ -1,0 +1,100 @@
+"""The verdict in plain words: what attacks found without a defence, and which defences held at what cost."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from metaleak.attacks.evaluation.membership import Evaluation
+from metaleak.deploy.config.defence_words import UNDEFENDED
+from metaleak.deploy.report.rows import Row, leak, level_text, rate_text
+
+HELD_AUC = 0.60
+"""A defence holds an attack when the AUC is no further from guessing than this."""
+
+HELD_LOSS = 0.03
+"""...and when it costs no more adapted accuracy than this."""
+
+
+def verdict(rows: Sequence[Row]) -> list[str]:
+    """Return sentences about `rows`, grouped by attack and setting, in the rows' order.
+
+    Defences are judged on the point estimates, by the attack's score and by each of its statistics; rows without an
+    evaluation say nothing.
+    """
+    sentences = []
+    for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
+        evaluated = [row for row in group if row.evaluation]
+        about = f"the {attack} attack ({setting})" if setting else f"the {attack} attack"
+        bare = [row for row in evaluated if row.defence == UNDEFENDED]
+        defended = [row for row in evaluated if row.defence != UNDEFENDED]
+        for row in bare:
+            sentences.append(f"Without a defence, {about} {describe(row)}.")
+        if len(defended) == 1:
+            sentences.append(f"Under {defended[0].label}, {about} {describe(defended[0])}.")
+        if bare and defended:
+            sentences.append(_held(about, bare[0], defended))
+            sentences += [
+                f"Under {row.label} {about} only seems to fail: its statistic {row.betrayed[0]} alone reaches "
+                f"AUC {row.betrayed[1]:.3f}."
+                for row in defended
+                if row.betrayed and row.evaluation and leak(row.evaluation.auc.value) <= HELD_AUC < row.leak
+            ]
+        elif len(defended) > 1:
+            sentences.append(
+                f"There is no undefended run to compare {about} with: what its defences cost is unknown."
+            )
+    return sentences
+
+
+def describe(row: Row) -> str:
+    """Return what an evaluated row's attack achieved, as the rest of a sentence that begins with it."""
+    if row.evaluation is None:
+        raise ValueError(f"{row.label}: not evaluated")
+    evaluation = row.evaluation
+    value, interval = rate_text(evaluation.auc)
+    words = f"{_strength(evaluation)}: AUC {value} (95 % interval {interval})"
+    resolved = [(level, estimate) for level, estimate in evaluation.tpr.items() if estimate]
+    if not resolved:
+        return words
+    level, estimate = min(resolved, key=lambda pair: float(pair[0]))
+    found = round(estimate.value * evaluation.members)
+    words += (
+        f"; it finds {found} of {evaluation.members} members while accusing at most {level_text(level)} of"
+        f" {evaluation.non_members} non-members"
+    )
+    if evaluation.auc.low <= 0.5 and estimate.low > float(level):
+        words += ", more than guessing would: some learners are exposed although the average looks safe"
+    return words
+
+
+def _strength(evaluation: Evaluation) -> str:
+    auc = evaluation.auc
+    if auc.low <= 0.5 <= auc.high:
+        return "cannot be told from guessing on these targets"
+    if auc.high < 0.5:
+        return "ranks members below non-members, which gives away as much as the reverse"
+    for bound, words in ((0.6, "is slightly better than guessing"), (0.75, "tells some members apart")):
+        if auc.value < bound:
+            return words
+    return "tells most members apart" if auc.value < 0.95 else "tells members from non-members almost always"
+
+
+def _held(about: str, bare: Row, defended: Sequence[Row]) -> str:
+    if bare.accuracy is None:
+        return f"Adapted accuracy was not measured without a defence: what it costs to stop {about} is unknown."
+    bar = f"an AUC of {1 - HELD_AUC:.2f} to {HELD_AUC:.2f}"
+    bar += f" at a loss of at most {HELD_LOSS * 100:g} points of adapted accuracy"
+    held = [
+        (bare.accuracy.value - row.accuracy.value, row, row.evaluation.auc)
+        for row in defended
+        if row.evaluation and row.accuracy
+        # 1e-9 forgives the rounding of a difference: 0.93 - 0.90 is more than 0.03.
+        if row.leak <= HELD_AUC and bare.accuracy.value - row.accuracy.value <= HELD_LOSS + 1e-9
+    ]
+    if not held:
+        return f"None of the {len(defended)} defended runs holds {about} to {bar}."
+    loss, row, auc = min(held, key=lambda one: one[0])
+    value, interval = rate_text(auc)
+    cost = f"{loss * 100:.1f} points lost" if loss > 0 else "no loss measured"
+    runs = f"{len(held)} of {len(defended)} defended runs {'holds' if len(held) == 1 else 'hold'}"
+    cheapest = f"{row.label} (AUC {value}, 95 % interval {interval}; {cost})"
+    return f"{runs} {about} to {bar}. The cheapest is {cheapest}."

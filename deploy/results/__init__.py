@@ -1,0 +1,1 @@
+"""What runs and suites left on disk, read with checks."""

@@ -1,0 +1,1 @@
+"""One simulation: its trial, its rounds, and the run directory that it writes."""

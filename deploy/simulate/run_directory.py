@@ -1,0 +1,244 @@
+"""The directory that one simulation writes, and what is said in it.
+
+RUN/
+    experiment.yaml         the experiment, every default written out
+    run.json                status, times, seed, versions
+    metrics.jsonl           a line a round
+    checkpoint.safetensors  all that is needed to go on, after every round
+    parameters.safetensors  the trained initialisation
+    record/                 what the server saw (see metaleak.server.record.reader)
+    attacks/<name>/         attack.json, scores.parquet, gallery.safetensors
+"""
+
+import fcntl
+import glob
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors.torch import save
+
+from metaleak.clients.episode import Parameters
+from metaleak.deploy.config.experiment import MAX_FILE, Experiment, experiment_from, yaml_from
+from metaleak.server.record.plain_file import is_plain, read_plain, through_no_link
+from metaleak.server.record.tensor_file import read_tensors
+from metaleak.server.record.whole_file import remove_parts, write_whole
+
+Status = Literal["running", "done", "failed", "interrupted"]
+
+_WRITTEN = ("run.json", "metrics.jsonl", "checkpoint.safetensors", "parameters.safetensors")
+_EXPERIMENT = "experiment.yaml"
+_LARGEST_SAID = 1 << 20  # bytes
+_LARGEST_METRICS = 1 << 28  # bytes, for the most rounds that a run may have
+
+_REPORTED = ("metaleak", "torch", "flwr", "ray", "numpy", "safetensors", "pyarrow")
+
+
+class RunDirectory:
+    """A run at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def is_free(path: Path) -> bool:
+        """Return whether a run can be made at `path`: nothing is there, or an empty directory."""
+        return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+    @classmethod
+    def must_be_free(cls, path: Path) -> None:
+        """Raise `ValueError` when there is something at `path`."""
+        if not cls.is_free(path):
+            raise ValueError(f"{path}: exists already; a run is never overwritten, choose another --out")
+
+    @classmethod
+    def create(cls, path: Path, experiment: Experiment) -> "RunDirectory":
+        """Make the directory and write the experiment; raises `ValueError` when there is something already."""
+        cls.must_be_free(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Made beside its place and moved there: half a run, which could neither go on nor begin, never exists.
+        _remove_unfinished(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        beside.mkdir()
+        try:
+            with held(beside, "this run"):
+                run = cls(beside)
+                write_text(beside / _EXPERIMENT, yaml.safe_dump(experiment.resolved(), sort_keys=False))
+                run.say(
+                    status="running",
+                    started=now(),
+                    seed=experiment.seed,
+                    versions={"python": platform.python_version()} | {name: version(name) for name in _REPORTED},
+                )
+                beside.rename(path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """Return the run at `path`; raises `ValueError` when there is none."""
+        if not is_plain(path, _EXPERIMENT):
+            raise ValueError(f"{path}: is not a run (experiment.yaml is missing)")
+        return cls(path)
+
+    def experiment(self, changes: tuple[str, ...] = (), trust: bool = False) -> Experiment:
+        """Return the run's experiment, after `changes`.
+
+        A run may be a stranger's: unless you `trust` it, an experiment that names code (`module:Name`) is refused
+        before any of it is imported. Raises `ValueError` in one line.
+        """
+        return experiment_from(self.stored(), str(self.path / _EXPERIMENT), changes, code=trust)
+
+    def stored(self) -> object:
+        """Return the run's experiment as the plain data that it was stored as; nothing is built."""
+        return yaml_from(read_plain(self.path, _EXPERIMENT, MAX_FILE), self.path / _EXPERIMENT)
+
+    @property
+    def record(self) -> Path:
+        """Where the record lies, or will; raises `ValueError` when a link stands there."""
+        path = self.path / "record"
+        if path.is_symlink():
+            raise ValueError(f"{path}: a link, which is not followed: a run's record lies in the run")
+        return path
+
+    def said(self) -> dict[str, Any]:
+        """Return what `run.json` says, empty when it is missing; raises `ValueError` for a damaged one."""
+        path = self.path / "run.json"
+        try:
+            said = json.loads(read_plain(self.path, path.name, _LARGEST_SAID))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: damaged ({error})") from None
+        if not isinstance(said, dict):
+            raise ValueError(f"{path}: damaged (not a mapping)")
+        if "started" in said and not _is_time(said["started"]):
+            raise ValueError(f"{path}: damaged (started is no time with its zone, such as 2026-01-31T12:00:00+00:00)")
+        return said
+
+    def say(self, **what: object) -> None:
+        """Add to `run.json`."""
+        write_text(self.path / "run.json", json.dumps({**self.said(), **what}, indent=2) + "\n")
+
+    @property
+    def done(self) -> bool:
+        """Whether the simulation is finished."""
+        return self.said().get("status") == "done"
+
+    def begin(self) -> None:
+        """Say that the run is computed from now on; it started when it was first computed."""
+        self.say(status="running", error=None, started=self.said().get("started", now()))
+
+    def end(self, status: Status, error: str | None = None) -> None:
+        """Say how the run ended, and how long it took since `begin`."""
+        started = datetime.fromisoformat(self.said()["started"])
+        seconds = (datetime.now(UTC) - started).total_seconds()
+        self.say(status=status, finished=now(), seconds=round(seconds, 3), error=error)
+
+    def add_metrics(self, **metrics: object) -> None:
+        """Append one round's line to `metrics.jsonl`."""
+        with open(self.path / "metrics.jsonl", "a", opener=through_no_link) as lines:
+            lines.write(json.dumps(metrics) + "\n")
+
+    def forget_metrics(self, last_round: int) -> None:
+        """Keep the lines of the rounds up to `last_round`, whole ones."""
+        path = self.path / "metrics.jsonl"
+        try:
+            lines = read_plain(self.path, path.name, _LARGEST_METRICS).splitlines(keepends=True)[:last_round]
+        except FileNotFoundError:
+            lines = []
+        write_whole(path, b"".join(lines))
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state after the last round lies."""
+        return self.path / "checkpoint.safetensors"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run, so that no second process writes into it; raises `ValueError` when one does already."""
+        with held(self.path, "this run"):
+            remove_parts(self.path, _WRITTEN)
+            yield
+
+    def save_parameters(self, parameters: Parameters) -> None:
+        """Write the initialisation as it is now."""
+        write_whole(self.path / "parameters.safetensors", save(parameters))
+
+
+@contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold the directory `path`; raises `ValueError`, with `what` it is, when another process does."""
+    with open(path / ".held", "w", opener=through_no_link) as lock:
+        try:
+            # The system lets go of it when this process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{path}: another process is working on {what}") from None
+        yield
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what a process left that died while it made `path`."""
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        process = beside.name.removeprefix(f".{path.name}.").removesuffix(".part")
+        if not process.isdecimal() or not beside.is_dir() or beside.is_symlink() or _alive(int(process)):
+            continue
+        # It may live on another machine that has the same disk.
+        with suppress(ValueError, OSError), held(beside, "this run"):
+            shutil.rmtree(beside)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
+
+
+def read_parameters(path: Path, like: Parameters) -> Parameters:
+    """Return the parameters in a safetensors file.
+
+    Raises `ValueError` in one line when it cannot be read, or differs from `like` in names or shapes.
+    """
+    try:
+        # The path is the user's, and may be a link; what it leads to is a plain file.
+        _, found = read_tensors(path.resolve())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    shapes = {name: value.shape for name, value in found.items()}
+    expected = {name: tuple(value.shape) for name, value in like.items()}
+    if shapes != expected:
+        raise ValueError(f"{path}: holds {shapes}, the model has {expected}")
+    return {name: torch.from_numpy(found[name]).to(like[name].dtype) for name in like}
+
+
+def now() -> str:
+    """Return the time, UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_time(value: object) -> bool:
+    """Return whether `value` is a time in ISO 8601 whose zone is known."""
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is complete or as it was before."""
+    write_whole(path, text.encode())

@@ -1,0 +1,1 @@
+"""Suites: their cells and jobs, and running those that are missing."""

@@ -1,0 +1,37 @@
+"""How long the rest of a suite takes, told from what the jobs before took."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from metaleak.deploy.suites.jobs import Job
+
+
+@dataclass
+class Forecast:
+    """Learns from jobs that have ended what the others will take."""
+
+    _taken: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
+
+    def learn(self, job: Job, seconds: float) -> None:
+        """Take note of a job that was done in `seconds`."""
+        for length in range(len(job.kind) + 1):
+            self._taken.setdefault(job.kind[:length], []).append(seconds)
+
+    def seconds_left(
+        self, waiting: Iterable[Job], running: Iterable[tuple[Job, float]], workers: int
+    ) -> float | None:
+        """Return about how long `workers` need for what is `running`, with the seconds so far, and `waiting`.
+
+        `None` while nothing has ended. A job is taken to last as long as those most like it did on average; one that
+        has been at it for longer, to end now.
+        """
+        if not self._taken:
+            return None
+        left = [self._expected(job) for job in waiting]
+        left += [max(0.0, self._expected(job) - so_far) for job, so_far in running]
+        return max(sum(left) / workers, max(left, default=0.0))
+
+    def _expected(self, job: Job) -> float:
+        alike = (job.kind[:length] for length in range(len(job.kind), -1, -1))
+        return fmean(next(self._taken[kind] for kind in alike if kind in self._taken))

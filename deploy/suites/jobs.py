@@ -1,0 +1,79 @@
+"""The jobs of a suite: one simulation or one attack each, in whatever process does it."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from metaleak.deploy.assess.assessment import assess
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.errors import one_line
+from metaleak.deploy.results.reading import read_attack
+from metaleak.deploy.simulate.launch import simulate_here
+from metaleak.deploy.simulate.run_directory import RunDirectory
+from metaleak.server.record.plain_file import is_plain
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done in the run directory `run`: an `attack` that writes `result`, or `None`, the simulation."""
+
+    experiment: Experiment
+    run: Path
+    attack: Plugin | None = None
+    result: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether what it makes is there already."""
+        if self.attack is not None:
+            return is_plain(self.run, f"attacks/{self.result}/attack.json")
+        return RunDirectory(self.run).done
+
+    @property
+    def proven_wrong(self) -> str | None:
+        """Why a result that is there cannot be right, or `None`: an attack proved more than a guarantee allows."""
+        if self.attack is None:
+            return None
+        try:
+            privacy = read_attack(self.run, f"attacks/{self.result}").privacy
+            if privacy is not None:
+                privacy.check()
+        except ValueError as error:
+            return one_line(error)
+        return None
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What its duration depends on, the weightiest first: jobs of one kind take about as long."""
+        experiment = self.experiment
+        what = "simulation" if self.attack is None else self.attack.name
+        asked = "" if self.attack is None else str(self.attack.settings)
+        task, model = experiment.task, experiment.model
+        size = f"{task.ways} {task.shots} {task.queries} {experiment.partition.learners}"
+        return (what, f"{model.name} {model.settings}", size, asked)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: its `error` in one line, or `None`, and the `seconds` it took."""
+
+    error: str | None
+    seconds: float
+
+
+def do(job: Job) -> Outcome:
+    """Do one job; whatever goes wrong is in its outcome.
+
+    A simulation that was cut off goes on, and so does an attack whose targets can be parted.
+    """
+    started = time.monotonic()
+    error: str | None = None
+    try:
+        if job.attack is None:
+            simulate_here(job.experiment, job.run)
+        else:
+            assess(RunDirectory.open(job.run), job.experiment, job.attack, job.result)
+    except Exception as trouble:  # noqa: BLE001 (one cell's trouble, of whatever kind, is not the others')
+        error = one_line(trouble)
+    return Outcome(error, time.monotonic() - started)

@@ -1,0 +1,1 @@
+"""The meta-learner: asks learners, adds up their meta-gradients, takes outer steps."""

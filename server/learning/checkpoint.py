@@ -1,0 +1,44 @@
+"""All that a training needs to go on: the round, the parameters, the optimiser's state."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from metaleak.server.record.tensor_file import read_tensors
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `round` rounds. Everything random is keyed by round and learner, so it needs no generator."""
+
+    round: int
+    parameters: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+
+    def content(self) -> bytes:
+        """Return it as a safetensors file."""
+        tensors = {f"parameters/{name}": value.contiguous() for name, value in self.parameters.items()}
+        tensors |= {f"optimiser/{name}": value.contiguous() for name, value in self.optimiser.items()}
+        return save(tensors, metadata={"format": "metaleak-checkpoint-1", "round": str(self.round)})
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint in a file; raises `ValueError` in one line when it cannot be read or is something
+    else.
+    """
+    try:
+        said, arrays = read_tensors(path)
+        if said.get("format") != "metaleak-checkpoint-1":
+            raise ValueError("is not a checkpoint")
+        parts: dict[str, dict[str, Tensor]] = {"parameters": {}, "optimiser": {}}
+        for name, value in arrays.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = torch.from_numpy(value)
+        return Checkpoint(int(said["round"]), **parts)
+    except KeyError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None

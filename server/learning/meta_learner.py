@@ -1,0 +1,250 @@
+"""The meta-learner: a Flower strategy that averages meta-gradients and takes outer steps."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from logging import INFO
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from flwr.supercore import log
+
+from metaleak.clients.wire.arrays import array_types
+from metaleak.clients.wire.received_array import view
+from metaleak.server.learning.checkpoint import Checkpoint
+from metaleak.server.learning.dispatch import Dispatch, Patience
+from metaleak.server.learning.gathered import Gathered, RoundFailed
+from metaleak.server.learning.optimiser import OuterOptimiser, OuterSteps
+from metaleak.server.learning.shares import Share, floating_shares, hosted_shares
+
+LARGEST_SHARE = 16 << 20
+"""Bytes of gradients in one reply, about: several are on their way at once. A share of one chunk may be larger."""
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What one round did.
+
+    Of the learners that were asked, `learners` answered, `dropped` out, were `late` or `failed`, and what the others
+    sent was `refused`. `seconds` run from sampling to the outer step. `checkpoint` is the state after it. `sent` are
+    the parameters that went out, `heard` the learners that answered, ascending, and `mean` their mean meta-gradient
+    in float64, empty when there were none.
+    """
+
+    round: int
+    learners: int
+    dropped: int
+    late: int
+    failed: int
+    refused: int
+    seconds: float
+    checkpoint: Checkpoint
+    sent: ArrayRecord
+    heard: tuple[int, ...]
+    mean: Mapping[str, np.ndarray]
+
+    @property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The parameters after the outer step."""
+        return self.checkpoint.parameters
+
+
+class MetaLearner(Strategy):
+    """Samples learners each round, sends them the parameters, and steps along their mean meta-gradient.
+
+    `learners` is the size of the federation and `fraction` the part of it that is sampled each round, at least one;
+    the sample depends on (`seed`, round) alone. With `learners_per_node: None` any node computes for any learner;
+    with a number, node k, in the order of node ids, hosts that many learners from k times that number on. `chunk`
+    learners are computed at once, by learner and never by node, so that the numbers do not depend on how many nodes
+    there are; a node gets about `shares_per_node` messages a round. A reply is checked, added and forgotten as it
+    arrives; with `largest_norm`, a learner's gradient of a larger L2 norm, over all parameters together, is refused.
+    `resume_from` continues after a checkpoint. `on_round` is called after every round.
+    """
+
+    def __init__(
+        self,
+        learners: int,
+        *,
+        fraction: float = 1.0,
+        optimiser: OuterOptimiser | None = None,
+        seed: int = 0,
+        chunk: int = 16,
+        learners_per_node: int | None = None,
+        shares_per_node: int = 1,
+        patience: Patience | None = None,
+        largest_norm: float | None = None,
+        resume_from: Checkpoint | None = None,
+        on_round: Callable[[RoundReport], None] | None = None,
+    ) -> None:
+        if (
+            learners < 1
+            or not 0 < fraction <= 1
+            or chunk < 1
+            or (learners_per_node is not None and learners_per_node < 1)
+        ):
+            raise ValueError(
+                f"learners {learners}, chunk {chunk} and learners_per_node {learners_per_node} must be >= 1, "
+                f"fraction {fraction} in (0, 1]"
+            )
+        if largest_norm is not None and not 0 < largest_norm < math.inf:
+            raise ValueError(f"largest_norm {largest_norm} must be a number > 0, or None for no limit")
+        self.learners = learners
+        self.fraction = fraction
+        self.seed = seed
+        self.chunk = chunk
+        self.learners_per_node = learners_per_node
+        self.shares_per_node = shares_per_node
+        self.largest_norm = largest_norm
+        self._hosts: list[int] = []
+        self._optimiser = optimiser or OuterOptimiser()
+        self._patience = patience
+        self._resume_from = resume_from
+        self._on_round = on_round
+
+    def sample(self, round: int) -> list[int]:
+        """Return the learners of `round`, ascending."""
+        size = sample_size(self.learners, self.fraction)
+        generator = np.random.default_rng([self.seed, round])
+        return sorted(generator.choice(self.learners, size=size, replace=False).tolist())
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds up to `num_rounds` and return the last parameters; `timeout` is a round's, in seconds.
+
+        `train_config` goes to the nodes; `evaluate_fn` is called after each round. Nodes are not asked to evaluate.
+        Raises `RoundFailed` when none of a round's learners could be heard for another reason than its own absence,
+        and when a round's mean makes a parameter or the optimiser's state infinite; the last checkpoint stays good.
+        """
+        result = Result(arrays=initial_arrays)
+        steps, done = self._steps(initial_arrays)
+        dispatch = Dispatch(self._patience or Patience(round=timeout))
+        if self._resume_from is not None:
+            result.arrays = _record(steps.parameters)
+        self.summary()
+        for round in range(done + 1, num_rounds + 1):
+            result.arrays, result.train_metrics_clientapp[round] = self._round(
+                round, dispatch, grid, result.arrays, train_config or ConfigRecord(), steps
+            )
+            if evaluate_fn is not None and (measured := evaluate_fn(round, result.arrays)) is not None:
+                result.evaluate_metrics_serverapp[round] = measured
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Refuse: replies stream through `start`, which is the only way to run a round. Raises `RuntimeError`."""
+        raise RuntimeError("MetaLearner streams its replies and runs rounds only in its own start()")
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Refuse, see `configure_train`."""
+        raise RuntimeError("MetaLearner streams its replies and runs rounds only in its own start()")
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return no message: evaluation needs held-out tasks, which no learner has."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return nothing, see `configure_evaluate`."""
+        return None
+
+    def summary(self) -> None:
+        """Log what the strategy does."""
+        size = len(self.sample(1))
+        log(INFO, "MetaLearner: %d of %d learners a round, %s", size, self.learners, self._optimiser)
+
+    def _steps(self, initial: ArrayRecord) -> tuple[OuterSteps, int]:
+        """Return the optimiser at work and how many rounds are done already."""
+        if self._resume_from is not None:
+            # In the order of the model: a defence draws its noise in the order in which it meets the parameters.
+            steps = self._optimiser.over({name: self._resume_from.parameters[name] for name in initial})
+            steps.restore(self._resume_from.optimiser)
+            return steps, self._resume_from.round
+        parameters = {name: torch.from_numpy(array.numpy().copy()) for name, array in initial.items()}
+        return self._optimiser.over(parameters), 0
+
+    def _round(
+        self, round: int, dispatch: Dispatch, grid: Grid, arrays: ArrayRecord, config: ConfigRecord, steps: OuterSteps
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        started = time.monotonic()
+        sampled = self.sample(round)
+        size = sum(value.numel() * value.element_size() for value in steps.parameters.values())
+        nodes, shares = self._shares(grid, sampled, size)
+
+        def ask(share: Share, node: int, ttl: float) -> Message:
+            told = ConfigRecord(
+                {**config, "server-round": round, "learner-ids": list(share.learners), "chunk": self.chunk}
+            )
+            content = RecordDict({"arrays": arrays, "config": told})
+            return Message(content, dst_node_id=node, message_type=MessageType.TRAIN, ttl=ttl)
+
+        kinds = array_types({name: view(array) for name, array in arrays.items()})
+        gathered = Gathered(round, kinds, self.largest_norm)
+        for share, reply in dispatch.answers(grid, nodes, shares, ask):
+            gathered.take(share, reply)
+        mean = gathered.mean()
+        if mean:
+            try:
+                steps.step(mean)
+            except ValueError as error:
+                norm = math.sqrt(sum(float(np.square(value).sum()) for value in mean.values()))
+                raise RoundFailed(
+                    f"round {round}: {error}, the mean meta-gradient has the norm {norm:.3g}; "
+                    "server.largest_norm refuses replies that are too large"
+                ) from None
+        checkpoint = Checkpoint(round, steps.parameters, steps.state())
+        counts = {kind: gathered.counts[kind] for kind in ("learners", "dropped", "late", "failed", "refused")}
+        if self._on_round is not None:
+            self._on_round(
+                RoundReport(
+                    round=round,
+                    seconds=time.monotonic() - started,
+                    checkpoint=checkpoint,
+                    sent=arrays,
+                    heard=tuple(sorted(gathered.heard)),
+                    mean=mean,
+                    **counts,
+                )
+            )
+        return _record(checkpoint.parameters), MetricRecord(dict(counts))
+
+    def _shares(self, grid: Grid, sampled: Sequence[int], size: int) -> tuple[list[int], list[Share]]:
+        """Return the nodes and the shares of a round whose gradients have `size` bytes; wait for nodes to connect."""
+        if self._hosts and self.learners_per_node is not None:
+            return self._hosts, hosted_shares(sampled, self.learners_per_node)
+        needed = -(-self.learners // self.learners_per_node) if self.learners_per_node else 1
+        deadline = time.monotonic() + 60.0
+        while len(nodes := sorted(grid.get_node_ids())) < needed:
+            if time.monotonic() > deadline:
+                raise RoundFailed(f"{len(nodes)} Flower nodes have connected within 60 s, {needed} are needed")
+            time.sleep(0.1)
+        if self.learners_per_node is not None:
+            # Who hosts whom is settled once: a node that leaves takes its learners with it and moves no other's.
+            self._hosts = nodes
+            return nodes, hosted_shares(sampled, self.learners_per_node)
+        most = max(1, min(64, LARGEST_SHARE // max(1, size)))
+        return nodes, floating_shares(sampled, self.shares_per_node * len(nodes), self.chunk, most)
+
+
+def sample_size(learners: int, fraction: float) -> int:
+    """Return how many of `learners` a round samples: the `fraction` of them, halves rounded up, at least one."""
+    return max(1, int(fraction * learners + 0.5))
+
+
+def _record(parameters: dict[str, torch.Tensor]) -> ArrayRecord:
+    return ArrayRecord({name: Array(value.detach().numpy()) for name, value in parameters.items()})

@@ -1,0 +1,142 @@
+"""The record's layout: which files there are, and what the header of a reply says.
+
+    record/
+        format.json                     {"format": "metaleak-record", "version": 2}
+        sent/<round>-<n>.safetensors    the parameters that went out, by name
+        replies/<round>-<n>.safetensors one reply: arrays by name, with a leading axis of its learners
+        index/<round>-<n>.parquet       a row a learner and reply: round, learner, node, sent, reply, row, received
+
+A reply's header says to whom it belongs: `round`, `node`, `sent` (the file of what it answers), `received` (seconds
+since the epoch) and `learners` ("4,7,9": row i of every array is learner i of the list). That is the truth. The index
+repeats it for pandas and its like, and may lag behind. Every file is complete or absent.
+
+Under secure aggregation the server sees no learner's own message. A round then has one reply with one row, of the
+learner `AGGREGATE`, which no learner is, and its header's `mean-of` lists the learners whose mean the row is.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from metaleak.server.record.tensor_file import Header
+
+FORMAT = {"format": "metaleak-record", "version": 2}
+FOLDERS = ("sent", "replies", "index")
+_SUFFIXES = {"sent": "safetensors", "replies": "safetensors", "index": "parquet"}
+_FILE = re.compile(r"([0-9]{6,18})-([0-9]{4,18})\.(?:safetensors|parquet)")
+_SENT = re.compile(r"sent/[0-9]{6,18}-[0-9]{4,18}\.safetensors")
+_LEARNERS = re.compile(r"[0-9]{1,18}(?:,[0-9]{1,18})*")
+_NATURAL = re.compile(r"[0-9]{1,18}")
+_NODE_LIMIT = 200
+
+AGGREGATE = 10**18 - 1
+"""The number that stands for all learners of a round together; whoever looks for such a learner finds none."""
+
+
+class RecordError(ValueError):
+    """A record that is not there, or has a damaged part; the message is one line and names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the index: where one learner's gradient of one round lies.
+
+    `node` is Flower's node id as text; `sent` and `reply` are paths inside the record; `row` indexes the leading axis
+    of the reply's arrays; `received` is the time of arrival in seconds since the epoch.
+    """
+
+    round: int
+    learner: int
+    node: str
+    sent: str
+    reply: str
+    row: int
+    received: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a reply's header says; `name` is its path inside the record, `learners` an int64 array in row order.
+
+    `mean_of` are the learners whose mean the only row is, empty for a reply with a row a learner.
+    """
+
+    name: str
+    round: int
+    node: str
+    sent: str
+    received: float
+    learners: np.ndarray
+    mean_of: np.ndarray
+
+    def entries(self) -> list[Entry]:
+        """Return a row of the index for each learner."""
+        return [
+            Entry(self.round, learner, self.node, self.sent, self.name, row, self.received)
+            for row, learner in enumerate(self.learners.tolist())
+        ]
+
+
+def reply_metadata(
+    round: int, node: str, sent: str, received: float, learners: Sequence[int], mean_of: Sequence[int] = ()
+) -> dict[str, str]:
+    """Return what a reply's header says, as safetensors takes it: texts by name."""
+    told = {"round": str(round), "node": node, "sent": sent, "received": repr(received), "learners": _text(learners)}
+    return {**told, "mean-of": _text(mean_of)} if mean_of else told
+
+
+def read_reply(name: str, header: Header) -> Reply:
+    """Return what the header of the reply `name` says; raises `ValueError` with what is wrong."""
+    told = {key: header.metadata.get(key, "") for key in ("round", "node", "sent", "received", "learners")}
+    if not _NATURAL.fullmatch(told["round"]) or int(told["round"]) != parse_name(name)[0]:
+        raise ValueError("its header says another round than its name")
+    if len(told["node"]) > _NODE_LIMIT or not told["node"].isprintable():
+        raise ValueError(f"names no node in at most {_NODE_LIMIT} printable characters")
+    if not _SENT.fullmatch(told["sent"]):
+        raise ValueError("names no file in sent/ that it answers")
+    received = _seconds(told["received"])
+    learners = _numbers(told["learners"])
+    mean_of = _numbers(header.metadata["mean-of"]) if "mean-of" in header.metadata else np.empty(0, np.int64)
+    if (AGGREGATE in learners) != (len(mean_of) > 0) or (len(mean_of) and learners.tolist() != [AGGREGATE]):
+        raise ValueError("names learners and a mean of learners that do not go together")
+    if not header.tensors or any(spec.shape[:1] != learners.shape for spec in header.tensors.values()):
+        raise ValueError(f"its arrays are not stacked by its {len(learners)} learners")
+    return Reply(name, int(told["round"]), told["node"], told["sent"], received, learners, mean_of)
+
+
+def file_name(folder: str, round: int, number: int) -> str:
+    """Return the path inside the record of file `number` of `round`."""
+    return f"{folder}/{round:06d}-{number:04d}.{_SUFFIXES[folder]}"
+
+
+def parse_name(name: str) -> tuple[int, int]:
+    """Return round and number of a path that `file_name` made; raises `ValueError` for any other."""
+    folder, _, file = name.partition("/")
+    match = _FILE.fullmatch(file)
+    if not match or folder not in FOLDERS or file_name(folder, int(match[1]), int(match[2])) != name:
+        raise ValueError(f"{name!r} is no name of a record's file")
+    return int(match[1]), int(match[2])
+
+
+def _text(learners: Sequence[int]) -> str:
+    return ",".join(str(learner) for learner in learners)
+
+
+def _numbers(text: str) -> np.ndarray:
+    if not _LEARNERS.fullmatch(text):
+        raise ValueError("names no learners")
+    learners = np.array(text.split(","), np.int64)
+    if len(np.unique(learners)) != len(learners):
+        raise ValueError("names a learner twice")
+    return learners
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if len(text) < 40 and math.isfinite(float(text)):
+            return float(text)
+    raise ValueError("names no time")

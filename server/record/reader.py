@@ -1,0 +1,241 @@
+"""Reading a record: what the server saw, in files that any tool can read. `record_layout` says which and how.
+
+A record may come from a stranger: whatever its files hold, reading gives data or a `RecordError`, and takes memory
+that goes with the files' size.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metaleak.clients.wire.arrays import Arrays, ArrayTypes
+from metaleak.clients.wire.finite import finite_rows
+from metaleak.server.record.layout import FORMAT, Entry, RecordError, Reply, file_name, parse_name, read_reply
+from metaleak.server.record.plain_file import plain_file
+from metaleak.server.record.tensor_file import Header, read_header, read_json, read_tensor
+
+_LOG = logging.getLogger("metaleak")
+
+_Key = frozenset[tuple[str, tuple[np.dtype[Any], tuple[int, ...]]]]
+
+_FORMAT_LIMIT = 4096  # bytes
+
+
+class Record:
+    """Reads a record, finished or not.
+
+    Opening lists the replies, reading a round reads its files: a damaged one spoils its own round. Raises
+    `RecordError` for a path that is no record and for damaged parts, naming the file. Reading a round takes the
+    memory of its arrays and of one tensor of a reply.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._open("format.json") as file:
+            declared = read_json(os.pread(file, _FORMAT_LIMIT, 0))
+            if not isinstance(declared, dict) or not isinstance(declared.get("version"), int):
+                raise ValueError("it says no version")
+        if declared != FORMAT:
+            told = f"{str(declared.get('format'))[:50]!r} version {declared['version']}"
+            raise RecordError(f"{path / 'format.json'}: says {told}, this program reads {FORMAT}")
+        self._numbers: dict[int, list[int]] = {}
+        self._learners: dict[int, list[int]] = {}
+        self._warned: set[str] = set()
+        with self._naming("replies"):
+            own_folder(path, "replies")
+            for name in os.listdir(path / "replies"):
+                with suppress(ValueError):  # somebody's notes
+                    round, number = parse_name(f"replies/{name}")
+                    self._numbers.setdefault(round, []).append(number)
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds that have at least one reply, ascending."""
+        return sorted(self._numbers)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """A row for each learner of each reply, by round and reply; reads the header of every reply."""
+        return [entry for round in self.rounds for reply in self.replies(round) for entry in reply.entries()]
+
+    def sent(self, round: int) -> Arrays:
+        """Return the parameters that the server sent in `round` (of several, those that its first reply answers)."""
+        reply, _ = next(self._replies(round))
+        with self._reading(reply.sent) as (names, read):
+            return {name: read(name) for name in names}
+
+    def replies(self, round: int) -> list[Reply]:
+        """Return what the headers of the round's replies say, in the order of arrival."""
+        return [reply for reply, _ in self._replies(round)]
+
+    def mean_of(self, round: int) -> list[int]:
+        """Return the learners whose mean is all that the server saw in `round`; empty where it saw each one's own."""
+        return sorted(learner for reply in self.replies(round) for learner in reply.mean_of.tolist())
+
+    def learners(self, round: int) -> list[int]:
+        """Return the learners that `gradients` returns for `round`, ascending; `[AGGREGATE]` where it is a mean.
+
+        Reads the arrays, but never more than one tensor of a reply at once.
+        """
+        if round not in self._learners:
+            replies, _ = self._alike(round)
+            unusual = self._infinite(replies)
+            found: list[int] = []
+            for reply in replies:
+                good = np.ones(len(reply.learners), np.bool_)
+                with self._reading(reply.name) as (names, read):
+                    for name in names:
+                        if name not in unusual:
+                            good &= finite_rows({name: read(name)}, len(good))
+                found += reply.learners[good].tolist()
+                self._warn_of_rows(round, reply.learners[~good])
+            self._learners[round] = sorted(found)
+        return self._served(round, self._learners[round])
+
+    def gradients(self, round: int) -> tuple[list[int], Arrays]:
+        """Return the learners of `round`, ascending, and what each sent, stacked in that order.
+
+        Where the server saw a mean alone, that is the one row, and its learner `AGGREGATE`; see `mean_of`. Replies
+        with other names, shapes or types than what was sent and than most of the round, and learners with entries
+        that are not finite where what was sent is, are left out with a warning. Raises `RecordError` when nothing is
+        left.
+        """
+        replies, common = self._alike(round)
+        learners = np.concatenate([reply.learners for reply in replies])
+        order = np.argsort(learners)
+        rows = np.empty_like(order)
+        rows[order] = np.arange(len(order))
+        with self._naming("replies"):  # should there be too little memory
+            stacked = {name: np.empty((len(rows), *shape), dtype) for name, (dtype, shape) in common.items()}
+        for reply in replies:
+            own, rows = np.split(rows, [len(reply.learners)])
+            with self._reading(reply.name, common) as (_, read):
+                for name, value in stacked.items():
+                    value[own] = read(name)
+        ascending = learners[order]
+        good = finite_rows(stacked, len(ascending))
+        if not good.all():
+            unusual = self._infinite(replies)
+            good = finite_rows({name: stacked[name] for name in stacked if name not in unusual}, len(ascending))
+            self._warn_of_rows(round, ascending[~good])
+            for value in stacked.values():
+                for to, row in enumerate(np.flatnonzero(good)):  # in place
+                    value[to] = value[row]
+            stacked = {name: value[: good.sum()] for name, value in stacked.items()}
+        return self._served(round, ascending[good].tolist()), stacked
+
+    def _alike(self, round: int) -> tuple[list[Reply], ArrayTypes]:
+        """Return the replies of a round that can be stacked, and their kind: that of what was sent, or of most."""
+        replies = list(self._replies(round))
+        rows: Counter[_Key] = Counter()
+        for reply, kind in replies:
+            rows[_key(kind)] += len(reply.learners)
+        chosen = next(iter(rows))
+        if len(rows) > 1:
+            sent = {_key(kind) for name in {reply.sent for reply, _ in replies} for kind in self._sent_kind(name)}
+            chosen = max(rows, key=lambda key: (key in sent, rows[key]))
+        for reply, kind in replies:
+            if _key(kind) != chosen:
+                self._warn(f"{self.path / reply.name}: left out, it has other names, shapes or types than its round")
+        alike = [reply for reply, kind in replies if _key(kind) == chosen]
+        learners = np.sort(np.concatenate([reply.learners for reply in alike]))
+        again = learners[1:][np.diff(learners) == 0]
+        if len(again):
+            raise RecordError(f"{self.path}: learner {again[0]} is in round {round} more than once")
+        return alike, next(kind for _, kind in replies if _key(kind) == chosen)
+
+    def _sent_kind(self, name: str) -> list[ArrayTypes]:
+        """Return the kind of the file of what was sent, if it can be read."""
+        with suppress(RecordError), self._open(name) as file:
+            return [{key: (spec.dtype, spec.shape) for key, spec in read_header(file).tensors.items()}]
+        return []
+
+    def _infinite(self, replies: list[Reply]) -> set[str]:
+        """Return the names of what was sent with entries that are not finite: there none is asked of a reply."""
+        found: set[str] = set()
+        for name in {reply.sent for reply in replies}:
+            with suppress(RecordError), self._reading(name) as (names, read):
+                found |= {key for key in names if not finite_rows({key: read(key)[np.newaxis]}, 1)[0]}
+        return found
+
+    def _served(self, round: int, learners: list[int]) -> list[int]:
+        if not learners:
+            raise RecordError(f"{self.path}: no reply of round {round} is finite")
+        return learners
+
+    def _warn_of_rows(self, round: int, learners: np.ndarray) -> None:
+        for learner in learners.tolist():
+            self._warn(
+                f"{self.path}: learner {learner} of round {round} is left out, it has entries that are not finite"
+            )
+
+    def _warn(self, reason: str) -> None:
+        if reason not in self._warned:
+            self._warned.add(reason)
+            _LOG.warning("%s", reason)
+
+    def _replies(self, round: int) -> Iterator[tuple[Reply, ArrayTypes]]:
+        if round not in self._numbers:
+            rounds = self.rounds
+            span = f"{rounds[0]} to {rounds[-1]}" if rounds else "none"
+            raise RecordError(f"{self.path}: round {round} is not recorded, the recorded rounds are {span}")
+        for number, there in enumerate(sorted(self._numbers[round])):
+            name = file_name("replies", round, number)
+            if there != number:
+                raise RecordError(f"{self.path / name}: missing, there are later ones")
+            with self._open(name) as file:
+                header = read_header(file)
+                reply = read_reply(name, header)
+            yield reply, _kind(header)
+
+    @contextmanager
+    def _reading(
+        self, name: str, kind: ArrayTypes | None = None
+    ) -> Iterator[tuple[list[str], Callable[[str], np.ndarray]]]:
+        """Open a file and yield the names of its tensors and what reads one; a reply must be of `kind` still."""
+        with self._open(name) as file:
+            header = read_header(file)
+            if kind is not None and _kind(header) != kind:
+                raise ValueError("changed while it was read")
+            yield list(header.tensors), partial(read_tensor, file, header)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[int]:
+        with self._naming(name), plain_file(self.path, name) as file:
+            yield file
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Turn what goes wrong with the file `name` into a `RecordError`."""
+        try:
+            yield
+        except RecordError:
+            raise
+        except FileNotFoundError:
+            missing = "missing" if name != "format.json" else "missing, there is no record here"
+            raise RecordError(f"{self.path / name}: {missing}") from None
+        except (OSError, ValueError, MemoryError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+            raise RecordError(f"{self.path / name}: damaged ({' '.join(reason.split())})") from None
+
+
+def _kind(header: Header) -> ArrayTypes:
+    """Return what the replies of a round must have in common: names, types, and shapes without the leading axis."""
+    return {name: (spec.dtype, spec.shape[1:]) for name, spec in header.tensors.items()}
+
+
+def _key(kind: ArrayTypes) -> _Key:
+    return frozenset(kind.items())
+
+
+def own_folder(path: Path, folder: str) -> None:
+    """Refuse a folder that is a link: what lies in it is not the record's."""
+    if not (path / folder).is_dir() or (path / folder).is_symlink():
+        raise RecordError(f"{path / folder}: no folder of the record")

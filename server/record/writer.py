@@ -1,0 +1,171 @@
+"""Writing a record, each reply as it arrives. `record_layout` says which files there are.
+
+Every file is written beside its place and renamed into it, so that a run which ended anywhere loses no reply.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from metaleak.clients.wire.arrays import Arrays
+from metaleak.server.record.background_writer import BackgroundWriter
+from metaleak.server.record.index import index_part
+from metaleak.server.record.layout import (
+    FOLDERS,
+    FORMAT,
+    RecordError,
+    Reply,
+    file_name,
+    parse_name,
+    read_reply,
+    reply_metadata,
+)
+from metaleak.server.record.reader import Record, own_folder
+from metaleak.server.record.tensor_file import Header, encoded
+from metaleak.server.record.whole_file import numbered, whole_of, write_whole
+
+
+class RecordWriter:
+    """Writes a new record, each reply as it arrives, or continues one (`resume`).
+
+    With `background` the calls only queue there, and the arrays are neither copied nor looked at again until they are
+    written: they are the writer's from then on, and whoever changes them changes the record. Raises `RecordError`
+    when there is something at `path` already or arrays cannot be recorded, and `OSError` when the disk is full (with
+    `background`, from a later call): what was written before stays readable. For one thread.
+    """
+
+    def __init__(self, path: Path, background: BackgroundWriter | None = None) -> None:
+        taken = RecordError(f"{path}: there is a record already; a record is never overwritten")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise taken
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in FOLDERS:
+                (path / folder).mkdir()
+        except FileExistsError:  # another process was faster
+            raise taken from None
+        write_whole(path / "format.json", json.dumps(FORMAT).encode())
+        self._begin(path, background)
+
+    @classmethod
+    def resume(cls, path: Path, last_round: int, background: BackgroundWriter | None = None) -> "RecordWriter":
+        """Continue the record at `path` after `last_round`: what lies there of later rounds is removed.
+
+        Completes the index of the rounds that stay. Raises `RecordError` for a path that is no record, and when one
+        of the rounds that stay is damaged.
+        """
+        record = Record(path)
+        (path / "index").mkdir(exist_ok=True)
+        for folder in FOLDERS:
+            own_folder(path, folder)
+        # Nothing is removed before all that stays has been read.
+        kept = {round: record.replies(round) for round in record.rounds if round <= last_round}
+        writer = cls.__new__(cls)
+        writer._begin(path, background)
+        # Replies go last to first and before what they answer: a crash in the middle leaves a record, too.
+        for folder in ("index", "replies", "sent"):
+            for file in sorted((path / folder).iterdir(), key=_place, reverse=True):
+                round, number = _place(file)
+                if round > last_round or whole_of(file.name):
+                    file.unlink()
+                elif round >= 0:
+                    writer._counts[folder, round] = max(number + 1, writer._counts.get((folder, round), 0))
+        for round, replies in kept.items():
+            writer._index_anew(round, replies)
+        return writer
+
+    def _begin(self, path: Path, background: BackgroundWriter | None) -> None:
+        self.path = path
+        self._background = background
+        self._pending: list[Reply] = []
+        self._counts: dict[tuple[str, int], int] = {}
+
+    def sent(self, round: int, arrays: Arrays) -> str:
+        """Write the parameters that go out in `round`; return their path inside the record."""
+        name, number = self._next("sent", round)
+        _, buffers = self._encoded(name, arrays, {})
+        self._do(sum(value.nbytes for value in arrays.values()), partial(write_whole, self.path / name, buffers))
+        self._counts["sent", round] = number + 1
+        return name
+
+    def reply(
+        self, round: int, learners: Sequence[int], node: str, sent: str, arrays: Arrays, mean_of: Sequence[int] = ()
+    ) -> str:
+        """Write one reply, `arrays` stacked in the order of `learners`; return its path inside the record.
+
+        With `mean_of` the one row of `arrays` is the mean over these learners, and `learners` is `[AGGREGATE]`.
+        """
+        name, number = self._next("replies", round)
+        metadata = reply_metadata(round, node, sent, time.time(), learners, mean_of)
+        header, buffers = self._encoded(name, arrays, metadata)
+        try:
+            reply = read_reply(name, header)
+        except ValueError as error:
+            raise RecordError(f"{self.path / name}: not recorded, {error}") from None
+        if self._pending and self._pending[0].round != round:
+            self.flush()
+        self._do(sum(value.nbytes for value in arrays.values()), partial(write_whole, self.path / name, buffers))
+        # Only now: a reply that could not be written leaves no gap in the numbers, which the reader would refuse.
+        self._counts["replies", round] = number + 1
+        self._pending.append(reply)
+        return name
+
+    def flush(self) -> None:
+        """Write the index rows that are not in a Parquet file yet."""
+        if self._pending:
+            round = self._pending[0].round
+            name, number = self._next("index", round)
+            self._do(sum(reply.learners.nbytes for reply in self._pending), partial(self._index, name, self._pending))
+            self._counts["index", round] = number + 1
+            self._pending = []
+
+    def _next(self, folder: str, round: int) -> tuple[str, int]:
+        number = self._counts.get((folder, round), 0)
+        return file_name(folder, round, number), number
+
+    def _do(self, size: int, job: Callable[[], None]) -> None:
+        if self._background is None:
+            job()
+        else:
+            self._background.submit(size, job)
+
+    def _encoded(
+        self, name: str, arrays: Arrays, metadata: dict[str, str]
+    ) -> tuple[Header, list[bytes | memoryview]]:
+        try:
+            parse_name(name)
+            return encoded(arrays, metadata)
+        except ValueError as error:
+            raise RecordError(f"{self.path / name}: not recorded, {error}") from None
+
+    def _index(self, name: str, replies: list[Reply]) -> None:
+        write_whole(self.path / name, [index_part(replies)])
+
+    def _index_anew(self, round: int, replies: list[Reply]) -> None:
+        """Write the index of a round in one part; which replies its parts held needs no reading then."""
+        # The others go first: a crash in between leaves rows that are missing, not rows that are there twice.
+        for number in range(1, self._counts.get(("index", round), 0)):
+            (self.path / file_name("index", round, number)).unlink(missing_ok=True)
+        self._index(file_name("index", round, 0), replies)
+        self._counts["index", round] = 1
+
+
+def new_record(path: Path) -> RecordWriter:
+    """Return the writer of a new record at `path`, or beside it, as `<name>-2` and so on, where something is already.
+
+    Raises `OSError` when no record can be made there.
+    """
+    for place in numbered(path):
+        with suppress(RecordError):
+            return RecordWriter(place)
+    raise AssertionError("there is always another name")
+
+
+def _place(file: Path) -> tuple[int, int]:
+    try:
+        return parse_name(f"{file.parent.name}/{file.name}")
+    except ValueError:
+        return -1, -1

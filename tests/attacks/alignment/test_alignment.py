@@ -1,0 +1,274 @@
+"""Gradient alignment: what one image adds, the metric, the shadows, and that they find members."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metaleak.attacks.alignment.alignment import Alignment
+from metaleak.attacks.alignment.discriminant import fit_discriminant
+from metaleak.attacks.alignment.example_gradients import flattened, query_contributions
+from metaleak.attacks.alignment.gradient_metric import fit
+from metaleak.attacks.alignment.own_images import OwnImages
+from metaleak.attacks.alignment.shadows import shadow_learners
+from metaleak.attacks.evaluation.membership import evaluate
+from metaleak.attacks.observation import Observation, Targets
+from metaleak.clients.cohort import cohort_meta_gradients
+from metaleak.clients.datasets import EmbeddedMNIST
+from metaleak.clients.episode import Episode
+from metaleak.clients.federation import Federation
+from metaleak.clients.models import Conv4
+from metaleak.clients.partition import Partition, TaskShape
+from metaleak.clients.rules import MAML, first_order_maml
+from metaleak.defenses import Noise, RandomSource
+from metaleak.deploy.assess.truth import Truth, ask, held_classes, held_images, pixels
+from metaleak.deploy.config.experiment import TargetSettings
+
+LEARNERS = list(range(12))
+SMALL = {"stand_ins": 2, "samples": 300, "shadows": 12}
+
+
+def federation(model=None, rule=None, defences=()):
+    return Federation(
+        seed=3,
+        data=EmbeddedMNIST(),
+        task=TaskShape(ways=5, shots=2, queries=3),
+        partition=Partition(learners=len(LEARNERS), held_out=0.4),
+        model=model or Conv4(filters=8, normalisation="none"),
+        rule=rule or MAML(),
+        defences=defences,
+    )
+
+
+def observed(world: Federation) -> Observation:
+    parameters = world.initial_parameters()
+    gradients, _ = cohort_meta_gradients(world.learners(LEARNERS), parameters, round=1)
+    own = world.split().held_out
+    return Observation(
+        world.model,
+        world.rule,
+        parameters,
+        gradients,
+        ways=5,
+        shots=2,
+        queries=3,
+        classes=held_classes(world, LEARNERS, 1),
+        own_images=pixels(world, own),
+        own_labels=world.images().labels[own],
+        defences=world.defences,
+    )
+
+
+def questions(world: Federation, asks="query") -> tuple[Truth, Targets]:
+    truth = ask(world, LEARNERS, 1, asks, TargetSettings(members=120, non_members=180))
+    return truth, truth.targets(world, LEARNERS)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return federation()
+
+
+@pytest.fixture(scope="module")
+def observation(world):
+    return observed(world)
+
+
+def auc(attack: Alignment, world: Federation, observation: Observation) -> float:
+    truth, targets = questions(world, attack.asks)
+    scores = attack(observation, targets, seed=0).scores
+    return evaluate(scores.numpy(), truth.member.numpy(), resamples=1).auc.value
+
+
+@pytest.mark.parametrize("normalisation", ["none", "group"])
+def test_the_mean_contribution_is_the_meta_gradient_of_a_first_order_rule(normalisation):
+    world = federation(Conv4(filters=8, normalisation=normalisation), first_order_maml())
+    learner = world.learner(0)
+    episode, parameters = learner.episode(1), world.initial_parameters()
+    support = episode.support_images.reshape(1, 5, 2, 1, 28, 28)
+    parts = query_contributions(
+        world.model, world.rule, parameters, support, episode.query_images, episode.query_labels
+    )
+    gradient, _ = learner.meta_gradient(parameters, 1)
+    whole = flattened({name: value[None] for name, value in gradient.items()})[0]
+    torch.testing.assert_close(parts.mean(dim=0), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_normalised_model_is_taken_apart_at_the_batch_that_is_its_reference():
+    model = Conv4(filters=8, normalisation="batch")
+    parameters = model.initialise((1, 28, 28), 5, torch.Generator().manual_seed(0))
+    images = torch.rand((6, 1, 28, 28), generator=torch.Generator().manual_seed(1))
+    single = model.decoupled(parameters, images)
+    torch.testing.assert_close(single(parameters, images), model(parameters, images))
+    torch.testing.assert_close(single(parameters, images[:1]), model(parameters, images)[:1])
+    assert not torch.allclose(model(parameters, images[:2])[:1], model(parameters, images)[:1])
+
+
+def numbered() -> OwnImages:
+    """Return forty images that are numbers, in four classes."""
+    return OwnImages(torch.arange(40.0).reshape(40, 1, 1, 1), torch.arange(40) % 4)
+
+
+def test_own_images_are_of_the_class_that_is_asked_for_and_differ():
+    drawn = numbered().draw(torch.tensor([2, 0]), 7, torch.Generator().manual_seed(0)).flatten(1)
+    assert torch.equal(drawn.long() % 4, torch.tensor([[2], [0]]).expand(2, 7))
+    assert all(len(set(row.tolist())) == 7 for row in drawn)
+
+
+def test_a_class_that_is_not_there_is_stood_in_for_by_another_than_the_learners_own():
+    for seed in range(20):
+        classes = numbered().present(torch.tensor([[1, 99, 98], [97, 96, 95]]), torch.Generator().manual_seed(seed))
+        assert classes[0, 0] == 1
+        assert all(len(set(row)) == 3 for row in classes.tolist())
+        assert set(classes.flatten().tolist()) <= {0, 1, 2, 3}
+
+
+def test_the_parts_of_own_images_share_nothing_and_hold_every_class():
+    few, rest = numbered().parted()
+    assert not set(few.images.flatten().tolist()) & set(rest.images.flatten().tolist())
+    assert set(few.labels.tolist()) == set(rest.labels.tolist()) == {0, 1, 2, 3}
+    assert rest.least() >= 5
+
+
+def test_shadows_without_a_free_image_are_refused(observation):
+    own = OwnImages(torch.rand((50, 1, 28, 28)), torch.arange(50) % 10)
+    with pytest.raises(ValueError, match=r"needs 6 .* there are 5; raise partition.held_out"):
+        shadow_learners(observation, own, 4, RandomSource.of(0))
+
+
+def correlated(count: int) -> torch.Tensor:
+    """Return matrices (4, 6) with a Kronecker covariance and one strong common direction, and vectors of 3."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn((4, 4), generator=generator), torch.randn((6, 6), generator=generator)
+    matrices = (left @ torch.randn((count, 4, 6), generator=generator) @ right).flatten(1)
+    common = torch.randn((1, 24), generator=generator)
+    matrices += 30 * torch.randn((count, 1), generator=generator) * common
+    return torch.cat([matrices, torch.randn((count, 3), generator=generator) * torch.tensor([1.0, 3.0, 9.0])], dim=1)
+
+
+def test_white_entries_have_variance_one():
+    samples = correlated(500)
+    metric = fit(samples, ((4, 6), (3,)), torch.zeros(2), components=0.0)
+    white = metric.white(samples - samples.mean(dim=0))
+    torch.testing.assert_close(white.square().mean(dim=0), torch.ones(27), rtol=5e-3, atol=0)
+
+
+def test_the_metric_is_one_inner_product():
+    samples = correlated(500)
+    metric = fit(samples, ((4, 6), (3,)), torch.zeros(2), components=0.02)
+    left, right = metric.white(samples[:5]), metric.white(samples[5:10])
+    products = metric.own(left) * right
+    torch.testing.assert_close(metric.by_tensor(products).sum(dim=1), (left * metric.own(right)).sum(dim=1))
+    torch.testing.assert_close((metric.own(left) * left).sum(dim=1).sqrt(), metric.norm(left))
+
+
+def test_a_common_direction_counts_less_than_others():
+    samples = correlated(500)
+    metric = fit(samples, ((4, 6), (3,)), torch.zeros(2), components=0.002)
+    strongest = metric.common[:, 0][None]
+    assert metric.norm(strongest) < 0.6 < 0.95 < metric.norm(torch.eye(27)).max()
+
+
+def test_noise_of_a_tensor_makes_it_count_less():
+    samples = correlated(500)
+    quiet = fit(samples, ((4, 6), (3,)), torch.zeros(2), 0.0)
+    noisy = fit(samples, ((4, 6), (3,)), torch.tensor([0.0, 1e6]), 0.0)
+    unit = torch.eye(27)[24:]
+    assert (noisy.white(unit).norm(dim=1) < 0.2 * quiet.white(unit).norm(dim=1)).all()
+    torch.testing.assert_close(noisy.white(torch.eye(27)[:3]), quiet.white(torch.eye(27)[:3]))
+
+
+def test_a_discriminant_returns_the_log_ratio_of_two_normal_laws():
+    generator = torch.Generator().manual_seed(0)
+    others = torch.randn((200_000, 2), generator=generator, dtype=torch.float64)
+    members = others.flip(0) + torch.tensor([1.0, 0.5], dtype=torch.float64)
+    found = fit_discriminant(members, others).log_ratio(torch.tensor([[0.5, 0.25], [1.0, 0.5], [0.0, 0.0]]))
+    # log N(x; m, 1) - log N(x; 0, 1) = m x - m^2 / 2.
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.625, -0.625], dtype=torch.float64), rtol=0.02, atol=0.01)
+
+
+def test_shadows_send_what_learners_with_their_images_would(observation, world):
+    noise = Noise(place="shared", scale=0.5)
+    own = OwnImages.of(observation)
+    told = replace(observation, defences=(noise,))
+    shadows = shadow_learners(told, own, 5, RandomSource.of(0))
+    assert shadows.classes.tolist() == observation.classes[:5].tolist()
+    labels = torch.arange(5)
+    episode = Episode(
+        shadows.support[4].flatten(0, 1),
+        labels.repeat_interleave(2),
+        shadows.query[4].flatten(0, 1),
+        labels.repeat_interleave(3),
+    )
+    gradient, _ = world.rule.meta_gradient(world.model, observation.parameters, episode)
+    for name, value in gradient.items():
+        torch.testing.assert_close(shadows.undefended[name][4], value, rtol=1e-4, atol=1e-6)
+    added = flattened(shadows.gradients) - flattened(shadows.undefended)
+    level = added.square().mean(dim=1).sqrt() / flattened(shadows.undefended).square().mean(dim=1).sqrt()
+    torch.testing.assert_close(level, torch.full((5,), 0.5), rtol=0.05, atol=0)
+
+
+def test_query_members_are_found_in_a_convolutional_network(observation, world):
+    assert auc(Alignment(**SMALL), world, observation) > 0.9
+
+
+@pytest.mark.slow
+def test_support_members_are_found_by_who_knows_the_query_set(observation, world):
+    told = replace(observation, known_query=held_images(world, LEARNERS, 1, "query"))
+    assert auc(Alignment(asks="support", knows="other", **SMALL), world, told) > 0.65
+
+
+def test_query_members_are_found_through_batch_normalisation():
+    world = federation(Conv4(filters=8, normalisation="batch"))
+    assert auc(Alignment(**SMALL), world, observed(world)) > 0.7
+
+
+def test_who_knows_the_defence_finds_more():
+    world = federation(defences=(Noise(place="shared", scale=1.0),))
+    seen = observed(world)
+    naive = replace(seen, defences=None)
+    told = auc(Alignment(**SMALL), world, seen)
+    assert told > 0.55
+    assert told > auc(Alignment(knows_defences=False, **SMALL), world, naive)
+
+
+def test_a_target_is_scored_by_itself(observation, world):
+    _, targets = questions(world)
+    attack = Alignment(**SMALL)
+    together = attack(observation, targets, seed=0).scores
+    some = torch.arange(0, len(targets.rows), 7).flip(0)
+    alone = attack(observation, Targets(targets.images[some], targets.rows[some], targets.positions[some]), seed=0)
+    torch.testing.assert_close(alone.scores, together[some], rtol=1e-3, atol=1e-3)
+
+
+def test_a_gradient_of_another_size_changes_no_order(observation, world):
+    _, targets = questions(world)
+    attack = Alignment(**SMALL)
+    larger = replace(observation, gradients={name: 8.0 * value for name, value in observation.gradients.items()})
+    order = [attack(seen, targets, seed=0).scores.argsort().tolist() for seen in (observation, larger)]
+    assert order[0] == order[1]
+
+
+@pytest.mark.parametrize("missing", ["classes", "own_images"])
+def test_what_is_assumed_and_missing_is_named(observation, world, missing):
+    _, targets = questions(world)
+    with pytest.raises(ValueError, match=r"class|own images"):
+        Alignment(**SMALL)(replace(observation, **{missing: None}), targets, seed=0)
+
+
+def test_the_threat_model_is_declared():
+    assert Alignment().assumes == {"labels", "classes", "own images", "defences"}
+    assert Alignment(knows_defences=False).assumes == {"labels", "classes", "own images"}
+
+
+def test_scores_are_finite_when_nothing_can_be_learnt(observation, world):
+    _, targets = questions(world)
+    zeros = replace(observation, gradients={name: torch.zeros_like(v) for name, v in observation.gradients.items()})
+    scores = Alignment(**SMALL)(zeros, targets, seed=0).scores
+    assert all(math.isfinite(score) for score in scores.tolist())
+
+
+def test_a_query_set_that_is_known_leaves_only_the_second_order_to_look_at():
+    with pytest.raises(ValueError, match="second_order"):
+        Alignment(asks="support", knows="other", second_order=False)

@@ -1,0 +1,47 @@
+"""The determinant's closed form against the determinant."""
+
+import pytest
+import torch
+
+from metaleak.attacks.span.evidence import evidence_of_direction, evidence_of_units, seen, whitened
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def fall(gradient, prior, image, direction, scale):
+    """Half the rows times the logarithm of how far |prior + G'G| falls when scale direction image' is taken out."""
+    less = gradient - scale * direction[:, None] * image[None]
+    whole, rest = (torch.logdet(prior + one.mT @ one) for one in (gradient, less))
+    return len(gradient) / 2 * (whole - rest)
+
+
+@pytest.mark.parametrize("height", [7, 30])
+def test_evidence_of_a_direction_is_the_largest_fall_of_the_determinant(height):
+    gradient, others = random(height, 20), random(20, 20, seed=1)
+    others, image = others @ others.mT, random(20, seed=2)
+    white = whitened(gradient, others, 0.3)
+    prior = white.root @ white.root.mT
+    trust = torch.eye(20, dtype=torch.float64) + 10 * height / others.trace() * others
+    assert torch.allclose(prior, trust * 0.3**2 * 20)
+    for seed in range(3, 8):
+        direction = random(height, seed=seed)
+        found = float(evidence_of_direction(white, seen(white, image[None]), direction[None]))
+        falls = [fall(gradient, prior, image, direction, t) for t in torch.linspace(-1, 1, 4001, dtype=torch.float64)]
+        best = max(range(4001), key=lambda place: falls[place])
+        assert abs(found) == pytest.approx(float(falls[best]), rel=1e-3, abs=1e-4)
+        assert (found > 0) == (best > 2000)
+        assert found == pytest.approx(
+            float(evidence_of_direction(white, seen(white, image[None]), 7 * direction[None])), rel=1e-9
+        )
+
+
+def test_a_direction_of_zeros_and_units_that_are_off_say_nothing():
+    white = whitened(random(6, 9), None, 0.1)
+    image = seen(white, random(2, 9, seed=1))
+    assert evidence_of_direction(white, image, torch.zeros(2, 6, dtype=torch.float64)).tolist() == [0, 0]
+    assert evidence_of_units(white, image, torch.zeros(2, 6, dtype=torch.float64)).tolist() == [0, 0]
+    one = torch.zeros(2, 6, dtype=torch.float64)
+    one[:, 3] = 1
+    assert torch.allclose(evidence_of_units(white, image, one), evidence_of_direction(white, image, one).abs())

@@ -1,0 +1,318 @@
+"""The span test on real MNIST digits, and what must hold of it whatever the data."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from metaleak.attacks.observation import Attack, Observation, Targets
+from metaleak.attacks.span.span_test import SpanTest, span_scores, with_bias_column
+from metaleak.clients import Federation, Partition, TaskShape
+from metaleak.clients.cohort import cohort_meta_gradients
+from metaleak.clients.datasets import EmbeddedMNIST
+from metaleak.clients.models import MLP, Conv4, LeNet
+from metaleak.clients.rules import MAML, Reptile
+from metaleak.defenses import AddedNoise, GaussianMechanism, Noise, Selection
+from metaleak.deploy.assess.truth import ask, pixels
+from metaleak.deploy.config.experiment import TargetSettings
+
+LEARNERS = list(range(6))
+
+
+@functools.cache
+def federation(defences=(), model=None, rule=None):
+    """Learners of 5-way 3-shot 4-query tasks: 35 images, against 64 units."""
+    return Federation(
+        seed=1,
+        data=EmbeddedMNIST(),
+        task=TaskShape(ways=5, shots=3, queries=4),
+        partition=Partition(learners=6),
+        model=model or MLP(hidden=(64, 64)),
+        rule=rule or MAML(),
+        defences=defences,
+    )
+
+
+@functools.cache
+def observe(defences=(), model=None, rule=None):
+    made = federation(defences, model, rule)
+    parameters = made.initial_parameters()
+    gradients, _ = cohort_meta_gradients(made.learners(LEARNERS), parameters, 1)
+    own = made.split().held_out
+    return Observation(
+        made.model,
+        made.rule,
+        parameters,
+        gradients,
+        *(5, 3, 4),
+        own_images=pixels(made, own),
+        own_labels=made.images().labels[own],
+        defences=defences,
+    )
+
+
+@functools.cache
+def asked(asks):
+    truth = ask(federation(), LEARNERS, 1, asks, TargetSettings(members=500, non_members=600))
+    return truth.targets(federation(), LEARNERS), truth.member
+
+
+def auc(scores, member):
+    inside, outside = scores[member].double(), scores[~member].double()
+    return float(((inside[:, None] > outside) + 0.5 * (inside[:, None] == outside)).double().mean())
+
+
+def found(asks, defences=(), model=None, rule=None, **settings):
+    targets, member = asked(asks)
+    answers = SpanTest(asks=asks, **settings)(observe(defences, model, rule), targets, seed=0)
+    return auc(answers.scores, member), auc(-answers.statistics["outside"], member)
+
+
+def noise(place, scale):
+    return (Noise(place=place, scale=scale),)
+
+
+def test_it_is_an_attack_that_says_what_it_assumes():
+    assert isinstance(SpanTest(), Attack)
+    assert SpanTest().assumes == frozenset()
+    assert SpanTest(knows_defences=True).assumes == {"defences", "own images"}
+    assert SpanTest(**SpanTest(asks="support").model_dump()) == SpanTest(asks="support")
+    with pytest.raises(ValidationError, match="coefficients"):
+        SpanTest(coefficients="none")
+
+
+@pytest.mark.parametrize("asks", ["query", "support"])
+@pytest.mark.parametrize("coefficients", ["free", "predicted"])
+def test_members_of_an_undefended_gradient_are_told_without_an_error(asks, coefficients):
+    assert found(asks, coefficients=coefficients)[0] == 1
+
+
+def test_the_exact_span_is_told_exactly():
+    """Float64 gradients made of known images: a member's residual is rounding, an outsider's is its own."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(30, 60, generator=generator, dtype=torch.float64)
+    gradient = torch.randn(3, 40, 10, generator=generator, dtype=torch.float64) @ images[:30].reshape(3, 10, 60)
+    scores = span_scores(gradient, images)
+    member = torch.eye(3, dtype=torch.bool).repeat_interleave(10, dim=1)
+    assert scores.shape == (3, 30)
+    assert scores[member].min() > scores[~member].max() + 10
+    # The score is the logarithm of a ratio of mean squares: out of the span, that of the residual itself.
+    basis = torch.linalg.qr(gradient[0].mT @ torch.randn(40, 10, generator=generator, dtype=torch.float64))[0].mT
+    rest = images[10:] - images[10:] @ basis.mT @ basis
+    exact = (images[10:] @ torch.linalg.pinv(gradient[0])).square().sum(dim=1) / (rest.square().sum(dim=1) / 50)
+    differences = scores[0, 10:] - exact.log()
+    assert torch.allclose(differences, differences[:1].expand(20), atol=1e-6)
+
+
+def test_scaling_the_gradient_changes_nothing():
+    observation = observe(noise("shared", 0.1))
+    gradient, images = with_bias_column(observation.gradients, "layer1.weight"), torch.rand(7, 785)
+    assert torch.allclose(span_scores(1e-3 * gradient, images), span_scores(gradient, images), atol=1e-4)
+    targets, _ = asked("query")
+    scaled = {name: 1e3 * value for name, value in observation.gradients.items()}
+    for asks in ("query", "support"):
+        plain = SpanTest(asks=asks)(observation, targets, 0).scores
+        other = SpanTest(asks=asks)(dataclasses.replace(observation, gradients=scaled), targets, 0).scores
+        assert torch.allclose(plain, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"coefficients": "free"}, {"asks": "support"}, {"knows_defences": True}])
+def test_permuting_learners_and_targets_permutes_scores(settings):
+    observation, (targets, _) = observe(noise("query", 0.3)), asked("query")
+    scores = SpanTest(**settings)(observation, targets, seed=0).scores
+    order, learners = torch.randperm(len(scores), generator=torch.Generator().manual_seed(1)), torch.arange(5, -1, -1)
+    turned = dataclasses.replace(
+        observation, gradients={name: value[learners] for name, value in observation.gradients.items()}
+    )
+    moved = Targets(targets.images[order], 5 - targets.rows[order], targets.positions[order])
+    assert torch.allclose(SpanTest(**settings)(turned, moved, seed=9).scores, scores[order], rtol=1e-5, atol=1e-5)
+
+
+def test_under_noise_it_beats_the_threshold_on_the_distance():
+    for asks, scale in (("query", 1.0), ("support", 0.3)):
+        predicted, threshold = found(asks, noise("shared", scale))
+        free, _ = found(asks, noise("shared", scale), coefficients="free")
+        assert predicted > free > threshold
+        assert 1 - predicted < (1 - threshold) / 3
+
+
+def test_the_law_of_noisy_images_finds_what_the_span_alone_does_not():
+    for asks in ("query", "support"):
+        both = noise("query", 0.3) + noise("support", 0.3)
+        adaptive, threshold = found(asks, both, knows_defences=True)
+        assert adaptive > 0.95
+        assert 1 - adaptive < (1 - threshold) / 3
+        assert adaptive > found(asks, both)[0] + 0.1
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_noise_in_the_inner_gradient_hides_nothing(scale):
+    assert min(found(asks, noise("inner", scale))[0] for asks in ("query", "support")) > 0.999
+
+
+def test_it_tells_query_from_support():
+    query, support = asked("query")[0], asked("support")[0]
+    observation = observe()
+    for asks, mine, others in (("query", query, support), ("support", support, query)):
+        inside = asked(asks)[1]
+        other = asked("support" if asks == "query" else "query")[1]
+        test = SpanTest(asks=asks)
+        scores = torch.cat([test(observation, mine, 0).scores[inside], test(observation, others, 0).scores[other]])
+        assert auc(scores, torch.arange(len(scores)) < int(inside.sum())) > 0.85
+
+
+def test_fewer_units_than_images_lose_the_span_but_not_the_coefficients():
+    small = MLP(hidden=(16,))
+    for asks in ("query", "support"):
+        assert found(asks, model=small)[0] > found(asks, model=small, coefficients="free")[0] + 0.05
+
+
+@pytest.mark.parametrize("rule", [MAML(adapts="head"), MAML(inner_steps=3, inner_rate=0.1), Reptile(inner_rate=0.05)])
+def test_other_rules_keep_their_images_in_the_span(rule):
+    assert min(found(asks, rule=rule)[0] for asks in ("query", "support")) > 0.99
+
+
+def test_first_order_support_images_are_not_in_the_span():
+    assert found("query", rule=MAML(order=1))[0] > 0.99
+    assert 0.3 < found("support", rule=MAML(order=1))[0] < 0.7
+
+
+def test_several_rounds_add_up():
+    """Rounds of the same episodes, each with its own noise: together they tell more than one does on average."""
+    observation, (targets, member) = observe(), asked("query")
+    generator, scores = torch.Generator().manual_seed(0), []
+    for _ in range(4):
+        noisy = {
+            name: value
+            + 10 * observation.gradients["layer1.weight"].std() * torch.randn(value.shape, generator=generator)
+            for name, value in observation.gradients.items()
+        }
+        scores.append(SpanTest()(dataclasses.replace(observation, gradients=noisy), targets, 0).scores)
+    assert auc(sum(scores), member) > sum(auc(one, member) for one in scores) / 4 + 0.01
+
+
+def test_a_learner_that_sends_nothing_of_the_layer_says_nothing():
+    targets, _ = asked("query")
+    answers = SpanTest()(observe((Selection(),)), targets, seed=0)
+    assert answers.scores.tolist() == [0] * len(targets.rows)
+    assert answers.statistics["outside"].tolist() == [1] * len(targets.rows)
+
+
+def test_a_guarantee_is_used_by_its_deviation():
+    defences = (GaussianMechanism(clip=1e6, noise_multiplier=1e-10),)
+    assert found("query", defences, knows_defences=True)[0] == pytest.approx(found("query", defences)[0], abs=0.01)
+
+
+def test_one_learner_alone_is_attacked_too():
+    observation, (targets, member) = observe(noise("shared", 0.03)), asked("query")
+    alone = dataclasses.replace(
+        observation, gradients={name: value[2:3] for name, value in observation.gradients.items()}
+    )
+    mine = targets.rows == 2
+    few = Targets(targets.images[mine], targets.rows[mine] * 0, targets.positions[mine])
+    assert auc(SpanTest()(alone, few, 0).scores, member[mine]) > 0.99
+    none = Targets(targets.images[:0], targets.rows[:0], targets.positions[:0])
+    assert SpanTest()(alone, none, 0).scores.shape == (0,)
+
+
+def test_progress_counts_learners():
+    calls = []
+    SpanTest(coefficients="free")(observe(), asked("query")[0], 0, lambda done, of: calls.append((done, of)))
+    assert calls == [(done, 6) for done in range(1, 7)]
+
+
+@pytest.mark.parametrize("model", [LeNet(filters=2), Conv4(filters=2, normalisation="none")])
+def test_models_without_a_dense_first_layer_are_refused(model):
+    with pytest.raises(ValueError, match=f"needs a dense first layer, {type(model).__name__} has none"):
+        SpanTest()(dataclasses.replace(observe(), model=model), asked("query")[0], 0)
+
+
+def test_what_does_not_fit_is_named():
+    observation, (targets, _) = observe(), asked("query")
+    with pytest.raises(ValueError, match=r"196 values, 'layer1\.weight' takes 784"):
+        SpanTest()(observation, dataclasses.replace(targets, images=targets.images[:, :, ::2, ::2]), 0)
+    with pytest.raises(ValueError, match=r"outside \[0, 6\)"):
+        SpanTest()(observation, dataclasses.replace(targets, rows=targets.rows + 6), 0)
+    with pytest.raises(ValueError, match="observation's defences, which are None"):
+        SpanTest(knows_defences=True)(dataclasses.replace(observation, defences=None), targets, 0)
+    blind = dataclasses.replace(observe(noise("query", 0.3)), own_images=None)
+    with pytest.raises(ValueError, match="observation's own_images, which are None"):
+        SpanTest(knows_defences=True)(blind, targets, 0)
+
+
+def test_a_mean_that_stands_in_every_row_is_scored_as_the_one_gradient_that_it_is():
+    targets, _ = asked("query")
+    seen = observe(noise("shared", 0.3))
+    mean = {name: value.mean(dim=0, keepdim=True) for name, value in seen.gradients.items()}
+    single = dataclasses.replace(seen, gradients=mean, mean_of=6)
+    rows = {name: value.expand(6, *value.shape[1:]) for name, value in mean.items()}
+    everywhere = dataclasses.replace(single, gradients=rows)
+    one = Targets(targets.images, torch.zeros_like(targets.rows), targets.positions)
+    torch.testing.assert_close(SpanTest()(everywhere, targets, seed=0).scores, SpanTest()(single, one, seed=0).scores)
+
+
+class Squares:
+    """A model of a user's own that meets the images by a dense layer: no MLP."""
+
+    @property
+    def input_weight(self):
+        return "in.weight"
+
+    def initialise(self, image_shape, ways, generator):
+        shapes = {"in.weight": (64, 784), "in.bias": (64,), "head.weight": (ways, 64)}
+        return {name: torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for name, shape in shapes.items()}
+
+    def __call__(self, parameters, images):
+        first = images.flatten(1) @ parameters["in.weight"].mT + parameters["in.bias"]
+        return first.square().log1p() @ parameters["head.weight"].mT
+
+
+@pytest.mark.parametrize("asks", ["query", "support"])
+@pytest.mark.parametrize("coefficients", ["free", "predicted"])
+def test_it_works_on_a_model_of_ones_own_that_names_its_input_weight(asks, coefficients):
+    assert SpanTest().applies_to(Squares())
+    assert found(asks, model=Squares(), coefficients=coefficients)[0] > 0.99
+
+
+def test_the_noise_that_a_defence_of_ones_own_promises_is_used():
+    class Own:
+        place = "shared"
+
+        def noise(self):
+            return AddedNoise("gaussian", 1e-3)
+
+        def without_noise(self, tensors):
+            return tensors
+
+        def __call__(self, tensors, generator):
+            raise NotImplementedError
+
+    targets, _ = asked("query")
+    seen = observe((GaussianMechanism(clip=1e6, noise_multiplier=5e-10),))
+    own, ours = (
+        SpanTest(knows_defences=True)(dataclasses.replace(seen, defences=defences), targets, 0).scores
+        for defences in ((Own(),), seen.defences)
+    )
+    assert torch.equal(own, ours)
+    assert not torch.equal(own, SpanTest()(seen, targets, 0).scores)
+
+
+def test_it_applies_to_dense_first_layers_only():
+    assert SpanTest().applies_to(MLP())
+    assert not SpanTest().applies_to(Conv4())
+    assert not SpanTest().applies_to(LeNet())
+
+
+@pytest.mark.parametrize("settings", [{}, {"coefficients": "free"}, {"asks": "support"}, {"knows_defences": True}])
+def test_it_makes_its_tensors_where_its_inputs_are(settings):
+    """Made by default where no numbers are, what it makes itself would show in its answers or fail."""
+    test = SpanTest(**settings)
+    given = observe((Noise(place=test.asks, scale=0.1),)), asked(test.asks)[0], 0
+    plain = test(*given)
+    with torch.device("meta"):
+        answers = test(*given)
+    assert test.on_any_device
+    assert torch.equal(answers.scores, plain.scores)
+    assert torch.equal(answers.statistics["outside"], plain.statistics["outside"])

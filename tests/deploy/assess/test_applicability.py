@@ -1,0 +1,41 @@
+"""An attack that makes no sense on an experiment is not applicable, and says in one line why."""
+
+import pytest
+
+from metaleak.deploy.assess.applicability import reason_against
+from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.config.plugins import Plugin
+
+GAUSSIAN = {"name": "gaussian", "clip": 1.0, "epsilon": 8.0}
+
+
+def reason(attack, **changes):
+    return reason_against(
+        experiment_from({"data": {"name": "digits"}, "attacks": [], **changes}, "test"), Plugin(name=attack)
+    )
+
+
+@pytest.mark.parametrize(
+    ("defences", "said"),
+    [
+        ([], None),
+        ([GAUSSIAN], None),
+        ([{"name": "sign"}, GAUSSIAN], None),
+        ([{"name": "noise", "place": "query"}], "Noise at the place 'query'"),
+        ([GAUSSIAN, {"name": "sign"}], "GaussianMechanism at the place 'shared'"),
+        ([{"name": "quantisation", "bits": 8, "stochastic": True}], "Quantisation at the place 'shared'"),
+        ([{"name": "secure-aggregation"}], "SecureAggregation at the place 'aggregate'"),
+    ],
+)
+def test_a_likelihood_that_is_not_known_is_not_applicable(defences, said):
+    found = reason("likelihood-ratio", defences=defences)
+    if said is None:
+        assert found is None
+    else:
+        assert found.startswith(f"likelihood-ratio does not apply: the likelihood under {said}")
+        assert "\n" not in found
+
+
+def test_the_span_test_does_not_apply_to_models_without_an_input_weight():
+    assert reason("span", model={"name": "mlp"}) is None
+    assert reason("span", model={"name": "lenet"}) == "span does not apply to the model lenet"

@@ -1,0 +1,101 @@
+"""An attack that is interrupted goes on from the parts that it had finished."""
+
+import numpy as np
+import pytest
+from local_grid import local_simulate
+
+from metaleak.attacks import ReconstructionAttack
+from metaleak.deploy.assess.assessment import assess
+from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.errors import Interrupted
+from metaleak.deploy.results.reading import read_attack
+
+SMALL = {
+    "data": {"name": "digits"},
+    "task": {"ways": 2},
+    "partition": {"learners": 10},
+    "model": {"name": "mlp", "hidden": [8]},
+    "server": {"rounds": 2},
+    "evaluation": {"tasks": 2, "queries": 2},
+    "attacks": [{"name": "query", "iterations": 2, "fit": 0, "chunk": 8}],
+    "targets": {"members": 20, "non_members": 20, "rounds": 2},
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return local_simulate(experiment_from(SMALL, "test"), tmp_path / "run")
+
+
+def counted(monkeypatch, stop_after=None):
+    """Return the list of parts' sizes that are really computed; the call after so many is interrupted."""
+    computed, real = [], ReconstructionAttack.__call__
+
+    def call(self, observation, targets, *rest):
+        if len(computed) == stop_after:
+            raise Interrupted("interrupted")
+        computed.append(len(targets.rows))
+        return real(self, observation, targets, *rest)
+
+    monkeypatch.setattr(ReconstructionAttack, "__call__", call)
+    return computed
+
+
+def found(run, name="query"):
+    return read_attack(run.path / "attacks" / name).scores
+
+
+def test_the_same_command_goes_on_and_ends_as_if_never_interrupted(run, monkeypatch):
+    experiment = experiment_from(SMALL, "test")
+    (attack,) = experiment.attacks
+    with monkeypatch.context() as patch:
+        first = counted(patch, stop_after=7)
+        with pytest.raises(
+            Interrupted, match="interrupted; 7 parts of the attack are kept, the same command goes on"
+        ):
+            assess(run, experiment, attack)
+    assert first == [8, 8, 8, 8, 8, 8, 8]
+    assert not (run.path / "attacks" / "query" / "attack.json").exists()
+    with monkeypatch.context() as patch:
+        rest = counted(patch)
+        assess(run, experiment, attack)
+    assert rest == [8, 8, 8]
+    assess(run, experiment, attack, "afresh")
+    assert np.array_equal(found(run), found(run, "afresh"))
+    names = {path.name for path in (run.path / "attacks" / "query").iterdir()}
+    assert names == {"attack.json", "scores.parquet", "gallery.safetensors"}
+
+
+@pytest.mark.parametrize("change", ["attacks.0.iterations=3", "targets.non_members=19", "seed=1"])
+def test_another_configuration_takes_up_nothing(run, monkeypatch, change):
+    experiment = experiment_from(SMALL, "test")
+    with monkeypatch.context() as patch:
+        counted(patch, stop_after=3)
+        with pytest.raises(Interrupted):
+            assess(run, experiment, experiment.attacks[0])
+    other = experiment_from(SMALL, "test", [change])
+    with monkeypatch.context() as patch:
+        computed = counted(patch)
+        assess(run, other, other.attacks[0], "query")
+    assert len(computed) == 10
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 100, None])
+def test_a_damaged_part_is_computed_again(run, monkeypatch, tmp_path, damage):
+    experiment = experiment_from(SMALL, "test")
+    with monkeypatch.context() as patch:
+        counted(patch, stop_after=3)
+        with pytest.raises(Interrupted):
+            assess(run, experiment, experiment.attacks[0])
+    parts = sorted((run.path / "attacks" / "query").iterdir())
+    assert len(parts) == 3
+    if damage is None:
+        (tmp_path / "elsewhere").write_bytes(parts[0].read_bytes())
+        parts[0].unlink()
+        parts[0].symlink_to(tmp_path / "elsewhere")
+    else:
+        parts[0].write_bytes(damage)
+    with monkeypatch.context() as patch:
+        computed = counted(patch)
+        assess(run, experiment, experiment.attacks[0])
+    assert len(computed) == 8
