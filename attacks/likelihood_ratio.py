@@ -10,7 +10,7 @@ from torch.func import vmap
 
 from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Rest, Targets
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.defenses import NO_NOISE, AddedNoise, Defence, Modeled, noise_of
+from metaleak.defenses import NO_NOISE, AddedNoise, Defense, Modeled, noise_of
 
 _SILENT = 1e-5
 """The least deviation of anything sent, in units of its root mean square: what float32 arithmetic differs by."""
@@ -19,13 +19,13 @@ _SILENT = 1e-5
 class LikelihoodRatio(BaseModel):
     """Was it this image, or the other one that it may be? The exact log-likelihood ratio of the two.
 
-    Everything else is known, so that the meta-gradient is known under both hypotheses, up to the defence's noise,
+    Everything else is known, so that the meta-gradient is known under both hypotheses, up to the defense's noise,
     whose law is known, too. No test of these two images on one release is more powerful (Neyman and Pearson). What a
     finite number of its answers proves about epsilon is another question: for a mechanism known to be Gaussian
     `gaussian_epsilon_lower_bound` of the same scores is sharper than `epsilon_lower_bound`, and the worst pair of
     images may be further apart than any natural one. It is an audit: no server knows this much.
 
-    The defences must all act on the shared gradient and tell their noise (see `Modeled`); only the last may have any.
+    The defenses must all act on the shared gradient and tell their noise (see `Modeled`); only the last may have any.
     `chunk` targets are computed at a time, about 10 gradients each.
     """
 
@@ -37,16 +37,16 @@ class LikelihoodRatio(BaseModel):
     @property
     def assumes(self) -> frozenset[Knowledge]:
         """Everything but which of two images is held."""
-        return frozenset({"labels", "other set", "rest of the set", "both candidates", "defences"})
+        return frozenset({"labels", "other set", "rest of the set", "both candidates", "defenses"})
 
-    def reason_against(self, defences: tuple[Defence, ...]) -> str | None:
-        """Return in one line why the likelihood under `defences` is not known here, or `None` where it is."""
-        for place, one in enumerate(defences):
+    def reason_against(self, defenses: tuple[Defense, ...]) -> str | None:
+        """Return in one line why the likelihood under `defenses` is not known here, or `None` where it is."""
+        for place, one in enumerate(defenses):
             noise = noise_of(one)
-            if one.place != "shared" or noise is None or (noise.deviation > 0 and place < len(defences) - 1):
+            if one.place != "shared" or noise is None or (noise.deviation > 0 and place < len(defenses) - 1):
                 return (
                     f"the likelihood under {type(one).__name__} at the place {one.place!r} is not known here: every "
-                    "defence must act on the shared gradient and tell its noise, and only the last may add any"
+                    "defense must act on the shared gradient and tell its noise, and only the last may add any"
                 )
         return None
 
@@ -56,21 +56,21 @@ class LikelihoodRatio(BaseModel):
         """Return log-likelihood ratios as scores, and the statistic `separation`.
 
         That is the L2 distance of the two noiseless meta-gradients in standard deviations of the noise, clipped where
-        the defence clips: the mu of the Gaussian test (Dong, Roth and Su 2022), without knowing which of the two is
+        the defense clips: the mu of the Gaussian test (Dong, Roth and Su 2022), without knowing which of the two is
         held. The seed is not used. Raises `ValueError` when the observation lacks what is assumed, shows means over
-        learners, or the defences cannot be weighed.
+        learners, or the defenses cannot be weighed.
         """
         rest = observation.rest
         other = observation.known_support if self.asks == "query" else observation.known_query
-        if rest is None or other is None or observation.defences is None:
-            raise ValueError("the likelihood ratio needs the observation's rest, other set and defences")
+        if rest is None or other is None or observation.defenses is None:
+            raise ValueError("the likelihood ratio needs the observation's rest, other set and defenses")
         if observation.mean_of > 1:
             raise ValueError(
                 f"the likelihood ratio is of one learner's gradient, not of a mean of {observation.mean_of}"
             )
-        if reason := self.reason_against(observation.defences):
+        if reason := self.reason_against(observation.defenses):
             raise ValueError(reason)
-        noise = (noise_of(observation.defences[-1]) if observation.defences else None) or NO_NOISE
+        noise = (noise_of(observation.defenses[-1]) if observation.defenses else None) or NO_NOISE
         total = len(targets.rows)
         scores, separation = torch.empty(total, dtype=torch.float64), torch.empty(total, dtype=torch.float64)
         for begin in range(0, total, self.chunk):
@@ -108,10 +108,10 @@ class LikelihoodRatio(BaseModel):
 
         made = vmap(meta_gradient)(Episode(support, support_labels, query, query_labels))
         made = {name: value.detach() for name, value in made.items()}
-        for defence in observation.defences or ():
-            assert isinstance(defence, Modeled)
+        for defense in observation.defenses or ():
+            assert isinstance(defense, Modeled)
             each = [
-                defence.without_noise({name: value[row] for name, value in made.items()})
+                defense.without_noise({name: value[row] for name, value in made.items()})
                 for row in range(len(images))
             ]
             made = {name: torch.stack([one[name] for one in each]) for name in made}

@@ -10,17 +10,17 @@ from torch import Tensor
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.rules import Rule
-from metaleak.defenses import Defence
+from metaleak.defenses import Defense
 
-Knowledge = Literal["labels", "classes", "other set", "own images", "defences", "rest of the set", "both candidates"]
+Knowledge = Literal["labels", "classes", "other set", "own images", "defenses", "rest of the set", "both candidates"]
 """What an adversary may hold beside what the server sees: a threat model is a set of these.
 
 `labels`: every image's position in its task is known. `classes`: which class stands at each position. `other set`:
-the images of the set that is not asked about. `own images`: labelled images of the same kind that no learner holds.
-`defences`: what the learners do to what they send, with all settings. `rest of the set`: of the set that is asked
+the images of the set that is not asked about. `own images`: labeled images of the same kind that no learner holds.
+`defenses`: what the learners do to what they send, with all settings. `rest of the set`: of the set that is asked
 about, all images but the one whose membership is asked. `both candidates`: that in its place stands either the asked
 image or one other, which is known, too. With all of these it is the adversary of the definition of differential
-privacy, who knows everything but which of two neighbours it looks at.
+privacy, who knows everything but which of two neighbors it looks at.
 """
 
 Progress = Callable[[int, int], None]
@@ -66,7 +66,7 @@ class Observation(_Tensors):
     `parameters` are what the server sent; `gradients` what it received, stacked `(L, ...)`. The task's shape is
     known. All else is given only where the attack `assumes` it: `known_support (L, ways*shots, C, H, W)` and
     `known_query (L, ways*queries, C, H, W)`, ordered by position; `classes (L, ways)` int64;
-    `own_images (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defences`, of which an empty tuple says
+    `own_images (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defenses`, of which an empty tuple says
     that there are none; the `rest` of the set around every target.
 
     `mean_of` is the number of learners over which each gradient is the mean: 1 where the server saw each one's own.
@@ -85,7 +85,7 @@ class Observation(_Tensors):
     classes: Tensor | None = None
     own_images: Tensor | None = None
     own_labels: Tensor | None = None
-    defences: tuple[Defence, ...] | None = None
+    defenses: tuple[Defense, ...] | None = None
     rest: Rest | None = None
     mean_of: int = 1
 
@@ -114,7 +114,7 @@ class Answers(_Tensors):
     Only the order of the scores is evaluated. Those of one target in several rounds are added up, which weighs the
     rounds rightly only if the scores are log-likelihood ratios. Few attacks give those: `LikelihoodRatio`, and
     `Alignment` as far as its shadow learners are like the learners. The scores of the others are not calibrated (the
-    span test maximises over what it does not know, reconstructions give distances): a round in which they spread
+    span test maximizes over what it does not know, reconstructions give distances): a round in which they spread
     more counts more, whether it tells more or not.
 
     `reconstructions (T, C, H, W)` show what each target image became (`None` for attacks that make no image);

@@ -27,7 +27,7 @@ def client_app(federation: Federation | Callable[[Context], Federation], device:
     under `arrays`, one array a parameter with a leading learner dimension in the order of `learner-ids`, which
     stand under `config`; there also `missing-ids` of those who do not answer, with `missing-kinds` (`dropped`,
     `late` or `failed`) and `missing-reasons` (the type of the error). Neither ever holds an image or a label; a
-    learner's loss, which no defence covers, stays with it too.
+    learner's loss, which no defense covers, stays with it too.
     """
     app = ClientApp()
     # A function of this module goes to an actor as its name, a function made here would go with all it knows.

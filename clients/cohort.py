@@ -35,7 +35,7 @@ def _chunk_meta_gradients(
 ) -> tuple[Parameters, Tensor]:
     first = learners[0]
     device = next(iter(parameters.values())).device
-    if any(defence.place in ("support", "query") for learner in learners for defence in learner.defences):
+    if any(defense.place in ("support", "query") for learner in learners for defense in learner.defenses):
         drawn = [learner.episode(round) for learner in learners]
         batch = Episode(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
     else:
@@ -43,7 +43,7 @@ def _chunk_meta_gradients(
     batch = Episode(*(part.to(device) for part in batch))
     perturbs = [learner.perturb(round) for learner in learners]
     gradients, losses = batch_meta_gradients(first.model, first.rule, parameters, batch, perturbs)
-    if any(defence.place == "shared" for learner in learners for defence in learner.defences):
+    if any(defense.place == "shared" for learner in learners for defense in learner.defenses):
         gradients = stacked(
             [
                 learner.defend_shared({name: value[row] for name, value in gradients.items()}, round)

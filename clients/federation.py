@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from metaleak.clients.datasets import DataSet, LabelledImages
+from metaleak.clients.datasets import DataSet, LabeledImages
 from metaleak.clients.episode import Parameters
 from metaleak.clients.faults import NO_FAULTS, Faults
 from metaleak.clients.learner import TaskLearner
@@ -13,7 +13,7 @@ from metaleak.clients.models import Model
 from metaleak.clients.partition import Partition, Split, TaskShape, split
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import Rule
-from metaleak.defenses import Defence, RandomSource
+from metaleak.defenses import Defense, RandomSource
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Federation:
     """What every learner of an experiment has in common; small enough to send to an actor.
 
     The images are loaded and the shards drawn in the process that asks for a learner, once a process. `secret` keys
-    the defences' noise in the place of `seed`: only the nodes of a deployment have one, see `TaskLearner`.
+    the defenses' noise in the place of `seed`: only the nodes of a deployment have one, see `TaskLearner`.
     """
 
     seed: int
@@ -30,11 +30,11 @@ class Federation:
     partition: Partition
     model: Model
     rule: Rule
-    defences: tuple[Defence, ...] = ()
+    defenses: tuple[Defense, ...] = ()
     faults: Faults = NO_FAULTS
     secret: bytes | None = field(default=None, repr=False)
 
-    def images(self) -> LabelledImages:
+    def images(self) -> LabeledImages:
         """Return the data set's images, loaded once in this process."""
         return _images(self.data)
 
@@ -63,7 +63,7 @@ class Federation:
                 task=self.task,
                 model=self.model,
                 rule=self.rule,
-                defences=self.defences,
+                defenses=self.defenses,
                 secret=self.secret,
             )
             for number in numbers
@@ -84,13 +84,14 @@ class Federation:
         return replace(self, secret=RandomSource.of(self.secret, digest.digest()).key)
 
     def initial_parameters(self) -> Parameters:
-        """Return the initialisation that the server starts from, by the experiment's seed."""
+        """Return the initialization that the server starts from, by the experiment's seed."""
+        # The letters are part of a random key: others would draw other numbers.
         generator = keyed_generator(self.seed, "initialisation")
-        return self.model.initialise(self.images().image_shape, self.task.ways, generator)
+        return self.model.initialize(self.images().image_shape, self.task.ways, generator)
 
 
 @lru_cache(maxsize=2)
-def _images(data: DataSet) -> LabelledImages:
+def _images(data: DataSet) -> LabeledImages:
     return data.load()
 
 

@@ -1,34 +1,34 @@
-"""The task-learner: a private shard, a rule, and the defences that stand before anything leaves."""
+"""The task-learner: a private shard, a rule, and the defenses that stand before anything leaves."""
 
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from metaleak.clients.datasets import LabelledImages
+from metaleak.clients.datasets import LabeledImages
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.rules import Perturb, Rule
 from metaleak.clients.shard import Draw, draw, episode
-from metaleak.defenses import Defence, Place, RandomSource
+from metaleak.defenses import Defense, Place, RandomSource
 
 
 @dataclass(frozen=True)
 class TaskLearner:
     """A learner: number `learner` of the federation, with its own images and its own order of classes.
 
-    Its defences draw under `secret`, which no server has; without one (a simulation that can be repeated) under the
+    Its defenses draw under `secret`, which no server has; without one (a simulation that can be repeated) under the
     experiment's seed.
     """
 
     learner: int
     seed: int
-    data: LabelledImages
+    data: LabeledImages
     shard: ShardIndices
     task: TaskShape
     model: Model
     rule: Rule
-    defences: tuple[Defence, ...] = ()
+    defenses: tuple[Defense, ...] = ()
     secret: bytes | None = field(default=None, repr=False)
 
     def drawn(self, round: int) -> Draw:
@@ -54,14 +54,15 @@ class TaskLearner:
         return self._defend("shared", gradient, round)
 
     def perturb(self, round: int) -> Perturb | None:
-        """Return what the defences do to each inner step's gradient, or `None` when there is nothing to do."""
-        if not any(defence.place == "inner" for defence in self.defences):
+        """Return what the defenses do to each inner step's gradient, or `None` when there is nothing to do."""
+        if not any(defense.place == "inner" for defense in self.defenses):
             return None
         return lambda gradient, step: self._defend("inner", gradient, round, step)
 
     def _defend(self, place: Place, tensors: dict[str, Tensor], round: int, step: int = 0) -> dict[str, Tensor]:
-        for order, defence in enumerate(self.defences):
-            if defence.place == place:
+        for order, defense in enumerate(self.defenses):
+            if defense.place == place:
                 held = self.seed if self.secret is None else self.secret
-                tensors = defence(tensors, RandomSource.of(held, round, self.learner, "defence", order, step))
+                # The letters are part of a random key: others would draw other numbers.
+                tensors = defense(tensors, RandomSource.of(held, round, self.learner, "defence", order, step))
         return tensors

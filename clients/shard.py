@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from metaleak.clients.datasets.dataset import LabelledImages
+from metaleak.clients.datasets.dataset import LabeledImages
 from metaleak.clients.episode import Episode
 from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.randomness import keyed_generator
@@ -65,12 +65,12 @@ def _drawn(
     )
 
 
-def episode(data: LabelledImages, draw: Draw) -> Episode:
+def episode(data: LabeledImages, draw: Draw) -> Episode:
     """Return the tensors of `draw`: float32 images in [0, 1], rows ordered by label position."""
     return Episode(*(part[0] for part in episodes(data, [draw])))
 
 
-def episodes(data: LabelledImages, draws: Sequence[Draw]) -> Episode:
+def episodes(data: LabeledImages, draws: Sequence[Draw]) -> Episode:
     """Return the tensors of `draws`, all of one task shape, with a leading axis; see `episode`."""
     support, query = (torch.stack([getattr(draw, part) for draw in draws]) for part in ("support", "query"))
     positions = torch.arange(support.shape[1])

@@ -1,13 +1,13 @@
-"""Defences: what a learner does to what it computes before anything leaves it."""
+"""Defenses: what a learner does to what it computes before anything leaves it."""
 
 from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier, secure_sum_epsilon
 from metaleak.defenses.cost import bytes_sent
-from metaleak.defenses.defence import (
+from metaleak.defenses.defense import (
     NO_NOISE,
     Accounted,
     AddedNoise,
     Costed,
-    Defence,
+    Defense,
     Modeled,
     Place,
     Shapes,
@@ -16,7 +16,7 @@ from metaleak.defenses.defence import (
 from metaleak.defenses.gaussian_mechanism import GaussianMechanism
 from metaleak.defenses.noise import Noise
 from metaleak.defenses.pruning import Pruning
-from metaleak.defenses.quantisation import Quantisation, Sign
+from metaleak.defenses.quantization import Quantization, Sign
 from metaleak.defenses.randomness import RandomSource
 from metaleak.defenses.secure_aggregation import SecureAggregation
 from metaleak.defenses.selection import Selection
@@ -26,13 +26,13 @@ __all__ = [
     "Accounted",
     "AddedNoise",
     "Costed",
-    "Defence",
+    "Defense",
     "GaussianMechanism",
     "Modeled",
     "Noise",
     "Place",
     "Pruning",
-    "Quantisation",
+    "Quantization",
     "RandomSource",
     "SecureAggregation",
     "Selection",

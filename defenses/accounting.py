@@ -1,7 +1,7 @@
 """Privacy accounting: which epsilon a noise multiplier buys, and the other way round, by `dp-accounting`.
 
 Everywhere a *noise multiplier* is the standard deviation of the noise divided by the L2 distance that it has to hide
-(the sensitivity), and two inputs are neighbours when one *replaces* the other: the server knows who takes part, so
+(the sensitivity), and two inputs are neighbors when one *replaces* the other: the server knows who takes part, so
 that nothing could hide a learner's presence, only what the learner holds.
 
 `dp_accounting` is imported where it is used: it takes a second, which every process that only defends would pay.
@@ -56,7 +56,7 @@ def secure_sum_epsilon(noise_multiplier: float, sampling_probability: float, rou
       joins. Where n learners each add their share, each with multiplier z, it is z * sqrt(n) with the *least* number
       of learners that the adversary does not control and that answer in any round.
 
-    Two worlds are neighbours when one learner holds other data. `noise_multiplier` >= 0, `sampling_probability` in
+    Two worlds are neighbors when one learner holds other data. `noise_multiplier` >= 0, `sampling_probability` in
     (0, 1], `rounds` >= 1, `delta` in (0, 1); raises `ValueError` outside. Takes up to seconds: privacy loss
     distributions are composed numerically and rounded up (Doroshenko et al. 2022, "Connect the Dots").
     """

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Sequence
 
-from metaleak.defenses.defence import Costed, Defence, Shapes
+from metaleak.defenses.defense import Costed, Defense, Shapes
 
 
-def bytes_sent(defences: Sequence[Defence], shapes: Shapes) -> int:
-    """Return the bytes that carry one learner's meta-gradient of these `shapes` after all its defences.
+def bytes_sent(defenses: Sequence[Defense], shapes: Shapes) -> int:
+    """Return the bytes that carry one learner's meta-gradient of these `shapes` after all its defenses.
 
-    The last `shared` defence decides: its output can be sent in its own form whatever went before, and what went
+    The last `shared` defense decides: its output can be sent in its own form whatever went before, and what went
     before need not show in it (noise on a pruned gradient is dense). Float32 entries where it is not `Costed`, or
     there is none. So an upper bound: a chain of two sparse forms may be sent in less.
     """
-    shared = [defence for defence in defences if defence.place == "shared"]
+    shared = [defense for defense in defenses if defense.place == "shared"]
     last = shared[-1] if shared else None
     return last.bytes_sent(shapes) if isinstance(last, Costed) else dense_bytes(shapes)
 

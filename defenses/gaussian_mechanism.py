@@ -1,4 +1,4 @@
-"""The Gaussian mechanism: a defence with a guarantee."""
+"""The Gaussian mechanism: a defense with a guarantee."""
 
 from typing import Annotated, Literal, Self
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier
-from metaleak.defenses.defence import AddedNoise
+from metaleak.defenses.defense import AddedNoise
 from metaleak.defenses.randomness import RandomSource
 
 
@@ -24,10 +24,10 @@ class GaussianMechanism(BaseModel):
         What one learner sends in k rounds is (`epsilon_after(k)`, `delta`)-differentially private (Balle and Wang
         2018, theorem 8) against a server that sees each learner's own messages and knows who was sampled: the local
         model. So neither sampling nor averaging over learners makes it better, and every round in which the learner
-        takes part counts. Defences that act before or after the mechanism take nothing from the guarantee.
+        takes part counts. Defenses that act before or after the mechanism take nothing from the guarantee.
 
-    Neighbours
-        Two inputs are neighbours when one unit is *replaced*. `unit: learner`: all that the learner holds, by any
+    Neighbors
+        Two inputs are neighbors when one unit is *replaced*. `unit: learner`: all that the learner holds, by any
         other data. `unit: image`: one image that no other learner holds, by any other. Both have the same sensitivity
         and so the same epsilon: one image of the support set moves the adapted parameters, and with them every
         example's contribution, so that clipping example by example would bound nothing. For an image this is a
@@ -63,7 +63,7 @@ class GaussianMechanism(BaseModel):
 
     @property
     def sensitivity(self) -> float:
-        """The largest L2 distance between the clipped vectors of neighbours."""
+        """The largest L2 distance between the clipped vectors of neighbors."""
         return 2 * self.clip
 
     @property

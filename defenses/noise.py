@@ -1,4 +1,4 @@
-"""Additive noise, the defence of Rafiei et al. 2024, in each of its four places."""
+"""Additive noise, the defense of Rafiei et al. 2024, in each of its four places."""
 
 import math
 from typing import Annotated, Literal
@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from metaleak.defenses.defence import AddedNoise
+from metaleak.defenses.defense import AddedNoise
 from metaleak.defenses.randomness import RandomSource
 
 

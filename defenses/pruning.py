@@ -8,14 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.defenses.cost import dense_bytes, entries
-from metaleak.defenses.defence import NO_NOISE, AddedNoise, Shapes
+from metaleak.defenses.defense import NO_NOISE, AddedNoise, Shapes
 from metaleak.defenses.randomness import RandomSource
 
 
 class Pruning(BaseModel):
     """Keeps the part `keep` of the entries, those of the largest magnitude in all tensors together; zeros the rest.
 
-    Of n entries ceil(`keep` * n) stay as they are; of equal magnitudes the first ones do. The defence of Zhu, Liu and
+    Of n entries ceil(`keep` * n) stay as they are; of equal magnitudes the first ones do. The defense of Zhu, Liu and
     Han 2019, "Deep Leakage from Gradients", without the local memory that compression adds. No privacy guarantee.
     """
 

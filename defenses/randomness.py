@@ -20,7 +20,7 @@ KeyPart = int | str | bytes
 _KEY_BYTES = 32
 _STATE_WORDS = 624
 _STATE_BEGINS = 24
-"""Bytes of torch's serialised CPU generator (`at::mt19937`) before its 624 words, each of which takes 8 bytes."""
+"""Bytes of torch's serialized CPU generator (`at::mt19937`) before its 624 words, each of which takes 8 bytes."""
 
 
 class RandomSource:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.defenses.cost import dense_bytes
-from metaleak.defenses.defence import NO_NOISE, AddedNoise, Shapes
+from metaleak.defenses.defense import NO_NOISE, AddedNoise, Shapes
 from metaleak.defenses.randomness import RandomSource
 
 
@@ -17,7 +17,7 @@ class Selection(BaseModel):
 
     A pattern is a shell's: `*` any text, `?` one sign, `[ab]` one of these; the default is the last layer alone,
     called `head` in all our models. What is never sent is never trained: the rest of the network stays as it was
-    initialised. A structural defence without a privacy guarantee.
+    initialized. A structural defense without a privacy guarantee.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -5,7 +5,7 @@ from metaleak.server.curious.mean_recorder import MeanRecorder
 from metaleak.server.curious.watched_grid import WatchedGrid
 from metaleak.server.learning.gathered import RoundFailed
 from metaleak.server.learning.meta_learner import MetaLearner, RoundReport
-from metaleak.server.learning.optimiser import OuterOptimiser
+from metaleak.server.learning.optimizer import OuterOptimizer
 from metaleak.server.record.background_writer import BackgroundWriter
 from metaleak.server.record.layout import AGGREGATE, RecordError
 from metaleak.server.record.reader import Record
@@ -17,7 +17,7 @@ __all__ = [
     "CuriousServer",
     "MeanRecorder",
     "MetaLearner",
-    "OuterOptimiser",
+    "OuterOptimizer",
     "Record",
     "RecordError",
     "RecordWriter",

@@ -2,7 +2,7 @@
 
 The meta-gradient is a sum of contributions, one an image. The adversary computes the target's with its own images in
 place of the unknown support set, and takes its inner product with what was observed, in a metric in which what all
-images have in common counts little (`whitening`). How members and others score is learnt from shadow learners: one
+images have in common counts little (`whitening`). How members and others score is learned from shadow learners: one
 linear discriminant, pooled over all targets, whose log-likelihood ratio is the answer. That learning from simulated
 members and non-members is inspired by LiRA (Carlini et al. 2022) and is not LiRA, which fits the laws of each target
 anew from shadow models with and without it. The idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
@@ -33,7 +33,7 @@ class Alignment(BaseModel):
     images stand in for each unknown one: of `choices` times as many, those that would have sent what is most like the
     observed gradient, at a meta-gradient each for learners and shadows. The metric is estimated from contributions
     of about `samples` own images, of whose principal directions the part `components` is taken for common. `shadows`
-    learners are simulated to learn from. `knows_defences`: the shadows defend themselves as the learners do, and the
+    learners are simulated to learn from. `knows_defenses`: the shadows defend themselves as the learners do, and the
     metric allows for the noise (an adaptive adversary).
 
     A support image is looked for twice: as if it were a query image, for it has adapted the parameters to images like
@@ -53,7 +53,7 @@ class Alignment(BaseModel):
     components: Annotated[float, Field(ge=0, lt=1)] = 0.6
     shadows: Annotated[int, Field(ge=4, le=100_000)] = 32
     second_order: bool = True
-    knows_defences: bool = True
+    knows_defenses: bool = True
 
     @model_validator(mode="after")
     def _something_to_look_for(self) -> "Alignment":
@@ -63,10 +63,10 @@ class Alignment(BaseModel):
 
     @property
     def assumes(self) -> frozenset[Knowledge]:
-        """Labels, classes and own images; the other set and the defences as the fields say."""
+        """Labels, classes and own images; the other set and the defenses as the fields say."""
         known: frozenset[Knowledge] = frozenset({"labels", "classes", "own images"})
         known |= {"other set"} if self.knows == "other" else set()
-        return known | {"defences"} if self.knows_defences else known
+        return known | {"defenses"} if self.knows_defenses else known
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
@@ -83,7 +83,7 @@ class Alignment(BaseModel):
         for_metric, for_shadows = own.parted()
         shadows = shadow_learners(observation, for_shadows, self.shadows, random_for(seed, "shadows"))
         metric = self._metric(observation, for_metric, shadows, seed)
-        learnt = self._learnt(observation, for_metric, shadows, metric, seed)
+        learned = self._learned(observation, for_metric, shadows, metric, seed)
         scores = torch.empty(len(targets.rows), dtype=torch.float64)
         done = 0
         for row, places in _by_learner(targets.rows):
@@ -92,7 +92,7 @@ class Alignment(BaseModel):
             features = self._features(
                 learner, observation, metric, stand_ins, targets.images[places], targets.positions[places]
             )
-            scores[places] = learnt.log_ratio(features)
+            scores[places] = learned.log_ratio(features)
             done += len(places)
             if progress is not None:
                 progress(done, len(targets.rows))
@@ -107,7 +107,7 @@ class Alignment(BaseModel):
         """Return the metric, estimated from own images in the place of the images that hide the target."""
         assert observation.classes is not None
         real = [self._seen(observation, row) for row in range(min(len(shadows.classes), len(observation.classes)))]
-        # The shadows' own too, or what is learnt from them would not hold for the real learners.
+        # The shadows' own too, or what is learned from them would not hold for the real learners.
         learners = [*real, *self._seen_shadows(shadows)]
         each = max(1, -(-self.samples // (len(learners) * observation.ways)))
         samples = []
@@ -129,7 +129,7 @@ class Alignment(BaseModel):
         )
         return fit(torch.cat(samples), shapes, noise, self.components)
 
-    def _learnt(
+    def _learned(
         self, observation: Observation, own: OwnImages, shadows: Shadows, metric: Whitening, seed: int
     ) -> Discriminant:
         """Return how the features tell members from others, from the shadow learners."""

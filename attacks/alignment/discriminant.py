@@ -1,4 +1,4 @@
-"""From several features to one log-likelihood ratio, learnt where the truth is known."""
+"""From several features to one log-likelihood ratio, learned where the truth is known."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Discriminant:
     def log_ratio(self, features: Tensor) -> Tensor:
         """Return log p(features | member) - log p(features | other), `(T,)` float64, rising with the score.
 
-        The two laws share a spread, so that a score beyond all that was learnt from is still evidence for one side.
+        The two laws share a spread, so that a score beyond all that was learned from is still evidence for one side.
         """
         (high, wide), (low, narrow) = self.member, self.other
         variance = (wide**2 + narrow**2) / 2
@@ -27,7 +27,7 @@ class Discriminant:
 
 
 def fit_discriminant(members: Tensor, others: Tensor) -> Discriminant:
-    """Return Fisher's linear discriminant of `members (M, F)` and `others (N, F)`, regularised by a small ridge.
+    """Return Fisher's linear discriminant of `members (M, F)` and `others (N, F)`, regularized by a small ridge.
 
     It points from the others to the members; when the two do not differ, its ratios are near zero.
     """

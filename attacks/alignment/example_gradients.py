@@ -27,7 +27,7 @@ def query_contributions(
     mean of such contributions over the query set, through the adaptation's Jacobian, which is left out: measured, it
     costs 25 times the work and finds no more.
 
-    A model whose examples are coupled (batch normalisation) is taken apart at the stand-in's own statistics.
+    A model whose examples are coupled (batch normalization) is taken apart at the stand-in's own statistics.
     """
     labels = torch.arange(support.shape[1]).repeat_interleave(support.shape[2])
     total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()))

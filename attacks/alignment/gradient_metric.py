@@ -53,12 +53,12 @@ class Whitening:
 def fit(samples: Tensor, shapes: tuple[tuple[int, ...], ...], noise: Tensor, components: float) -> Whitening:
     """Return the whitening of vectors that vary like `samples (N, D)`, contributions of images to a gradient.
 
-    `noise (tensors,)` is the variance, in each tensor, of what a defence adds, in units of the samples. The leading
+    `noise (tensors,)` is the variance, in each tensor, of what a defense adds, in units of the samples. The leading
     `components` of the N principal directions, in [0, 1), are common.
     """
-    centred = samples - samples.mean(dim=0)
-    left, right = zip(*(_bases(part, shape) for part, shape in _parts(centred, shapes)), strict=True)
-    rotated = _rotated(centred, shapes, left, right)
+    centered = samples - samples.mean(dim=0)
+    left, right = zip(*(_bases(part, shape) for part, shape in _parts(centered, shapes)), strict=True)
+    rotated = _rotated(centered, shapes, left, right)
     variance = rotated.square().mean(dim=0)
     sizes = [math.prod(shape) for shape in shapes]
     floor = torch.cat(

@@ -1,4 +1,4 @@
-"""The adversary's own labelled images, drawn by class: what it simulates learners with."""
+"""The adversary's own labeled images, drawn by class: what it simulates learners with."""
 
 from dataclasses import dataclass
 

@@ -9,7 +9,7 @@ from metaleak.attacks.alignment.own_images import OwnImages
 from metaleak.attacks.observation import Observation
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.rules import Perturb, batch_meta_gradients
-from metaleak.defenses import Defence, Place, RandomSource
+from metaleak.defenses import Defense, Place, RandomSource
 
 _AT_ONCE = 4
 
@@ -21,7 +21,7 @@ class Shadows:
     `classes (S, ways)` are like real learners'. `support (S, ways, shots, ...)`, `query (S, ways, queries, ...)` are
     what each holds, `others (S, ways, n, ...)` further images of its classes, `queries` of them while there are
     enough. `gradients (S, ...)` are what it
-    sends, by the known defences, and `undefended (S, ...)` what it would have sent without those of the shared
+    sends, by the known defenses, and `undefended (S, ...)` what it would have sent without those of the shared
     gradient.
     """
 
@@ -51,9 +51,9 @@ def shadow_learners(observation: Observation, own: OwnImages, count: int, random
     classes = observation.classes[torch.arange(count) % len(observation.classes)]
     drawn = torch.stack([own.draw(row, shots + queries + others, random.generator) for row in classes])
     support, query, free = torch.split(drawn, [shots, queries, others], dim=2)
-    defences = observation.defences or ()
+    defenses = observation.defenses or ()
     parts = [
-        _sent(observation, support[some], query[some], defences, random)
+        _sent(observation, support[some], query[some], defenses, random)
         for some in torch.split(torch.arange(count), _AT_ONCE)
     ]
     undefended, gradients = (
@@ -67,15 +67,15 @@ def _sent(
     observation: Observation,
     support: Tensor,
     query: Tensor,
-    defences: tuple[Defence, ...],
+    defenses: tuple[Defense, ...],
     random: RandomSource,
 ) -> tuple[Parameters, Parameters]:
-    """Return the meta-gradients of a few learners without and with the defences of the shared gradient."""
+    """Return the meta-gradients of a few learners without and with the defenses of the shared gradient."""
 
     def defend(place: Place, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        for defence in defences:
-            if defence.place == place:
-                tensors = defence(tensors, random)
+        for defense in defenses:
+            if defense.place == place:
+                tensors = defense(tensors, random)
         return tensors
 
     def defended(place: Place, images: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def _sent(
         labels(query),
     )
     inner: Perturb | None = None
-    if any(defence.place == "inner" for defence in defences):
+    if any(defense.place == "inner" for defense in defenses):
         inner = lambda gradient, step: defend("inner", gradient)  # noqa: E731 (a function of two lines would say no more)
     plain, _ = batch_meta_gradients(
         observation.model, observation.rule, observation.parameters, episodes, [inner] * len(support)

@@ -1,9 +1,9 @@
-"""Lower bounds on epsilon from what an attack achieved: what a defence that promises less cannot be.
+"""Lower bounds on epsilon from what an attack achieved: what a defense that promises less cannot be.
 
 A mechanism that is (epsilon, delta)-differentially private bounds every test of "this image" against "another one in
 its place": TPR <= exp(epsilon) FPR + delta, and 1 - FPR <= exp(epsilon) (1 - TPR) + delta (Kairouz, Oh and Viswanath
 2015, theorem 2.1). So an attack's rates bound epsilon from below, with the confidence with which they are known. The
-neighbours are those of our defences: one image *replaced*, for a member is an image that the learner holds and a
+neighbors are those of our defenses: one image *replaced*, for a member is an image that the learner holds and a
 non-member an image of the same class that could have stood in the same place.
 """
 

@@ -15,12 +15,12 @@ def dlg_attack(**settings: Any) -> ReconstructionAttack:
     """Return "deep leakage from gradients" (Zhu et al. 2019) with these fields of `ReconstructionAttack`.
 
     Theirs: the squared distance of all parameters together, L-BFGS, no box, no prior on images, soft labels that are
-    optimised too. Ours: the distance is divided by the observed norm, which L-BFGS does not feel beyond its first
+    optimized too. Ours: the distance is divided by the observed norm, which L-BFGS does not feel beyond its first
     step; backtracking with one evaluation a step, and 1 000 of them, where they make 300 steps of up to 20 iterations
     without a line search; labels start equal instead of random; the first trial moves a pixel by 0.1 at most. Raises
     pydantic's `ValidationError` for a setting that is unknown or not allowed.
     """
-    theirs = {"loss": "squared", "optimiser": "lbfgs", "boxed": False, "knows": "nothing"}
+    theirs = {"loss": "squared", "optimizer": "lbfgs", "boxed": False, "knows": "nothing"}
     return ReconstructionAttack(**{**_BLIND, **theirs, "rate": 0.1, "iterations": 1000, **settings})
 
 
@@ -29,7 +29,7 @@ def inverting_gradients_attack(**settings: Any) -> ReconstructionAttack:
 
     Theirs: the cosine of all parameters together, total variation of weight 0.1 and 4 800 steps (the defaults of
     their code; `breaching` has 0.2 and 24 000), known labels, Adam on the gradient's signs, a box, the rate divided
-    by ten after 3/8, 5/8 and 7/8. Ours: pixels are not normalised, so the rate 0.1 in deviations became 0.025 and
+    by ten after 3/8, 5/8 and 7/8. Ours: pixels are not normalized, so the rate 0.1 in deviations became 0.025 and
     the start has mean 0.5 and deviation 0.25; the last point counts and not the best. Raises pydantic's
     `ValidationError` for a setting that is unknown or not allowed.
     """

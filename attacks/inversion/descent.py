@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metaleak.attacks.inversion.lbfgs import LBFGS
 
-Optimiser = Literal["adam", "momentum", "lbfgs"]
+Optimizer = Literal["adam", "momentum", "lbfgs"]
 Decay = Literal["linear", "steps", "none"]
 
 Values = dict[str, Tensor]
@@ -80,17 +80,17 @@ class Momentum:
         return values, losses
 
 
-def descent(optimiser: Optimiser) -> Descent:
+def descent(optimizer: Optimizer) -> Descent:
     """Return a fresh descent of this kind."""
-    if optimiser == "lbfgs":
+    if optimizer == "lbfgs":
         return LBFGS()
-    return Adam() if optimiser == "adam" else Momentum()
+    return Adam() if optimizer == "adam" else Momentum()
 
 
 def remaining(decay: Decay, step: int, steps: int) -> float:
     """Return the factor in (0, 1] of the rate in `step`, counted from 0, of `steps`.
 
-    `linear` falls towards 0. `steps` divides by ten after 3/8, 5/8 and 7/8 of the steps (Geiping et al. 2020).
+    `linear` falls toward 0. `steps` divides by ten after 3/8, 5/8 and 7/8 of the steps (Geiping et al. 2020).
     """
     if decay == "linear":
         return 1.0 - step / steps

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from metaleak.attacks.inversion.descent import Decay, Optimiser, Values, descent, remaining
+from metaleak.attacks.inversion.descent import Decay, Optimizer, Values, descent, remaining
 from metaleak.attacks.inversion.image_space import Coordinates
 from metaleak.attacks.inversion.matching import Layers, Loss, matching_loss, total_variation
 from metaleak.clients.episode import Episode, Parameters
@@ -64,7 +64,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is minimised and how: `fit` steps with the target held, then `iterations` with everything free.
+    """What is minimized and how: `fit` steps with the target held, then `iterations` with everything free.
 
     `rate` is about the step of a pixel; `decay` says how it falls over each of the two phases. `total_variation` is
     the weight of the unknown images' total variation beside the matching loss. `signed` descends along the signs of
@@ -73,7 +73,7 @@ class Schedule:
 
     loss: Loss
     layers: Layers
-    optimiser: Optimiser
+    optimizer: Optimizer
     rate: float
     fit: int
     iterations: int
@@ -85,7 +85,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Unknowns:
-    """What is optimised: `asked` and `other (T, M, ...)` images in the inversion's coordinates, `labels` logits.
+    """What is optimized: `asked` and `other (T, M, ...)` images in the inversion's coordinates, `labels` logits.
 
     `other` is `None` when that set is known. `labels (T, N, ways)` are logits of the soft labels of the asked set
     and then the other one; `None` when the labels are known.
@@ -135,14 +135,14 @@ def invert(
     boxed = [name for name in values if schedule.boxed and coordinates.boxed and name != "labels"]
 
     fit_loss = loss = torch.full(start.asked.shape[:1], torch.nan, device=start.asked.device)
-    # One optimiser for both phases: it has seen the held target's gradients too, so that a released target moves by
+    # One optimizer for both phases: it has seen the held target's gradients too, so that a released target moves by
     # how strongly it is pulled now beside how strongly it was at first, and not by a full first step of Adam's.
-    move = descent(schedule.optimiser)
+    move = descent(schedule.optimizer)
     for phase, steps in enumerate((schedule.fit, schedule.iterations)):
-        if phase == 1 and schedule.fit and schedule.optimiser == "lbfgs":
+        if phase == 1 and schedule.fit and schedule.optimizer == "lbfgs":
             # Its curvature is that of the values that were free; the losses of refused trials are nobody's start.
             values, _ = move.settled(values, loss)
-            move = descent(schedule.optimiser)
+            move = descent(schedule.optimizer)
         for index in range(steps):
             gradients, loss = step(values)
             if phase == 1 and index == 0:

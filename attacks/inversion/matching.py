@@ -33,7 +33,7 @@ def matching_loss(
 def total_variation(images: Tensor) -> Tensor:
     """Return the anisotropic total variation of `images (M, C, H, W)`, a scalar, in pixel values.
 
-    The mean absolute difference of horizontal neighbours plus that of vertical ones (Rudin et al. 1992; in this form
+    The mean absolute difference of horizontal neighbors plus that of vertical ones (Rudin et al. 1992; in this form
     in the code of Geiping et al. 2020). Images are two pixels wide and high at least.
     """
     across = images[..., :, 1:] - images[..., :, :-1]

@@ -1,8 +1,8 @@
 """The paper's query and support attacks: meta-gradient matching that starts at the target image.
 
-Rafiei, Maheri, Rabiee 2024 (arXiv 2406.00249). The target is put into a dummy episode, the dummy is optimised until
+Rafiei, Maheri, Rabiee 2024 (arXiv 2406.00249). The target is put into a dummy episode, the dummy is optimized until
 its meta-gradient matches the learner's, and the target is a member if it stayed what it was. The paper's loss,
-optimiser and schedule could not be read; the fields below are ours, with defaults found on MNIST and Fashion-MNIST.
+optimizer and schedule could not be read; the fields below are ours, with defaults found on MNIST and Fashion-MNIST.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from metaleak.attacks.inversion.consistency import check_consistency
-from metaleak.attacks.inversion.descent import Decay, Optimiser
+from metaleak.attacks.inversion.descent import Decay, Optimizer
 from metaleak.attacks.inversion.gradient_inversion import Problem, Schedule, Set, Unknowns, invert
 from metaleak.attacks.inversion.image_space import pixels, row_space, seen_by_dense_layer
 from metaleak.attacks.inversion.matching import Layers, Loss
@@ -42,7 +42,7 @@ class ReconstructionAttack(BaseModel):
     """Was this image in the learner's set that the attack `asks` about?
 
     `knows`: `labels` (of every image), `other` (also the images of the set not asked about, which the observation
-    must carry), or `nothing` (soft labels are optimised too).
+    must carry), or `nothing` (soft labels are optimized too).
 
     `decision`: `distance` scores by how little the target moved, in L2 over pixels. `outside` counts only movement
     out of the row space of the observed first-layer gradient, where a member lies and a non-member does not; the
@@ -78,7 +78,7 @@ class ReconstructionAttack(BaseModel):
     layers: Layers = "joint"
     start: Literal["target", "random"] = "target"
     total_variation: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    optimiser: Optimiser = "adam"
+    optimizer: Optimizer = "adam"
     signed: bool = False
     boxed: bool = True
     decay: Decay = "linear"
@@ -95,8 +95,8 @@ class ReconstructionAttack(BaseModel):
             raise ValueError("start 'random' has no prior to hold or compare: it needs fit 0 and decision 'distance'")
         if self.decision == "fit" and not self.fit:
             raise ValueError("decision 'fit' needs steps in which the target is held: fit is 0")
-        if self.signed and self.optimiser == "lbfgs":
-            raise ValueError("signed does not go with optimiser 'lbfgs': curvature needs the gradient's sizes")
+        if self.signed and self.optimizer == "lbfgs":
+            raise ValueError("signed does not go with optimizer 'lbfgs': curvature needs the gradient's sizes")
         return self
 
     @property
@@ -113,7 +113,7 @@ class ReconstructionAttack(BaseModel):
 
         With a dense first layer also `outside_prior`, a baseline without a reconstruction: the part, in [0, 1], of
         the target's own norm that lies out of the row space of the observed first-layer gradient. A random start has
-        `distance` and `loss` only. The losses are of what was minimised, total variation included.
+        `distance` and `loss` only. The losses are of what was minimized, total variation included.
         A target's answer depends on the seed, its learner and itself, not on the targets beside it, but for the last
         bits, which the chunk decides. Raises `ValueError` when the shapes do not fit, when the observation lacks what
         `knows` says is known, or when a chunk needs more memory than it may take.

@@ -8,7 +8,7 @@ a x' is taken out of G:
     |Lambda + (G - a x')'(G - a x')| / |Lambda + G'G| = (1 - a'w)^2 + a'K a c,      K = (1 + G Lambda^-1 G')^-1,
     w = K G Lambda^-1 x,   c = x'(Lambda + G'G)^-1 x.
 
-Minimised over the scale of a that is 1 / (1 + (a'w)^2 / (a'K a c)). For c see Capon 1969: c is small if x lies in the
+Minimized over the scale of a that is 1 / (1 + (a'w)^2 / (a'K a c)). For c see Capon 1969: c is small if x lies in the
 rows' span, with large coefficients; w are the coefficients of x, cleared of all other images of the learner.
 """
 
@@ -68,7 +68,7 @@ def seen(gradient: WhitenedGradient, images: Tensor) -> Seen:
 
 
 def evidence_of_units(gradient: WhitenedGradient, image: Seen, activity: Tensor) -> Tensor:
-    """Return the log ratios `(T,)`, maximised over coefficients that are as large as `activity (T, H)` allows.
+    """Return the log ratios `(T,)`, maximized over coefficients that are as large as `activity (T, H)` allows.
 
     Unit by unit, as if K were diagonal: what a unit that an image leaves inactive has of it speaks for nothing.
     """
@@ -80,7 +80,7 @@ def evidence_of_units(gradient: WhitenedGradient, image: Seen, activity: Tensor)
 
 
 def evidence_of_direction(gradient: WhitenedGradient, image: Seen, direction: Tensor) -> Tensor:
-    """Return the log ratios `(T,)`, maximised over the positive multiples of `direction (T, H)` as coefficients.
+    """Return the log ratios `(T,)`, maximized over the positive multiples of `direction (T, H)` as coefficients.
 
     Negative where the best multiple is. A direction of zeros gives 0.
     """

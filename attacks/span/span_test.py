@@ -17,7 +17,7 @@ Where it must fail, whatever is computed:
 - Support images of rules without a second derivative (first-order MAML): they are not in the sum. Of a head-only rule
   (ANIL) they are, for what they do to the head depends on the first layer.
 
-Noise in the *inner* gradient is no defence: the sum stays one over the images themselves.
+Noise in the *inner* gradient is no defense: the sum stays one over the images themselves.
 """
 
 import math
@@ -35,7 +35,7 @@ from metaleak.attacks.span.spectrum import RowSpace, row_space_above_noise
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import LinearInput, Model, bias_of, input_weight_of
 from metaleak.clients.rules import Reptile
-from metaleak.defenses import NO_NOISE, Defence, noise_of
+from metaleak.defenses import NO_NOISE, Defense, noise_of
 
 _BLOCK = 1024
 
@@ -54,11 +54,11 @@ class SpanTest(BaseModel):
     is what finds members under noise and tells query from support. `free` uses the span alone, `span_scores`: it has
     no idea which of the two sets a member is in, and no use for the other learners of the round.
 
-    `knows_defences`: the learners' defences and the adversary's `own images` are known; used for the deviation of the
-    noise that the defences tell (see `Modeled`) and, where the images asked about are noisy, for the law of their
+    `knows_defenses`: the learners' defenses and the adversary's `own images` are known; used for the deviation of the
+    noise that the defenses tell (see `Modeled`) and, where the images asked about are noisy, for the law of their
     span, see `noisy_span_evidence`.
 
-    The scores are generalised likelihood ratios: maximised over coefficients that are not known, and not calibrated.
+    The scores are generalized likelihood ratios: maximized over coefficients that are not known, and not calibrated.
     They rank the targets of a gradient; the size of a score is no measure of confidence, and a sum over rounds with
     different noise weighs them only roughly.
     """
@@ -69,12 +69,12 @@ class SpanTest(BaseModel):
 
     asks: Literal["query", "support"] = "query"
     coefficients: Literal["predicted", "free"] = "predicted"
-    knows_defences: bool = False
+    knows_defenses: bool = False
 
     @property
     def assumes(self) -> frozenset[Knowledge]:
-        """Nothing, unless it `knows_defences`."""
-        return frozenset({"defences", "own images"} if self.knows_defences else ())
+        """Nothing, unless it `knows_defenses`."""
+        return frozenset({"defenses", "own images"} if self.knows_defenses else ())
 
     def applies_to(self, model: Model) -> bool:
         """Return whether the model's first layer is dense."""
@@ -83,7 +83,7 @@ class SpanTest(BaseModel):
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return the scores, log generalised likelihood ratios, and as a statistic `outside`: a threshold's baseline.
+        """Return the scores, log generalized likelihood ratios, and as a statistic `outside`: a threshold's baseline.
 
         The latter is the part, in [0, 1], of a target's squared norm that lies out of the directions above the
         noise. The seed is not used. A target's answer depends on its learner, on the other learners of the round
@@ -91,11 +91,11 @@ class SpanTest(BaseModel):
         observation lacks what the attack assumes.
         """
         model, first = _dense(observation, targets)
-        defences = self._defences(observation)
+        defenses = self._defenses(observation)
         gradients = with_bias_column(observation.gradients, first)
         # The rows of a mean are all the same: there are no others to learn from.
         moments = _second_moments(gradients) if len(gradients) > 1 and observation.mean_of == 1 else None
-        noisy = _image_noise(defences, self.asks)
+        noisy = _image_noise(defenses, self.asks)
         scores = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
         outside = torch.ones_like(scores)
         for row in range(len(gradients)):
@@ -104,7 +104,7 @@ class SpanTest(BaseModel):
             # A learner that sends nothing of this layer has said nothing.
             if len(asked) and bool(gradient.any()):
                 known = _shared_noise(
-                    defences, {name: value[row] for name, value in observation.gradients.items()}, observation.mean_of
+                    defenses, {name: value[row] for name, value in observation.gradients.items()}, observation.mean_of
                 )
                 space = row_space_above_noise(gradient, known)
                 images = _inputs(targets.images[asked], gradient.shape[1])
@@ -123,12 +123,12 @@ class SpanTest(BaseModel):
                 progress(row + 1, len(gradients))
         return Answers(scores, statistics={"outside": outside})
 
-    def _defences(self, observation: Observation) -> tuple[Defence, ...]:
-        if not self.knows_defences:
+    def _defenses(self, observation: Observation) -> tuple[Defense, ...]:
+        if not self.knows_defenses:
             return ()
-        if observation.defences is None:
-            raise ValueError("knows_defences needs the observation's defences, which are None")
-        return observation.defences
+        if observation.defenses is None:
+            raise ValueError("knows_defenses needs the observation's defenses, which are None")
+        return observation.defenses
 
     def _predicted(
         self,
@@ -163,7 +163,7 @@ class SpanTest(BaseModel):
         self, observation: Observation, images: Tensor, gradient: Tensor, known: float | None, deviation: float
     ) -> Tensor:
         if observation.own_images is None:
-            raise ValueError("knows_defences needs the observation's own_images, which are None")
+            raise ValueError("knows_defenses needs the observation's own_images, which are None")
         own = observation.own_images.flatten(1).double()
         # Without the bias: the one that it appends to every image bears no noise.
         width = own.shape[1]
@@ -178,7 +178,7 @@ def span_scores(gradient: Tensor, images: Tensor) -> Tensor:
     """Return how well each of T images fits into the row space of each of L gradients, `(L, T)`, higher for members.
 
     `gradient (L, H, P)` are first-layer gradients and `images (T, P)` the layer's inputs: every image is asked of
-    every learner, by one product a learner. Natural logarithms of a generalised likelihood ratio, float64: the
+    every learner, by one product a learner. Natural logarithms of a generalized likelihood ratio, float64: the
     residual that the noise lets a member have, over that which the image has,
 
         score = log(deviation^2 sum_i (v_i.x)^2 / s_i^2) - log(|x - sum_i (v_i.x) v_i|^2 / (P - k)),
@@ -249,15 +249,15 @@ def _free(images: Tensor, squares: Tensor, space: RowSpace) -> Tensor:
     return allowed.clamp(min=1e-300).log() - residual.clamp(min=1e-300).log()
 
 
-def _image_noise(defences: tuple[Defence, ...], asks: Literal["query", "support"]) -> float:
+def _image_noise(defenses: tuple[Defense, ...], asks: Literal["query", "support"]) -> float:
     """Return the standard deviation of the noise on the images asked about, as far as it is told in pixel values."""
-    noises = [noise_of(one) for one in defences if one.place == asks]
+    noises = [noise_of(one) for one in defenses if one.place == asks]
     return math.hypot(*(noise.deviation for noise in noises if noise is not None and not noise.relative))
 
 
-def _shared_noise(defences: tuple[Defence, ...], gradient: Parameters, learners: int) -> float | None:
+def _shared_noise(defenses: tuple[Defense, ...], gradient: Parameters, learners: int) -> float | None:
     """Return the deviation of the noise on the mean of `learners` gradients, `None` where it is not told."""
-    shared = [one for one in defences if one.place == "shared"]
+    shared = [one for one in defenses if one.place == "shared"]
     if len(shared) != 1:
         return None
     noise = noise_of(shared[0])

@@ -1,6 +1,6 @@
 """Data sets: where the learners' images come from."""
 
-from metaleak.clients.datasets.dataset import DataSet, LabelledImages
+from metaleak.clients.datasets.dataset import DataSet, LabeledImages
 from metaleak.clients.datasets.embedded import Digits, EmbeddedMNIST
 from metaleak.clients.datasets.image_folder import ImageFolder
 from metaleak.clients.datasets.mnist import MNIST, FashionMNIST
@@ -13,6 +13,6 @@ __all__ = [
     "EmbeddedMNIST",
     "FashionMNIST",
     "ImageFolder",
-    "LabelledImages",
+    "LabeledImages",
     "Omniglot",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImages:
+class LabeledImages:
     """All images of a data set, in an order that is the same on every machine.
 
     `images (n, C, H, W)` uint8 in 0..255; `labels (n,)` int64 in [0, len(classes)); `classes` are their
@@ -46,12 +46,12 @@ class LabelledImages:
 
 @runtime_checkable
 class DataSet(Protocol):
-    """A source of labelled images; also its configuration, a frozen and hashable pydantic model.
+    """A source of labeled images; also its configuration, a frozen and hashable pydantic model.
 
     Two calls of `load` on equal data sets return equal images in the same order.
     """
 
-    def load(self) -> LabelledImages:
+    def load(self) -> LabeledImages:
         """Return all images, or raise `ValueError` or `OSError` with one clear line."""
         ...
 

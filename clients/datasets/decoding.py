@@ -16,11 +16,11 @@ _DAMAGE = (OSError, SyntaxError, EOFError, ValueError, TypeError, IndexError, Ov
 
 
 class Head(NamedTuple):
-    """What an image file says of itself before it is decoded; `grey` when its pixel format has no colours."""
+    """What an image file says of itself before it is decoded; `gray` when its pixel format has no colors."""
 
     width: int
     height: int
-    grey: bool
+    gray: bool
 
 
 def head(file: IO[bytes], source: str) -> Head:
@@ -34,13 +34,13 @@ def head(file: IO[bytes], source: str) -> Head:
             palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
         except _DAMAGE as error:
             raise _unreadable(source, error) from error
-        grey = bool((palette == palette[:, :1]).all())
+        gray = bool((palette == palette[:, :1]).all())
     else:
-        grey = image.mode in ("1", "L", "LA", "La")
-    return Head(image.width, image.height, grey)
+        gray = image.mode in ("1", "L", "LA", "La")
+    return Head(image.width, image.height, gray)
 
 
-def decode(file: IO[bytes], source: str, size: int, grey: bool) -> npt.NDArray[np.uint8]:
+def decode(file: IO[bytes], source: str, size: int, gray: bool) -> npt.NDArray[np.uint8]:
     """Return the image in `file` as `(1 or 3, size, size)` uint8: its central square, antialiased.
 
     `source` names the file in errors. Raises `ValueError` when it is damaged, has more than `MAX_PIXELS`, or
@@ -48,12 +48,12 @@ def decode(file: IO[bytes], source: str, size: int, grey: bool) -> npt.NDArray[n
     """
     image = _opened(file, source)
     try:
-        upright = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
+        upright = ImageOps.exif_transpose(image).convert("L" if gray else "RGB")
         square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
     except _DAMAGE as error:
         raise _unreadable(source, error) from error
     pixels = np.asarray(square, dtype=np.uint8)
-    return pixels[np.newaxis] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels[np.newaxis] if gray else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _opened(file: IO[bytes], source: str) -> Image.Image:

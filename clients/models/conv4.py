@@ -11,20 +11,20 @@ from torch import Tensor
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models.model import Model, uniform_weight
-from metaleak.clients.models.normalisation import (
+from metaleak.clients.models.normalization import (
     Statistics,
     batch_statistics,
-    normalise_by,
-    normalise_over_groups,
+    normalize_by,
+    normalize_over_groups,
 )
 
 _BLOCKS = 4
 
 
 class Conv4(BaseModel):
-    """Four blocks of 3x3 convolution, normalisation and ReLU, each halving the image, and a linear classifier.
+    """Four blocks of 3x3 convolution, normalization and ReLU, each halving the image, and a linear classifier.
 
-    `normalisation: batch` uses the statistics of the batch at hand, never a running average: what MAML does.
+    `normalization: batch` uses the statistics of the batch at hand, never a running average: what MAML does.
     `downsample: stride` halves by a stride of two (Finn et al. for Omniglot), `max` by max-pooling (for larger
     images).
     """
@@ -32,10 +32,10 @@ class Conv4(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     filters: Annotated[int, Field(ge=1, le=4096)] = 32
-    normalisation: Literal["batch", "group", "none"] = "batch"
+    normalization: Literal["batch", "group", "none"] = "batch"
     downsample: Literal["stride", "max"] = "stride"
 
-    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
         """Return fresh parameters `block<i>.{weight,bias,gain,shift}`, `head.weight`, `head.bias`.
 
         Raises `ValueError` when the image is too small to be halved four times.
@@ -47,7 +47,7 @@ class Conv4(BaseModel):
             bound = (6.0 / (9 * inputs)) ** 0.5
             parameters[f"block{block}.weight"] = uniform_weight((self.filters, inputs, 3, 3), generator, bound)
             parameters[f"block{block}.bias"] = torch.zeros(self.filters)
-            if self.normalisation != "none":
+            if self.normalization != "none":
                 parameters[f"block{block}.gain"] = torch.ones(self.filters)
                 parameters[f"block{block}.shift"] = torch.zeros(self.filters)
             if self.downsample == "stride":
@@ -67,9 +67,9 @@ class Conv4(BaseModel):
     def decoupled(self, parameters: Parameters, reference: Tensor) -> Model:
         """Return the model with the batch statistics of the images `reference (B, C, H, W)` at `parameters`.
 
-        Each image's logits then depend on that image alone. Itself unless `normalisation` is `batch`.
+        Each image's logits then depend on that image alone. Itself unless `normalization` is `batch`.
         """
-        if self.normalisation != "batch":
+        if self.normalization != "batch":
             return self
         kept: list[Statistics] = []
 
@@ -93,12 +93,12 @@ class Conv4(BaseModel):
                 stride=2 if self.downsample == "stride" else 1,
                 padding=1,
             )
-            if self.normalisation != "none":
+            if self.normalization != "none":
                 gain, shift = parameters[f"block{block}.gain"], parameters[f"block{block}.shift"]
-                if self.normalisation == "batch":
-                    features = normalise_by(features, statistics(block, features), gain, shift)
+                if self.normalization == "batch":
+                    features = normalize_by(features, statistics(block, features), gain, shift)
                 else:
-                    features = normalise_over_groups(features, gain, shift)
+                    features = normalize_over_groups(features, gain, shift)
             features = F.relu(features)
             if self.downsample == "max":
                 features = F.max_pool2d(features, 2)
@@ -107,14 +107,14 @@ class Conv4(BaseModel):
 
 @dataclass(frozen=True)
 class _FixedStatistics:
-    """A `Conv4` whose batch normalisation uses given statistics, one pair a block."""
+    """A `Conv4` whose batch normalization uses given statistics, one pair a block."""
 
     model: Conv4
     statistics: tuple[Statistics, ...]
 
-    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
         """Return what the model returns."""
-        return self.model.initialise(image_shape, ways, generator)
+        return self.model.initialize(image_shape, ways, generator)
 
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         """Return logits `(B, ways)` for `images (B, C, H, W)`, each image by itself."""

@@ -24,7 +24,7 @@ class LeNet(BaseModel):
     activation: Activation = "sigmoid"
     weight_bound: Annotated[float, Field(gt=0)] | None = 0.5
 
-    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
         """Return fresh parameters `conv<i>.weight (F, in, 5, 5)`, `conv<i>.bias`, `head.weight`, `head.bias`."""
         channels, height, width = image_shape
         parameters: Parameters = {}

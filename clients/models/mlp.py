@@ -25,7 +25,7 @@ class MLP(BaseModel):
     activation: Activation = "relu"
     bias: bool = True
 
-    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
         """Return fresh parameters `layer<i>.weight (h, in)`, `layer<i>.bias (h,)`, `head.weight`, `head.bias`."""
         widths = [image_shape[0] * image_shape[1] * image_shape[2], *self.hidden]
         parameters: Parameters = {}

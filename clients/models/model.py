@@ -33,7 +33,7 @@ class Model(Protocol):
     The classifier's parameters have names that begin with `head.`.
     """
 
-    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
         """Return fresh float32 parameters for images `(C, H, W)` and `ways` classes."""
         ...
 

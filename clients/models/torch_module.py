@@ -32,7 +32,7 @@ class TorchModule:
     The learned parameters of the module's last layer that has any are named `head.*`, so that ANIL finds the
     classifier; other parameters that the module itself calls `head.*` are named `body.head.*`.
     Third derivatives through native batch, layer and instance norm are wrong, see
-    `metaleak.clients.models.normalisation`: what learners send is right, but an attack that asks about support images
+    `metaleak.clients.models.normalization`: what learners send is right, but an attack that asks about support images
     through second-order MAML is misled.
 
     Raises `ValueError` when the module has nothing to learn, or cannot be copied.
@@ -72,7 +72,7 @@ class TorchModule:
         # One "body." more than the module wrote, so that no two parameters get the same name.
         return f"body.{name}" if _LOOKS_LIKE_HEAD.match(name) else name
 
-    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
         """Return the module's parameters, redrawn by each layer's own `reset_parameters`, seeded by `generator`.
 
         Lazy layers take their sizes from the images. Raises `ValueError` when the module does not return

@@ -17,7 +17,7 @@ def batch_meta_gradients(
 ) -> tuple[Parameters, Tensor]:
     """Return the meta-gradients of a batch of episodes, stacked `(L, ...)`, and the losses `(L,)`.
 
-    One episode, or any with an inner defence in `perturbs`, is computed by a plain call of the rule: an inner defence
+    One episode, or any with an inner defense in `perturbs`, is computed by a plain call of the rule: an inner defense
     draws its noise inside it. All others are computed at once under `vmap`, in the span of their own images where
     that is possible and less work.
     """

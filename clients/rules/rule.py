@@ -15,7 +15,7 @@ InnerSteps = Annotated[int, Field(ge=1, le=100)]
 InnerRate = Annotated[float, Field(gt=0, le=100)]
 
 Perturb = Callable[[Parameters, int], Parameters]
-"""What a defence does to the gradient of inner step `int`, counted from 0."""
+"""What a defense does to the gradient of inner step `int`, counted from 0."""
 
 
 @runtime_checkable
@@ -24,7 +24,7 @@ class Rule(Protocol):
 
     `meta_gradient` is a pure function of its arguments: the same one runs in the learner, under `torch.func.vmap`
     over a batch of episodes, and inside the attack that inverts it. `adapt` is what a learner does with the
-    initialisation at test time.
+    initialization at test time.
 
     A rule's class may say `stays_in_span = True`: for the weight that meets the images it moves along, and sends,
     nothing but gradients, whose rows lie in the span of the learner's images. No weight decay, no steps by signs.

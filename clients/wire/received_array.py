@@ -24,7 +24,7 @@ def view(array: Array) -> npt.NDArray[Any]:
     classic workflow sends them, has those of its header.
     """
     if array.stype != "numpy.ndarray":
-        raise ValueError(f"is serialised as {str(array.stype)[:40]!r}, expected 'numpy.ndarray'")
+        raise ValueError(f"is serialized as {str(array.stype)[:40]!r}, expected 'numpy.ndarray'")
     data = memoryview(array.data).cast("B").toreadonly()
     start = {b"\x01\x00": 10, b"\x02\x00": 12}.get(bytes(data[6:8]), 0)
     if bytes(data[:6]) != _MAGIC or not start or len(data) < start:

@@ -3,7 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 from metaleak.clients.models import Model
-from metaleak.defenses import Defence
+from metaleak.defenses import Defense
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.plugins import Plugin
 
@@ -18,11 +18,11 @@ class Selective(Protocol):
 
 
 @runtime_checkable
-class DefenceSelective(Protocol):
-    """An attack that cannot be made under every defence; one without this method is tried under all."""
+class DefenseSelective(Protocol):
+    """An attack that cannot be made under every defense; one without this method is tried under all."""
 
-    def reason_against(self, defences: tuple[Defence, ...]) -> str | None:
-        """Return in one line why the attack cannot be made under `defences`, or `None` when it can."""
+    def reason_against(self, defenses: tuple[Defense, ...]) -> str | None:
+        """Return in one line why the attack cannot be made under `defenses`, or `None` when it can."""
         ...
 
 
@@ -31,6 +31,6 @@ def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
     made = attack.build("attacks")
     if isinstance(made, Selective) and not made.applies_to(experiment.model.build("models")):
         return f"{attack.name} does not apply to the model {experiment.model.name}"
-    if isinstance(made, DefenceSelective) and (reason := made.reason_against(experiment.built_defences())):
+    if isinstance(made, DefenseSelective) and (reason := made.reason_against(experiment.built_defenses())):
         return f"{attack.name} does not apply: {reason}"
     return None

@@ -153,7 +153,7 @@ def observe(
         classes=held_classes(federation, learners, round) if "classes" in assumes else None,
         own_images=None if own is None else pixels(federation, own),
         own_labels=None if own is None else federation.images().labels[own],
-        defences=federation.defences if "defences" in assumes else None,
+        defenses=federation.defenses if "defenses" in assumes else None,
         rest=rest_of_sets(federation, truth, round, attack.asks)
         if truth is not None and assumes >= _SURROUNDED
         else None,

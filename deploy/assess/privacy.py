@@ -1,4 +1,4 @@
-"""What a defence promises beside what an attack proves, and what a learner's message costs."""
+"""What a defense promises beside what an attack proves, and what a learner's message costs."""
 
 import math
 from typing import Annotated
@@ -12,7 +12,7 @@ from metaleak.attacks.evaluation.empirical_epsilon import (
     one_run_lower_bound,
 )
 from metaleak.clients.federation import Federation
-from metaleak.defenses import Accounted, Defence, bytes_sent, noise_of
+from metaleak.defenses import Accounted, Defense, bytes_sent, noise_of
 from metaleak.defenses.cost import dense_bytes
 from metaleak.deploy.assess.truth import Truth
 
@@ -24,7 +24,7 @@ Bytes = Annotated[int, Field(ge=0)]
 
 
 class PrivacyViolation(ValueError):
-    """An attack that did better than a guarantee allows: a bug in the defence, its accounting or the evaluation."""
+    """An attack that did better than a guarantee allows: a bug in the defense, its accounting or the evaluation."""
 
 
 class Privacy(BaseModel):
@@ -60,7 +60,7 @@ class Privacy(BaseModel):
         if self.violated:
             raise PrivacyViolation(
                 f"the empirical epsilon {self.proven:.4g} ({100 * self.confidence:g} % lower bound) exceeds the "
-                f"accounted {self.accounted:.4g}: a bug in the defence, its accounting or the evaluation"
+                f"accounted {self.accounted:.4g}: a bug in the defense, its accounting or the evaluation"
             )
 
 
@@ -76,16 +76,16 @@ class Cost(BaseModel):
 def measured_privacy(
     federation: Federation, releases: int, truth: Truth, scores: torch.Tensor, together: bool
 ) -> Privacy:
-    """Return what the federation's defences promise after `releases`, beside what `scores (T,)` prove.
+    """Return what the federation's defenses promise after `releases`, beside what `scores (T,)` prove.
 
     The best of several guarantees counts: what stands before or after a mechanism takes nothing from it. Targets of
     one learner share its noise, and where the server saw learners `together`, in a mean, all targets share all noise:
     then nothing but `one_run` can be told, and the lower bound is 0.
     """
     promised = [
-        (epsilon, defence.delta, _gaussian(defence))
-        for defence in federation.defences
-        if isinstance(defence, Accounted) and math.isfinite(epsilon := defence.epsilon_after(releases))
+        (epsilon, defense.delta, _gaussian(defense))
+        for defense in federation.defenses
+        if isinstance(defense, Accounted) and math.isfinite(epsilon := defense.epsilon_after(releases))
     ]
     accounted, delta, gaussian = min(promised, default=(None, _DELTA, False))
     shared = torch.zeros_like(truth.learner) if together else truth.learner
@@ -104,11 +104,11 @@ def measured_privacy(
     )
 
 
-def _gaussian(defence: Defence) -> bool:
-    """Return whether a defence with a guarantee promises that it is the Gaussian mechanism's; see `Modeled`."""
-    noise = noise_of(defence)
+def _gaussian(defense: Defense) -> bool:
+    """Return whether a defense with a guarantee promises that it is the Gaussian mechanism's; see `Modeled`."""
+    noise = noise_of(defense)
     return (
-        defence.place == "shared"
+        defense.place == "shared"
         and noise is not None
         and noise.law == "gaussian"
         and noise.deviation > 0
@@ -117,6 +117,6 @@ def _gaussian(defence: Defence) -> bool:
 
 
 def message_cost(federation: Federation) -> Cost:
-    """Return what one learner's message costs with the federation's defences, without Flower's envelope."""
+    """Return what one learner's message costs with the federation's defenses, without Flower's envelope."""
     shapes = {name: tuple(value.shape) for name, value in federation.initial_parameters().items()}
-    return Cost(bytes_per_learner=bytes_sent(federation.defences, shapes), dense_bytes=dense_bytes(shapes))
+    return Cost(bytes_per_learner=bytes_sent(federation.defenses, shapes), dense_bytes=dense_bytes(shapes))

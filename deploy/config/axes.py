@@ -62,9 +62,9 @@ def _changes(axis: str, value: object) -> Changes:
         if not isinstance(value, Mapping):
             raise WrongUsage(f"grid.settings: must be mappings of keys to values, got {value!r}")
         return _listed(value)
-    if axis == "defences" and isinstance(value, Mapping) and "name" not in value:
-        # A structural one: what protects is another rule or model, perhaps with defences on top.
-        return {"defences": [], **_listed(value)}
+    if axis == "defenses" and isinstance(value, Mapping) and "name" not in value:
+        # A structural one: what protects is another rule or model, perhaps with defenses on top.
+        return {"defenses": [], **_listed(value)}
     return _listed({axis: value})
 
 

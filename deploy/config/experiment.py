@@ -13,13 +13,13 @@ from metaleak.clients.device import Device
 from metaleak.clients.faults import Faults
 from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
-from metaleak.defenses import Accounted, Defence
+from metaleak.defenses import Accounted, Defense
 from metaleak.deploy.config.nested import value_at, with_value
 from metaleak.deploy.config.plain_yaml import parse_yaml
 from metaleak.deploy.config.plugins import NO_CODE, Kind, Plugin, first_problem, settings_of
 from metaleak.deploy.config.releases import most_sampled
 from metaleak.deploy.errors import WrongUsage
-from metaleak.server.learning.optimiser import OuterOptimiser
+from metaleak.server.learning.optimizer import OuterOptimizer
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 MAX_ROUNDS = 200_000
@@ -28,12 +28,12 @@ MAX_FILE = 1 << 17
 """Bytes of an experiment or suite file; reading YAML takes seconds for as many."""
 
 _DEFAULT_NAMES = {"data": "mnist-5k", "model": "mlp", "rule": "maml"}
-_SEVERAL = ("defences", "attacks")
+_SEVERAL = ("defenses", "attacks")
 _KINDS: dict[str, Kind] = {
     "data": "datasets",
     "model": "models",
     "rule": "rules",
-    "defences": "defences",
+    "defenses": "defenses",
     "attacks": "attacks",
 }
 
@@ -49,7 +49,7 @@ class ServerSettings(BaseModel):
 
     rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 30
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    optimiser: OuterOptimiser = OuterOptimiser()
+    optimizer: OuterOptimizer = OuterOptimizer()
     start_from: Path | None = None
     largest_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
@@ -126,7 +126,7 @@ class Experiment(BaseModel):
     partition: Partition = Partition()
     model: Plugin = Plugin(name=_DEFAULT_NAMES["model"])
     rule: Plugin = Plugin(name=_DEFAULT_NAMES["rule"])
-    defences: tuple[Plugin, ...] = ()
+    defenses: tuple[Plugin, ...] = ()
     faults: Faults = Faults()
     server: ServerSettings = ServerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -142,7 +142,7 @@ class Experiment(BaseModel):
                 plugin.build(kind)
             except ValueError as error:
                 raise ValueError(f"{key}.{error}") from None
-        aggregated = any(defence.place == "aggregate" for defence in self.built_defences())
+        aggregated = any(defense.place == "aggregate" for defense in self.built_defenses())
         if self.server.largest_norm is not None and aggregated:
             raise ValueError("server.largest_norm: the server sees no learner's own norm under secure aggregation")
         if self.attacks and self.record.rounds == 0:
@@ -158,8 +158,8 @@ class Experiment(BaseModel):
         yield "data", "datasets", self.data
         yield "model", "models", self.model
         yield "rule", "rules", self.rule
-        for place, defence in enumerate(self.defences):
-            yield f"defences.{place}", "defences", defence
+        for place, defense in enumerate(self.defenses):
+            yield f"defenses.{place}", "defenses", defense
         for place, attack in enumerate(self.attacks):
             yield f"attacks.{place}", "attacks", attack
 
@@ -172,7 +172,7 @@ class Experiment(BaseModel):
             partition=self.partition,
             model=self.model.build("models"),
             rule=self.rule.build("rules"),
-            defences=self.built_defences(),
+            defenses=self.built_defenses(),
             faults=self.faults,
         )
 
@@ -181,15 +181,15 @@ class Experiment(BaseModel):
         rounds = self.server.rounds if rounds is None else rounds
         return most_sampled(self.partition.learners, self.server.fraction, self.seed, rounds)
 
-    def built_defences(self) -> tuple[Defence, ...]:
-        """Return the defences, those with an accounted guarantee over all rounds that a learner may take part in."""
-        built = [defence.build("defences") for defence in self.defences]
-        for place, defence in enumerate(built):
-            if isinstance(defence, Accounted):
+    def built_defenses(self) -> tuple[Defense, ...]:
+        """Return the defenses, those with an accounted guarantee over all rounds that a learner may take part in."""
+        built = [defense.build("defenses") for defense in self.defenses]
+        for place, defense in enumerate(built):
+            if isinstance(defense, Accounted):
                 try:
-                    built[place] = defence.for_releases(self.releases())
+                    built[place] = defense.for_releases(self.releases())
                 except ValueError as error:
-                    raise ValueError(f"defences.{place}.{error}") from None
+                    raise ValueError(f"defenses.{place}.{error}") from None
         return tuple(built)
 
     def resolved(self) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def simulation_key(resolved: Mapping[str, Any]) -> str:
 def experiment_from(plain: object, source: str, changes: Iterable[str] = (), code: bool = True) -> Experiment:
     """Return the experiment that `plain` (parsed YAML) describes, after `changes` like `server.rounds=50`.
 
-    A name is short for `{name: ...}`, one defence or attack for a list of it. Without `code` a `module:Name` is
+    A name is short for `{name: ...}`, one defense or attack for a list of it. Without `code` a `module:Name` is
     refused before anything is imported. Raises `WrongUsage` in one line that names `source`, the key, the value and
     what is allowed.
     """
@@ -283,7 +283,7 @@ def yaml_from(raw: bytes, path: Path) -> object:
 
 
 def long_form(key: str, value: object) -> object:
-    """Return the value of an experiment's `key` in full: `mlp` is short for `{name: mlp}`, one defence for a list."""
+    """Return the value of an experiment's `key` in full: `mlp` is short for `{name: mlp}`, one defense for a list."""
     if key in _SEVERAL:
         listed = [] if value is None else value if isinstance(value, list) else [value]
         return [{"name": one} if isinstance(one, str) else one for one in listed]

@@ -1,4 +1,4 @@
-"""Finding models, rules, data sets, defences and attacks by name."""
+"""Finding models, rules, data sets, defenses and attacks by name."""
 
 import importlib
 import inspect
@@ -16,15 +16,15 @@ from metaleak.attacks.observation import Attack
 from metaleak.clients.datasets import DataSet
 from metaleak.clients.models import Model, TorchModule
 from metaleak.clients.rules import Rule
-from metaleak.defenses import Defence
+from metaleak.defenses import Defense
 
-Kind = Literal["models", "rules", "datasets", "defences", "attacks"]
+Kind = Literal["models", "rules", "datasets", "defenses", "attacks"]
 
 _PROTOCOLS: dict[Kind, type] = {
     "models": Model,
     "rules": Rule,
     "datasets": DataSet,
-    "defences": Defence,
+    "defenses": Defense,
     "attacks": Attack,
 }
 

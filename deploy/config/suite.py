@@ -15,14 +15,14 @@ from metaleak.deploy.errors import WrongUsage
 class Suite(BaseModel):
     """A base experiment and the axes along which it is varied; the suite is all combinations.
 
-    `grid` maps a key of the experiment, such as `defences`, `model` or `server.rounds`, to the list of its values:
+    `grid` maps a key of the experiment, such as `defenses`, `model` or `server.rounds`, to the list of its values:
 
     - `models`, `rules`, `learners`, `ways`, `shots` and `queries` are short for `model`, `rule`,
       `partition.learners`, `task.ways`, `task.shots` and `task.queries`;
-    - a name is short for `{name: ...}`, one defence or attack for a list of it, null for none;
+    - a name is short for `{name: ...}`, one defense or attack for a list of it, null for none;
     - `{each: [...]}` in the place of any setting multiplies the value out;
     - the axis `settings` has mappings, whose keys (short or dotted) change together;
-    - so has a value of `defences` without a `name`: a structural defence, such as `{rule.name: fomaml}`.
+    - so has a value of `defenses` without a `name`: a structural defense, such as `{rule.name: fomaml}`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""Figures as inline SVG that follow the page's colours: the same numbers always give the same bytes."""
+"""Figures as inline SVG that follow the page's colors: the same numbers always give the same bytes."""
 
 import hashlib
 import io
@@ -23,12 +23,12 @@ from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.attacks.evaluation.roc import Bools, Floats, roc_curve
 
 SERIES = 8
-"""How many colours a figure has; the page's style sheet gives each, `--c0` and on, for light and dark."""
+"""How many colors a figure has; the page's style sheet gives each, `--c0` and on, for light and dark."""
 
-# Colours that stand in for the page's: each is replaced by a CSS variable in the finished SVG.
+# Colors that stand in for the page's: each is replaced by a CSS variable in the finished SVG.
 _INK, _GRID = "#010203", "#010204"
-_COLOURS = [f"#0102{0xA0 + index:02x}" for index in range(SERIES)]
-# Seven shapes against eight colours: 56 series differ, and shapes serve who cannot tell the colours.
+_COLORS = [f"#0102{0xA0 + index:02x}" for index in range(SERIES)]
+# Seven shapes against eight colors: 56 series differ, and shapes serve who cannot tell the colors.
 _MARKERS = "osD^vPX"
 _DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5))]
 
@@ -59,7 +59,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A defence at a scale: what it costs (`accuracy`) and what it leaves to the strongest attacker (`auc`).
+    """A defense at a scale: what it costs (`accuracy`) and what it leaves to the strongest attacker (`auc`).
 
     `best` when no other point of the figure has both more accuracy and a lower AUC.
     """
@@ -73,7 +73,7 @@ class FrontierPoint:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Scores `(T,)` of an attack on a run against the truth `member (T,)`; `series` gives the colour."""
+    """Scores `(T,)` of an attack on a run against the truth `member (T,)`; `series` gives the color."""
 
     label: str
     series: str
@@ -95,7 +95,7 @@ def frontier(title: str, points: Sequence[FrontierPoint]) -> Markup:
                 y,
                 xerr=_whiskers([point.accuracy for point in own]),
                 yerr=_whiskers([point.auc for point in own]),
-                color=_COLOURS[index % SERIES],
+                color=_COLORS[index % SERIES],
                 marker=_MARKERS[index % len(_MARKERS)],
                 markersize=5,
                 linestyle="none",
@@ -106,7 +106,7 @@ def frontier(title: str, points: Sequence[FrontierPoint]) -> Markup:
             for point, across, up in zip(own, x, y, strict=True):
                 if point.scale:
                     axes.annotate(point.scale, (across, up), (4, 4), textcoords="offset points", fontsize=7.5,
-                                  color=_COLOURS[index % SERIES])  # fmt: skip
+                                  color=_COLORS[index % SERIES])  # fmt: skip
         axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.annotate("guessing", (0.01, 0.5), (0, 3), xycoords=("axes fraction", "data"),
                       textcoords="offset points", fontsize=7.5)  # fmt: skip
@@ -127,15 +127,15 @@ def log_roc(title: str, curves: Sequence[Curve]) -> Markup:
     with _figure(title, len(curves) + 1) as (axes, svg):
         left = min(1 / int((~curve.member).sum()) for curve in curves)
         bottom = min(1 / int(curve.member.sum()) for curve in curves)
-        colours = {name: index for index, name in enumerate(dict.fromkeys(curve.series for curve in curves))}
+        colors = {name: index for index, name in enumerate(dict.fromkeys(curve.series for curve in curves))}
         drawn = Counter[str]()
         for curve in curves:
             fpr, tpr = roc_curve(curve.scores, curve.member)
             x = np.geomspace(1 / int((~curve.member).sum()), 1, 161)
             # 1e-12 forgives the rounding of the logarithmic grid: its first point is one false positive.
             y = tpr[np.searchsorted(fpr, x + 1e-12, side="right") - 1]
-            colour = colours[curve.series]
-            axes.plot(x, np.where(y > 0, y, np.nan), drawstyle="steps-post", color=_COLOURS[colour % SERIES],
+            color = colors[curve.series]
+            axes.plot(x, np.where(y > 0, y, np.nan), drawstyle="steps-post", color=_COLORS[color % SERIES],
                       linestyle=_DASHES[drawn[curve.series] % len(_DASHES)], linewidth=1.5,
                       label=_fitting(curve.label))  # fmt: skip
             drawn[curve.series] += 1
@@ -173,13 +173,13 @@ def training_curve(
     x = averaged(np.asarray(rounds, float))
     with _figure(title, 0, about) as (axes, svg):
         marker = "o" if len(x) <= 60 else None
-        axes.plot(x, averaged(values), color=_COLOURS[0], linewidth=1.5, marker=marker, markersize=3)
+        axes.plot(x, averaged(values), color=_COLORS[0], linewidth=1.5, marker=marker, markersize=3)
         if band is not None:
             low, high = (averaged(bound) for bound in band)
             if len(x) > 1:
-                axes.fill_between(x, low, high, color=_COLOURS[0], alpha=0.25, linewidth=0)
+                axes.fill_between(x, low, high, color=_COLORS[0], alpha=0.25, linewidth=0)
             else:  # A band over a single round has no width.
-                axes.vlines(x, low, high, color=_COLOURS[0], linewidth=1)
+                axes.vlines(x, low, high, color=_COLORS[0], linewidth=1)
             axes.yaxis.set_major_formatter(FuncFormatter(_percent))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True) if len(x) > 1 else FixedLocator(x.tolist()))
         axes.set_xlabel("round" if stretch == 1 else f"round (means of {stretch})")
@@ -221,7 +221,7 @@ def _figure(title: str, entries: int, about: str = "") -> Iterator[tuple[Axes, _
 
 
 def _inline(svg: str, title: str) -> str:
-    """Return the `<svg>` element alone, in the page's colours and fonts, with a name for screen readers."""
+    """Return the `<svg>` element alone, in the page's colors and fonts, with a name for screen readers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"^<svg [^>]*(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1>", svg).replace("xlink:href", "href")
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
@@ -232,7 +232,7 @@ def _inline(svg: str, title: str) -> str:
     svg = re.sub(r'(?<= id=")|(?<= href="#)|(?<="url\(#)', f"f{own}-", svg)
     for placeholder, variable in [(_INK, "ink"), (_GRID, "grid")]:
         svg = svg.replace(placeholder, f"var(--{variable})")
-    for index, placeholder in enumerate(_COLOURS):
+    for index, placeholder in enumerate(_COLORS):
         svg = svg.replace(placeholder, f"var(--c{index})")
     return svg.replace("<svg ", Markup('<svg role="img" aria-label="{}" ').format(title), 1)
 

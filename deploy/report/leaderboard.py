@@ -20,7 +20,7 @@ _TEXT, _NUMBER, _WHOLE = pa.string(), pa.float64(), pa.int64()
 
 COLUMNS: Mapping[str, tuple[Any, str]] = {
     "cell": (_TEXT, "the cell's id: a hash of run and attack, the same in every call"),
-    "status": (_TEXT, "`done`, `failed`, `not applicable` (not with this model or these defences) or `waiting`"),
+    "status": (_TEXT, "`done`, `failed`, `not applicable` (not with this model or these defenses) or `waiting`"),
     "error": (_TEXT, "why, unless it is `done`"),
     "data": (_TEXT, "data set"),
     "model": (_TEXT, "model"),
@@ -32,9 +32,9 @@ COLUMNS: Mapping[str, tuple[Any, str]] = {
     "queries": (_WHOLE, "query images a class"),
     "learners": (_WHOLE, "learners in the federation"),
     "seed": (_WHOLE, "the experiment's seed"),
-    "defence": (_TEXT, "the defences in words, `undefended` without any"),
-    "scale": (_TEXT, "the defences' scales, empty where there is none"),
-    "defences": (_TEXT, "the defences with all settings, JSON"),
+    "defense": (_TEXT, "the defenses in words, `undefended` without any"),
+    "scale": (_TEXT, "the defenses' scales, empty where there is none"),
+    "defenses": (_TEXT, "the defenses with all settings, JSON"),
     "attack": (_TEXT, "attack, empty for a run that is not attacked"),
     "attack_settings": (_TEXT, "the attack's settings, JSON"),
     "asks": (_TEXT, "the set that is asked about, `query` or `support`"),
@@ -59,11 +59,11 @@ COLUMNS: Mapping[str, tuple[Any, str]] = {
     "dense_bytes": (_WHOLE, "bytes of the same in float32, undefended"),
     "epsilon_accounted": (
         _NUMBER,
-        "epsilon that the defence promises one learner for noise that is secret (a simulation's comes from the seed)"
+        "epsilon that the defense promises one learner for noise that is secret (a simulation's comes from the seed)"
         ", null without a promise",
     ),
     "epsilon_lower_bound": (_NUMBER, "empirical epsilon: the attack proves at least this much"),
-    "epsilon_lower_bound_gaussian": (_NUMBER, "the same, sharper, where the defence is known to be Gaussian"),
+    "epsilon_lower_bound_gaussian": (_NUMBER, "the same, sharper, where the defense is known to be Gaussian"),
     "delta": (_NUMBER, "the delta of all three"),
     "confidence": (_NUMBER, "of each lower bound"),
     "run_seconds": (_NUMBER, "what the simulation took; several cells share it"),
@@ -105,9 +105,9 @@ def _row(cell: Cell, row: Row) -> dict[str, Any]:
         **{key: task.get(key) for key in ("ways", "shots", "queries")},
         "learners": (config.get("partition") or {}).get("learners"),
         "seed": config.get("seed"),
-        "defence": row.defence,
+        "defense": row.defense,
         "scale": row.scale,
-        "defences": json.dumps(cell.defences),
+        "defenses": json.dumps(cell.defenses),
         "attack": attack.pop("name", cell.attack),
         "attack_settings": json.dumps(attack),
         "asks": result.asks if result else attack.get("asks"),

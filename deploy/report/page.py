@@ -108,12 +108,12 @@ def render(result: RunResult | SuiteResult, progress: Progress | None = None) ->
 
 
 def frontiers(found: Sequence[Setting]) -> Iterable[Markup]:
-    """Yield one panel a setting: the strongest attack's AUC against adapted accuracy, a point a defence and scale."""
+    """Yield one panel a setting: the strongest attack's AUC against adapted accuracy, a point a defense and scale."""
     for setting in found:
         best = setting.frontier()
         points = [
             FrontierPoint(
-                line.rows[0].defence_name, line.rows[0].scale, line.accuracy, strongest.strength, line in best
+                line.rows[0].defense_name, line.rows[0].scale, line.accuracy, strongest.strength, line in best
             )
             for line in setting.lines
             if line.accuracy and (strongest := line.strongest())
@@ -129,7 +129,7 @@ def rocs(rows: Sequence[Row]) -> Iterable[Markup]:
         for row in group:
             result = row.attack_result
             if result and result.member.any() and not result.member.all():
-                curves.append(Curve(row.strength, row.defence, result.scores, result.member))
+                curves.append(Curve(row.strength, row.defense, result.scores, result.member))
         if curves:
             yield log_roc(_panel(attack, setting), curves)
 

@@ -1,4 +1,4 @@
-"""The comparison: one row a defence, scale and attack, from a run or a suite; its table for a terminal."""
+"""The comparison: one row a defense, scale and attack, from a run or a suite; its table for a terminal."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +9,10 @@ from rich.text import Text
 
 from metaleak.attacks.evaluation.membership import FPR_LEVELS, Estimate, Evaluation
 from metaleak.attacks.evaluation.roc import non_members_needed
-from metaleak.deploy.config.defence_words import (
+from metaleak.deploy.config.defense_words import (
     RULE_STRUCTURE,
     UNDEFENDED,
-    describe_defences,
+    describe_defenses,
     describe_strength,
     describe_structure,
 )
@@ -21,7 +21,7 @@ from metaleak.deploy.results.reading import AttackResult, Cell, RunResult, Suite
 _CLEARLY = 0.05
 """A statistic's AUC must beat the score's by this much to be worth a word beside it."""
 
-_OUTSIDE = frozenset({"name", "defences", "attacks", "engine", "record", *(f"rule.{key}" for key in RULE_STRUCTURE)})
+_OUTSIDE = frozenset({"name", "defenses", "attacks", "engine", "record", *(f"rule.{key}" for key in RULE_STRUCTURE)})
 """Keys of an experiment that set no row apart: they stand in columns of their own, or change no number."""
 
 _TARGET_WORDS = {
@@ -37,14 +37,14 @@ _TARGET_WORDS = {
 class Row:
     """One line of the comparison.
 
-    `defence` and `scale` are for display, `UNDEFENDED` and "" without any; `strength` has both in one phrase, "no
-    defence" without any. `differences` are whatever else
+    `defense` and `scale` are for display, `UNDEFENDED` and "" without any; `strength` has both in one phrase, "no
+    defense" without any. `differences` are whatever else
     differs between the rows of one attack, such as "ways 5". `status` is "done" or what went wrong, then
     `error` says why. `config` is the experiment's, as far as it is known, with this attack's targets. `run` and
     `attack_result` are the results behind the row, where there are any.
     """
 
-    defence: str
+    defense: str
     scale: str
     strength: str
     differences: tuple[str, ...]
@@ -71,9 +71,9 @@ class Row:
         return self.run.accuracy if self.run else None
 
     @property
-    def defence_name(self) -> str:
-        """The defence as words of a sentence."""
-        return "no defence" if self.defence == UNDEFENDED else self.defence
+    def defense_name(self) -> str:
+        """The defense as words of a sentence."""
+        return "no defense" if self.defense == UNDEFENDED else self.defense
 
     @property
     def betrayed(self) -> tuple[str, float] | None:
@@ -92,7 +92,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Defence, scale and setting in one phrase."""
+        """Defense, scale and setting in one phrase."""
         return f"{self.strength} ({self.setting})" if self.setting else self.strength
 
 
@@ -114,13 +114,13 @@ def rows_of(result: RunResult | SuiteResult) -> list[Row]:
 def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
     """Return the rows of `result` so that those of one setting and attack stand together.
 
-    Of those the undefended come first, then by defence and rising scale.
+    Of those the undefended come first, then by defense and rising scale.
     """
     return sorted(rows_of(result), key=_order)
 
 
 def describe_run(run: RunResult) -> str:
-    """Return the defences of a run in one phrase."""
+    """Return the defenses of a run in one phrase."""
     return _run_row(run, None).label
 
 
@@ -149,10 +149,10 @@ def comparison_table(result: RunResult | SuiteResult) -> Table:
     rows = comparison_rows(result)
     needed = "; ".join(f"{level_text(level)} {needs_text(level)}" for level in FPR_LEVELS)
     table = Table(
-        title="What each defence leaves to the attacker, and what it costs", caption=f"TPR at a FPR of {needed}."
+        title="What each defense leaves to the attacker, and what it costs", caption=f"TPR at a FPR of {needed}."
     )
     levels = " / ".join(level_text(level).removesuffix(" %") for level in FPR_LEVELS)
-    for column in ("defence", "attack", "AUC", f"TPR % at {levels} % FPR", "adapted accuracy", "n"):
+    for column in ("defense", "attack", "AUC", f"TPR % at {levels} % FPR", "adapted accuracy", "n"):
         table.add_column(column)
     for row in rows:
         accuracy = "\n".join(rate_text(row.accuracy, percent=True)) if row.accuracy else "–"
@@ -176,13 +176,13 @@ def _run_row(run: RunResult, attack: AttackResult | None) -> Row:
     if status == "done" and (attack is None or attack.evaluation is None):
         status = "not attacked" if attack is None else "not evaluated"
     config = _with_targets(run.config, attack.targets if attack else {})
-    return Row(*_words(_defences(run.config)), (), attack.name if attack else "–", status, error, config, run, attack)
+    return Row(*_words(_defenses(run.config)), (), attack.name if attack else "–", status, error, config, run, attack)
 
 
 def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
     run = suite.runs.get(cell.run)
     attack = next((one for one in run.attacks if one.name == cell.attack), None) if run else None
-    defences = cell.defences or (_defences(run.config) if run else ())
+    defenses = cell.defenses or (_defenses(run.config) if run else ())
     error: str | None
     if cell.status == "failed":
         status, error = "failed", cell.error or "no reason was recorded"
@@ -198,12 +198,12 @@ def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
     # What was planned fills in for a run that was never begun, or an attack without a result.
     targets = attack.targets if attack else cell.experiment.get("targets") or {}
     config = _with_targets(run.config if run else cell.experiment, targets)
-    return Row(*_words(defences), (), name, status, error, config, run, attack)
+    return Row(*_words(defenses), (), name, status, error, config, run, attack)
 
 
-def _words(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
-    """Return a row's defence, scale and strength."""
-    return *describe_defences(defences), describe_strength(defences) if defences else "no defence"
+def _words(defenses: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+    """Return a row's defense, scale and strength."""
+    return *describe_defenses(defenses), describe_strength(defenses) if defenses else "no defense"
 
 
 def _with_targets(config: Mapping[str, Any], targets: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -211,13 +211,13 @@ def _with_targets(config: Mapping[str, Any], targets: Mapping[str, Any]) -> Mapp
     return {**config, "targets": targets} if targets else config
 
 
-def _defences(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    listed = config.get("defences")
+def _defenses(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    listed = config.get("defenses")
     return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
 
 def _with_structures(rows: list[Row]) -> list[Row]:
-    """Count a rule among the defences, where rows differ in it: it decides what is sent."""
+    """Count a rule among the defenses, where rows differ in it: it decides what is sent."""
     said = [describe_structure(row.config.get("rule")) for row in rows]
     if len(set(said)) == 1:
         return rows
@@ -225,9 +225,9 @@ def _with_structures(rows: list[Row]) -> list[Row]:
 
 
 def _with_structure(row: Row, words: str) -> Row:
-    if row.defence == UNDEFENDED:
-        return replace(row, defence=words, strength=words)
-    return replace(row, defence=f"{words} + {row.defence}", strength=f"{words} + {row.strength}")
+    if row.defense == UNDEFENDED:
+        return replace(row, defense=words, strength=words)
+    return replace(row, defense=f"{words} + {row.defense}", strength=f"{words} + {row.strength}")
 
 
 def _with_settings(rows: list[Row]) -> list[Row]:
@@ -275,4 +275,4 @@ def _order(row: Row) -> tuple[str, str, bool, str, float, str]:
         scale = float(row.scale or 0)
     except ValueError:
         scale = 0.0
-    return row.attack, row.setting, row.defence != UNDEFENDED, row.defence, scale, row.scale
+    return row.attack, row.setting, row.defense != UNDEFENDED, row.defense, scale, row.scale

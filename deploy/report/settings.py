@@ -1,4 +1,4 @@
-"""A suite by setting: what every defence leaves there to its strongest attacker, and what it costs."""
+"""A suite by setting: what every defense leaves there to its strongest attacker, and what it costs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.deploy.assess.privacy import Cost, Privacy
-from metaleak.deploy.config.defence_words import RULE_STRUCTURE
+from metaleak.deploy.config.defense_words import RULE_STRUCTURE
 from metaleak.deploy.report.rows import Row, flattened, short_key
 
 Asked = Literal["query", "support"]
 ASKED: tuple[Asked, ...] = ("query", "support")
 
-_DEFENDING = ("name", "defences", "attacks", "engine", "record", "evaluation")
+_DEFENDING = ("name", "defenses", "attacks", "engine", "record", "evaluation")
 """Keys of an experiment that do not set one setting apart from another: `rule` does but for what protects in it."""
 
 _TITLED = ("model.name", "data.name", "task.ways", "task.shots", "task.queries", "partition.learners")
@@ -40,13 +40,13 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One defence at one scale in a setting, with the rows of all attacks on it."""
+    """One defense at one scale in a setting, with the rows of all attacks on it."""
 
     rows: tuple[Row, ...]
 
     @property
-    def defence(self) -> str:
-        """The defence, and its scale where it has one."""
+    def defense(self) -> str:
+        """The defense, and its scale where it has one."""
         return self.rows[0].strength
 
     @property
@@ -72,7 +72,7 @@ class Line:
     def strongest(self, asked: Asked | None = None) -> Found | None:
         """Return the strongest attack on the set `asked`, or on either, by the AUC; `None` when none was evaluated.
 
-        The best of several on the same targets: chance favours the attacker a little.
+        The best of several on the same targets: chance favors the attacker a little.
         """
         found = [
             Found(row, strength(row.evaluation.auc))
@@ -89,7 +89,7 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """A setting: everything but defences and attacks is the same in its `lines`, targets included."""
+    """A setting: everything but defenses and attacks is the same in its `lines`, targets included."""
 
     title: str
     lines: tuple[Line, ...]
@@ -123,8 +123,8 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
         config = _setting(row.config)
         key = json.dumps(config, sort_keys=True, default=str)
         configs[key] = config
-        # Defences of other settings than the scale have it in their words; a run that was never begun has its cell's.
-        grouped.setdefault(key, {}).setdefault((row.defence, row.scale, str(row.run and row.run.path)), []).append(
+        # Defenses of other settings than the scale have it in their words; a run that was never begun has its cell's.
+        grouped.setdefault(key, {}).setdefault((row.defense, row.scale, str(row.run and row.run.path)), []).append(
             row
         )
     titles = _titles(list(configs.values()))

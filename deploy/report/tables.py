@@ -1,4 +1,4 @@
-"""The tables of a suite for a terminal: one a setting, one line a defence."""
+"""The tables of a suite for a terminal: one a setting, one line a defense."""
 
 from collections.abc import Sequence
 
@@ -56,7 +56,7 @@ def tpr_text(line: Line, asked: Asked) -> str:
 def _table(setting: Setting) -> Table:
     table = Table(title=setting.title)
     levels = " / ".join(level_text(level).removesuffix(" %") for level in LEVELS)
-    columns = ["defence", "bytes", "accuracy"]
+    columns = ["defense", "bytes", "accuracy"]
     for asked in ASKED:
         columns += [f"{asked}: AUC", f"TPR % at {levels} % FPR"]
     for column in (*columns, "epsilon"):
@@ -65,7 +65,7 @@ def _table(setting: Setting) -> Table:
     best = setting.frontier()
     for line in setting.lines:
         # On the frontier: no other has both more accuracy and a weaker strongest attack.
-        name = Text(f"{line.defence} *" if line in best else line.defence)
+        name = Text(f"{line.defense} *" if line in best else line.defense)
         for trouble in line.troubles:
             name.append(f"\n{trouble}", style="bold red")
         broken = line.privacy is not None and line.privacy.violated

@@ -1,14 +1,14 @@
-"""The verdict in plain words: what attacks found without a defence, and which defences held at what cost."""
+"""The verdict in plain words: what attacks found without a defense, and which defenses held at what cost."""
 
 from collections.abc import Sequence
 from itertools import groupby
 
 from metaleak.attacks.evaluation.membership import Evaluation
-from metaleak.deploy.config.defence_words import UNDEFENDED
+from metaleak.deploy.config.defense_words import UNDEFENDED
 from metaleak.deploy.report.rows import Row, leak, level_text, rate_text
 
 HELD_AUC = 0.60
-"""A defence holds an attack when the AUC is no further from guessing than this."""
+"""A defense holds an attack when the AUC is no further from guessing than this."""
 
 HELD_LOSS = 0.03
 """...and when it costs no more adapted accuracy than this."""
@@ -17,17 +17,17 @@ HELD_LOSS = 0.03
 def verdict(rows: Sequence[Row]) -> list[str]:
     """Return sentences about `rows`, grouped by attack and setting, in the rows' order.
 
-    Defences are judged on the point estimates, by the attack's score and by each of its statistics; rows without an
+    Defenses are judged on the point estimates, by the attack's score and by each of its statistics; rows without an
     evaluation say nothing.
     """
     sentences = []
     for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
         evaluated = [row for row in group if row.evaluation]
         about = f"the {attack} attack ({setting})" if setting else f"the {attack} attack"
-        bare = [row for row in evaluated if row.defence == UNDEFENDED]
-        defended = [row for row in evaluated if row.defence != UNDEFENDED]
+        bare = [row for row in evaluated if row.defense == UNDEFENDED]
+        defended = [row for row in evaluated if row.defense != UNDEFENDED]
         for row in bare:
-            sentences.append(f"Without a defence, {about} {describe(row)}.")
+            sentences.append(f"Without a defense, {about} {describe(row)}.")
         if len(defended) == 1:
             sentences.append(f"Under {defended[0].label}, {about} {describe(defended[0])}.")
         if bare and defended:
@@ -40,7 +40,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
             ]
         elif len(defended) > 1:
             sentences.append(
-                f"There is no undefended run to compare {about} with: what its defences cost is unknown."
+                f"There is no undefended run to compare {about} with: what its defenses cost is unknown."
             )
     return sentences
 
@@ -80,7 +80,7 @@ def _strength(evaluation: Evaluation) -> str:
 
 def _held(about: str, bare: Row, defended: Sequence[Row]) -> str:
     if bare.accuracy is None:
-        return f"Adapted accuracy was not measured without a defence: what it costs to stop {about} is unknown."
+        return f"Adapted accuracy was not measured without a defense: what it costs to stop {about} is unknown."
     bar = f"an AUC of {1 - HELD_AUC:.2f} to {HELD_AUC:.2f}"
     bar += f" at a loss of at most {HELD_LOSS * 100:g} points of adapted accuracy"
     held = [

@@ -57,7 +57,7 @@ class Round(_Read):
 class Cell(_Read):
     """One cell of `suite.json`: an attack on a run, or the run alone; several cells may share a run.
 
-    `defences`, `attack_config` and `experiment` (its data, task, model, targets and the like) are what was set,
+    `defenses`, `attack_config` and `experiment` (its data, task, model, targets and the like) are what was set,
     defaults included. `status` is `waiting` until it is run; `not applicable` when the attack cannot be made on
     such a model; then and when it `failed`, `error` says why.
     """
@@ -65,7 +65,7 @@ class Cell(_Read):
     id: str
     run: str
     label: str = ""
-    defences: tuple[dict[str, Any], ...] = ()
+    defenses: tuple[dict[str, Any], ...] = ()
     attack: str
     attack_config: dict[str, Any] = {}
     experiment: dict[str, Any] = {}

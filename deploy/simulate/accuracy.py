@@ -1,4 +1,4 @@
-"""Adapted accuracy: what the initialisation is worth on tasks that no learner has."""
+"""Adapted accuracy: what the initialization is worth on tasks that no learner has."""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Accuracy:
 class HeldOutTasks:
     """Evaluation tasks made of held-out images, the same ones every time.
 
-    The learners' defences do not act here: nothing leaves the learner when it adapts for itself.
+    The learners' defenses do not act here: nothing leaves the learner when it adapts for itself.
     """
 
     def __init__(self, federation: Federation, settings: EvaluationSettings) -> None:

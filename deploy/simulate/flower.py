@@ -82,7 +82,7 @@ def _with_secret(experiment: Experiment, context: Context) -> Federation:
     """Return the federation of a SuperNode; raises `ValueError` where a learner would have no node of its own."""
     federation = experiment.federation()
     if experiment.engine.learners_per_node == "auto" and any(
-        isinstance(defence, Accounted) for defence in federation.defences
+        isinstance(defense, Accounted) for defense in federation.defenses
     ):
         raise ValueError(
             "engine.learners_per_node: must be a number on the deployment engine with a defense that promises an "

@@ -126,7 +126,7 @@ class Simulation:
         strategy: Strategy = MetaLearner(
             self.experiment.partition.learners,
             fraction=settings.fraction,
-            optimiser=settings.optimiser,
+            optimizer=settings.optimizer,
             seed=self.experiment.seed,
             chunk=self._chunk,
             learners_per_node=None if engine.learners_per_node == "auto" else engine.learners_per_node,
@@ -146,7 +146,7 @@ class Simulation:
             # Killed while its folders were made, it holds nothing yet.
             shutil.rmtree(self.run.record, ignore_errors=True)
             writer = RecordWriter(self.run.record, background)
-        if any(defence.place == "aggregate" for defence in self.federation.defences):
+        if any(defense.place == "aggregate" for defense in self.federation.defenses):
             # No door to the replies: what is recorded is what a round comes to.
             self._means = MeanRecorder(writer, recorded)
             return strategy

@@ -20,7 +20,7 @@ def record_bytes(experiment: Experiment) -> int:
     recorded = experiment.record.rounds
     rounds = experiment.server.rounds if recorded is None else min(recorded, experiment.server.rounds)
     sampled = sample_size(experiment.partition.learners, experiment.server.fraction)
-    replies = 1 if any(defence.place == "aggregate" for defence in federation.defences) else sampled
+    replies = 1 if any(defense.place == "aggregate" for defense in federation.defenses) else sampled
     return 4 * parameters * rounds * (replies + 1)
 
 

@@ -5,7 +5,7 @@ RUN/
     run.json                status, times, seed, versions
     metrics.jsonl           a line a round
     checkpoint.safetensors  all that is needed to go on, after every round
-    parameters.safetensors  the trained initialisation
+    parameters.safetensors  the trained initialization
     record/                 what the server saw (see metaleak.server.record.reader)
     attacks/<name>/         attack.json, scores.parquet, gallery.safetensors
 """
@@ -172,7 +172,7 @@ class RunDirectory:
             yield
 
     def save_parameters(self, parameters: Parameters) -> None:
-        """Write the initialisation as it is now."""
+        """Write the initialization as it is now."""
         write_whole(self.path / "parameters.safetensors", save(parameters))
 
 

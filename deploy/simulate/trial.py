@@ -55,7 +55,7 @@ def _compare_in_span(model: Model, rule: Rule, parameters: Parameters, episode: 
         if float((together[name][0] - value).norm()) > max(_OWN_SPAN_ERROR * float(value.norm()), least):
             raise _LeavesSpan(
                 f"the meta-gradient of {name} is another in the span of the learner's images: the model does not "
-                "meet them by its input_weight alone (are they normalised first?), or what the rule sends leaves "
+                "meet them by its input_weight alone (are they normalized first?), or what the rule sends leaves "
                 "their span, though it says stays_in_span (has it weight decay?)"
             )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from metaleak.deploy.assess.applicability import reason_against
 from metaleak.deploy.assess.assessment import planned_attacks
-from metaleak.deploy.config.defence_words import describe_strength
+from metaleak.deploy.config.defense_words import describe_strength
 from metaleak.deploy.config.experiment import Experiment, simulation_key
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.errors import WrongUsage
@@ -76,7 +76,7 @@ def _cell(
         id=hashlib.sha256(f"{run}/{name}".encode()).hexdigest()[:16],
         run=run,
         label=label,
-        defences=tuple(resolved["defences"]),
+        defenses=tuple(resolved["defenses"]),
         attack=name,
         attack_config={} if attack is None else attack.resolved("attacks"),
         experiment={key: resolved[key] for key in _TOLD},
@@ -91,7 +91,7 @@ def _attack_key(experiment: Experiment, attack: Plugin) -> str:
 
 
 def _labels(resolved: list[dict[str, Any]]) -> list[str]:
-    """Return what tells each experiment from the others: its defences, and whatever else the suite varies."""
+    """Return what tells each experiment from the others: its defenses, and whatever else the suite varies."""
     described = [dict(_flat(plain)) for plain in resolved]
     everywhere = set.intersection(*(set(flat.items()) for flat in described)) if described else set()
     labels = []
@@ -99,9 +99,9 @@ def _labels(resolved: list[dict[str, Any]]) -> list[str]:
         varied = [
             f"{key.removesuffix('.name')} {value}"
             for key, value in flat.items()
-            if (key, value) not in everywhere and not key.startswith(("defences", "attacks"))
+            if (key, value) not in everywhere and not key.startswith(("defenses", "attacks"))
         ]
-        labels.append(", ".join([describe_strength(plain["defences"]), *varied]))
+        labels.append(", ".join([describe_strength(plain["defenses"]), *varied]))
     return labels
 
 

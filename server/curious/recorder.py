@@ -138,7 +138,7 @@ class Recorder:
         if self._must_record:
             return
         with self._lock:
-            self._summarise()
+            self._summarize()
             if self._place is not None:
                 self._writer = None
                 self._begin()
@@ -298,7 +298,7 @@ class Recorder:
             self._reason = reason
             _LOG.warning("%s", in_one_line(reason))
 
-    def _summarise(self) -> None:
+    def _summarize(self) -> None:
         """Say in one line what was recorded, and what passed and was not."""
         self._counts["never answered"] += len(self._open)
         others = [f"{self._counts[what]} {what}" for what in _COUNTED if self._counts[what]]

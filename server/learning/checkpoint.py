@@ -1,4 +1,4 @@
-"""All that a training needs to go on: the round, the parameters, the optimiser's state."""
+"""All that a training needs to go on: the round, the parameters, the optimizer's state."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ class Checkpoint:
 
     round: int
     parameters: dict[str, Tensor]
-    optimiser: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
 
     def content(self) -> bytes:
         """Return it as a safetensors file."""
         tensors = {f"parameters/{name}": value.contiguous() for name, value in self.parameters.items()}
-        tensors |= {f"optimiser/{name}": value.contiguous() for name, value in self.optimiser.items()}
+        tensors |= {f"optimizer/{name}": value.contiguous() for name, value in self.optimizer.items()}
         return save(tensors, metadata={"format": "metaleak-checkpoint-1", "round": str(self.round)})
 
 
@@ -33,7 +33,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         said, arrays = read_tensors(path)
         if said.get("format") != "metaleak-checkpoint-1":
             raise ValueError("is not a checkpoint")
-        parts: dict[str, dict[str, Tensor]] = {"parameters": {}, "optimiser": {}}
+        parts: dict[str, dict[str, Tensor]] = {"parameters": {}, "optimizer": {}}
         for name, value in arrays.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = torch.from_numpy(value)

@@ -18,7 +18,7 @@ from metaleak.clients.wire.received_array import view
 from metaleak.server.learning.checkpoint import Checkpoint
 from metaleak.server.learning.dispatch import Dispatch, Patience
 from metaleak.server.learning.gathered import Gathered, RoundFailed
-from metaleak.server.learning.optimiser import OuterOptimiser, OuterSteps
+from metaleak.server.learning.optimizer import OuterOptimizer, OuterSteps
 from metaleak.server.learning.shares import Share, floating_shares, hosted_shares
 
 LARGEST_SHARE = 16 << 20
@@ -70,7 +70,7 @@ class MetaLearner(Strategy):
         learners: int,
         *,
         fraction: float = 1.0,
-        optimiser: OuterOptimiser | None = None,
+        optimizer: OuterOptimizer | None = None,
         seed: int = 0,
         chunk: int = 16,
         learners_per_node: int | None = None,
@@ -100,7 +100,7 @@ class MetaLearner(Strategy):
         self.shares_per_node = shares_per_node
         self.largest_norm = largest_norm
         self._hosts: list[int] = []
-        self._optimiser = optimiser or OuterOptimiser()
+        self._optimizer = optimizer or OuterOptimizer()
         self._patience = patience
         self._resume_from = resume_from
         self._on_round = on_round
@@ -125,7 +125,7 @@ class MetaLearner(Strategy):
 
         `train_config` goes to the nodes; `evaluate_fn` is called after each round. Nodes are not asked to evaluate.
         Raises `RoundFailed` when none of a round's learners could be heard for another reason than its own absence,
-        and when a round's mean makes a parameter or the optimiser's state infinite; the last checkpoint stays good.
+        and when a round's mean makes a parameter or the optimizer's state infinite; the last checkpoint stays good.
         """
         result = Result(arrays=initial_arrays)
         steps, done = self._steps(initial_arrays)
@@ -166,17 +166,17 @@ class MetaLearner(Strategy):
     def summary(self) -> None:
         """Log what the strategy does."""
         size = len(self.sample(1))
-        log(INFO, "MetaLearner: %d of %d learners a round, %s", size, self.learners, self._optimiser)
+        log(INFO, "MetaLearner: %d of %d learners a round, %s", size, self.learners, self._optimizer)
 
     def _steps(self, initial: ArrayRecord) -> tuple[OuterSteps, int]:
-        """Return the optimiser at work and how many rounds are done already."""
+        """Return the optimizer at work and how many rounds are done already."""
         if self._resume_from is not None:
-            # In the order of the model: a defence draws its noise in the order in which it meets the parameters.
-            steps = self._optimiser.over({name: self._resume_from.parameters[name] for name in initial})
-            steps.restore(self._resume_from.optimiser)
+            # In the order of the model: a defense draws its noise in the order in which it meets the parameters.
+            steps = self._optimizer.over({name: self._resume_from.parameters[name] for name in initial})
+            steps.restore(self._resume_from.optimizer)
             return steps, self._resume_from.round
         parameters = {name: torch.from_numpy(array.numpy().copy()) for name, array in initial.items()}
-        return self._optimiser.over(parameters), 0
+        return self._optimizer.over(parameters), 0
 
     def _round(
         self, round: int, dispatch: Dispatch, grid: Grid, arrays: ArrayRecord, config: ConfigRecord, steps: OuterSteps

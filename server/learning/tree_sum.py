@@ -14,9 +14,9 @@ _Sum = _Sums | None
 class TreeSum:
     """Adds float32 gradients in float64, pairwise along a fixed binary tree over positions.
 
-    Position p is that of the p-th learner of a round. Two neighbours are added as soon as both are known, so about
+    Position p is that of the p-th learner of a round. Two neighbors are added as soon as both are known, so about
     log2(n) partial sums are held when answers come nearly in order. A learner that does not answer leaves its
-    neighbour's bits as they are; how positions were grouped into replies does not matter either.
+    neighbor's bits as they are; how positions were grouped into replies does not matter either.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class TreeSum:
         """Return the sum of everything added; empty when nothing was."""
         while len(self._known) > 1:
             level, index = min(self._known)
-            # The neighbour will never come.
+            # The neighbor will never come.
             self._insert(level + 1, index // 2, self._known.pop((level, index)))
         return next(iter(self._known.values()), None) or {}
 

@@ -177,7 +177,7 @@ def _parsed(raw: bytes, body_bytes: int) -> Header:
     place = 0
     for start, end, name, spec in sorted(_tensor(name, told) for name, told in tree.items()):
         if start != place or end - start != math.prod(spec.shape) * spec.dtype.itemsize:
-            raise ValueError(f"the bytes of {name[:80]!r} do not fit its shape or its neighbours")
+            raise ValueError(f"the bytes of {name[:80]!r} do not fit its shape or its neighbors")
         place, tensors[name] = end, spec
     if place != body_bytes:
         raise ValueError(f"its tensors need {place} bytes and there are {body_bytes}")

@@ -19,7 +19,7 @@ from metaleak.defenses import (
     GaussianMechanism,
     Noise,
     Pruning,
-    Quantisation,
+    Quantization,
     RandomSource,
     SecureAggregation,
     Selection,
@@ -29,7 +29,7 @@ from metaleak.defenses.gaussian_mechanism import clipped
 
 WAYS, SHOTS, QUERIES, SIZE = 2, 2, 3, 6
 MODEL, RULE = MLP(hidden=(5,)), MAML()
-PARAMETERS = MODEL.initialise((1, SIZE, SIZE), WAYS, keyed_generator(1))
+PARAMETERS = MODEL.initialize((1, SIZE, SIZE), WAYS, keyed_generator(1))
 
 
 def gradient(support, query):
@@ -38,7 +38,7 @@ def gradient(support, query):
     return RULE.meta_gradient(MODEL, PARAMETERS, Episode(support, support_labels, query, query_labels))[0]
 
 
-def federation(defences, asks="query", learners=60, seed=0, mean_of=1):
+def federation(defenses, asks="query", learners=60, seed=0, mean_of=1):
     """Random images; two targets a learner: one it holds, whose alternative it does not, and the other way round."""
     generator = keyed_generator(seed)
     support, query = (
@@ -47,8 +47,8 @@ def federation(defences, asks="query", learners=60, seed=0, mean_of=1):
     sent = []
     for learner in range(learners):
         tensors = gradient(support[learner], query[learner])
-        for order, defence in enumerate(defences):
-            tensors = defence(tensors, RandomSource.of(seed, learner, order))
+        for order, defense in enumerate(defenses):
+            tensors = defense(tensors, RandomSource.of(seed, learner, order))
         sent.append(tensors)
     asked = (query if asks == "query" else support).repeat_interleave(2, dim=0)
     slots = torch.randint(asked.shape[1], (2 * learners,), generator=generator)
@@ -72,7 +72,7 @@ def federation(defences, asks="query", learners=60, seed=0, mean_of=1):
             WAYS,
             SHOTS,
             QUERIES,
-            defences=defences,
+            defenses=defenses,
             rest=rest,
             mean_of=mean_of,
             **known,
@@ -86,13 +86,13 @@ def flat(tensors):
     return torch.cat([value.flatten() for value in tensors.values()]).double()
 
 
-def density(seen, mean, defence):
+def density(seen, mean, defense):
     """What torch's own distributions say."""
-    if isinstance(defence, GaussianMechanism):
-        return Normal(flat(clipped(mean, defence.clip)), defence.standard_deviation).log_prob(seen).sum()
+    if isinstance(defense, GaussianMechanism):
+        return Normal(flat(clipped(mean, defense.clip)), defense.standard_deviation).log_prob(seen).sum()
     vector = flat(mean)
-    deviation = defence.scale * vector.square().mean().sqrt()
-    if defence.law == "laplace":
+    deviation = defense.scale * vector.square().mean().sqrt()
+    if defense.law == "laplace":
         return Laplace(vector, deviation / math.sqrt(2)).log_prob(seen).sum()
     return Normal(vector, deviation).log_prob(seen).sum()
 
@@ -125,10 +125,10 @@ def test_a_score_is_the_ratio_of_the_two_densities(noise, asks):
 
 @pytest.mark.parametrize("asks", ["query", "support"])
 @pytest.mark.parametrize(
-    "defences", [(), (Selection(),), (Pruning(keep=0.5),), (Quantisation(bits=8),), (Noise(scale=0.0),)]
+    "defenses", [(), (Selection(),), (Pruning(keep=0.5),), (Quantization(bits=8),), (Noise(scale=0.0),)]
 )
-def test_without_noise_every_answer_is_right(defences, asks):
-    observation, targets, member = federation(defences, asks)
+def test_without_noise_every_answer_is_right(defenses, asks):
+    observation, targets, member = federation(defenses, asks)
     scores = LikelihoodRatio(asks=asks)(observation, targets, 0).scores
     assert torch.equal(scores > 0, member)
 
@@ -164,7 +164,7 @@ def test_answers_do_not_depend_on_the_chunk_or_on_the_targets_beside():
 
 
 class Halved:
-    """A noiseless defence of a user's own, which says so."""
+    """A noiseless defense of a user's own, which says so."""
 
     place = "shared"
 
@@ -191,7 +191,7 @@ class HalvedAndNoisy(Halved):
 
 
 class Silent:
-    """A noiseless defence that promises nothing."""
+    """A noiseless defense that promises nothing."""
 
     place = "shared"
 
@@ -199,12 +199,12 @@ class Silent:
         return tensors
 
 
-def test_a_noiseless_defence_of_ones_own_is_weighed():
+def test_a_noiseless_defense_of_ones_own_is_weighed():
     observation, targets, member = federation((Halved(),))
     assert torch.equal(LikelihoodRatio()(observation, targets, 0).scores > 0, member)
 
 
-def test_the_noise_that_a_defence_of_ones_own_promises_is_weighed():
+def test_the_noise_that_a_defense_of_ones_own_promises_is_weighed():
     observation, targets, _ = federation((Halved(), HalvedAndNoisy()), learners=5)
     scores = LikelihoodRatio()(observation, targets, 0).scores
     for row, learner in enumerate(targets.rows.tolist()):
@@ -219,21 +219,21 @@ def test_the_noise_that_a_defence_of_ones_own_promises_is_weighed():
 
 
 @pytest.mark.parametrize(
-    ("defences", "said"),
+    ("defenses", "said"),
     [
         ((Noise(place="query"),), "Noise at the place 'query'"),
         ((Noise(), Pruning(keep=0.5)), "Noise at the place 'shared'"),
-        ((Quantisation(bits=8, stochastic=True),), "Quantisation"),
+        ((Quantization(bits=8, stochastic=True),), "Quantization"),
         ((GaussianMechanism(clip=1, noise_multiplier=1), SecureAggregation()), "GaussianMechanism"),
         ((SecureAggregation(),), "SecureAggregation at the place 'aggregate'"),
         ((Silent(),), "Silent at the place 'shared'"),
         ((Halved(), Silent(), Sign()), "Silent"),
     ],
 )
-def test_a_defence_whose_law_is_not_known_is_refused(defences, said):
+def test_a_defense_whose_law_is_not_known_is_refused(defenses, said):
     observation, targets, _ = federation((), learners=2)
-    told = Observation(**{**vars(observation), "defences": defences})
-    assert said in LikelihoodRatio().reason_against(defences)
+    told = Observation(**{**vars(observation), "defenses": defenses})
+    assert said in LikelihoodRatio().reason_against(defenses)
     with pytest.raises(ValueError, match=said):
         LikelihoodRatio()(told, targets, 0)
 
@@ -241,9 +241,9 @@ def test_a_defence_whose_law_is_not_known_is_refused(defences, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rest": None}, "rest, other set and defences"),
-        ({"known_support": None}, "rest, other set and defences"),
-        ({"defences": None}, "rest, other set and defences"),
+        ({"rest": None}, "rest, other set and defenses"),
+        ({"known_support": None}, "rest, other set and defenses"),
+        ({"defenses": None}, "rest, other set and defenses"),
         ({"mean_of": 4}, "not of a mean of 4"),
     ],
 )

@@ -1,6 +1,6 @@
 """Iterations x targets a second on one core: inverting gradients by breaching, and by ours.
 
-Both invert plain gradients of small batches of colour images, on one network, in float32: cosine and total variation,
+Both invert plain gradients of small batches of color images, on one network, in float32: cosine and total variation,
 Adam on signs, a box, a rate in steps (breaching's `invertinggradients`, Geiping et al. 2020), known labels.
 
     lenet-1    DLG's network, one image of 3x32x32 a gradient, the classical case
@@ -57,7 +57,7 @@ from metaleak.clients.rules import Perturb, cross_entropy
 IMAGE = (3, 32, 32)
 CLASSES = 5
 SETTINGS = {"total_variation": 0.2, "rate": 0.1}
-"""What breaching's configuration has; its images are not normalised here, so its step is one in pixels."""
+"""What breaching's configuration has; its images are not normalized here, so its step is one in pixels."""
 
 
 class PlainGradient:
@@ -106,7 +106,7 @@ class Inputs(NamedTuple):
 def inputs(case: Case, targets: int) -> Inputs:
     """Return what both sides get; the images are smooth noise, as compressible as pictures."""
     generator = torch.Generator().manual_seed(0)
-    parameters = case.model.initialise(IMAGE, CLASSES, generator)
+    parameters = case.model.initialize(IMAGE, CLASSES, generator)
     coarse = torch.rand(targets * case.images, 3, 8, 8, generator=generator)
     images = torch.nn.functional.interpolate(coarse, IMAGE[1:], mode="bilinear")
     images = images.reshape(targets, case.images, *IMAGE)

@@ -61,7 +61,7 @@ def main() -> None:
         name.removeprefix("gradient/"): value for name, value in inputs.items() if name.startswith("gradient/")
     }
     targets = len(next(iter(gradients.values())))
-    # Images that are not normalised: pixels in [0, 1].
+    # Images that are not normalized: pixels in [0, 1].
     metadata = SimpleNamespace(
         shape=IMAGE, modality="vision", mean=[0.0] * 3, std=[1.0] * 3, classes=5, task="classification"
     )

@@ -40,7 +40,7 @@ from pydantic import BaseModel, ConfigDict
 from torch.func import grad_and_value
 
 from metaleak.clients import client_app
-from metaleak.clients.datasets import LabelledImages
+from metaleak.clients.datasets import LabeledImages
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.rules import Perturb, cross_entropy
@@ -96,11 +96,11 @@ class NoiseImages(BaseModel):
 
     users: int = 1000
 
-    def load(self) -> LabelledImages:
+    def load(self) -> LabeledImages:
         """Return the images, the same for the same `users`."""
         count = _WAYS * (_IMAGES * self.users + _HELD_OUT)
         generator = torch.Generator().manual_seed(0)
-        return LabelledImages(
+        return LabeledImages(
             images=torch.randint(256, (count, 1, 28, 28), generator=generator, dtype=torch.uint8),
             labels=torch.arange(count) % _WAYS,
             classes=tuple(str(label) for label in range(_WAYS)),
@@ -117,7 +117,7 @@ def experiment(users: int, rounds: int) -> Experiment:
             "rule": {"name": "against_pfl:LocalStep"},
             "task": {"ways": _WAYS, "shots": 1, "queries": _IMAGES - 1},
             "partition": {"learners": users, "held_out": _HELD_OUT / per_class, "non_members": 0.0},
-            "server": {"rounds": rounds, "optimiser": {"name": "sgd", "rate": 1.0}},
+            "server": {"rounds": rounds, "optimizer": {"name": "sgd", "rate": 1.0}},
             "evaluation": {"every": 10**6, "tasks": 2, "queries": 1},
             "record": {"rounds": 0},
             "engine": {"actors": _CORES},

@@ -43,20 +43,20 @@ def torchopt_loop(module: nn.Module, steps: int, rate: float) -> Callable[[Seque
     """Return the loop of TorchOpt's few-shot example: `MetaSGD` steps, then the state is put back."""
     import torchopt
 
-    optimiser = torchopt.MetaSGD(module, lr=rate)
+    optimizer = torchopt.MetaSGD(module, lr=rate)
     initial = tuple(module.parameters())
 
     def loop(tasks: Sequence[Task]) -> list[tuple[Tensor, ...]]:
         gradients = []
         module_state = torchopt.extract_state_dict(module, by="reference", detach_buffers=True)
-        optimiser_state = torchopt.extract_state_dict(optimiser, by="reference")
+        optimizer_state = torchopt.extract_state_dict(optimizer, by="reference")
         for support_images, support_labels, query_images, query_labels in tasks:
             for _ in range(steps):
-                optimiser.step(F.cross_entropy(module(support_images), support_labels))
+                optimizer.step(F.cross_entropy(module(support_images), support_labels))
             loss = F.cross_entropy(module(query_images), query_labels)
             gradients.append(torch.autograd.grad(loss, initial))
             torchopt.recover_state_dict(module, module_state)
-            torchopt.recover_state_dict(optimiser, optimiser_state)
+            torchopt.recover_state_dict(optimizer, optimizer_state)
         return gradients
 
     return loop

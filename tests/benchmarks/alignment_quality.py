@@ -5,7 +5,7 @@
     ... alignment_quality.py lenet --asks support --set knows=other
 
 Learners with MNIST or Fashion-MNIST (`--data`), simulated without Flower; with several rounds the parameters move by
-Adam and the scores of a target add up. `--defence place=shared,scale=1` defends by noise. Bars of the undefended
+Adam and the scores of a target add up. `--defense place=shared,scale=1` defends by noise. Bars of the undefended
 cases: conv4-none query 0.97, support 0.65; conv4-batch and -group query 0.70, over 20 rounds 0.80; LeNet (1-shot
 1-query) query 0.95, support 0.85. Intervals are 95 %, learners resampled.
 """
@@ -32,13 +32,13 @@ from metaleak.clients.rules import MAML
 from metaleak.defenses import Noise
 from metaleak.deploy.assess.truth import ask, held_classes, held_images, pixels
 from metaleak.deploy.config.experiment import TargetSettings
-from metaleak.server.learning.optimiser import OuterOptimiser
+from metaleak.server.learning.optimizer import OuterOptimizer
 
 LARGE, SMALL = TaskShape(ways=5, shots=5, queries=15), TaskShape(ways=5, shots=1, queries=1)
 CASES: dict[str, tuple[Model, TaskShape, float]] = {
-    "conv4-none": (Conv4(normalisation="none"), LARGE, 0.4),
-    "conv4-batch": (Conv4(normalisation="batch"), LARGE, 0.4),
-    "conv4-group": (Conv4(normalisation="group"), LARGE, 0.4),
+    "conv4-none": (Conv4(normalization="none"), LARGE, 0.4),
+    "conv4-batch": (Conv4(normalization="batch"), LARGE, 0.4),
+    "conv4-group": (Conv4(normalization="group"), LARGE, 0.4),
     "lenet": (LeNet(), SMALL, 0.01),
     "lenet-small-start": (LeNet(weight_bound=None), SMALL, 0.01),
 }
@@ -60,7 +60,7 @@ def observe(federation: Federation, attack: Alignment, parameters: Parameters, r
         classes=held_classes(federation, learners, round),
         own_images=pixels(federation, own),
         own_labels=federation.images().labels[own],
-        defences=federation.defences if "defences" in attack.assumes else None,
+        defenses=federation.defenses if "defenses" in attack.assumes else None,
     )
     if "other set" not in attack.assumes:
         return seen
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--non-members", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--defence", default="")
+    parser.add_argument("--defense", default="")
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -89,7 +89,7 @@ def main() -> None:
     settings = pairs(given.set)
     attack = Alignment(asks=given.asks, **settings)
     noise = {
-        key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in given.defence.split(",") if p)
+        key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in given.defense.split(",") if p)
     }
     federation = Federation(
         seed=given.seed,
@@ -98,13 +98,13 @@ def main() -> None:
         partition=Partition(learners=given.learners),
         model=model,
         rule=MAML(inner_rate=rate),
-        defences=(Noise(**noise),) if noise else (),
+        defenses=(Noise(**noise),) if noise else (),
     )
     learners = list(range(given.learners))
     asked = TargetSettings(members=given.members, non_members=given.non_members)
     truth = ask(federation, learners, 1, attack.asks, asked)
     targets = truth.targets(federation, learners)
-    training = OuterOptimiser(rate=0.003).over(federation.initial_parameters())
+    training = OuterOptimizer(rate=0.003).over(federation.initial_parameters())
     total = torch.zeros(len(targets.rows), dtype=torch.float64)
     rows = []
     for number in range(1, given.rounds + 1):
@@ -121,7 +121,7 @@ def main() -> None:
                 "asks": given.asks,
                 "knows": attack.knows,
                 "seed": given.seed,
-                "defence": given.defence,
+                "defense": given.defense,
                 "rounds": number,
                 "members": found.members,
                 "non-members": found.non_members,

@@ -44,7 +44,7 @@ from metaleak.deploy.assess.truth import Truth, ask, held_images, rest_of_sets
 from metaleak.deploy.config.experiment import TargetSettings, experiment_from
 
 DELTA = 1e-5
-MODELS: dict[str, dict[str, Any]] = {"mlp": {"name": "mlp"}, "conv4": {"name": "conv4", "normalisation": "none"}}
+MODELS: dict[str, dict[str, Any]] = {"mlp": {"name": "mlp"}, "conv4": {"name": "conv4", "normalization": "none"}}
 TOGETHER = 500
 
 
@@ -80,7 +80,7 @@ def main() -> None:
         for law in laws:
             for asks in given.asks:
                 row = {"model": model, "ways": given.ways, "asks": asks, "clip": f"{clip:.2f}"}
-                row |= _cell(replace(federation, defences=(law,)), law, asks)
+                row |= _cell(replace(federation, defenses=(law,)), law, asks)
                 rows.append(row)
                 if not given.json:
                     _show(row, header=len(rows) == 1)
@@ -104,7 +104,7 @@ def _cell(
     auc = evaluate(own, known, resamples=200).auc
     bound = epsilon_lower_bound(own, known, delta=DELTA)
     return {
-        "defence": f"epsilon {law.epsilon:g}" if isinstance(law, GaussianMechanism) else f"noise {law.scale:g}",
+        "defense": f"epsilon {law.epsilon:g}" if isinstance(law, GaussianMechanism) else f"noise {law.scale:g}",
         "members": int(member.sum()),
         "non-members": int((~member).sum()),
         "AUC": f"{auc.value:.3f} ({auc.low:.3f}-{auc.high:.3f})",
@@ -151,7 +151,7 @@ def _attacked(federation: Federation, truth: Truth, asks: Literal["query", "supp
             task.queries,
             known_support=known if asks == "query" else None,
             known_query=known if asks == "support" else None,
-            defences=federation.defences,
+            defenses=federation.defenses,
             rest=rest_of_sets(federation, part, 1, asks),
         )
         answers = attack(observation, part.targets(federation, learners), seed=0)

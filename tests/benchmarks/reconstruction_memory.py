@@ -1,4 +1,4 @@
-"""Memory and time of the query attack by reconstruction on larger colour images, in a process of its own.
+"""Memory and time of the query attack by reconstruction on larger color images, in a process of its own.
 
     python tests/benchmarks/reconstruction_memory.py [--targets 20] [--downsample max] [--chunk 20]
 
@@ -27,7 +27,7 @@ def observed(model: Conv4, image: tuple[int, int, int], targets: int) -> tuple[O
     rule, labels = MAML(inner_rate=0.01), torch.arange(WAYS)
     generator = torch.Generator().manual_seed(0)
     support, query = (torch.rand((LEARNERS, WAYS, *image), generator=generator) for _ in range(2))
-    parameters = model.initialise(image, WAYS, generator)
+    parameters = model.initialize(image, WAYS, generator)
     sent = [
         rule.meta_gradient(model, parameters, Episode(one, labels, other, labels))[0]
         for one, other in zip(support, query, strict=True)

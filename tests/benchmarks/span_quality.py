@@ -26,16 +26,16 @@ from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import MNIST, FashionMNIST
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML
-from metaleak.defenses import Defence, Noise
+from metaleak.defenses import Defense, Noise
 from metaleak.deploy.assess.truth import ask, pixels
 from metaleak.deploy.config.experiment import TargetSettings
 
 LEARNERS, NON_MEMBERS = 40, 6000
 
 
-def cases() -> dict[str, tuple[Defence, ...]]:
-    """Return the defences by name."""
-    made: dict[str, tuple[Defence, ...]] = {"none": ()}
+def cases() -> dict[str, tuple[Defense, ...]]:
+    """Return the defenses by name."""
+    made: dict[str, tuple[Defense, ...]] = {"none": ()}
     for scale in (0.03, 0.1, 0.3, 1.0, 4.0):
         made[f"shared-{scale:g}"] = (Noise(place="shared", scale=scale),)
     for scale in (0.3, 1.0):
@@ -61,11 +61,11 @@ def observe(federation: Federation, learners: list[int]) -> Observation:
         federation.task.queries,
         own_images=pixels(federation, own),
         own_labels=federation.images().labels[own],
-        defences=federation.defences,
+        defenses=federation.defenses,
     )
 
 
-def rows(data: str, hidden: tuple[int, ...], name: str, defences: tuple[Defence, ...]) -> list[dict[str, Any]]:
+def rows(data: str, hidden: tuple[int, ...], name: str, defenses: tuple[Defense, ...]) -> list[dict[str, Any]]:
     """Return one line for each set, attack and case."""
     federation = Federation(
         seed=1,
@@ -74,11 +74,11 @@ def rows(data: str, hidden: tuple[int, ...], name: str, defences: tuple[Defence,
         partition=Partition(learners=LEARNERS),
         model=MLP(hidden=hidden),
         rule=MAML(),
-        defences=defences,
+        defenses=defenses,
     )
     learners = list(range(LEARNERS))
     observation = observe(federation, learners)
-    adaptive = any(defence.place in ("query", "support") for defence in defences)
+    adaptive = any(defense.place in ("query", "support") for defense in defenses)
     made = []
     sets: tuple[Literal["query", "support"], ...] = ("query", "support")
     for asks in sets:
@@ -87,7 +87,7 @@ def rows(data: str, hidden: tuple[int, ...], name: str, defences: tuple[Defence,
         attacks = {
             "free": SpanTest(asks=asks, coefficients="free"),
             "predicted": SpanTest(asks=asks),
-            **({"knows": SpanTest(asks=asks, knows_defences=True)} if adaptive else {}),
+            **({"knows": SpanTest(asks=asks, knows_defenses=True)} if adaptive else {}),
         }
         for attack, test in attacks.items():
             started = time.perf_counter()
@@ -102,7 +102,7 @@ def rows(data: str, hidden: tuple[int, ...], name: str, defences: tuple[Defence,
                     {
                         "data": data,
                         "hidden": ",".join(map(str, hidden)),
-                        "defence": name,
+                        "defense": name,
                         "asks": asks,
                         "attack": of,
                         "members": found.members,

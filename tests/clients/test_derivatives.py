@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 from metaleak.attacks.inversion.matching import Loss, matching_loss
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import MLP, Conv4, LeNet, Model, TorchModule
-from metaleak.clients.models.normalisation import batch_statistics, normalise_by, normalise_over_groups
+from metaleak.clients.models.normalization import batch_statistics, normalize_by, normalize_over_groups
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import MAML, Perturb, Reptile, anil, cross_entropy, first_order_maml
 from metaleak.defenses import Noise, RandomSource
@@ -66,10 +66,10 @@ MODELS: dict[str, Model] = {
     "lenet-relu": LeNet(filters=3, activation="relu", weight_bound=None),
     "conv4-batch-stride": Conv4(filters=6),
     "conv4-batch-max": Conv4(filters=6, downsample="max"),
-    "conv4-group-stride": Conv4(filters=6, normalisation="group"),
-    "conv4-group-max": Conv4(filters=6, normalisation="group", downsample="max"),
-    "conv4-none-stride": Conv4(filters=6, normalisation="none"),
-    "conv4-none-max": Conv4(filters=6, normalisation="none", downsample="max"),
+    "conv4-group-stride": Conv4(filters=6, normalization="group"),
+    "conv4-group-max": Conv4(filters=6, normalization="group", downsample="max"),
+    "conv4-none-stride": Conv4(filters=6, normalization="none"),
+    "conv4-none-max": Conv4(filters=6, normalization="none", downsample="max"),
     "module": TorchModule(
         nn.Sequential(nn.Conv2d(1, 3, 4, 2), nn.GroupNorm(1, 3), nn.Softplus(), nn.Flatten(), nn.Linear(27, WAYS))
     ),
@@ -109,17 +109,17 @@ def in_chunks(function: PerEpisode, batch: Episode) -> Parameters:
 WAYS_TO_COMPUTE: dict[str, Way] = {"loop": one_by_one, "vmap": at_once, "chunks": in_chunks}
 
 
-def inner_defence(gradient: Parameters, step: int) -> Parameters:
-    """Shrink a long gradient smoothly and add fixed noise: a defence with a derivative of its own."""
+def inner_defense(gradient: Parameters, step: int) -> Parameters:
+    """Shrink a long gradient smoothly and add fixed noise: a defense with a derivative of its own."""
     shrink = 1 / (1 + inner(gradient, gradient))
     return {name: shrink * value + 0.05 * normal(value.shape, name, step) for name, value in gradient.items()}
 
 
-def no_defence(gradient: Parameters, step: int) -> Parameters:
+def no_defense(gradient: Parameters, step: int) -> Parameters:
     return gradient
 
 
-PERTURBS: dict[str, Perturb | None] = {"": None, "defended": inner_defence, "idle": no_defence}
+PERTURBS: dict[str, Perturb | None] = {"": None, "defended": inner_defense, "idle": no_defense}
 WAYS_AND_PERTURBS = [*WAYS_TO_COMPUTE, "loop-defended"]
 
 models = pytest.mark.parametrize("model", MODELS)
@@ -164,20 +164,20 @@ def normal(shape: tuple[int, ...], *key: int | str) -> Tensor:
 def side(model: str) -> int:
     """The height and width of the images: small, but no norm of Conv4's may see a single pixel of each channel.
 
-    Two numbers are normalised to about -1 and 1: a step, on which neither differences nor float32 say anything.
+    Two numbers are normalized to about -1 and 1: a step, on which neither differences nor float32 say anything.
     """
     return 8 if not model.startswith("conv4") else 20 if model.endswith("stride") else 16
 
 
 @cache
 def start(model: str) -> Parameters:
-    """Parameters away from the special points (zero biases, gains of one) of a fresh initialisation."""
-    fresh = MODELS[model].initialise((1, side(model), side(model)), WAYS, keyed_generator("start"))
+    """Parameters away from the special points (zero biases, gains of one) of a fresh initialization."""
+    fresh = MODELS[model].initialize((1, side(model), side(model)), WAYS, keyed_generator("start"))
     return {name: value.double() + 0.05 * normal(value.shape, "start", name) for name, value in fresh.items()}
 
 
 def episode(side: int, number: int, soft: bool = False) -> Episode:
-    """An episode of noise; `soft` labels are class probabilities, what an attack optimises."""
+    """An episode of noise; `soft` labels are class probabilities, what an attack optimizes."""
 
     def images(count: int, purpose: str) -> Tensor:
         return torch.rand(count, 1, side, side, dtype=torch.float64, generator=keyed_generator(number, purpose))
@@ -278,7 +278,7 @@ def balanced(gradient: Parameters, *key: int | str) -> Parameters:
     """A random direction along which every tensor of `gradient` counts about as much as any other.
 
     So a small tensor's error is not hidden behind a large one's size. Largest entry 1. A gradient of zero (a bias
-    before batch normalisation) counts as one of a hundredth of the whole.
+    before batch normalization) counts as one of a hundredth of the whole.
     """
     least = 1e-2 * inner(gradient, gradient).sqrt()
     direction = {
@@ -348,7 +348,7 @@ def cohort_computed(model: str, rule: str, way: str, dtype: torch.dtype = torch.
     """The meta-gradients and losses of the whole cohort, stacked, computed in one of the ways."""
     by, _, perturb = way.partition("-")
     parameters = {name: value.to(dtype) for name, value in start(model).items()}
-    # A defence that does nothing leaves the loop as it is: one learner shows it.
+    # A defense that does nothing leaves the loop as it is: one learner shows it.
     learners = cohort(side(model), size=1 if perturb == "idle" else COHORT)
     batch = Episode(*(part.to(dtype) if part.is_floating_point() else part for part in learners))
     return WAYS_TO_COMPUTE[by](sent_by(MODELS[model], RULES[rule], parameters, PERTURBS[perturb]), batch)
@@ -395,7 +395,7 @@ def loss_after_adaptation(model: str, rule: str, defended: bool) -> tuple[Tensor
     """The query loss of the adapted parameters, and its slopes at the start."""
     network, learner, seen = MODELS[model], RULES[rule], episode(side(model), LAST)
     query_loss = loss_at(network, seen.query_images, seen.query_labels)
-    perturb = inner_defence if defended else None
+    perturb = inner_defense if defended else None
 
     def value(parameters: Parameters) -> Tensor:
         return query_loss(learner.adapt(network, parameters, seen, perturb))
@@ -471,10 +471,10 @@ def test_shipped_noise_on_the_inner_gradients_is_a_constant_of_the_derivative(ru
     """The noise's scale is read off the gradient, but does not count as a function of it."""
     network, learner, parameters = MODELS["mlp-tanh"], RULES[rule], start("mlp-tanh")
     seen = episode(side("mlp-tanh"), LAST)
-    defence = Noise.model_validate({"place": "inner", "law": law, "scale": 0.5})
+    defense = Noise.model_validate({"place": "inner", "law": law, "scale": 0.5})
 
     def noisy(gradient: Parameters, step: int) -> Parameters:
-        return defence(gradient, RandomSource.of("noise", step))
+        return defense(gradient, RandomSource.of("noise", step))
 
     drawn: list[Parameters] = []
 
@@ -584,8 +584,8 @@ class Wrong:
     order: int
     size: float
 
-    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
-        return self.model.initialise(image_shape, ways, generator)
+    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+        return self.model.initialize(image_shape, ways, generator)
 
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         logits = self.model(parameters, images)
@@ -631,19 +631,19 @@ Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
 NORMS: dict[str, tuple[Norm, Norm]] = {
     "batch": (
         lambda x, gain, shift: F.batch_norm(x, None, None, gain, shift, training=True),
-        lambda x, gain, shift: normalise_by(x, batch_statistics(x), gain, shift),
+        lambda x, gain, shift: normalize_by(x, batch_statistics(x), gain, shift),
     ),
     "instance": (
         lambda x, gain, shift: F.instance_norm(x, None, None, gain, shift),
-        lambda x, gain, shift: normalise_over_groups(x, gain, shift, channels_per_group=1),
+        lambda x, gain, shift: normalize_over_groups(x, gain, shift, channels_per_group=1),
     ),
     "layer": (
         lambda x, gain, shift: F.layer_norm(x, x.shape[1:], per_pixel(gain, x), per_pixel(shift, x)),
-        lambda x, gain, shift: normalise_over_groups(x, gain, shift, channels_per_group=x.shape[1]),
+        lambda x, gain, shift: normalize_over_groups(x, gain, shift, channels_per_group=x.shape[1]),
     ),
     "group": (
         lambda x, gain, shift: F.group_norm(x, 2, gain, shift),
-        lambda x, gain, shift: normalise_over_groups(x, gain, shift, channels_per_group=2),
+        lambda x, gain, shift: normalize_over_groups(x, gain, shift, channels_per_group=2),
     ),
 }
 """torch's own norms, and the same functions from plain operations."""
@@ -654,16 +654,16 @@ def per_pixel(values: Tensor, features: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Normalised:
-    """Two convolutions of stride 2 with four filters, each normalised, and a linear classifier."""
+class Normalized:
+    """Two convolutions of stride 2 with four filters, each normalized, and a linear classifier."""
 
     norm: Norm
 
-    def initialise(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
-        blocks = Conv4(filters=4).initialise((image_shape[0], 16, 16), ways, generator)
+    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+        blocks = Conv4(filters=4).initialize((image_shape[0], 16, 16), ways, generator)
         pixels = -(-image_shape[1] // 4) * -(-image_shape[2] // 4)
         kept = {name: value for name, value in blocks.items() if name.startswith(("block1", "block2"))}
-        return kept | MLP(hidden=()).initialise((4, pixels, 1), ways, generator)
+        return kept | MLP(hidden=()).initialize((4, pixels, 1), ways, generator)
 
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         features = images
@@ -681,11 +681,11 @@ def test_of_torchs_own_norms_the_test_says_what_plain_operations_say(norm: str) 
 
     `pytest -rP` prints how wrong; the head of this file says how wrong 2.15.0 is.
     """
-    native, plain = (Normalised(function) for function in NORMS[norm])
+    native, plain = (Normalized(function) for function in NORMS[norm])
     rule, size = RULES["maml-2"], 8
-    fresh = plain.initialise((1, size, size), WAYS, keyed_generator("normalised"))
+    fresh = plain.initialize((1, size, size), WAYS, keyed_generator("normalized"))
     parameters = {
-        name: value.double() + 0.1 * normal(value.shape, "normalised", name) for name, value in fresh.items()
+        name: value.double() + 0.1 * normal(value.shape, "normalized", name) for name, value in fresh.items()
     }
     seen, batch = episode(size, LAST), cohort(size)
 

@@ -12,7 +12,7 @@ from metaleak.clients.rules import MAML, Reptile, anil
 from metaleak.defenses import Noise
 
 
-def federation(model, rule, defences=()):
+def federation(model, rule, defenses=()):
     return Federation(
         seed=1,
         data=EmbeddedMNIST(),
@@ -20,7 +20,7 @@ def federation(model, rule, defences=()):
         partition=Partition(learners=6),
         model=model,
         rule=rule,
-        defences=defences,
+        defenses=defenses,
     )
 
 
@@ -29,8 +29,8 @@ def federation(model, rule, defences=()):
 @pytest.mark.parametrize("place", [None, "support", "query", "shared", "inner"])
 def test_a_cohort_is_computed_where_the_parameters_are(model, rule, place):
     """torch's `meta` device computes shapes alone, and refuses to mix with the CPU as a GPU does."""
-    defences = () if place is None else (Noise(place=place),)
-    known = federation(model, rule, defences)
+    defenses = () if place is None else (Noise(place=place),)
+    known = federation(model, rule, defenses)
     parameters = {name: value.to("meta") for name, value in known.initial_parameters().items()}
     gradients, losses = cohort_meta_gradients(known.learners([0, 1, 2, 3]), parameters, round=1, chunk=4)
     assert losses.device.type == "meta"

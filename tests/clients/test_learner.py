@@ -86,10 +86,10 @@ def test_the_same_chunks_give_the_same_bits():
 
 
 @pytest.mark.parametrize("place", ["support", "query", "inner", "shared"])
-def test_every_place_of_a_defence_changes_what_leaves_and_only_by_its_key(place):
+def test_every_place_of_a_defense_changes_what_leaves_and_only_by_its_key(place):
     start = federation().initial_parameters()
     plain, _ = federation().learner(3).meta_gradient(start, 1)
-    defended = federation(defences=(Noise(place=place, scale=0.5),)).learner(3)
+    defended = federation(defenses=(Noise(place=place, scale=0.5),)).learner(3)
     once, _ = defended.meta_gradient(start, 1)
     again, _ = defended.meta_gradient(start, 1)
     other_round, _ = defended.meta_gradient(start, 2)
@@ -99,7 +99,7 @@ def test_every_place_of_a_defence_changes_what_leaves_and_only_by_its_key(place)
     assert not torch.allclose(once[name], other_round[name], atol=1e-6)
 
 
-def test_defences_compose_in_order():
+def test_defenses_compose_in_order():
     class Double:
         place = "shared"
 
@@ -114,7 +114,7 @@ def test_defences_compose_in_order():
 
     start = federation().initial_parameters()
     plain, _ = federation().learner(0).meta_gradient(start, 1)
-    both, _ = federation(defences=(Double(), AddOne())).learner(0).meta_gradient(start, 1)
+    both, _ = federation(defenses=(Double(), AddOne())).learner(0).meta_gradient(start, 1)
     torch.testing.assert_close(both["head.bias"], plain["head.bias"] * 2 + 1)
 
 
@@ -128,8 +128,8 @@ def test_noise_on_the_inner_gradients_moves_the_adapted_parameters():
             return {name: value + 0.25 for name, value in tensors.items()}
 
     rule = first_order_maml(inner_rate=0.5)
-    learner = federation(rule=rule, defences=(Shift(),)).learner(0)
-    start = learner.model.initialise((1, 8, 8), 3, torch.Generator().manual_seed(0))
+    learner = federation(rule=rule, defenses=(Shift(),)).learner(0)
+    start = learner.model.initialize((1, 8, 8), 3, torch.Generator().manual_seed(0))
     sent, _ = learner.meta_gradient(start, 1)
     adapted = rule.adapt(learner.model, start, learner.episode(1))
     moved = {name: value - 0.5 * 0.25 for name, value in adapted.items()}
@@ -153,7 +153,7 @@ def test_a_secret_keys_the_noise_and_nothing_else():
     noise = GaussianMechanism(clip=1, noise_multiplier=1)
     start = federation().initial_parameters()
     made = [
-        replace(federation(defences=(noise,)), secret=secret).learner(0).meta_gradient(start, 1)[0]["head.bias"]
+        replace(federation(defenses=(noise,)), secret=secret).learner(0).meta_gradient(start, 1)[0]["head.bias"]
         for secret in (b"a" * 32, b"b" * 32, b"a" * 32, None)
     ]
     assert torch.equal(made[0], made[2])

@@ -11,7 +11,7 @@ from torch import nn
 from metaleak.clients.episode import Episode
 from metaleak.clients.models import HEAD, MLP, Conv4, LeNet, Model, TorchModule, torch_module
 from metaleak.clients.models.model import Activation, activate
-from metaleak.clients.models.normalisation import batch_statistics, normalise_by, normalise_over_groups
+from metaleak.clients.models.normalization import batch_statistics, normalize_by, normalize_over_groups
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import MAML, anil
 
@@ -20,8 +20,8 @@ MODELS: dict[str, Model] = {
     "mlp unbiased": MLP(hidden=(32,), bias=False, activation="tanh"),
     "mlp linear": MLP(hidden=()),
     "conv4": Conv4(),
-    "conv4 group max": Conv4(filters=12, normalisation="group", downsample="max"),
-    "conv4 none": Conv4(filters=4, normalisation="none"),
+    "conv4 group max": Conv4(filters=12, normalization="group", downsample="max"),
+    "conv4 none": Conv4(filters=4, normalization="none"),
     "lenet": LeNet(),
     "lenet fan-in": LeNet(activation="softplus", weight_bound=None),
 }
@@ -31,7 +31,7 @@ MODELS: dict[str, Model] = {
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 17, 20)])
 def test_logits_have_one_column_a_way(model: Model, shape: tuple[int, int, int]) -> None:
     assert isinstance(model, Model)
-    parameters = model.initialise(shape, 7, keyed_generator(0))
+    parameters = model.initialize(shape, 7, keyed_generator(0))
     assert all(value.dtype == torch.float32 for value in parameters.values())
     assert {"head.weight", "head.bias"} == {name for name in parameters if name.startswith(HEAD)}
     images = torch.rand(6, *shape, generator=keyed_generator(1))
@@ -42,7 +42,7 @@ def test_logits_have_one_column_a_way(model: Model, shape: tuple[int, int, int])
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 def test_every_parameter_is_used(model: Model) -> None:
-    parameters = model.initialise((1, 20, 20), 3, keyed_generator(0))
+    parameters = model.initialize((1, 20, 20), 3, keyed_generator(0))
     images = torch.rand(4, 1, 20, 20, generator=keyed_generator(1))
     leaves = {name: value.requires_grad_() for name, value in parameters.items()}
     loss = F.cross_entropy(model(leaves, images), torch.tensor([0, 1, 2, 0]))
@@ -51,16 +51,16 @@ def test_every_parameter_is_used(model: Model) -> None:
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 def test_the_generator_alone_decides_the_start(model: Model) -> None:
-    one, again, other = (model.initialise((1, 28, 28), 5, keyed_generator(seed)) for seed in (0, 0, 1))
+    one, again, other = (model.initialize((1, 28, 28), 5, keyed_generator(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["head.weight"], other["head.weight"])
 
 
 def test_conv4_refuses_an_image_that_cannot_be_halved_four_times() -> None:
     with pytest.raises(ValueError, match="15x16 is too small"):
-        Conv4(downsample="max").initialise((1, 15, 16), 5, keyed_generator(0))
-    Conv4(downsample="max").initialise((1, 16, 16), 5, keyed_generator(0))
-    Conv4(downsample="stride").initialise((1, 8, 8), 5, keyed_generator(0))
+        Conv4(downsample="max").initialize((1, 15, 16), 5, keyed_generator(0))
+    Conv4(downsample="max").initialize((1, 16, 16), 5, keyed_generator(0))
+    Conv4(downsample="stride").initialize((1, 8, 8), 5, keyed_generator(0))
 
 
 @pytest.mark.parametrize(
@@ -88,15 +88,15 @@ def test_activations_are_those_of_torch(name: Activation, reference: nn.Module) 
     assert torch.equal(activate(name, values), reference(values))
 
 
-def test_normalisations_agree_with_torch() -> None:
+def test_normalizations_agree_with_torch() -> None:
     features = torch.randn(4, 12, 5, 6, dtype=torch.float64, generator=keyed_generator(0)) * 3 + 1
     gain, shift = torch.randn(2, 12, dtype=torch.float64, generator=keyed_generator(1))
     over_batch = F.batch_norm(features, None, None, gain, shift, training=True)
-    torch.testing.assert_close(normalise_by(features, batch_statistics(features), gain, shift), over_batch)
+    torch.testing.assert_close(normalize_by(features, batch_statistics(features), gain, shift), over_batch)
     over_groups = F.group_norm(features, 3, gain, shift)
-    torch.testing.assert_close(normalise_over_groups(features, gain, shift, channels_per_group=4), over_groups)
+    torch.testing.assert_close(normalize_over_groups(features, gain, shift, channels_per_group=4), over_groups)
     # 12 channels in groups of gcd(12, 8) = 4.
-    torch.testing.assert_close(normalise_over_groups(features, gain, shift), over_groups)
+    torch.testing.assert_close(normalize_over_groups(features, gain, shift), over_groups)
 
 
 def small_module() -> nn.Sequential:
@@ -107,7 +107,7 @@ def test_a_module_computes_what_it_computes_by_itself() -> None:
     module = small_module()
     model = TorchModule(module)
     assert isinstance(model, Model)
-    parameters = model.initialise((1, 8, 8), 3, keyed_generator(0))
+    parameters = model.initialize((1, 8, 8), 3, keyed_generator(0))
     images = torch.rand(5, 1, 8, 8, generator=keyed_generator(1))
     module.load_state_dict({name.replace(HEAD, "3."): value for name, value in parameters.items()}, strict=True)
     torch.testing.assert_close(model(parameters, images), module(images))
@@ -118,14 +118,14 @@ def test_a_module_computes_what_it_computes_by_itself() -> None:
 def test_a_module_starts_by_the_generator_and_leaves_the_global_one_alone() -> None:
     state = torch.get_rng_state()
     one, again, other = (
-        TorchModule(small_module()).initialise((1, 8, 8), 3, keyed_generator(seed)) for seed in (0, 0, 1)
+        TorchModule(small_module()).initialize((1, 8, 8), 3, keyed_generator(seed)) for seed in (0, 0, 1)
     )
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["0.weight"], other["0.weight"])
     before = torch.get_rng_state()
     TorchModule(module := small_module())
     after_construction = torch.get_rng_state()
-    TorchModule(module).initialise((1, 8, 8), 3, keyed_generator(0))
+    TorchModule(module).initialize((1, 8, 8), 3, keyed_generator(0))
     assert torch.equal(after_construction, torch.get_rng_state())
     assert not torch.equal(before, after_construction), "torch draws when it makes a layer"
     torch.set_rng_state(state)
@@ -157,7 +157,7 @@ def test_anil_adapts_the_last_layer_of_a_module(
     module: Callable[[], nn.Module], size: int, head: set[str], body: set[str]
 ) -> None:
     model = TorchModule(module())
-    parameters = model.initialise((1, size, size), 3, keyed_generator(0))
+    parameters = model.initialize((1, size, size), 3, keyed_generator(0))
     assert set(parameters) == head | body
     images, labels = torch.rand(3, 1, size, size, generator=keyed_generator(1)), torch.arange(3)
     adapted = anil().adapt(model, parameters, Episode(images, labels, images, labels))
@@ -173,7 +173,7 @@ def test_a_module_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="no parameters"):
         TorchModule(nn.Flatten())
     with pytest.raises(ValueError, match=r"returns shape \(2, 3\) for 2 images, 5 ways need \(2, 5\)"):
-        TorchModule(small_module()).initialise((1, 8, 8), 5, keyed_generator(0))
+        TorchModule(small_module()).initialize((1, 8, 8), 5, keyed_generator(0))
 
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=keyed_generator(1))
@@ -190,7 +190,7 @@ def test_a_norm_uses_the_statistics_of_the_batch_and_the_users_module_stays_as_i
     module = convolution(norm)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     model = TorchModule(module)
-    parameters = model.initialise((1, 8, 8), 3, keyed_generator(0))
+    parameters = model.initialize((1, 8, 8), 3, keyed_generator(0))
     logits = model(parameters, IMAGES)
     assert torch.equal(logits, model(parameters, IMAGES))
     assert module.training
@@ -203,7 +203,7 @@ def test_dropout_is_off_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     torch_module._say_once.cache_clear()
     model = TorchModule(convolution(nn.Dropout(0.5)))
     for _ in range(2):
-        parameters = model.initialise((1, 8, 8), 3, keyed_generator(0))
+        parameters = model.initialize((1, 8, 8), 3, keyed_generator(0))
     assert torch.equal(model(parameters, IMAGES), model(parameters, IMAGES))
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["the model's dropout is off"]
 
@@ -214,7 +214,7 @@ def lazy() -> nn.Sequential:
 
 def test_lazy_layers_take_their_sizes_from_the_images() -> None:
     started, elsewhere = TorchModule(lazy()), TorchModule(lazy())
-    parameters = started.initialise((1, 8, 8), 3, keyed_generator(0))
+    parameters = started.initialize((1, 8, 8), 3, keyed_generator(0))
     assert {name: tuple(value.shape) for name, value in parameters.items()} == {
         "0.weight": (4, 1, 3, 3),
         "0.bias": (4,),
@@ -225,7 +225,7 @@ def test_lazy_layers_take_their_sizes_from_the_images() -> None:
     }
     # A learner's process is sent parameters, and never starts any.
     assert torch.equal(elsewhere(parameters, IMAGES), started(parameters, IMAGES))
-    again = started.initialise((1, 8, 8), 3, keyed_generator(0))
+    again = started.initialize((1, 8, 8), 3, keyed_generator(0))
     assert all(torch.equal(value, again[name]) for name, value in parameters.items())
 
 
@@ -234,7 +234,7 @@ def test_what_is_frozen_is_not_learned_and_what_is_tied_is_learned_once() -> Non
     module[1].bias.requires_grad_(False)
     module[3].weight = module[1].weight
     model = TorchModule(module)
-    parameters = model.initialise((1, 8, 8), 3, keyed_generator(0))
+    parameters = model.initialize((1, 8, 8), 3, keyed_generator(0))
     assert set(parameters) == {"1.weight", "3.bias", "head.weight", "head.bias"}
     with torch.no_grad():
         module[1].weight.copy_(parameters["1.weight"])
@@ -247,7 +247,7 @@ def test_what_is_frozen_is_not_learned_and_what_is_tied_is_learned_once() -> Non
 def test_attention_has_second_derivatives() -> None:
     attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = TorchModule(nn.Sequential(nn.Flatten(1, 2), attention, nn.Flatten(), nn.Linear(64, 3)))
-    parameters = model.initialise((1, 8, 8), 3, keyed_generator(0))
+    parameters = model.initialize((1, 8, 8), 3, keyed_generator(0))
     labels = torch.tensor([0, 1, 2, 0, 1])
     gradient, _ = MAML().meta_gradient(model, parameters, Episode(IMAGES, labels, IMAGES, labels))
     assert all(value.isfinite().all() for value in gradient.values())
@@ -280,5 +280,5 @@ class Asks(nn.Module):
 )
 def test_a_module_that_cannot_is_told_in_one_line(module: Callable[[], nn.Module], said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
-        TorchModule(module()).initialise((1, 8, 8), 3, keyed_generator(0))
+        TorchModule(module()).initialize((1, 8, 8), 3, keyed_generator(0))
     assert "\n" not in str(caught.value)

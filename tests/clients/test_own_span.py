@@ -28,7 +28,7 @@ def some_batch(shots: int = 1, queries: int = 1, dtype: torch.dtype = torch.floa
 
 
 def start(model: MLP | LeNet, dtype: torch.dtype = torch.float64) -> Parameters:
-    fresh = model.initialise((1, 28, 28), WAYS, keyed_generator("start"))
+    fresh = model.initialize((1, 28, 28), WAYS, keyed_generator("start"))
     return {name: value.to(dtype) for name, value in fresh.items()}
 
 

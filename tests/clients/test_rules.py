@@ -18,8 +18,8 @@ MODELS: dict[str, Model] = {
     "lenet-softplus": LeNet(filters=3, activation="softplus", weight_bound=None),
     "conv4-batch": Conv4(filters=4),
     "conv4-batch-max": Conv4(filters=4, downsample="max"),
-    "conv4-group": Conv4(filters=4, normalisation="group"),
-    "conv4-none": Conv4(filters=4, normalisation="none"),
+    "conv4-group": Conv4(filters=4, normalization="group"),
+    "conv4-none": Conv4(filters=4, normalization="none"),
     "module": TorchModule(
         nn.Sequential(nn.Conv2d(1, 3, 4, 2), nn.GroupNorm(1, 3), nn.Softplus(), nn.Flatten(), nn.Linear(147, WAYS))
     ),
@@ -35,7 +35,7 @@ rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
 
 def start(model: Model) -> Parameters:
-    fresh = model.initialise((1, SIDE, SIDE), WAYS, keyed_generator("start"))
+    fresh = model.initialize((1, SIDE, SIDE), WAYS, keyed_generator("start"))
     return {name: value.double() for name, value in fresh.items()}
 
 

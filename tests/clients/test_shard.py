@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaleak.clients.datasets import LabelledImages
+from metaleak.clients.datasets import LabeledImages
 from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.shard import Draw, draw, episode, held_out_episode
 
@@ -79,7 +79,7 @@ def test_a_shard_too_small_for_the_task_is_refused(shard: ShardIndices) -> None:
 
 def test_an_episode_is_ordered_by_position() -> None:
     images = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 3, 2, 2) * 20
-    data = LabelledImages(images, torch.arange(12) // 6, ("a", "b"))
+    data = LabeledImages(images, torch.arange(12) // 6, ("a", "b"))
     drawn = Draw(torch.tensor([1, 0]), torch.tensor([[7, 6], [1, 0]]), torch.tensor([[11], [5]]))
     task = episode(data, drawn)
     assert task.support_images.dtype == task.query_images.dtype == torch.float32

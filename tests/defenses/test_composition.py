@@ -1,4 +1,4 @@
-"""Defences together: the same form goes on, the key alone decides, and the last one tells the cost."""
+"""Defenses together: the same form goes on, the key alone decides, and the last one tells the cost."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from metaleak.defenses import (
     NO_NOISE,
     Costed,
-    Defence,
+    Defense,
     GaussianMechanism,
     Modeled,
     Noise,
     Pruning,
-    Quantisation,
+    Quantization,
     RandomSource,
     SecureAggregation,
     Selection,
@@ -30,37 +30,37 @@ SHARED = [
     GaussianMechanism(clip=1, noise_multiplier=1),
     GaussianMechanism(clip=1, epsilon=8, releases=3),
     Pruning(keep=0.3),
-    Quantisation(bits=4),
-    Quantisation(bits=4, stochastic=True),
+    Quantization(bits=4),
+    Quantization(bits=4, stochastic=True),
     Sign(),
     Selection(),
     SecureAggregation(),
 ]
 RANDOM = [one for one in SHARED if isinstance(one, Noise | GaussianMechanism)] + [
-    Quantisation(bits=4, stochastic=True)
+    Quantization(bits=4, stochastic=True)
 ]
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
-def applied(defences, tensors, seed):
+def applied(defenses, tensors, seed):
     random = RandomSource.of(seed)
-    for defence in defences:
-        tensors = defence(tensors, random)
+    for defense in defenses:
+        tensors = defense(tensors, random)
     return tensors
 
 
 @given(
-    defences=st.lists(st.sampled_from(SHARED), min_size=1, max_size=4),
+    defenses=st.lists(st.sampled_from(SHARED), min_size=1, max_size=4),
     shapes=st.lists(SHAPES, max_size=3),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 2**31),
 )
-def test_names_shapes_and_types_stay_and_the_key_decides(defences, shapes, dtype, seed):
+def test_names_shapes_and_types_stay_and_the_key_decides(defenses, shapes, dtype, seed):
     source = torch.Generator().manual_seed(seed)
     tensors = {f"layer{i}": torch.randn(shape, generator=source, dtype=dtype) for i, shape in enumerate(shapes)}
     tensors["head.bias"] = torch.randn(3, generator=source, dtype=torch.float32)
     before = {name: value.clone() for name, value in tensors.items()}
-    once, again = applied(defences, tensors, seed), applied(defences, tensors, seed)
+    once, again = applied(defenses, tensors, seed), applied(defenses, tensors, seed)
     assert list(once) == list(tensors)
     for name, value in tensors.items():
         assert (once[name].shape, once[name].dtype) == (value.shape, value.dtype)
@@ -69,33 +69,33 @@ def test_names_shapes_and_types_stay_and_the_key_decides(defences, shapes, dtype
         assert torch.equal(value, before[name]), "what goes in is not changed"
 
 
-@pytest.mark.parametrize("defence", RANDOM, ids=repr)
-def test_another_key_gives_other_numbers(defence):
+@pytest.mark.parametrize("defense", RANDOM, ids=repr)
+def test_another_key_gives_other_numbers(defense):
     tensors = {"w": torch.randn(50, generator=torch.Generator().manual_seed(0))}
-    assert not torch.equal(applied([defence], tensors, 1)["w"], applied([defence], tensors, 2)["w"])
+    assert not torch.equal(applied([defense], tensors, 1)["w"], applied([defense], tensors, 2)["w"])
 
 
-@pytest.mark.parametrize("defence", [one for one in SHARED if one not in RANDOM], ids=repr)
-def test_a_defence_without_chance_draws_nothing(defence):
+@pytest.mark.parametrize("defense", [one for one in SHARED if one not in RANDOM], ids=repr)
+def test_a_defense_without_chance_draws_nothing(defense):
     random = RandomSource.of(0)
     before = random.generator.get_state()
-    defence({"head.bias": torch.randn(50)}, random)
+    defense({"head.bias": torch.randn(50)}, random)
     assert torch.equal(random.generator.get_state(), before)
     assert torch.equal(random.normal((3,)), RandomSource.of(0).normal((3,)))
 
 
-@pytest.mark.parametrize("defence", SHARED, ids=repr)
-def test_all_of_them_are_defences_and_their_own_configuration(defence):
-    assert isinstance(defence, Defence)
-    assert type(defence)(**defence.model_dump(mode="json")) == defence
-    assert isinstance(defence, Costed) == isinstance(defence, Pruning | Quantisation | Sign | Selection)
+@pytest.mark.parametrize("defense", SHARED, ids=repr)
+def test_all_of_them_are_defenses_and_their_own_configuration(defense):
+    assert isinstance(defense, Defense)
+    assert type(defense)(**defense.model_dump(mode="json")) == defense
+    assert isinstance(defense, Costed) == isinstance(defense, Pruning | Quantization | Sign | Selection)
 
 
-@pytest.mark.parametrize("defence", [one for one in SHARED if isinstance(one, Modeled) and one.noise()], ids=repr)
-def test_a_defence_sends_what_it_says_and_the_noise_that_it_says(defence):
+@pytest.mark.parametrize("defense", [one for one in SHARED if isinstance(one, Modeled) and one.noise()], ids=repr)
+def test_a_defense_sends_what_it_says_and_the_noise_that_it_says(defense):
     tensors = {"head.w": 3 * torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
-    mean, noise = defence.without_noise(tensors)["head.w"], defence.noise()
-    rest = applied([defence], tensors, 1)["head.w"] - mean
+    mean, noise = defense.without_noise(tensors)["head.w"], defense.noise()
+    rest = applied([defense], tensors, 1)["head.w"] - mean
     unit = float(mean.square().mean().sqrt()) if noise.relative else 1.0
     if noise == NO_NOISE:
         assert float(rest.abs().max()) == 0
@@ -106,8 +106,8 @@ def test_a_defence_sends_what_it_says_and_the_noise_that_it_says(defence):
         assert float(rest.abs().mean() / rest.std()) == pytest.approx(ratio, rel=0.02)
 
 
-def test_a_defence_that_is_random_in_another_way_says_so():
-    assert Quantisation(bits=4, stochastic=True).noise() is None
+def test_a_defense_that_is_random_in_another_way_says_so():
+    assert Quantization(bits=4, stochastic=True).noise() is None
     assert noise_of(SecureAggregation()) is None
 
 
@@ -118,7 +118,7 @@ def test_the_order_matters():
     assert applied([sign, pruning], tensors, 0)["w"].tolist() == [2.5, 2.5, 0.0, 0.0]
 
 
-def test_the_last_defence_tells_the_cost_of_all():
+def test_the_last_defense_tells_the_cost_of_all():
     shapes = {"body": (90,), "head.bias": (10,)}
     assert bytes_sent([], shapes) == 400
     assert bytes_sent([Noise(place="support"), SecureAggregation()], shapes) == 400
@@ -139,7 +139,7 @@ def test_secure_aggregation_leaves_a_learners_tensors_alone():
         ("noise", {"scale": 0.5}, Noise(scale=0.5)),
         ("gaussian", {"clip": 1, "epsilon": 8}, GaussianMechanism(clip=1, epsilon=8)),
         ("pruning", {"keep": 0.1}, Pruning(keep=0.1)),
-        ("quantisation", {"bits": 4}, Quantisation(bits=4)),
+        ("quantization", {"bits": 4}, Quantization(bits=4)),
         ("sign", {}, Sign()),
         ("selection", {"names": ["head.*"]}, Selection()),
         ("secure-aggregation", {}, SecureAggregation()),
@@ -147,23 +147,23 @@ def test_secure_aggregation_leaves_a_learners_tensors_alone():
 )
 def test_an_experiment_file_names_each_and_can_be_written_out(name, settings, made):
     plugin = Plugin(name=name, **settings)
-    assert plugin.build("defences") == made
-    assert Plugin(**plugin.resolved("defences")).build("defences") == made
+    assert plugin.build("defenses") == made
+    assert Plugin(**plugin.resolved("defenses")).build("defenses") == made
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"name": "gaussian", "clip": 1}, "defences.0.epsilon: give either epsilon, for the whole run, or"),
+        ({"name": "gaussian", "clip": 1}, "defenses.0.epsilon: give either epsilon, for the whole run, or"),
         (
             {"name": "gaussian", "clip": 1, "noise_multiplier": 1, "releases": 2},
-            "defences.0.releases: is for",
+            "defenses.0.releases: is for",
         ),
-        ({"name": "noise", "place": "aggregate"}, "defences.0.place"),
-        ({"name": "quantisation", "bits": 40}, "defences.0.bits"),
+        ({"name": "noise", "place": "aggregate"}, "defenses.0.place"),
+        ({"name": "quantization", "bits": 40}, "defenses.0.bits"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(wrong, says):
     with pytest.raises(ValueError, match=says) as caught:
-        experiment_from({"defences": [wrong]}, "file.yaml")
+        experiment_from({"defenses": [wrong]}, "file.yaml")
     assert "\n" not in str(caught.value)

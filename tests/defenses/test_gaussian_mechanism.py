@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import kstest
 
-from metaleak.defenses import Accounted, Costed, Defence, GaussianMechanism, RandomSource, gaussian_epsilon
+from metaleak.defenses import Accounted, Costed, Defense, GaussianMechanism, RandomSource, gaussian_epsilon
 from metaleak.defenses.gaussian_mechanism import clipped
 
 
@@ -22,9 +22,9 @@ def flat(tensors):
     return torch.cat([value.flatten().to(torch.float64) for value in tensors.values()])
 
 
-def test_it_is_a_defence_with_a_guarantee_and_dense():
+def test_it_is_a_defense_with_a_guarantee_and_dense():
     mechanism = GaussianMechanism(clip=1, noise_multiplier=1)
-    assert isinstance(mechanism, Defence)
+    assert isinstance(mechanism, Defense)
     assert isinstance(mechanism, Accounted)
     assert not isinstance(mechanism, Costed)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import kstest
 
-from metaleak.defenses import Defence, Noise, RandomSource
+from metaleak.defenses import Defense, Noise, RandomSource
 
 PLACES = ["support", "query", "inner", "shared"]
 
@@ -17,8 +17,8 @@ def source(seed=0):
     return RandomSource.of(seed)
 
 
-def test_it_is_a_defence():
-    assert isinstance(Noise(), Defence)
+def test_it_is_a_defense():
+    assert isinstance(Noise(), Defense)
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
@@ -52,8 +52,8 @@ def test_the_law_is_the_one_that_is_named(law, distribution):
 @given(place=st.sampled_from(PLACES), law=st.sampled_from(["gaussian", "laplace"]), seed=st.integers(0, 2**31))
 def test_names_shapes_and_types_stay_and_the_key_decides(place, law, seed):
     tensors = {"a": torch.ones(3, 2, dtype=torch.float64), "b": torch.ones(4)}
-    defence = Noise(place=place, law=law, scale=1.0)
-    once, again = defence(tensors, source(seed)), defence(tensors, source(seed))
+    defense = Noise(place=place, law=law, scale=1.0)
+    once, again = defense(tensors, source(seed)), defense(tensors, source(seed))
     assert list(once) == list(tensors)
     for name, value in tensors.items():
         assert (once[name].shape, once[name].dtype) == (value.shape, value.dtype)

@@ -42,7 +42,7 @@ def test_torch_itself_keeps_32_bits_of_a_seed():
 def test_no_two_of_a_million_keys_of_a_run_are_the_same():
     """1 000 learners in 1 000 rounds; of seeds of 32 bits about 116 pairs would be."""
     keys = {
-        RandomSource.of(0, round, learner, "defence", 0, 0).key for round in range(1000) for learner in range(1000)
+        RandomSource.of(0, round, learner, "defense", 0, 0).key for round in range(1000) for learner in range(1000)
     }
     assert len(keys) == 10**6
 
@@ -104,5 +104,5 @@ def test_the_noise_of_the_gaussian_mechanism_is_not_found_by_trying_seeds():
         narrow = torch.Generator().manual_seed(seed)
         noise = mechanism.standard_deviation * torch.randn(300, generator=narrow, dtype=torch.float64)
         assert found_by_search(gradient["w"] / 300**0.5 + noise, 1, mechanism.standard_deviation) == [seed]
-    sent = mechanism(gradient, RandomSource.of(0, 1, 7, "defence", 0, 0))["w"]
+    sent = mechanism(gradient, RandomSource.of(0, 1, 7, "defense", 0, 0))["w"]
     assert not found_by_search(sent, 1, mechanism.standard_deviation)

@@ -46,23 +46,23 @@ def test_both_are_in_the_leaderboard_under_their_names(rows):
         ("mlp", "likeness", "query", "nothing"),
         ("mlp", "likeness", "support", "nothing"),
     }
-    assert [json.loads(row["defences"]) for row in done[::2]] == [
+    assert [json.loads(row["defenses"]) for row in done[::2]] == [
         [],
         [{"name": "thinned", "place": "shared", "part": 0.5}],
         [{"name": "thinned", "place": "shared", "part": 0.1}],
     ]
 
 
-def test_the_defences_strength_is_shown_as_its_scale(rows):
+def test_the_defenses_strength_is_shown_as_its_scale(rows):
     done = [row for row in rows if row["status"] == "done" and row["asks"] == "query"]
-    assert [(row["defence"], row["scale"]) for row in done] == [
+    assert [(row["defense"], row["scale"]) for row in done] == [
         ("undefended", ""),
         ("shared thinned (part)", "0.5"),
         ("shared thinned (part)", "0.1"),
     ]
 
 
-def test_the_attack_finds_members_and_the_defence_hides_some(rows):
+def test_the_attack_finds_members_and_the_defense_hides_some(rows):
     bare, half, most = (row["auc"] for row in rows if row["model"] == "mlp" and row["asks"] == "query")
     assert bare > 0.6
     assert most < bare, (bare, half, most)

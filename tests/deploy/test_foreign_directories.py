@@ -197,7 +197,7 @@ NAMING = {
     "data": {"data": "{module}:Data"},
     "model": {"model": {"name": "{module}:MLP", "hidden": [8]}},
     "rule": {"rule": "{module}:Rule"},
-    "defences.0": {"defences": "{module}:Noise"},
+    "defenses.0": {"defenses": "{module}:Noise"},
     "attacks.0": {"attacks": [{"name": "subprocess:Popen", "args": ["touch", "ran"]}]},
 }
 

@@ -29,15 +29,15 @@ LEARNERS = list(range(12))
 SMALL = {"stand_ins": 2, "samples": 300, "shadows": 12}
 
 
-def federation(model=None, rule=None, defences=()):
+def federation(model=None, rule=None, defenses=()):
     return Federation(
         seed=3,
         data=EmbeddedMNIST(),
         task=TaskShape(ways=5, shots=2, queries=3),
         partition=Partition(learners=len(LEARNERS), held_out=0.4),
-        model=model or Conv4(filters=8, normalisation="none"),
+        model=model or Conv4(filters=8, normalization="none"),
         rule=rule or MAML(),
-        defences=defences,
+        defenses=defenses,
     )
 
 
@@ -56,7 +56,7 @@ def observed(world: Federation) -> Observation:
         classes=held_classes(world, LEARNERS, 1),
         own_images=pixels(world, own),
         own_labels=world.images().labels[own],
-        defences=world.defences,
+        defenses=world.defenses,
     )
 
 
@@ -81,9 +81,9 @@ def auc(attack: Alignment, world: Federation, observation: Observation) -> float
     return evaluate(scores.numpy(), truth.member.numpy(), resamples=1).auc.value
 
 
-@pytest.mark.parametrize("normalisation", ["none", "group"])
-def test_the_mean_contribution_is_the_meta_gradient_of_a_first_order_rule(normalisation):
-    world = federation(Conv4(filters=8, normalisation=normalisation), first_order_maml())
+@pytest.mark.parametrize("normalization", ["none", "group"])
+def test_the_mean_contribution_is_the_meta_gradient_of_a_first_order_rule(normalization):
+    world = federation(Conv4(filters=8, normalization=normalization), first_order_maml())
     learner = world.learner(0)
     episode, parameters = learner.episode(1), world.initial_parameters()
     support = episode.support_images.reshape(1, 5, 2, 1, 28, 28)
@@ -95,9 +95,9 @@ def test_the_mean_contribution_is_the_meta_gradient_of_a_first_order_rule(normal
     torch.testing.assert_close(parts.mean(dim=0), whole, rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_normalised_model_is_taken_apart_at_the_batch_that_is_its_reference():
-    model = Conv4(filters=8, normalisation="batch")
-    parameters = model.initialise((1, 28, 28), 5, torch.Generator().manual_seed(0))
+def test_a_batch_normalized_model_is_taken_apart_at_the_batch_that_is_its_reference():
+    model = Conv4(filters=8, normalization="batch")
+    parameters = model.initialize((1, 28, 28), 5, torch.Generator().manual_seed(0))
     images = torch.rand((6, 1, 28, 28), generator=torch.Generator().manual_seed(1))
     single = model.decoupled(parameters, images)
     torch.testing.assert_close(single(parameters, images), model(parameters, images))
@@ -191,7 +191,7 @@ def test_a_discriminant_returns_the_log_ratio_of_two_normal_laws():
 def test_shadows_send_what_learners_with_their_images_would(observation, world):
     noise = Noise(place="shared", scale=0.5)
     own = OwnImages.of(observation)
-    told = replace(observation, defences=(noise,))
+    told = replace(observation, defenses=(noise,))
     shadows = shadow_learners(told, own, 5, RandomSource.of(0))
     assert shadows.classes.tolist() == observation.classes[:5].tolist()
     labels = torch.arange(5)
@@ -219,18 +219,18 @@ def test_support_members_are_found_by_who_knows_the_query_set(observation, world
     assert auc(Alignment(asks="support", knows="other", **SMALL), world, told) > 0.65
 
 
-def test_query_members_are_found_through_batch_normalisation():
-    world = federation(Conv4(filters=8, normalisation="batch"))
+def test_query_members_are_found_through_batch_normalization():
+    world = federation(Conv4(filters=8, normalization="batch"))
     assert auc(Alignment(**SMALL), world, observed(world)) > 0.7
 
 
-def test_who_knows_the_defence_finds_more():
-    world = federation(defences=(Noise(place="shared", scale=1.0),))
+def test_who_knows_the_defense_finds_more():
+    world = federation(defenses=(Noise(place="shared", scale=1.0),))
     seen = observed(world)
-    naive = replace(seen, defences=None)
+    naive = replace(seen, defenses=None)
     told = auc(Alignment(**SMALL), world, seen)
     assert told > 0.55
-    assert told > auc(Alignment(knows_defences=False, **SMALL), world, naive)
+    assert told > auc(Alignment(knows_defenses=False, **SMALL), world, naive)
 
 
 def test_a_target_is_scored_by_itself(observation, world):
@@ -258,11 +258,11 @@ def test_what_is_assumed_and_missing_is_named(observation, world, missing):
 
 
 def test_the_threat_model_is_declared():
-    assert Alignment().assumes == {"labels", "classes", "own images", "defences"}
-    assert Alignment(knows_defences=False).assumes == {"labels", "classes", "own images"}
+    assert Alignment().assumes == {"labels", "classes", "own images", "defenses"}
+    assert Alignment(knows_defenses=False).assumes == {"labels", "classes", "own images"}
 
 
-def test_scores_are_finite_when_nothing_can_be_learnt(observation, world):
+def test_scores_are_finite_when_nothing_can_be_learned(observation, world):
     _, targets = questions(world)
     zeros = replace(observation, gradients={name: torch.zeros_like(v) for name, v in observation.gradients.items()})
     scores = Alignment(**SMALL)(zeros, targets, seed=0).scores

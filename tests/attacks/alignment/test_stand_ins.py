@@ -25,7 +25,7 @@ def own():
 @pytest.fixture(scope="module")
 def observation():
     model, rule = MLP(hidden=(16,)), MAML()
-    parameters = model.initialise((1, 28, 28), WAYS, torch.Generator().manual_seed(0))
+    parameters = model.initialize((1, 28, 28), WAYS, torch.Generator().manual_seed(0))
     none = {name: torch.zeros(1, *value.shape) for name, value in parameters.items()}
     return Observation(model, rule, parameters, none, WAYS, SHOTS, QUERIES)
 

@@ -34,7 +34,7 @@ def test_a_bound_exceeds_the_truth_in_at_most_one_trial_of_twenty(bound, apart):
 
 @pytest.mark.parametrize("bound", [epsilon_lower_bound, one_run_lower_bound])
 def test_a_bound_is_wrong_no_oftener_than_it_may_be_and_not_never(bound):
-    """Randomised response: every test of it reaches its epsilon, so that every error of a bound shows."""
+    """Randomized response: every test of it reaches its epsilon, so that every error of a bound shows."""
     true, trials = 1.0, 200
     random = np.random.default_rng(3)
     right = np.exp(true) / (1 + np.exp(true))

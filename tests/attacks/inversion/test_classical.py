@@ -41,7 +41,7 @@ def digits():
 def make_observation(model, rule):
     images = digits()[: LEARNERS * 2 * WAYS].reshape(LEARNERS, 2, WAYS, *SHAPE)
     support, query = images[:, 0], images[:, 1]
-    parameters = model.initialise(SHAPE, WAYS, torch.Generator().manual_seed(0))
+    parameters = model.initialize(SHAPE, WAYS, torch.Generator().manual_seed(0))
     labels = torch.arange(WAYS)
 
     def gradient(support, query):
@@ -134,10 +134,10 @@ def test_an_answer_does_not_depend_on_the_targets_beside_it(lenet, preset):
     assert not torch.allclose(attack(observation, asked, seed=2).scores, together.scores, rtol=1e-3)
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "momentum", "lbfgs"])
-def test_total_variation_smooths_what_is_reconstructed(lenet, optimiser):
+@pytest.mark.parametrize("optimizer", ["adam", "momentum", "lbfgs"])
+def test_total_variation_smooths_what_is_reconstructed(lenet, optimizer):
     observation, query = lenet
-    settings = {"knows": "other", "iterations": 40, "optimiser": optimiser}
+    settings = {"knows": "other", "iterations": 40, "optimizer": optimizer}
     rough, smooth = (
         cosine_tv_attack(total_variation=weight, **settings)(observation, targets_of(query), seed=1).reconstructions
         for weight in (0.0, 10.0)
@@ -148,7 +148,7 @@ def test_total_variation_smooths_what_is_reconstructed(lenet, optimiser):
 def test_membership_from_the_target_takes_the_new_settings_too():
     """A held target with total variation, L-BFGS, signs: in pixels, and boxed, for a dense first layer as well."""
     observation, query = make_observation(MLP(hidden=(8,)), MAML())
-    for settings in ({"optimiser": "lbfgs"}, {"signed": True}, {"decay": "steps"}):
+    for settings in ({"optimizer": "lbfgs"}, {"signed": True}, {"decay": "steps"}):
         attack = query_attack(total_variation=0.01, fit=5, iterations=5, **settings)
         answers = attack(observation, targets_of(query), seed=1)
         assert answers.scores.isfinite().all()
@@ -159,14 +159,14 @@ def test_membership_from_the_target_takes_the_new_settings_too():
 def test_lbfgs_holds_the_target_until_it_is_released(lenet):
     observation, query = lenet
     asked = targets_of(query)
-    held = query_attack(optimiser="lbfgs", decision="distance", fit=20, iterations=1)(observation, asked, seed=1)
-    free = query_attack(optimiser="lbfgs", decision="distance", fit=0, iterations=21)(observation, asked, seed=1)
+    held = query_attack(optimizer="lbfgs", decision="distance", fit=20, iterations=1)(observation, asked, seed=1)
+    free = query_attack(optimizer="lbfgs", decision="distance", fit=0, iterations=21)(observation, asked, seed=1)
     # One evaluation only begins the second phase: the released target has not moved yet.
     assert (held.statistics["distance"] == 0).all()
     assert (free.statistics["distance"] > 0).all()
 
 
-def test_total_variation_is_the_mean_difference_of_neighbours():
+def test_total_variation_is_the_mean_difference_of_neighbors():
     """A ramp of 0.3 to the right and 0.2 down, and a single bright pixel inside: both sums are known."""
     rows, columns = torch.arange(5, dtype=torch.float64)[:, None], torch.arange(7, dtype=torch.float64)
     ramp = (0.2 * rows + 0.3 * columns)[None, None]
@@ -211,7 +211,7 @@ def test_a_random_start_is_its_learners_own():
         ({"start": "random"}, "fit 0 and decision 'distance'"),
         ({"start": "random", "fit": 0, "decision": "class"}, "fit 0 and decision 'distance'"),
         ({"decision": "fit", "fit": 0}, "fit is 0"),
-        ({"optimiser": "lbfgs", "signed": True}, "signed does not go with"),
+        ({"optimizer": "lbfgs", "signed": True}, "signed does not go with"),
         ({"total_variation": -1.0}, "total_variation"),
     ],
 )

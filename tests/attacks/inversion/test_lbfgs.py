@@ -11,7 +11,7 @@ TARGETS, SIZE = 6, 12
 
 
 def problems(targets=TARGETS):
-    """Regularised logistic regressions of very different scale: strictly convex, not quadratic."""
+    """Regularized logistic regressions of very different scale: strictly convex, not quadratic."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn((targets, 40, SIZE), generator=generator, dtype=torch.float64)
     features = features * torch.logspace(-1, 1, SIZE, dtype=torch.float64)

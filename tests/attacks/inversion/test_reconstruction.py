@@ -70,7 +70,7 @@ def make_world(model=None, rule=None):
     support = draw(classes).reshape(LEARNERS, WAYS, 1, 28, 28)
     query = draw(classes).reshape(LEARNERS, WAYS, 1, 28, 28)
     outsiders = draw(classes[torch.arange(LEARNERS), positions])
-    parameters = model.initialise((1, 28, 28), WAYS, generator)
+    parameters = model.initialize((1, 28, 28), WAYS, generator)
     labels = torch.arange(WAYS)
 
     def gradient(support, query):
@@ -200,7 +200,7 @@ def test_query_attack_holds_on_sigmoid_convolutions():
 def test_the_fit_around_a_held_target_tells_members_on_sigmoid_convolutions():
     """L-BFGS explains nearly all of a gradient, but not around an image that had no part in it."""
     small = make_world(model=LeNet(activation="sigmoid"), rule=MAML(inner_rate=0.01))
-    attack = query_attack(layers="each", optimiser="lbfgs", decision="fit", fit=80, iterations=1, chunk=20)
+    attack = query_attack(layers="each", optimizer="lbfgs", decision="fit", fit=80, iterations=1, chunk=20)
     answers = attack(small.observation, small.targets("query"), seed=1)
     assert torch.allclose(answers.scores, -(answers.statistics["fit_loss"] + 1e-12).log())
     assert auc(answers.scores) >= 0.9
@@ -217,12 +217,12 @@ def test_a_blurred_start_is_an_image_of_its_own_learner_and_seed():
     assert len({image.sum().item() for image in start[0]}) == 3
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "momentum"])
-def test_the_target_is_held_until_it_is_released(world, optimiser):
+@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
+def test_the_target_is_held_until_it_is_released(world, optimizer):
     targets = world.targets("query")
     few = Targets(targets.images[:3], targets.rows[:3], targets.positions[:3])
-    held = query_attack(optimiser=optimiser, fit=20, iterations=1, rate=0.05)(world.observation, few, seed=1)
-    free = query_attack(optimiser=optimiser, fit=0, iterations=21, rate=0.05)(world.observation, few, seed=1)
+    held = query_attack(optimizer=optimizer, fit=20, iterations=1, rate=0.05)(world.observation, few, seed=1)
+    free = query_attack(optimizer=optimizer, fit=0, iterations=21, rate=0.05)(world.observation, few, seed=1)
     assert (held.statistics["distance"] < free.statistics["distance"] / 2).all()
 
 
@@ -282,7 +282,7 @@ def test_derivatives_of_the_matching_loss_hold_against_finite_differences(loss, 
     """Third derivatives of the network: those of the matching loss with respect to the dummy's pixels."""
     generator = torch.Generator().manual_seed(3)
     model, labels = MLP(hidden=(7, 6), activation="tanh"), torch.arange(2)
-    parameters = {name: value.double() for name, value in model.initialise((1, 3, 3), 2, generator).items()}
+    parameters = {name: value.double() for name, value in model.initialize((1, 3, 3), 2, generator).items()}
     observed = {name: torch.randn(value.shape, generator=generator).double() for name, value in parameters.items()}
     query = torch.rand((2, 1, 3, 3), generator=generator).double()
 
@@ -350,10 +350,10 @@ def test_auto_takes_as_many_targets_at_a_time_as_fit_and_no_more_than_128():
 
 
 def test_large_images_are_inverted_few_at_a_time():
-    """Colour images of 84 x 84 and the four-block network, by a factor in the memory of one."""
+    """Color images of 84 x 84 and the four-block network, by a factor in the memory of one."""
     shape, generator = (3, 84, 84), torch.Generator().manual_seed(0)
     model = Conv4(filters=8)
-    parameters = model.initialise(shape, 2, generator)
+    parameters = model.initialize(shape, 2, generator)
     gradients = {name: torch.randn((1, *value.shape), generator=generator) for name, value in parameters.items()}
     observation = Observation(model, MAML(), parameters, gradients, 2, 1, 1)
     targets = Targets(
@@ -399,9 +399,9 @@ def test_part_by_part_the_answers_are_those_to_all(world, attack):
     ("model", "attack"),
     [
         (MLP(hidden=(8,)), query_attack(fit=2, iterations=2)),
-        (MLP(hidden=(8,)), support_attack(fit=2, iterations=2, optimiser="lbfgs")),
+        (MLP(hidden=(8,)), support_attack(fit=2, iterations=2, optimizer="lbfgs")),
         (MLP(hidden=(8,)), query_attack(fit=2, iterations=2, total_variation=0.1, knows="nothing")),
-        (LeNet(filters=2), query_attack(fit=1, iterations=1, optimiser="momentum")),
+        (LeNet(filters=2), query_attack(fit=1, iterations=1, optimizer="momentum")),
         (LeNet(filters=2), cosine_tv_attack(iterations=2)),
         (LeNet(filters=2), dlg_attack(iterations=2)),
     ],

@@ -17,7 +17,7 @@ from metaleak.clients.rules import MAML, Reptile
 def world(hidden=(12, 9), bias=True, activation="relu"):
     generator = torch.Generator().manual_seed(3)
     model = MLP(hidden=hidden, bias=bias, activation=activation)
-    parameters = {name: value.double() for name, value in model.initialise((1, 5, 6), 3, generator).items()}
+    parameters = {name: value.double() for name, value in model.initialize((1, 5, 6), 3, generator).items()}
     support, query = torch.rand(2, 3, 1, 5, 6, generator=generator, dtype=torch.float64)
     return model, parameters, support, query, torch.arange(3)
 
@@ -74,7 +74,7 @@ from metaleak.attacks.span.predicted_coefficients import support_direction
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML
 model, images = MLP(hidden=(4,)), torch.rand(2, 1, 3, 3)
-parameters = model.initialise((1, 3, 3), 2, torch.Generator().manual_seed(0))
+parameters = model.initialize((1, 3, 3), 2, torch.Generator().manual_seed(0))
 warnings.simplefilter("error")
 support_direction(model, MAML(), parameters, parameters, images, torch.arange(2))
 """
@@ -93,7 +93,7 @@ class TwoBranches:
     def input_weight(self):
         return "in.weight"
 
-    def initialise(self, image_shape, ways, generator):
+    def initialize(self, image_shape, ways, generator):
         shapes = {"in.weight": (8, 30), "in.bias": (8,), "head.square": (ways, 4), "head.plain": (ways, 4)}
         return {name: torch.randn(shape, generator=generator) / 4 for name, shape in shapes.items()}
 
@@ -116,7 +116,7 @@ def loss_at(model, parameters, bias, image, position):
 def test_directions_are_derivatives_by_the_layers_bias(model):
     _, _, support, _, labels = world()
     generator = torch.Generator().manual_seed(1)
-    parameters = {name: value.double() for name, value in model.initialise((1, 5, 6), 3, generator).items()}
+    parameters = {name: value.double() for name, value in model.initialize((1, 5, 6), 3, generator).items()}
     outer = {name: torch.randn(value.shape, generator=generator).double() for name, value in parameters.items()}
     name = model.input_weight.replace("weight", "bias")
 
@@ -138,7 +138,7 @@ def test_without_a_known_activation_a_unit_is_active_where_a_logit_depends_on_it
     model, (_, _, support, *_) = TwoBranches(), world()
     parameters = {
         name: value.double()
-        for name, value in model.initialise((1, 5, 6), 3, torch.Generator().manual_seed(1)).items()
+        for name, value in model.initialize((1, 5, 6), 3, torch.Generator().manual_seed(1)).items()
     }
     before = support.flatten(1) @ parameters["in.weight"].mT + parameters["in.bias"]
     expected = torch.cat([torch.ones(3, 4), (before[:, 4:] > 0)], dim=1).double()

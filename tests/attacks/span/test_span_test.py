@@ -22,7 +22,7 @@ LEARNERS = list(range(6))
 
 
 @functools.cache
-def federation(defences=(), model=None, rule=None):
+def federation(defenses=(), model=None, rule=None):
     """Learners of 5-way 3-shot 4-query tasks: 35 images, against 64 units."""
     return Federation(
         seed=1,
@@ -31,13 +31,13 @@ def federation(defences=(), model=None, rule=None):
         partition=Partition(learners=6),
         model=model or MLP(hidden=(64, 64)),
         rule=rule or MAML(),
-        defences=defences,
+        defenses=defenses,
     )
 
 
 @functools.cache
-def observe(defences=(), model=None, rule=None):
-    made = federation(defences, model, rule)
+def observe(defenses=(), model=None, rule=None):
+    made = federation(defenses, model, rule)
     parameters = made.initial_parameters()
     gradients, _ = cohort_meta_gradients(made.learners(LEARNERS), parameters, 1)
     own = made.split().held_out
@@ -49,7 +49,7 @@ def observe(defences=(), model=None, rule=None):
         *(5, 3, 4),
         own_images=pixels(made, own),
         own_labels=made.images().labels[own],
-        defences=defences,
+        defenses=defenses,
     )
 
 
@@ -64,9 +64,9 @@ def auc(scores, member):
     return float(((inside[:, None] > outside) + 0.5 * (inside[:, None] == outside)).double().mean())
 
 
-def found(asks, defences=(), model=None, rule=None, **settings):
+def found(asks, defenses=(), model=None, rule=None, **settings):
     targets, member = asked(asks)
-    answers = SpanTest(asks=asks, **settings)(observe(defences, model, rule), targets, seed=0)
+    answers = SpanTest(asks=asks, **settings)(observe(defenses, model, rule), targets, seed=0)
     return auc(answers.scores, member), auc(-answers.statistics["outside"], member)
 
 
@@ -77,7 +77,7 @@ def noise(place, scale):
 def test_it_is_an_attack_that_says_what_it_assumes():
     assert isinstance(SpanTest(), Attack)
     assert SpanTest().assumes == frozenset()
-    assert SpanTest(knows_defences=True).assumes == {"defences", "own images"}
+    assert SpanTest(knows_defenses=True).assumes == {"defenses", "own images"}
     assert SpanTest(**SpanTest(asks="support").model_dump()) == SpanTest(asks="support")
     with pytest.raises(ValidationError, match="coefficients"):
         SpanTest(coefficients="none")
@@ -118,7 +118,7 @@ def test_scaling_the_gradient_changes_nothing():
         assert torch.allclose(plain, other, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("settings", [{}, {"coefficients": "free"}, {"asks": "support"}, {"knows_defences": True}])
+@pytest.mark.parametrize("settings", [{}, {"coefficients": "free"}, {"asks": "support"}, {"knows_defenses": True}])
 def test_permuting_learners_and_targets_permutes_scores(settings):
     observation, (targets, _) = observe(noise("query", 0.3)), asked("query")
     scores = SpanTest(**settings)(observation, targets, seed=0).scores
@@ -141,7 +141,7 @@ def test_under_noise_it_beats_the_threshold_on_the_distance():
 def test_the_law_of_noisy_images_finds_what_the_span_alone_does_not():
     for asks in ("query", "support"):
         both = noise("query", 0.3) + noise("support", 0.3)
-        adaptive, threshold = found(asks, both, knows_defences=True)
+        adaptive, threshold = found(asks, both, knows_defenses=True)
         assert adaptive > 0.95
         assert 1 - adaptive < (1 - threshold) / 3
         assert adaptive > found(asks, both)[0] + 0.1
@@ -201,8 +201,8 @@ def test_a_learner_that_sends_nothing_of_the_layer_says_nothing():
 
 
 def test_a_guarantee_is_used_by_its_deviation():
-    defences = (GaussianMechanism(clip=1e6, noise_multiplier=1e-10),)
-    assert found("query", defences, knows_defences=True)[0] == pytest.approx(found("query", defences)[0], abs=0.01)
+    defenses = (GaussianMechanism(clip=1e6, noise_multiplier=1e-10),)
+    assert found("query", defenses, knows_defenses=True)[0] == pytest.approx(found("query", defenses)[0], abs=0.01)
 
 
 def test_one_learner_alone_is_attacked_too():
@@ -223,7 +223,7 @@ def test_progress_counts_learners():
     assert calls == [(done, 6) for done in range(1, 7)]
 
 
-@pytest.mark.parametrize("model", [LeNet(filters=2), Conv4(filters=2, normalisation="none")])
+@pytest.mark.parametrize("model", [LeNet(filters=2), Conv4(filters=2, normalization="none")])
 def test_models_without_a_dense_first_layer_are_refused(model):
     with pytest.raises(ValueError, match=f"needs a dense first layer, {type(model).__name__} has none"):
         SpanTest()(dataclasses.replace(observe(), model=model), asked("query")[0], 0)
@@ -235,11 +235,11 @@ def test_what_does_not_fit_is_named():
         SpanTest()(observation, dataclasses.replace(targets, images=targets.images[:, :, ::2, ::2]), 0)
     with pytest.raises(ValueError, match=r"outside \[0, 6\)"):
         SpanTest()(observation, dataclasses.replace(targets, rows=targets.rows + 6), 0)
-    with pytest.raises(ValueError, match="observation's defences, which are None"):
-        SpanTest(knows_defences=True)(dataclasses.replace(observation, defences=None), targets, 0)
+    with pytest.raises(ValueError, match="observation's defenses, which are None"):
+        SpanTest(knows_defenses=True)(dataclasses.replace(observation, defenses=None), targets, 0)
     blind = dataclasses.replace(observe(noise("query", 0.3)), own_images=None)
     with pytest.raises(ValueError, match="observation's own_images, which are None"):
-        SpanTest(knows_defences=True)(blind, targets, 0)
+        SpanTest(knows_defenses=True)(blind, targets, 0)
 
 
 def test_a_mean_that_stands_in_every_row_is_scored_as_the_one_gradient_that_it_is():
@@ -260,7 +260,7 @@ class Squares:
     def input_weight(self):
         return "in.weight"
 
-    def initialise(self, image_shape, ways, generator):
+    def initialize(self, image_shape, ways, generator):
         shapes = {"in.weight": (64, 784), "in.bias": (64,), "head.weight": (ways, 64)}
         return {name: torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for name, shape in shapes.items()}
 
@@ -276,7 +276,7 @@ def test_it_works_on_a_model_of_ones_own_that_names_its_input_weight(asks, coeff
     assert found(asks, model=Squares(), coefficients=coefficients)[0] > 0.99
 
 
-def test_the_noise_that_a_defence_of_ones_own_promises_is_used():
+def test_the_noise_that_a_defense_of_ones_own_promises_is_used():
     class Own:
         place = "shared"
 
@@ -292,8 +292,8 @@ def test_the_noise_that_a_defence_of_ones_own_promises_is_used():
     targets, _ = asked("query")
     seen = observe((GaussianMechanism(clip=1e6, noise_multiplier=5e-10),))
     own, ours = (
-        SpanTest(knows_defences=True)(dataclasses.replace(seen, defences=defences), targets, 0).scores
-        for defences in ((Own(),), seen.defences)
+        SpanTest(knows_defenses=True)(dataclasses.replace(seen, defenses=defenses), targets, 0).scores
+        for defenses in ((Own(),), seen.defenses)
     )
     assert torch.equal(own, ours)
     assert not torch.equal(own, SpanTest()(seen, targets, 0).scores)
@@ -305,7 +305,7 @@ def test_it_applies_to_dense_first_layers_only():
     assert not SpanTest().applies_to(LeNet())
 
 
-@pytest.mark.parametrize("settings", [{}, {"coefficients": "free"}, {"asks": "support"}, {"knows_defences": True}])
+@pytest.mark.parametrize("settings", [{}, {"coefficients": "free"}, {"asks": "support"}, {"knows_defenses": True}])
 def test_it_makes_its_tensors_where_its_inputs_are(settings):
     """Made by default where no numbers are, what it makes itself would show in its answers or fail."""
     test = SpanTest(**settings)

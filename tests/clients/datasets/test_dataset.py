@@ -13,14 +13,14 @@ from metaleak.clients.datasets import (
     EmbeddedMNIST,
     FashionMNIST,
     ImageFolder,
-    LabelledImages,
+    LabeledImages,
     Omniglot,
 )
 
 
-def test_labelled_images_must_fit_together() -> None:
+def test_labeled_images_must_fit_together() -> None:
     images, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1])
-    data = LabelledImages(images, labels, ("a", "b"), frozenset({1}))
+    data = LabeledImages(images, labels, ("a", "b"), frozenset({1}))
     assert data.image_shape == (1, 2, 2)
     for wrong, message in [
         ((images.float(), labels, ("a", "b")), "images must be uint8"),
@@ -33,7 +33,7 @@ def test_labelled_images_must_fit_together() -> None:
         ((images, labels, ("a", "b"), frozenset({2})), "held-out class 2"),
     ]:
         with pytest.raises(ValueError, match=message):
-            LabelledImages(*wrong)  # type: ignore[arg-type]
+            LabeledImages(*wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from metaleak.clients.datasets import (
     MNIST,
     Digits,
     EmbeddedMNIST,
-    LabelledImages,
+    LabeledImages,
 )
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> LabeledImages:
     """The embedded set, parsed once; loading it again from its cache gives the same."""
     with pytest.MonkeyPatch.context() as patch:
         cache = tmp_path_factory.mktemp("embedded")
@@ -26,14 +26,14 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
     return data
 
 
-def test_embedded_mnist_has_all_digits(embedded: LabelledImages) -> None:
+def test_embedded_mnist_has_all_digits(embedded: LabeledImages) -> None:
     assert embedded.images.shape == (5000, 1, 28, 28)
     assert torch.bincount(embedded.labels).tolist() == [500] * 10
     assert (int(embedded.images.min()), int(embedded.images.max())) == (0, 255)
     assert embedded.held_out_classes == frozenset()
 
 
-def test_digits_use_all_grey_levels() -> None:
+def test_digits_use_all_gray_levels() -> None:
     data = Digits().load()
     assert data.images.shape == (1797, 1, 8, 8)
     assert len(set(data.images.flatten().tolist())) == 17
@@ -41,7 +41,7 @@ def test_digits_use_all_grey_levels() -> None:
     assert data.labels[:10].tolist() == list(range(10))
 
 
-def test_embedded_mnist_is_part_of_mnist(shared_data: Path, embedded: LabelledImages) -> None:
+def test_embedded_mnist_is_part_of_mnist(shared_data: Path, embedded: LabeledImages) -> None:
     whole = MNIST(data_dir=shared_data).load()
     known = {
         (image.tobytes(), label) for image, label in zip(whole.images.numpy(), whole.labels.tolist(), strict=True)

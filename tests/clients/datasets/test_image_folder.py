@@ -22,12 +22,12 @@ def picture() -> bytes:
 
 
 def write_images(folder: Path) -> Path:
-    """Two classes of two wide images: blue at the left edge, class-coloured in the middle square."""
-    for label, colour in (("cats", (255, 0, 0)), ("birds", (0, 255, 0))):
+    """Two classes of two wide images: blue at the left edge, class-colored in the middle square."""
+    for label, color in (("cats", (255, 0, 0)), ("birds", (0, 255, 0))):
         (folder / label).mkdir(parents=True)
         for number in (2, 1):
             image = Image.new("RGB", (60, 40), (0, 0, 255))
-            image.paste((*colour[:2], number), (10, 0, 50, 40))
+            image.paste((*color[:2], number), (10, 0, 50, 40))
             image.save(folder / label / f"{number}.png")
         (folder / label / ".hidden.png").write_bytes(b"not an image")
         (folder / label / "notes.txt").write_text("not an image")
@@ -51,14 +51,14 @@ def deep() -> bytes:
 
 def test_a_folder_of_images_is_sorted_cut_and_resized(tmp_path: Path) -> None:
     write_images(tmp_path / "pictures")
-    data = ImageFolder(path=tmp_path / "pictures", size=8, grey=False).load()
+    data = ImageFolder(path=tmp_path / "pictures", size=8, gray=False).load()
     assert data.classes == ("birds", "cats")
     assert data.labels.tolist() == [0, 0, 1, 1]
     assert data.images.shape == (4, 3, 8, 8)
     assert data.images[:, :, 4, 4].tolist() == [[0, 255, 1], [0, 255, 2], [255, 0, 1], [255, 0, 2]]
     assert int(data.images[:, 2].max()) < 30, "only the central square is left"
-    grey = ImageFolder(path=tmp_path / "pictures", size=8, grey=True).load()
-    assert grey.images.shape == (4, 1, 8, 8)
+    gray = ImageFolder(path=tmp_path / "pictures", size=8, gray=True).load()
+    assert gray.images.shape == (4, 1, 8, 8)
     (tmp_path / "pictures" / "cats" / "0.jpg").write_bytes((tmp_path / "pictures" / "cats" / "1.png").read_bytes())
     assert len(ImageFolder(path=tmp_path / "pictures", size=8).load().labels) == 5
 
@@ -121,17 +121,17 @@ def write_squares(folder: Path, classes: int = 2, mode: str = "RGB", size: int =
     return folder
 
 
-def test_images_keep_their_size_and_colours_by_default(tmp_path: Path) -> None:
+def test_images_keep_their_size_and_colors_by_default(tmp_path: Path) -> None:
     data = ImageFolder(path=write_squares(tmp_path / "pictures")).load()
     assert data.images.shape == (4, 3, 12, 12)
     own = np.asarray(Image.open(tmp_path / "pictures" / "b" / "0.png")).transpose(2, 0, 1)
     assert np.array_equal(data.images[2].numpy(), own), "not a pixel is changed"
     assert ImageFolder(path=tmp_path / "pictures", size=8).load().images.shape == (4, 3, 8, 8)
-    assert ImageFolder(path=tmp_path / "pictures", grey=True).load().images.shape == (4, 1, 12, 12)
+    assert ImageFolder(path=tmp_path / "pictures", gray=True).load().images.shape == (4, 1, 12, 12)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("P", 3), ("RGBA", 3)])
-def test_images_are_grey_where_every_file_is(mode: str, channels: int, tmp_path: Path) -> None:
+def test_images_are_gray_where_every_file_is(mode: str, channels: int, tmp_path: Path) -> None:
     assert ImageFolder(path=write_squares(tmp_path / "pictures", mode=mode)).load().images.shape == (
         4,
         channels,
@@ -139,9 +139,9 @@ def test_images_are_grey_where_every_file_is(mode: str, channels: int, tmp_path:
         12,
     )
     Image.new("L", (12, 12)).quantize(4).save(tmp_path / "pictures" / "a" / "2.png")
-    assert ImageFolder(path=tmp_path / "pictures").load().images.shape == (5, channels, 12, 12), "a palette of greys"
+    assert ImageFolder(path=tmp_path / "pictures").load().images.shape == (5, channels, 12, 12), "a palette of grays"
     Image.new("RGB", (12, 12)).save(tmp_path / "pictures" / "a" / "3.png")
-    assert ImageFolder(path=tmp_path / "pictures").load().images.shape == (6, 3, 12, 12), "one in colour makes all so"
+    assert ImageFolder(path=tmp_path / "pictures").load().images.shape == (6, 3, 12, 12), "one in color makes all so"
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path: Path, complaint: Callable[[DataSet], str]) -> None:

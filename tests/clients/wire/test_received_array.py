@@ -61,7 +61,7 @@ def header_of(text):
 
 
 WRONG = {
-    "another serialisation": changed(stype="pickle"),
+    "another serialization": changed(stype="pickle"),
     "no file": changed(data=b""),
     "no .npy file": changed(data=b"PK\x03\x04" + bytes(200)),
     "cut off": changed(data=changed().data[:-1]),

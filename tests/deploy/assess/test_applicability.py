@@ -16,19 +16,19 @@ def reason(attack, **changes):
 
 
 @pytest.mark.parametrize(
-    ("defences", "said"),
+    ("defenses", "said"),
     [
         ([], None),
         ([GAUSSIAN], None),
         ([{"name": "sign"}, GAUSSIAN], None),
         ([{"name": "noise", "place": "query"}], "Noise at the place 'query'"),
         ([GAUSSIAN, {"name": "sign"}], "GaussianMechanism at the place 'shared'"),
-        ([{"name": "quantisation", "bits": 8, "stochastic": True}], "Quantisation at the place 'shared'"),
+        ([{"name": "quantization", "bits": 8, "stochastic": True}], "Quantization at the place 'shared'"),
         ([{"name": "secure-aggregation"}], "SecureAggregation at the place 'aggregate'"),
     ],
 )
-def test_a_likelihood_that_is_not_known_is_not_applicable(defences, said):
-    found = reason("likelihood-ratio", defences=defences)
+def test_a_likelihood_that_is_not_known_is_not_applicable(defenses, said):
+    found = reason("likelihood-ratio", defenses=defenses)
     if said is None:
         assert found is None
     else:

@@ -39,7 +39,7 @@ def simulated(path, **changes):
 
 
 def test_under_secure_aggregation_every_learner_is_shown_the_one_mean(tmp_path):
-    secure, experiment = simulated(tmp_path / "a", defences=[{"name": "secure-aggregation"}], faults={"dropout": 0.2})
+    secure, experiment = simulated(tmp_path / "a", defenses=[{"name": "secure-aggregation"}], faults={"dropout": 0.2})
     plain, _ = simulated(tmp_path / "b", faults={"dropout": 0.2})
     federation, attack = experiment.federation(), experiment.attacks[0].build("attacks")
     record = Record(secure.record)
@@ -73,10 +73,10 @@ def test_without_secure_aggregation_rows_are_the_learners_own(tmp_path):
 
 @pytest.mark.parametrize(("round", "releases"), [("first", 1), ("last", 2)])
 def test_what_is_accounted_for_covers_every_round_up_to_the_last_that_is_attacked(tmp_path, round, releases):
-    run, experiment = simulated(tmp_path, defences=[GAUSSIAN], targets={**SMALL["targets"], "round": round})
+    run, experiment = simulated(tmp_path, defenses=[GAUSSIAN], targets={**SMALL["targets"], "round": round})
     assess(run, experiment, experiment.attacks[0])
     found = read_attack(run.path / "attacks" / "query")
-    multiplier = experiment.federation().defences[0].multiplier
+    multiplier = experiment.federation().defenses[0].multiplier
     assert found.privacy.accounted == pytest.approx(gaussian_epsilon(multiplier, releases, 1e-5))
     assert (releases == 2) == (found.privacy.accounted == pytest.approx(8.0, rel=1e-6))
     assert (found.privacy.delta, found.privacy.confidence) == (1e-5, 0.95)
@@ -84,8 +84,8 @@ def test_what_is_accounted_for_covers_every_round_up_to_the_last_that_is_attacke
     assert (found.cost.bytes_per_learner, found.cost.dense_bytes) == (4 * entries, 4 * entries)
 
 
-def test_without_a_guarantee_nothing_is_accounted_for_and_the_cost_is_that_of_the_last_defence(tmp_path):
-    run, experiment = simulated(tmp_path, defences=[{"name": "selection", "names": ["head.*"]}])
+def test_without_a_guarantee_nothing_is_accounted_for_and_the_cost_is_that_of_the_last_defense(tmp_path):
+    run, experiment = simulated(tmp_path, defenses=[{"name": "selection", "names": ["head.*"]}])
     assess(run, experiment, EVERYTHING, "everything")
     found = read_attack(run.path / "attacks" / "everything")
     assert found.privacy.accounted is None
@@ -97,7 +97,7 @@ def test_without_a_guarantee_nothing_is_accounted_for_and_the_cost_is_that_of_th
 
 
 def test_noise_that_is_too_little_for_what_is_promised_is_a_violation_and_stays_on_disk(tmp_path, monkeypatch):
-    run, experiment = simulated(tmp_path, defences=[{**GAUSSIAN, "epsilon": 5000.0}])
+    run, experiment = simulated(tmp_path, defenses=[{**GAUSSIAN, "epsilon": 5000.0}])
     monkeypatch.setattr(GaussianMechanism, "epsilon_after", lambda self, releases: 0.125)
     with pytest.raises(PrivacyViolation, match=r"^the empirical epsilon [1-9.]+ \(95 % lower bound\) exceeds the "):
         assess(run, experiment, EVERYTHING, "everything")
@@ -108,7 +108,7 @@ def test_noise_that_is_too_little_for_what_is_promised_is_a_violation_and_stays_
 
 
 def test_a_mechanism_that_promises_to_be_gaussian_gets_the_sharper_bound(tmp_path, monkeypatch):
-    run, experiment = simulated(tmp_path, defences=[{**GAUSSIAN, "epsilon": 5000.0}])
+    run, experiment = simulated(tmp_path, defenses=[{**GAUSSIAN, "epsilon": 5000.0}])
     assess(run, experiment, EVERYTHING, "everything")
     found = read_attack(run.path / "attacks" / "everything").privacy
     assert found.gaussian_lower_bound > found.lower_bound > 0
@@ -124,7 +124,7 @@ def test_a_mechanism_that_promises_to_be_gaussian_gets_the_sharper_bound(tmp_pat
 
 
 def test_an_infinite_epsilon_is_no_guarantee_and_the_file_stays_json(tmp_path):
-    run, experiment = simulated(tmp_path, defences=[{"name": "gaussian", "clip": 1.0, "noise_multiplier": 0.0}])
+    run, experiment = simulated(tmp_path, defenses=[{"name": "gaussian", "clip": 1.0, "noise_multiplier": 0.0}])
     assess(run, experiment, EVERYTHING, "everything")
     text = (run.path / "attacks/everything/attack.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["privacy"]["accounted"] is None
@@ -188,9 +188,9 @@ def test_learners_that_draw_anew_cannot_be_surrounded(tmp_path):
 
 @pytest.mark.parametrize(("fraction", "expected"), [(1.0, 30), (0.2, None)])
 def test_a_guarantee_is_set_up_for_the_rounds_in_which_a_learner_is_sampled(fraction, expected):
-    plain = {**SMALL, "defences": [GAUSSIAN], "server": {"rounds": 30, "fraction": fraction}}
+    plain = {**SMALL, "defenses": [GAUSSIAN], "server": {"rounds": 30, "fraction": fraction}}
     experiment = experiment_from(plain, "test")
-    (made,) = experiment.federation().defences
+    (made,) = experiment.federation().defenses
     if expected is None:
         server = MetaLearner(40, fraction=fraction, seed=0)
         drawn = [learner for round in range(1, 31) for learner in server.sample(round)]
@@ -199,24 +199,24 @@ def test_a_guarantee_is_set_up_for_the_rounds_in_which_a_learner_is_sampled(frac
     assert made.releases == experiment.releases() == expected
     assert made.epsilon_after(expected) == pytest.approx(8.0, rel=1e-6)
     # What is written, and the key, know nothing of it.
-    assert experiment.resolved()["defences"][0]["releases"] is None
+    assert experiment.resolved()["defenses"][0]["releases"] is None
     assert experiment_from(experiment.resolved(), "again").simulation_key() == experiment.simulation_key()
 
 
 def test_a_guarantee_for_fewer_rounds_than_a_learner_takes_part_in_is_refused():
-    plain = {**SMALL, "defences": [{"name": "secure-aggregation"}, {**GAUSSIAN, "releases": 1}]}
-    with pytest.raises(ValueError, match=r"test: defences\.1\.releases: .* 2 rounds, epsilon covers 1"):
+    plain = {**SMALL, "defenses": [{"name": "secure-aggregation"}, {**GAUSSIAN, "releases": 1}]}
+    with pytest.raises(ValueError, match=r"test: defenses\.1\.releases: .* 2 rounds, epsilon covers 1"):
         experiment_from(plain, "test")
 
 
 def test_a_huge_run_is_not_counted_but_bounded():
     plain = {
         **SMALL,
-        "defences": [GAUSSIAN],
+        "defenses": [GAUSSIAN],
         "server": {"rounds": 200_000, "fraction": 0.1},
         "partition": {"learners": 100},
     }
-    assert experiment_from(plain, "test").federation().defences[0].releases == 200_000
+    assert experiment_from(plain, "test").federation().defenses[0].releases == 200_000
 
 
 class Elsewhere:
@@ -242,11 +242,11 @@ class Here(Elsewhere):
 
 
 @pytest.mark.parametrize(("attack", "device"), [(Elsewhere, "meta"), (Here, "cpu")])
-@pytest.mark.parametrize("defences", [[], [{"name": "secure-aggregation"}]])
+@pytest.mark.parametrize("defenses", [[], [{"name": "secure-aggregation"}]])
 def test_an_attack_that_can_is_given_everything_on_the_engines_device(
-    tmp_path, monkeypatch, attack, device, defences
+    tmp_path, monkeypatch, attack, device, defenses
 ):
-    run, experiment = simulated(tmp_path, defences=defences)
+    run, experiment = simulated(tmp_path, defenses=defenses)
     monkeypatch.setattr(assessment, "torch_device", lambda asked: torch.device("meta" if asked == "auto" else asked))
     monkeypatch.setattr(attack, "seen", set())
     assess(run, experiment, Plugin(name=f"{__name__}:{attack.__name__}"), "where")

@@ -23,10 +23,10 @@ def test_the_template_says_the_defaults():
 
 
 def test_resolved_is_complete_and_gives_the_same_experiment():
-    plain = {"model": {"name": "conv4", "filters": 8}, "defences": [{"name": "noise", "place": "query"}]}
+    plain = {"model": {"name": "conv4", "filters": 8}, "defenses": [{"name": "noise", "place": "query"}]}
     experiment = experiment_from(plain, "x")
     resolved = experiment.resolved()
-    assert resolved["defences"] == [{"name": "noise", "place": "query", "law": "gaussian", "scale": 1.0}]
+    assert resolved["defenses"] == [{"name": "noise", "place": "query", "law": "gaussian", "scale": 1.0}]
     assert Experiment(**resolved).resolved() == resolved
 
 
@@ -38,15 +38,15 @@ def test_resolved_is_complete_and_gives_the_same_experiment():
         ({"sever": {}}, ["sever: unknown key", "server, targets, task"]),
         (
             {"server": {"round": 3}},
-            ["server.round: unknown key, allowed are fraction, largest_norm, optimiser, rounds, start_from"],
+            ["server.round: unknown key, allowed are fraction, largest_norm, optimizer, rounds, start_from"],
         ),
         ({"model": {"name": "mpl"}}, ["model.name: unknown 'mpl'", "conv4", "lenet", "mlp"]),
         ({"model": {"name": "mlp", "hidden": [0]}}, ["model.hidden.0", "greater than or equal to 1", "got 0"]),
         ({"model": {"name": "mlp", "width": 3}}, ["model.width: unknown key, allowed are activation, bias, hidden"]),
         ({"rule": {"name": "maml", "order": 3}}, ["rule.order", "1 or 2", "got 3"]),
         ({"data": {"name": "imagenet"}}, ["data.name: unknown 'imagenet'", "mnist-5k"]),
-        ({"defences": [{"name": "noise", "place": "outer"}]}, ["defences.0.place", "'support'", "got 'outer'"]),
-        ({"defences": [{"name": "noise", "scale": -1}]}, ["defences.0.scale", "got -1"]),
+        ({"defenses": [{"name": "noise", "place": "outer"}]}, ["defenses.0.place", "'support'", "got 'outer'"]),
+        ({"defenses": [{"name": "noise", "scale": -1}]}, ["defenses.0.scale", "got -1"]),
         ({"model": {"name": "nowhere:Thing"}}, ["model.name: nowhere:Thing", "No module named"]),
         ({"model": {"name": "collections:OrderedDict"}}, ["model.name: ", "OrderedDict", "not a Model"]),
         ({"partition": {"held_out": 0.7, "non_members": 0.5}}, ["partition", "below 1"]),
@@ -64,19 +64,19 @@ def test_a_wrong_value_names_the_key_the_value_and_what_is_allowed(plain, said):
 
 def test_changes_reach_nested_keys_lists_and_the_short_names():
     experiment = experiment_from(
-        {"defences": [{"name": "noise"}]},
+        {"defenses": [{"name": "noise"}]},
         "x",
-        ["rounds=7", "model.hidden=[32]", "defences.0.scale=0.5", "task.ways=3", "name=other"],
+        ["rounds=7", "model.hidden=[32]", "defenses.0.scale=0.5", "task.ways=3", "name=other"],
     )
     assert experiment.server.rounds == 7
     assert experiment.federation().model.hidden == (32,)
-    assert experiment.federation().defences[0].scale == 0.5
+    assert experiment.federation().defenses[0].scale == 0.5
     assert (experiment.task.ways, experiment.name) == (3, "other")
 
 
-@pytest.mark.parametrize("change", ["rounds", "=3", "defences.4.scale=1", "name.x=1", "model=[", "rounds=many"])
+@pytest.mark.parametrize("change", ["rounds", "=3", "defenses.4.scale=1", "name.x=1", "model=[", "rounds=many"])
 def test_a_change_that_cannot_be_applied_is_named(change):
-    assert change.partition("=")[0].rpartition(".")[2] in problem({"name": "a", "defences": []}, change)
+    assert change.partition("=")[0].rpartition(".")[2] in problem({"name": "a", "defenses": []}, change)
 
 
 def test_a_change_leaves_what_it_was_given_as_it_was():
@@ -89,7 +89,7 @@ def test_the_simulation_key_counts_what_decides_the_numbers_and_nothing_else(tmp
     key = experiment_from({"data": {"name": "mnist"}}, "x").simulation_key()
     for change in ("name=b", "targets.members=3", "engine.actors=1", f"data.data_dir={tmp_path}", "attacks=[]"):
         assert experiment_from({"data": {"name": "mnist"}}, "x", [change]).simulation_key() == key
-    for change in ("seed=1", "rounds=2", "model.hidden=[3]", "defences=[{name: noise}]", "task.ways=2"):
+    for change in ("seed=1", "rounds=2", "model.hidden=[3]", "defenses=[{name: noise}]", "task.ways=2"):
         assert experiment_from({"data": {"name": "mnist"}}, "x", [change]).simulation_key() != key
 
 
@@ -127,14 +127,14 @@ def test_another_name_keeps_only_the_settings_that_it_has_too():
 
 
 def test_names_alone_are_short_for_what_they_name():
-    short = {"data": "digits", "model": "lenet", "rule": "fomaml", "defences": "noise", "attacks": ["span", "query"]}
+    short = {"data": "digits", "model": "lenet", "rule": "fomaml", "defenses": "noise", "attacks": ["span", "query"]}
     long = {
         "data": {"name": "digits"},
         "model": {"name": "lenet"},
         "rule": {"name": "fomaml"},
-        "defences": [{"name": "noise"}],
+        "defenses": [{"name": "noise"}],
         "attacks": [{"name": "span"}, {"name": "query"}],
     }
     assert experiment_from(short, "x") == experiment_from(long, "x")
     assert experiment_from({}, "x", [f"{key}={value}" for key, value in short.items()]) == experiment_from(long, "x")
-    assert experiment_from({"defences": None, "attacks": None}, "x").attacks == ()
+    assert experiment_from({"defenses": None, "attacks": None}, "x").attacks == ()

@@ -53,14 +53,14 @@ def theirs(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("theirs")
-def test_a_stranger_brings_a_torch_module_and_a_defence_without_a_change_here():
+def test_a_stranger_brings_a_torch_module_and_a_defense_without_a_change_here():
     experiment = experiment_from(
         {
             "data": {"name": "digits"},
             "task": {"ways": 3},
             "partition": {"learners": 4},
             "model": {"name": "theirs:network", "width": 5},
-            "defences": [{"name": "theirs:Clip", "norm": 0.01}],
+            "defenses": [{"name": "theirs:Clip", "norm": 0.01}],
         },
         "x",
     )
@@ -70,7 +70,7 @@ def test_a_stranger_brings_a_torch_module_and_a_defence_without_a_change_here():
     gradient, _ = federation.learner(1).meta_gradient(start, 1)
     norm = torch.stack([value.square().sum() for value in gradient.values()]).sum().sqrt()
     assert norm.item() == pytest.approx(0.01, rel=1e-4)
-    assert experiment.resolved()["defences"] == [{"name": "theirs:Clip", "place": "shared", "norm": 0.01}]
+    assert experiment.resolved()["defenses"] == [{"name": "theirs:Clip", "place": "shared", "norm": 0.01}]
 
 
 @pytest.mark.usefixtures("theirs")
@@ -82,8 +82,8 @@ def test_a_stranger_brings_a_torch_module_and_a_defence_without_a_change_here():
         (Plugin(name="theirs:absent"), "models", "absent"),
         (Plugin(name="theirs:Clip"), "rules", "not a Rule"),
         (Plugin(name="theirs:unsaid"), "models", "neither a class nor a function that says in its return annotation"),
-        (Plugin(name="theirs:unsaid"), "defences", "which Defence it makes"),
-        (Plugin(name="theirs:Later"), "defences", "not a Defence: it has no place"),
+        (Plugin(name="theirs:unsaid"), "defenses", "which Defense it makes"),
+        (Plugin(name="theirs:Later"), "defenses", "not a Defense: it has no place"),
         (Plugin(name="mlp"), "rules", "unknown 'mlp', allowed are anil, fomaml, maml, reptile"),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_cannot_make_such_a_thing_is_never_called(kind, module, name, tmp_p
 
 @pytest.mark.parametrize(
     ("name", "kind", "known"),
-    [("query", "attacks", "iterations"), ("dlg", "attacks", "optimiser"), ("fomaml", "rules", "inner_rate")],
+    [("query", "attacks", "iterations"), ("dlg", "attacks", "optimizer"), ("fomaml", "rules", "inner_rate")],
 )
 def test_a_wrong_key_lists_those_of_a_factory_that_is_a_function(name, kind, known):
     with pytest.raises(

@@ -68,8 +68,8 @@ class PickyQuery:
 
 
 def test_a_suite_is_every_combination():
-    found = grid(defences=[[], [NOISE]], learners=[4, 5], ways=[2, 3]).experiments(["rounds=7"])
-    assert [(len(e.defences), e.partition.learners, e.task.ways) for e in found] == [
+    found = grid(defenses=[[], [NOISE]], learners=[4, 5], ways=[2, 3]).experiments(["rounds=7"])
+    assert [(len(e.defenses), e.partition.learners, e.task.ways) for e in found] == [
         (noise, learners, ways) for noise in (0, 1) for learners in (4, 5) for ways in (2, 3)
     ]
     assert {e.server.rounds for e in found} == {7}
@@ -77,39 +77,39 @@ def test_a_suite_is_every_combination():
 
 def test_axes_have_short_names_and_short_values():
     found = grid(
-        models=["lenet"], rules=["fomaml"], shots=[2], queries=[3], defences=[None, "sign", NOISE], attacks=["query"]
+        models=["lenet"], rules=["fomaml"], shots=[2], queries=[3], defenses=[None, "sign", NOISE], attacks=["query"]
     ).experiments()
     assert {(e.model.name, e.rule.name, e.task.shots, e.task.queries) for e in found} == {("lenet", "fomaml", 2, 3)}
-    assert [[defence.name for defence in e.defences] for e in found] == [[], ["sign"], ["noise"]]
+    assert [[defense.name for defense in e.defenses] for e in found] == [[], ["sign"], ["noise"]]
     assert [[attack.name for attack in e.attacks] for e in found] == [["query"]] * 3
 
 
 def test_each_multiplies_a_setting_out_wherever_it_stands():
     noise = {"name": "noise", "place": {"each": ["query", "shared"]}, "scale": {"each": [1.0, 2.0]}}
-    found = grid(defences=[[noise, "sign"]], models=[{"name": "mlp", "hidden": {"each": [[4], [8]]}}]).experiments()
-    assert [(*e.defences[0].settings.values(), e.defences[1].name, e.model.settings["hidden"][0]) for e in found] == [
+    found = grid(defenses=[[noise, "sign"]], models=[{"name": "mlp", "hidden": {"each": [[4], [8]]}}]).experiments()
+    assert [(*e.defenses[0].settings.values(), e.defenses[1].name, e.model.settings["hidden"][0]) for e in found] == [
         (place, scale, "sign", hidden) for place in ("query", "shared") for scale in (1, 2) for hidden in (4, 8)
     ]
 
 
-def test_settings_change_together_and_a_rule_can_be_a_defence():
+def test_settings_change_together_and_a_rule_can_be_a_defense():
     found = grid(
         settings=[{"ways": 2, "model": "lenet"}, {"task.ways": 3, "model.hidden": [4]}],
-        defences=[NOISE, {"rule": "fomaml"}, {"rule": "anil", "defences": NOISE}],
+        defenses=[NOISE, {"rule": "fomaml"}, {"rule": "anil", "defenses": NOISE}],
     ).experiments()
-    assert [(e.task.ways, e.model.name, e.rule.name, len(e.defences)) for e in found] == [
-        (ways, model, rule, defences)
+    assert [(e.task.ways, e.model.name, e.rule.name, len(e.defenses)) for e in found] == [
+        (ways, model, rule, defenses)
         for ways, model in ((2, "lenet"), (3, "mlp"))
-        for rule, defences in (("maml", 1), ("fomaml", 0), ("anil", 1))
+        for rule, defenses in (("maml", 1), ("fomaml", 0), ("anil", 1))
     ]
 
 
 def test_a_second_call_runs_only_what_is_missing(tmp_path, benchmark):
-    first = benchmark(grid(defences=[[], [NOISE]]), tmp_path)
+    first = benchmark(grid(defenses=[[], [NOISE]]), tmp_path)
     assert len(benchmark.begun) == 2 + 4
     assert [cell.status for cell in first] == ["done"] * 4
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("attack.json")}
-    again = benchmark(grid(defences=[[], [NOISE]], learners=[6, 5]), tmp_path)
+    again = benchmark(grid(defenses=[[], [NOISE]], learners=[6, 5]), tmp_path)
     assert len(simulations(benchmark)) == 4, "the two runs with 6 learners are there already"
     assert len(again) == 8
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -149,7 +149,7 @@ def test_two_processes_do_not_work_on_one_suite(tmp_path, benchmark):
     benchmark(grid(), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with held(tmp_path, "this suite"), pytest.raises(ValueError, match="another process is working on this suite"):
-        benchmark(grid(defences=[[NOISE], []]), tmp_path)
+        benchmark(grid(defenses=[[NOISE], []]), tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert {cell.status for cell in benchmark(grid(), tmp_path)} == {"done"}
 
@@ -165,12 +165,12 @@ def test_an_interrupted_call_keeps_the_cells_that_are_done_and_the_next_goes_on(
             signal.raise_signal(number)
 
     with pytest.raises(Interrupted):
-        benchmark(grid(defences=[[NOISE], []]), tmp_path, interrupt_at_the_third)
+        benchmark(grid(defenses=[[NOISE], []]), tmp_path, interrupt_at_the_third)
     statuses = [cell.status for cell in read_suite(tmp_path).cells]
     assert statuses[2:] == ["done"] * 2
     assert "waiting" in statuses[:2]
     begun = len(benchmark.begun)
-    assert {cell.status for cell in benchmark(grid(defences=[[NOISE], []]), tmp_path)} == {"done"}
+    assert {cell.status for cell in benchmark(grid(defenses=[[NOISE], []]), tmp_path)} == {"done"}
     assert 1 <= len(benchmark.begun) - begun <= 2
     assert len(simulations(benchmark)) == 2
     assert heard[0].total == 6
@@ -180,17 +180,17 @@ def test_a_failed_cell_is_reported_and_tried_again(tmp_path, monkeypatch, benchm
     whole = jobs_module.simulate_here
 
     def failing(experiment, out):
-        if experiment.defences:
+        if experiment.defenses:
             raise RuntimeError("out of luck\nin many lines")
         return whole(experiment, out)
 
     monkeypatch.setattr(jobs_module, "simulate_here", failing)
-    cells = benchmark(grid(defences=[[NOISE], []]), tmp_path)
+    cells = benchmark(grid(defenses=[[NOISE], []]), tmp_path)
     assert [(cell.status, cell.error) for cell in cells[:2]] == [("failed", "out of luck")] * 2
     assert [cell.status for cell in cells[2:]] == ["done"] * 2
     assert [cell.status for cell in read_suite(tmp_path).cells] == ["failed", "failed", "done", "done"]
     monkeypatch.setattr(jobs_module, "simulate_here", whole)
-    assert {cell.status for cell in benchmark(grid(defences=[[NOISE], []]), tmp_path)} == {"done"}
+    assert {cell.status for cell in benchmark(grid(defenses=[[NOISE], []]), tmp_path)} == {"done"}
 
 
 def test_what_killed_processes_left_of_the_files_of_a_suite_is_removed(tmp_path, benchmark):
@@ -241,7 +241,7 @@ def test_a_bound_above_the_promise_fails_in_every_call(tmp_path, benchmark):
 
 
 def test_labels_say_what_the_suite_varies(tmp_path, benchmark):
-    cells = benchmark(grid(defences=[[], [NOISE]], ways=[2, 3]), tmp_path)
+    cells = benchmark(grid(defenses=[[], [NOISE]], ways=[2, 3]), tmp_path)
     assert [cell.label for cell in cells[::2]] == [
         "undefended, task.ways 2",
         "undefended, task.ways 3",
@@ -254,7 +254,7 @@ def test_labels_say_what_the_suite_varies(tmp_path, benchmark):
     ("content", "said"),
     [
         ("[1]", "must be a mapping"),
-        ("grid: {defences: 3}", "grid.defences"),
+        ("grid: {defenses: 3}", "grid.defenses"),
         ("base: {}\nbananas: 1", "bananas"),
         ("grid: {learners: [nope]}", "partition.learners"),
         ("grid: {ways: []}", "grid.ways: must have at least one value"),
@@ -264,7 +264,7 @@ def test_labels_say_what_the_suite_varies(tmp_path, benchmark):
             "grid: multiplies out to 2.21e+14 experiments, more than the 10000",
         ),
         ("grid: {settings: [3]}", "grid.settings: must be mappings"),
-        ("grid: {defences: [{rule: nope}]}", "rule.name: unknown 'nope'"),
+        ("grid: {defenses: [{rule: nope}]}", "rule.name: unknown 'nope'"),
     ],
 )
 def test_a_wrong_suite_is_named_in_one_line(tmp_path, content, said):

@@ -34,7 +34,7 @@ SUITE = {
         "attacks": [{"name": "query", "iterations": 2, "fit": 0}],
         "targets": {"members": 10, "non_members": 10},
     },
-    "grid": {"defences": [None, {"name": "noise", "place": "shared", "scale": 0.1}]},
+    "grid": {"defenses": [None, {"name": "noise", "place": "shared", "scale": 0.1}]},
 }
 
 pytestmark = pytest.mark.skipif(not PROC.exists(), reason="needs /proc to find the workers")

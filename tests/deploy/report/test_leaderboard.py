@@ -27,7 +27,7 @@ SUITE = Suite(
         "attacks": [{"name": "query", "iterations": 3, "fit": 0}],
         "targets": {"members": 18, "non_members": 200},
     },
-    grid={"defences": [None, {"name": "gaussian", "clip": 1.0, "epsilon": 8.0}, {"name": "pruning", "keep": 0.1}]},
+    grid={"defenses": [None, {"name": "gaussian", "clip": 1.0, "epsilon": 8.0}, {"name": "pruning", "keep": 0.1}]},
 )
 
 
@@ -40,7 +40,7 @@ def path(tmp_path_factory):
 
 def test_every_cell_has_a_row_with_all_that_identifies_and_measures_it(path):
     rows = json.loads((path / "leaderboard.json").read_text())["rows"]
-    assert [row["defence"].split(" (")[0] for row in rows] == ["undefended", "Gaussian mechanism", "pruning"]
+    assert [row["defense"].split(" (")[0] for row in rows] == ["undefended", "Gaussian mechanism", "pruning"]
     for row in rows:
         assert (row["data"], row["model"], row["rule"], row["ways"], row["shots"], row["learners"]) == (
             "digits",

@@ -21,7 +21,7 @@ from workers_here import WorkersHere
 
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.deploy.assess.truth import Truth
-from metaleak.deploy.config.defence_words import describe_defences
+from metaleak.deploy.config.defense_words import describe_defenses
 from metaleak.deploy.config.suite import Suite
 from metaleak.deploy.report.figures import Curve, log_roc
 from metaleak.deploy.report.leaderboard import leaderboard
@@ -35,7 +35,7 @@ from metaleak.deploy.results.reading import AttackResult, RunResult, SuiteResult
 from metaleak.deploy.suites.benchmark import benchmark
 
 SECTIONS = ("summary", "settings", "frontier", "comparison", "roc", "training", "galleries", "limits", "runs")
-Defences = list[dict[str, Any]]
+Defenses = list[dict[str, Any]]
 SETTING: dict[str, Any] = {
     "seed": 7,
     "data": {"name": "digits"},
@@ -49,11 +49,11 @@ COST = {"bytes_per_learner": 1_200_000, "dense_bytes": 4_800_000}
 TITLE = "mlp on digits, 5-way 1-shot 1-query"
 
 
-def write_run(path: Path, defences: Defences, shift: float, accuracy: float, **changes: Any) -> Path:
+def write_run(path: Path, defenses: Defenses, shift: float, accuracy: float, **changes: Any) -> Path:
     """Write a run whose query attack separates by `shift` standard deviations, and its support attack by half."""
     random = np.random.default_rng(int(100 * abs(shift)))
     path.mkdir(parents=True)
-    experiment = {"name": "synthetic", **SETTING, "defences": defences, **changes}
+    experiment = {"name": "synthetic", **SETTING, "defenses": defenses, **changes}
     (path / "experiment.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     about = {"status": "done", "started": "2025-01-01T10:00:00Z", "seconds": 3.5, "seed": 7}
     (path / "run.json").write_text(json.dumps({**about, "versions": {"torch": "2.14"}, "error": None}))
@@ -89,11 +89,11 @@ def write_attack(path: Path, name: str, shift: float, random: np.random.Generato
     save_file({**arrays, "member": is_member, "score": score}, path / "gallery.safetensors")
 
 
-def noise(place: str, law: str, scale: float) -> Defences:
+def noise(place: str, law: str, scale: float) -> Defenses:
     return [{"name": "noise", "place": place, "law": law, "scale": scale}]
 
 
-GRID: list[tuple[Defences, float, float]] = [
+GRID: list[tuple[Defenses, float, float]] = [
     ([], 3.5, 0.93),
     (noise("shared", "gaussian", 0.1), 2.0, 0.925),
     (noise("shared", "gaussian", 1.0), 0.1, 0.91),
@@ -106,15 +106,15 @@ GRID: list[tuple[Defences, float, float]] = [
 
 def write_suite(path: Path, name: str = "noise grid") -> Path:
     cells = []
-    for index, (defences, shift, accuracy) in enumerate(GRID):
+    for index, (defenses, shift, accuracy) in enumerate(GRID):
         relative = f"runs/{index:04x}"
-        write_run(path / relative, defences, shift, accuracy)
-        about = {"run": relative, "defences": defences, "status": "done"}
+        write_run(path / relative, defenses, shift, accuracy)
+        about = {"run": relative, "defenses": defenses, "status": "done"}
         cells += [
             {**about, "id": f"{index}{attack}", "label": "", "attack": attack, "error": None}
             for attack in ("query", "support")
         ]
-    failed = {"run": "runs/ffff", "defences": noise("query", "laplace", 5.0), "experiment": SETTING}
+    failed = {"run": "runs/ffff", "defenses": noise("query", "laplace", 5.0), "experiment": SETTING}
     failed |= {"id": "f", "label": "", "attack": "query", "status": "failed", "error": "actor died: no memory"}
     (path / "suite.json").write_text(json.dumps({"name": name, "cells": [*cells, failed]}))
     return path
@@ -168,7 +168,7 @@ def test_a_suite_compares_judges_and_lists_what_failed(suite_report: Path) -> No
     text = suite_report.read_text()
     assert text.count("<tr>") > len(GRID) * 2
     for expected in (
-        "Without a defence, the query attack tells members from non-members almost always",
+        "Without a defense, the query attack tells members from non-members almost always",
         "The cheapest is shared noise, gaussian, scale 1 (AUC 0.",
         "actor died: no memory",
         "needs ≥ 1 000 non-members",
@@ -222,8 +222,8 @@ def test_the_same_results_give_the_same_bytes(run: Path, tmp_path: Path) -> None
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     evil = '"><script>alert(1)</script>$x^{'
-    defence = [{"name": evil, "scale": 1.0}]
-    run = write_run(tmp_path / "run", defence, 1.0, 0.9, name=evil, model={"name": evil})
+    defense = [{"name": evil, "scale": 1.0}]
+    run = write_run(tmp_path / "run", defense, 1.0, 0.9, name=evil, model={"name": evil})
     attack = json.loads((run / "attacks/query/attack.json").read_text())
     attack |= {"knows": evil, "attack": {evil: evil}}
     (run / "attacks/query/attack.json").write_text(json.dumps(attack))
@@ -330,8 +330,8 @@ def test_rows_stand_undefended_first_then_by_scale(suite: Path) -> None:
     assert isinstance(result, SuiteResult)
     assert len(result.runs) == len(GRID)
     rows = [row for row in comparison_rows(result) if row.attack == "query" and row.run]
-    assert (rows[0].defence, rows[0].scale) == ("undefended", "")
-    assert [row.scale for row in rows if row.defence == "shared noise, gaussian"] == ["0.1", "1", "10"]
+    assert (rows[0].defense, rows[0].scale) == ("undefended", "")
+    assert [row.scale for row in rows if row.defense == "shared noise, gaussian"] == ["0.1", "1", "10"]
     assert {row.setting for row in rows} == {""}
 
 
@@ -371,11 +371,11 @@ def changed_attack(path: Path, **changes: Any) -> None:
     (path / "attack.json").write_text(json.dumps({**described, **changes}))
 
 
-def test_a_setting_has_one_line_a_defence_with_its_strongest_attacks(suite: Path) -> None:
+def test_a_setting_has_one_line_a_defense_with_its_strongest_attacks(suite: Path) -> None:
     (setting,) = settings(rows_of(read_suite(suite)))
     assert setting.title == TITLE
-    assert [line.defence for line in setting.lines] == [
-        "no defence",
+    assert [line.defense for line in setting.lines] == [
+        "no defense",
         *(f"shared noise, gaussian, scale {scale}" for scale in ("0.1", "1", "10")),
         *(f"support noise, laplace, scale {scale}" for scale in ("0.1", "1")),
         "inner noise, gaussian, scale 1",
@@ -415,7 +415,7 @@ def test_the_tables_of_a_suite_say_what_was_paid_promised_and_known(suite: Path,
     text = shown(*setting_tables(read_suite(copy)))
     for expected in (
         TITLE,
-        "no defence *",
+        "no defense *",
         "1.2 MB (25 %)",
         "≥ 0.25",
         "≥ 9.50, ≤ 8",
@@ -430,20 +430,20 @@ def test_the_tables_of_a_suite_say_what_was_paid_promised_and_known(suite: Path,
     assert "query knows, beside what the server sees: labels." in page
 
 
-def test_a_rule_that_protects_is_a_defence_in_the_same_setting(tmp_path: Path) -> None:
+def test_a_rule_that_protects_is_a_defense_in_the_same_setting(tmp_path: Path) -> None:
     cells = []
-    for name, order, defences in (
+    for name, order, defenses in (
         ("maml", 2, []),
         ("fomaml", 1, []),
         ("fomaml", 1, noise("shared", "gaussian", 2.0)),
     ):
         path = f"runs/{len(cells)}"
-        write_run(tmp_path / path, defences, 1.0, 0.9, rule={"name": name, "order": order, "adapts": "all"})
-        cells.append({"id": path, "run": path, "attack": "query", "defences": defences})
+        write_run(tmp_path / path, defenses, 1.0, 0.9, rule={"name": name, "order": order, "adapts": "all"})
+        cells.append({"id": path, "run": path, "attack": "query", "defenses": defenses})
     (tmp_path / "suite.json").write_text(json.dumps({"cells": cells}))
     (setting,) = settings(rows_of(read_suite(tmp_path)))
-    assert [line.defence for line in setting.lines] == [
-        "no defence",
+    assert [line.defense for line in setting.lines] == [
+        "no defense",
         "first-order MAML",
         "first-order MAML + shared noise, gaussian, scale 2",
     ]
@@ -485,7 +485,7 @@ SMALL: dict[str, Any] = {
     ],
 )
 def test_a_suite_that_varies_its_targets_tells_them_apart(axis, values, words, tmp_path: Path) -> None:
-    varied = Suite(name="targets", base=SMALL, grid={"defences": [None, "sign"], axis: values})
+    varied = Suite(name="targets", base=SMALL, grid={"defenses": [None, "sign"], axis: values})
     cells = benchmark(varied, tmp_path, workers=WorkersHere)
     assert [cell.status for cell in cells] == ["done"] * 6
     result = read_suite(tmp_path)
@@ -500,7 +500,7 @@ def test_a_suite_that_varies_its_targets_tells_them_apart(axis, values, words, t
     for value in expected:
         assert f"query attack, {value}</text>" in text
         assert f"the query attack ({value})" in text
-    assert f"query attack · no defence ({words} {values[0]})</summary>" in text
+    assert f"query attack · no defense ({words} {values[0]})</summary>" in text
     assert all(value in shown(*setting_tables(result)) for value in expected)
 
 
@@ -517,7 +517,7 @@ def test_a_key_that_says_nothing_is_no_fact() -> None:
     assert facts({"name": "x", "record": {"rounds": None}, "task": {"ways": 3}}) == [("task", "ways 3")]
 
 
-def test_curves_of_one_colour_are_told_apart_by_their_dashes() -> None:
+def test_curves_of_one_color_are_told_apart_by_their_dashes() -> None:
     scores, member = np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, True, False, True])
     curves = [Curve(f"scale {scale}", "noise", scores + scale, member) for scale in range(3)]
     drawn = log_roc("query attack", curves)
@@ -534,17 +534,17 @@ def test_results_that_hold_arrays_are_compared_as_objects() -> None:
     assert [one.__name__ for one in holding if one.__eq__ is not object.__eq__] == []
 
 
-def test_defences_are_named_with_their_scales() -> None:
-    assert describe_defences([]) == ("undefended", "")
-    assert describe_defences(noise("inner", "laplace", 0.5)) == ("inner noise, laplace", "0.5")
+def test_defenses_are_named_with_their_scales() -> None:
+    assert describe_defenses([]) == ("undefended", "")
+    assert describe_defenses(noise("inner", "laplace", 0.5)) == ("inner noise, laplace", "0.5")
     both = [*noise("query", "gaussian", 1.0), {"name": "clip", "norm": 2}]
-    assert describe_defences(both) == ("query noise, gaussian + clip (norm)", "1 + 2")
+    assert describe_defenses(both) == ("query noise, gaussian + clip (norm)", "1 + 2")
     # Of several numbers none stands for the scale.
-    assert describe_defences([{"name": "mine", "low": 1, "high": 2}]) == ("mine, low 1, high 2", "")
+    assert describe_defenses([{"name": "mine", "low": 1, "high": 2}]) == ("mine, low 1, high 2", "")
 
 
 @pytest.mark.parametrize(
-    ("defence", "words"),
+    ("defense", "words"),
     [
         (
             {"name": "gaussian", "clip": 1.0, "epsilon": 8.0, "noise_multiplier": None, "delta": 1e-5},
@@ -556,8 +556,8 @@ def test_defences_are_named_with_their_scales() -> None:
         ),
         ({"name": "pruning", "place": "shared", "keep": 0.1}, ("pruning (part kept)", "0.1")),
         (
-            {"name": "quantisation", "place": "shared", "bits": 4, "stochastic": True},
-            ("quantisation (bits), stochastic yes", "4"),
+            {"name": "quantization", "place": "shared", "bits": 4, "stochastic": True},
+            ("quantization (bits), stochastic yes", "4"),
         ),
         ({"name": "sign", "place": "shared"}, ("sign and mean magnitude alone", "")),
         (
@@ -567,18 +567,18 @@ def test_defences_are_named_with_their_scales() -> None:
         ({"name": "secure-aggregation", "place": "aggregate"}, ("secure aggregation (ideal functionality)", "")),
     ],
 )
-def test_every_defence_has_words_and_the_number_that_a_grid_varies(defence, words) -> None:
-    assert describe_defences([defence]) == words
-    noisy = [*noise("query", "gaussian", 1.0), defence]
+def test_every_defense_has_words_and_the_number_that_a_grid_varies(defense, words) -> None:
+    assert describe_defenses([defense]) == words
+    noisy = [*noise("query", "gaussian", 1.0), defense]
     scales = " + ".join(scale for scale in ("1", words[1]) if scale)
-    assert describe_defences(noisy) == (f"query noise, gaussian + {words[0]}", scales)
+    assert describe_defenses(noisy) == (f"query noise, gaussian + {words[0]}", scales)
 
 
 def test_the_verdict_does_not_praise_a_reversed_attack_or_an_unknown_cost(tmp_path: Path) -> None:
     reversed_run = write_run(tmp_path / "run", [], -2.0, 0.9)
     assert "below non-members" in describe(comparison_rows(read_run(reversed_run))[0])
-    for index, (defences, shift) in enumerate([([], 2.0), (noise("shared", "gaussian", 1.0), -2.0)]):
-        write_run(tmp_path / f"suite/runs/{index}", defences, shift, 0.9)
+    for index, (defenses, shift) in enumerate([([], 2.0), (noise("shared", "gaussian", 1.0), -2.0)]):
+        write_run(tmp_path / f"suite/runs/{index}", defenses, shift, 0.9)
     cells = [{"id": str(index), "run": f"runs/{index}", "attack": "query"} for index in range(2)]
     (tmp_path / "suite/suite.json").write_text(json.dumps({"cells": cells}))
     assert "None of the 1 defended runs" in verdict(comparison_rows(read_suite(tmp_path / "suite")))[-1]

@@ -22,8 +22,8 @@ SMALL = {
 }
 
 
-class Normalising(MLP):
-    """Says that the images meet its first weight as they are, and normalises them first."""
+class Normalizing(MLP):
+    """Says that the images meet its first weight as they are, and normalizes them first."""
 
     @property
     def input_weight(self):
@@ -74,7 +74,7 @@ def of(model, **changes):
 
 def test_a_model_that_says_what_it_does_not_do_is_found(tmp_path, no_ray):
     with pytest.raises(ValueError, match=r"another in the span .* input_weight") as caught:
-        simulate(of("Normalising"), tmp_path / "run")
+        simulate(of("Normalizing"), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
     assert [engine.closed for engine in no_ray] == [True]
@@ -124,7 +124,7 @@ def test_of_two_troubles_the_experiments_own_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(launch, "RayEngine", unreachable)
     with pytest.raises(ValueError, match="another in the span"):
-        simulate(of("Normalising"), tmp_path / "run")
+        simulate(of("Normalizing"), tmp_path / "run")
     with pytest.raises(ConnectionError):
         simulate(experiment_from(SMALL, "test"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -166,7 +166,7 @@ class Unwrapping(Module):
         return self.linear(torch.from_numpy(images.flatten(1).detach().numpy()))
 
 
-def normalised() -> nn.Module:
+def normalized() -> nn.Module:
     return nn.Sequential(
         nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(), nn.LazyLinear(3)
     )
@@ -187,7 +187,7 @@ def test_a_module_that_torch_cannot_vectorize_or_differentiate_is_found(name, tm
 
 
 def test_a_module_with_lazy_layers_batch_norm_and_dropout_is_simulated(tmp_path):
-    assert simulate_here(module("normalised"), tmp_path / "run").done
+    assert simulate_here(module("normalized"), tmp_path / "run").done
 
 
 def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ PLAIN = {
     "task": {"ways": 3},
     "partition": {"learners": 4},
     "model": {"name": "mlp", "hidden": [8]},
-    "defences": [GAUSSIAN],
+    "defenses": [GAUSSIAN],
     "engine": {"learners_per_node": 4, "chunk": 2},
     "attacks": [],
 }
@@ -89,7 +89,7 @@ def test_in_a_simulation_the_seed_decides(folder, monkeypatch):
 def test_a_guarantee_needs_learners_that_stay_on_their_node(folder):
     with pytest.raises(ValueError, match=r"^engine\.learners_per_node: must be a number on the deployment engine"):
         sent(folder, changes="engine.learners_per_node=auto")
-    sent(folder, changes="engine.learners_per_node=auto; defences=[]")
+    sent(folder, changes="engine.learners_per_node=auto; defenses=[]")
 
 
 def test_other_parameters_in_the_same_round_get_other_noise(folder):
@@ -99,7 +99,7 @@ def test_other_parameters_in_the_same_round_get_other_noise(folder):
         answer = sent(folder, scale=scale)
         changed_only = None if clipped is None else answer - clipped
         clipped = answer
-    deviation = experiment_from(PLAIN, "here").federation().defences[0].standard_deviation
+    deviation = experiment_from(PLAIN, "here").federation().defenses[0].standard_deviation
     assert changed_only.std() > deviation, "the noise of two answers, where one noise would leave less than the clip"
 
 
@@ -128,7 +128,7 @@ def test_nothing_that_the_server_writes_or_receives_holds_the_secret(folder):
 
 SMALL = {
     **PLAIN,
-    "defences": [],
+    "defenses": [],
     "server": {"rounds": 2},
     "evaluation": {"every": 2, "tasks": 5, "queries": 2},
 }

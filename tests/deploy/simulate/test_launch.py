@@ -24,7 +24,7 @@ SMALL = {
     "task": {"ways": 3},
     "partition": {"learners": 40},
     "model": {"name": "mlp", "hidden": [16]},
-    "defences": [{"name": "noise", "place": "shared", "scale": 0.1}],
+    "defenses": [{"name": "noise", "place": "shared", "scale": 0.1}],
     "server": {"rounds": 3, "fraction": 0.9},
     "evaluation": {"every": 2, "tasks": 10, "queries": 3},
     "attacks": [],

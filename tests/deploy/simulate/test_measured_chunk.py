@@ -45,7 +45,7 @@ def test_a_damaged_memory_is_measured_anew(cache, damage):
 
 
 def test_noise_inside_the_rule_means_one_by_one():
-    assert measured_chunk(federation(defences=(Noise(place="inner"),)), CPU) == 1
+    assert measured_chunk(federation(defenses=(Noise(place="inner"),)), CPU) == 1
 
 
 def test_the_memory_bound_holds():

@@ -26,9 +26,9 @@ EXPERIMENT = {
     "task": {"ways": 3},
     "partition": {"learners": 24, "images_per_class": 6},
     "model": {"name": "mlp", "hidden": [16]},
-    "defences": [{"name": "noise", "place": "shared", "scale": 0.1}],
+    "defenses": [{"name": "noise", "place": "shared", "scale": 0.1}],
     "faults": {"dropout": 0.2},
-    "server": {"rounds": 12, "fraction": 0.8, "optimiser": {"name": "adam", "rate": 0.01, "half_life": 4}},
+    "server": {"rounds": 12, "fraction": 0.8, "optimizer": {"name": "adam", "rate": 0.01, "half_life": 4}},
     "evaluation": {"every": 3, "tasks": 5, "queries": 3},
     "engine": {"chunk": 4},
     "attacks": [],
@@ -61,8 +61,8 @@ def assert_same(run, other):
     assert (run.path / "parameters.safetensors").read_bytes() == (other.path / "parameters.safetensors").read_bytes()
     mine, theirs = (read_checkpoint(one.checkpoint) for one in (run, other))
     assert mine.round == theirs.round
-    assert set(mine.optimiser) == set(theirs.optimiser)
-    assert all(torch.equal(mine.optimiser[name], value) for name, value in theirs.optimiser.items())
+    assert set(mine.optimizer) == set(theirs.optimizer)
+    assert all(torch.equal(mine.optimizer[name], value) for name, value in theirs.optimizer.items())
     mine, theirs = Record(run.record), Record(other.record)
     assert mine.rounds == theirs.rounds
     for round in mine.rounds:

@@ -15,7 +15,7 @@ EXPERIMENT = {
     "task": {"ways": 3},
     "partition": {"learners": 12, "images_per_class": 6},
     "model": {"name": "mlp", "hidden": [8]},
-    "defences": [{"name": "pruning", "keep": 0.5}, {"name": "secure-aggregation"}],
+    "defenses": [{"name": "pruning", "keep": 0.5}, {"name": "secure-aggregation"}],
     "faults": {"dropout": 0.2},
     "server": {"rounds": 5, "fraction": 0.8},
     "evaluation": {"every": 5, "tasks": 4, "queries": 2},
@@ -30,7 +30,7 @@ def whole(tmp_path_factory):
 
 
 def test_the_server_learns_as_before_and_records_means_alone(tmp_path, whole):
-    plain = {**EXPERIMENT, "defences": EXPERIMENT["defences"][:1]}
+    plain = {**EXPERIMENT, "defenses": EXPERIMENT["defenses"][:1]}
     other = local_simulate(experiment_from(plain, "test"), tmp_path / "run")
     assert (whole.path / "parameters.safetensors").read_bytes() == (
         other.path / "parameters.safetensors"

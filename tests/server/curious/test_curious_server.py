@@ -26,7 +26,7 @@ NODES = 4
 
 
 def ordinary_app():
-    """A federated app that knows nothing of us: each node moves the model towards its own constant."""
+    """A federated app that knows nothing of us: each node moves the model toward its own constant."""
     app = ClientApp()
 
     @app.train()
@@ -522,7 +522,7 @@ def test_arrays_that_cannot_be_read_pass_and_are_not_recorded(tmp_path, caplog):
     grid, complete = curious_grid(LocalGrid(app, NODES), tmp_path / "record")
     assert [len(replies) for replies in rounds_of(grid, arrays=strange)] == [NODES] * 2
     complete()
-    assert "round 1: a message and its answer are not recorded: w is serialised as 'some.format'" in caplog.text
+    assert "round 1: a message and its answer are not recorded: w is serialized as 'some.format'" in caplog.text
     assert "8 left out" in caplog.text
 
 

@@ -13,13 +13,13 @@ NODES = [10, 11, 12]
 
 
 class ScriptedGrid:
-    """A grid whose nodes do what `behaviour(share, node, nth time)` says.
+    """A grid whose nodes do what `behavior(share, node, nth time)` says.
 
     That is `good`, `dies`, `raises`, `hangs` or `gone`.
     """
 
-    def __init__(self, behaviour):
-        self.behaviour = behaviour
+    def __init__(self, behavior):
+        self.behavior = behavior
         self.asked = []
         self.pulled = []
         self.out = {}
@@ -30,7 +30,7 @@ class ScriptedGrid:
         for message in messages:
             share = message.share
             times = sum(asked == share for asked, _ in self.asked)
-            does = self.behaviour(share, message.node, times)
+            does = self.behavior(share, message.node, times)
             self.asked.append((share, message.node))
             if does == "gone":
                 continue
@@ -65,8 +65,8 @@ def ask(share, node, ttl):
     return SimpleNamespace(share=share, node=node)
 
 
-def dispatched(behaviour, shares=SHARES, rounds=1, patience=None, **settings):
-    grid = ScriptedGrid(behaviour)
+def dispatched(behavior, shares=SHARES, rounds=1, patience=None, **settings):
+    grid = ScriptedGrid(behavior)
     dispatch = Dispatch(patience or Patience(round=20, recovery=2, slow=0.05), **settings)
     results = [dict(dispatch.answers(grid, NODES, shares, ask)) for _ in range(rounds)]
     return grid, results[-1]

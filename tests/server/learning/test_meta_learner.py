@@ -15,7 +15,7 @@ from metaleak.clients.faults import Faults
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML, Reptile
 from metaleak.clients.wire.answer import Refused, read_answer
-from metaleak.server import CuriousServer, MetaLearner, OuterOptimiser, Record, RoundFailed
+from metaleak.server import CuriousServer, MetaLearner, OuterOptimizer, Record, RoundFailed
 from metaleak.server.learning.checkpoint import read_checkpoint
 from metaleak.server.learning.dispatch import Patience
 from metaleak.server.learning.meta_learner import sample_size
@@ -53,7 +53,7 @@ def same(left, right):
 
 def test_sgd_is_the_mean_of_the_learners_own_gradients(federation):
     start = federation.initial_parameters()
-    result = trained(federation, rounds=1, optimiser=OuterOptimiser(name="sgd", rate=0.5))
+    result = trained(federation, rounds=1, optimizer=OuterOptimizer(name="sgd", rate=0.5))
     mine = [federation.learner(number).meta_gradient(start, 1)[0] for number in range(LEARNERS)]
     for name, value in start.items():
         mean = torch.stack([gradient[name] for gradient in mine]).mean(0)
@@ -69,7 +69,7 @@ def test_the_numbers_do_not_depend_on_how_many_nodes_there_are(federation):
 def test_adam_keeps_its_state_across_rounds(federation):
     """Three Adam steps of torch itself on the recorded mean gradients give the same parameters."""
     reports = []
-    trained(federation, reports=reports, optimiser=OuterOptimiser(name="adam", rate=0.01))
+    trained(federation, reports=reports, optimizer=OuterOptimizer(name="adam", rate=0.01))
     start = federation.initial_parameters()
     leaves = {name: value.clone().requires_grad_() for name, value in start.items()}
     adam = torch.optim.Adam(leaves.values(), lr=0.01)
@@ -169,13 +169,13 @@ def one_row_not_finite(reply):
 
 def test_one_learner_that_is_not_finite_is_refused_alone(federation):
     reports = []
-    spoilt = trained(federation, rounds=1, spoil=spoiled(one_row_not_finite), reports=reports)
+    ended = trained(federation, rounds=1, spoil=spoiled(one_row_not_finite), reports=reports)
     assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 1, 1)]
     start = federation.initial_parameters()
     others = [n for n in range(LEARNERS) if n != 1]
     mean = torch.stack([federation.learner(n).meta_gradient(start, 1)[0]["head.bias"] for n in others]).mean(0)
     # Adam's first step is the rate times the gradient's sign.
-    np.testing.assert_allclose(spoilt["head.bias"], start["head.bias"] - 0.001 * mean.sign(), atol=1e-5)
+    np.testing.assert_allclose(ended["head.bias"], start["head.bias"] - 0.001 * mean.sign(), atol=1e-5)
 
 
 def config_of(reply):
@@ -285,7 +285,7 @@ def huge(reply):
         reply.content["arrays"][name] = Array(values)
 
 
-def test_a_finite_reply_that_would_make_the_optimisers_state_infinite_fails_the_round(federation):
+def test_a_finite_reply_that_would_make_the_optimizers_state_infinite_fails_the_round(federation):
     reports = []
 
     def from_round_2(reply):
@@ -296,16 +296,16 @@ def test_a_finite_reply_that_would_make_the_optimisers_state_infinite_fails_the_
         trained(federation, rounds=5, spoil=spoiled(from_round_2), reports=reports)
     assert "\n" not in str(failed.value)
     assert [report.round for report in reports] == [1], "and the state of the round before is the last"
-    state = {**reports[0].checkpoint.parameters, **reports[0].checkpoint.optimiser}
+    state = {**reports[0].checkpoint.parameters, **reports[0].checkpoint.optimizer}
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
-@pytest.mark.parametrize("optimiser", [OuterOptimiser(), OuterOptimiser(name="sgd", rate=0.1, momentum=0.9)], ids=str)
-def test_a_reply_above_the_largest_norm_is_refused_alone_and_recorded(federation, tmp_path, caplog, optimiser):
+@pytest.mark.parametrize("optimizer", [OuterOptimizer(), OuterOptimizer(name="sgd", rate=0.1, momentum=0.9)], ids=str)
+def test_a_reply_above_the_largest_norm_is_refused_alone_and_recorded(federation, tmp_path, caplog, optimizer):
     reports = []
     grid = LocalGrid(client_app(federation), nodes=2, spoil=spoiled(huge))
     strategy = MetaLearner(
-        LEARNERS, seed=3, chunk=4, shares_per_node=8, largest_norm=100, optimiser=optimiser, on_round=reports.append
+        LEARNERS, seed=3, chunk=4, shares_per_node=8, largest_norm=100, optimizer=optimizer, on_round=reports.append
     )
     with caplog.at_level("WARNING", logger="metaleak"):
         result = CuriousServer(strategy, tmp_path / "record").start(
@@ -324,8 +324,8 @@ def test_a_norm_that_nobody_exceeds_changes_no_bit(federation):
 class Tempered(MLP):
     """An MLP with a temperature: a parameter without dimensions."""
 
-    def initialise(self, image_shape, ways, generator):
-        return {**super().initialise(image_shape, ways, generator), "temperature": torch.tensor(1.0)}
+    def initialize(self, image_shape, ways, generator):
+        return {**super().initialize(image_shape, ways, generator), "temperature": torch.tensor(1.0)}
 
     def __call__(self, parameters, images):
         return super().__call__(parameters, images) * parameters["temperature"]
@@ -339,8 +339,8 @@ def test_a_parameter_without_dimensions_is_learned_too(federation):
 
 
 class Precise(Tempered):
-    def initialise(self, image_shape, ways, generator):
-        start = super().initialise(image_shape, ways, generator)
+    def initialize(self, image_shape, ways, generator):
+        start = super().initialize(image_shape, ways, generator)
         return {**start, "temperature": start["temperature"].double()}
 
 
@@ -395,7 +395,7 @@ def test_learners_in_trouble_are_missing_and_change_nothing_for_the_others(feder
     troubled = dataclasses.replace(federation, faults=faults)
     absences = {n: faults.absence(3, 1, n) for n in range(LEARNERS)}
     reports = []
-    result = trained(troubled, rounds=1, reports=reports, optimiser=OuterOptimiser(name="sgd", rate=1.0))
+    result = trained(troubled, rounds=1, reports=reports, optimizer=OuterOptimizer(name="sgd", rate=1.0))
     (report,) = reports
     for kind in ("dropped", "late", "failed"):
         expected = sum(a is not None and a.kind == kind for a in absences.values())
@@ -460,14 +460,14 @@ def test_one_node_a_learner_and_cohorts_give_the_same(federation, tmp_path, rule
 
 def test_a_training_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(federation, tmp_path):
     for settings in (
-        OuterOptimiser(name="adam", rate=0.01, half_life=3),
-        OuterOptimiser(name="sgd", rate=0.1, momentum=0.9),
+        OuterOptimizer(name="adam", rate=0.01, half_life=3),
+        OuterOptimizer(name="sgd", rate=0.1, momentum=0.9),
     ):
         reports = []
-        whole = trained(federation, rounds=5, optimiser=settings, reports=reports)
+        whole = trained(federation, rounds=5, optimizer=settings, reports=reports)
         file = tmp_path / f"{settings.name}.safetensors"
         file.write_bytes(reports[1].checkpoint.content())
-        again = trained(federation, rounds=5, optimiser=settings, resume_from=read_checkpoint(file))
+        again = trained(federation, rounds=5, optimizer=settings, resume_from=read_checkpoint(file))
         assert same(whole, again)
 
 
@@ -499,7 +499,7 @@ def test_impossible_settings_are_refused(wrong):
 
 
 def test_the_rate_halves_in_its_half_life():
-    steps = OuterOptimiser(name="sgd", rate=1.0, half_life=2).over({"w": torch.zeros(1)})
+    steps = OuterOptimizer(name="sgd", rate=1.0, half_life=2).over({"w": torch.zeros(1)})
     positions = []
     for _ in range(5):
         steps.step({"w": -np.ones(1)})

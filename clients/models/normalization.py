@@ -1,4 +1,4 @@
-"""Normalisation written from plain operations, so that derivatives of every order are right.
+"""Normalization written from plain operations, so that derivatives of every order are right.
 
 torch's native batch, layer and instance norm give wrong third derivatives (torch 2.15: by 2 to 46 % and more), and in
 torch 2.13 wrong second ones under `vmap`; these are held by finite differences in the tests.
@@ -21,25 +21,25 @@ def batch_statistics(features: Tensor) -> Statistics:
     The variance is the biased one.
     """
     mean = features.mean(dim=(0, 2, 3), keepdim=True)
-    centred = features - mean
-    return mean, ((centred * centred).mean(dim=(0, 2, 3), keepdim=True) + _EPSILON).rsqrt()
+    centered = features - mean
+    return mean, ((centered * centered).mean(dim=(0, 2, 3), keepdim=True) + _EPSILON).rsqrt()
 
 
-def normalise_by(features: Tensor, statistics: Statistics, gain: Tensor, shift: Tensor) -> Tensor:
-    """Return `features (B, C, H, W)` normalised by `statistics`, with per-channel `gain` and `shift`, both `(C,)`."""
+def normalize_by(features: Tensor, statistics: Statistics, gain: Tensor, shift: Tensor) -> Tensor:
+    """Return `features (B, C, H, W)` normalized by `statistics`, with per-channel `gain` and `shift`, both `(C,)`."""
     mean, scale = statistics
     return (features - mean) * (gain.reshape(1, -1, 1, 1) * scale) + shift.reshape(1, -1, 1, 1)
 
 
-def normalise_over_groups(features: Tensor, gain: Tensor, shift: Tensor, channels_per_group: int = 8) -> Tensor:
-    """Return group-normalised `features (B, C, H, W)` (Wu & He 2018), each image by its own statistics.
+def normalize_over_groups(features: Tensor, gain: Tensor, shift: Tensor, channels_per_group: int = 8) -> Tensor:
+    """Return group-normalized `features (B, C, H, W)` (Wu & He 2018), each image by its own statistics.
 
     A group has gcd(C, `channels_per_group`) channels.
     """
     batch, channels, height, width = features.shape
     groups = channels // math.gcd(channels, channels_per_group)
     grouped = features.reshape(batch, groups, -1)
-    centred = grouped - grouped.mean(dim=2, keepdim=True)
-    variance = (centred * centred).mean(dim=2, keepdim=True)
-    normalised = (centred * (variance + _EPSILON).rsqrt()).reshape(batch, channels, height, width)
-    return normalised * gain.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+    centered = grouped - grouped.mean(dim=2, keepdim=True)
+    variance = (centered * centered).mean(dim=2, keepdim=True)
+    normalized = (centered * (variance + _EPSILON).rsqrt()).reshape(batch, channels, height, width)
+    return normalized * gain.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)

@@ -1,4 +1,4 @@
-"""The outer optimiser: how the mean meta-gradient moves the initialisation."""
+"""The outer optimizer: how the mean meta-gradient moves the initialization."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 
-class OuterOptimiser(BaseModel):
-    """SGD or Adam on the initialisation.
+class OuterOptimizer(BaseModel):
+    """SGD or Adam on the initialization.
 
     `momentum` is SGD's, and is not used by Adam. With a `half_life` in rounds the rate falls exponentially.
     """
@@ -23,23 +23,23 @@ class OuterOptimiser(BaseModel):
     half_life: Annotated[float, Field(gt=0)] | None = None
 
     def over(self, parameters: Mapping[str, Tensor]) -> "OuterSteps":
-        """Return the optimiser at work on a copy of these parameters."""
+        """Return the optimizer at work on a copy of these parameters."""
         return OuterSteps(self, parameters)
 
 
 class OuterSteps:
-    """An outer optimiser with its state and the parameters it moves."""
+    """An outer optimizer with its state and the parameters it moves."""
 
-    def __init__(self, settings: OuterOptimiser, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, settings: OuterOptimizer, parameters: Mapping[str, Tensor]) -> None:
         self._leaves = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
         leaves = list(self._leaves.values())
-        self._optimiser: torch.optim.Optimizer
+        self._optimizer: torch.optim.Optimizer
         if settings.name == "sgd":
-            self._optimiser = torch.optim.SGD(leaves, lr=settings.rate, momentum=settings.momentum)
+            self._optimizer = torch.optim.SGD(leaves, lr=settings.rate, momentum=settings.momentum)
         else:
-            self._optimiser = torch.optim.Adam(leaves, lr=settings.rate)
+            self._optimizer = torch.optim.Adam(leaves, lr=settings.rate)
         gamma = 1.0 if settings.half_life is None else 0.5 ** (1.0 / settings.half_life)
-        self._schedule = torch.optim.lr_scheduler.ExponentialLR(self._optimiser, gamma)
+        self._schedule = torch.optim.lr_scheduler.ExponentialLR(self._optimizer, gamma)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -49,11 +49,11 @@ class OuterSteps:
     def step(self, gradient: Mapping[str, np.ndarray]) -> None:
         """Move the parameters along `gradient`, named and shaped like them; once a round.
 
-        Raises `ValueError` when a parameter or a moment of the optimiser is no longer finite; the steps cannot go on.
+        Raises `ValueError` when a parameter or a moment of the optimizer is no longer finite; the steps cannot go on.
         """
         for name, leaf in self._leaves.items():
             leaf.grad = torch.from_numpy(np.asarray(gradient[name])).to(leaf.dtype)
-        self._optimiser.step()
+        self._optimizer.step()
         self._schedule.step()
         for name, value in {**self._leaves, **self.state()}.items():
             if not torch.isfinite(value).all():
@@ -62,25 +62,25 @@ class OuterSteps:
     def state(self) -> dict[str, Tensor]:
         """Return all that decides the next steps beside the parameters: `rate`, `step` and `<parameter>/<moment>`."""
         state = {
-            "rate": torch.tensor(self._optimiser.param_groups[0]["lr"], dtype=torch.float64),
+            "rate": torch.tensor(self._optimizer.param_groups[0]["lr"], dtype=torch.float64),
             "steps": torch.tensor(self._schedule.last_epoch),
         }
         for name, leaf in self._leaves.items():
-            for key, value in self._optimiser.state.get(leaf, {}).items():
+            for key, value in self._optimizer.state.get(leaf, {}).items():
                 if isinstance(value, Tensor):
                     state[f"{name}/{key}"] = value.detach().clone()
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned; raises `ValueError` when it is of another optimiser or model."""
+        """Go on from what `state` returned; raises `ValueError` when it is of another optimizer or model."""
         plain: dict[str, dict[str, Any]] = {}
         try:
-            self._optimiser.param_groups[0]["lr"] = state["rate"].item()
+            self._optimizer.param_groups[0]["lr"] = state["rate"].item()
             self._schedule.last_epoch = int(state["steps"].item())
             for path in set(state) - {"rate", "steps"}:
                 name, _, key = path.rpartition("/")
                 plain.setdefault(name, {})[key] = state[path].clone()
             for name, moments in plain.items():
-                self._optimiser.state[self._leaves[name]] = moments
+                self._optimizer.state[self._leaves[name]] = moments
         except KeyError as error:
-            raise ValueError(f"the optimiser's state does not fit: {error} is missing or unknown") from None
+            raise ValueError(f"the optimizer's state does not fit: {error} is missing or unknown") from None

@@ -1,4 +1,4 @@
-"""Quantisation and the sign: few values, near or right in the mean, in few bytes."""
+"""Quantization and the sign: few values, near or right in the mean, in few bytes."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from metaleak.defenses import Costed, Quantisation, RandomSource, Sign
+from metaleak.defenses import Costed, Quantization, RandomSource, Sign
 
 
 def source(seed=0):
@@ -18,7 +18,7 @@ def source(seed=0):
 
 def test_three_bits_are_seven_levels():
     value = torch.tensor([-3.0, -2.6, -0.4, 0.0, 0.6, 1.4, 3.0], dtype=torch.float64)
-    sent = Quantisation(bits=3)({"w": value}, source())["w"]
+    sent = Quantization(bits=3)({"w": value}, source())["w"]
     assert sent.tolist() == [-3.0, -3.0, 0.0, 0.0, 1.0, 1.0, 3.0]
 
 
@@ -29,7 +29,7 @@ def test_three_bits_are_seven_levels():
 )
 def test_every_entry_goes_to_a_level_beside_it(entries, bits, stochastic):
     value = torch.tensor(entries, dtype=torch.float64)
-    sent = Quantisation(bits=bits, stochastic=stochastic)({"w": value}, source())["w"]
+    sent = Quantization(bits=bits, stochastic=stochastic)({"w": value}, source())["w"]
     largest, levels = value.abs().max().item(), 2 ** (bits - 1) - 1
     if largest == 0:
         assert torch.equal(sent, value)
@@ -44,23 +44,23 @@ def test_every_entry_goes_to_a_level_beside_it(entries, bits, stochastic):
 
 def test_to_the_nearest_twice_is_once():
     value = torch.randn(1000, generator=source().generator, dtype=torch.float64)
-    quantisation = Quantisation(bits=5)
-    once = quantisation({"w": value}, source())
-    torch.testing.assert_close(quantisation(once, source()), once, rtol=1e-14, atol=0)
+    quantization = Quantization(bits=5)
+    once = quantization({"w": value}, source())
+    torch.testing.assert_close(quantization(once, source()), once, rtol=1e-14, atol=0)
 
 
 def test_at_random_the_mean_is_the_entry():
     value = torch.tensor([1.0, 0.3, -0.77, 0.0], dtype=torch.float64).repeat(50_000, 1)
-    sent = Quantisation(bits=2, stochastic=True)({"w": value}, source())["w"]
+    sent = Quantization(bits=2, stochastic=True)({"w": value}, source())["w"]
     assert sent.unique().tolist() == [-1.0, 0.0, 1.0]
     assert sent.mean(dim=0).tolist() == pytest.approx([1.0, 0.3, -0.77, 0.0], abs=0.01)
-    nearest = Quantisation(bits=2)({"w": value}, source())["w"]
+    nearest = Quantization(bits=2)({"w": value}, source())["w"]
     assert nearest.mean(dim=0).tolist() == [1.0, 0.0, -1.0, 0.0]
 
 
 def test_each_tensor_has_its_own_levels():
     tensors = {"large": torch.tensor([100.0, 0.0]), "small": torch.tensor([0.001, 0.0])}
-    sent = Quantisation(bits=2)(tensors, source())
+    sent = Quantization(bits=2)(tensors, source())
     assert [sent[name][0].item() for name in tensors] == [value[0].item() for value in tensors.values()]
 
 
@@ -73,10 +73,10 @@ def test_the_sign_is_of_one_size():
 
 
 @pytest.mark.parametrize("wrong", [math.inf, math.nan])
-@pytest.mark.parametrize("defence", [Quantisation(bits=4), Quantisation(bits=4, stochastic=True), Sign()])
-def test_an_entry_that_is_not_finite_is_not_made_finite(defence, wrong):
+@pytest.mark.parametrize("defense", [Quantization(bits=4), Quantization(bits=4, stochastic=True), Sign()])
+def test_an_entry_that_is_not_finite_is_not_made_finite(defense, wrong):
     """The server refuses such a gradient, and must be able to."""
-    sent = defence({"w": torch.tensor([1.0, wrong]), "b": torch.tensor([1.0])}, source())
+    sent = defense({"w": torch.tensor([1.0, wrong]), "b": torch.tensor([1.0])}, source())
     assert not sent["w"].isfinite().all()
     assert sent["b"].isfinite().all()
 
@@ -84,10 +84,10 @@ def test_an_entry_that_is_not_finite_is_not_made_finite(defence, wrong):
 @pytest.mark.parametrize("bits", [2, 5, 8, 16])
 def test_a_sender_can_really_do_with_so_many_bytes(bits):
     """The levels are written as bits, with one float32 a tensor, and read again: the same gradient."""
-    quantisation = Quantisation(bits=bits)
+    quantization = Quantization(bits=bits)
     tensors = {name: torch.randn(size, generator=source().generator) for name, size in (("w", 77), ("b", 5))}
-    sent = quantisation(tensors, source())
-    levels, written = quantisation.levels, ""
+    sent = quantization(tensors, source())
+    levels, written = quantization.levels, ""
     for value in sent.values():
         steps = (value.double() / value.double().abs().max() * levels).round().int() + levels
         written += "".join(format(step, f"0{bits}b") for step in steps.tolist())
@@ -99,8 +99,8 @@ def test_a_sender_can_really_do_with_so_many_bytes(bits):
     ]
     for value, again in zip(sent.values(), read, strict=True):
         np.testing.assert_array_equal(value.numpy(), again.astype(np.float32))
-    assert isinstance(quantisation, Costed)
-    assert quantisation.bytes_sent({"w": (77,), "b": (5,)}) == -(-len(written) // 8) + len(scales)
+    assert isinstance(quantization, Costed)
+    assert quantization.bytes_sent({"w": (77,), "b": (5,)}) == -(-len(written) // 8) + len(scales)
 
 
 def test_one_bit_an_entry_carries_the_sign():
@@ -117,4 +117,4 @@ def test_one_bit_an_entry_carries_the_sign():
 @pytest.mark.parametrize("wrong", [{}, {"bits": 1}, {"bits": 17}, {"bits": 4, "place": "query"}])
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
-        Quantisation(**wrong)
+        Quantization(**wrong)

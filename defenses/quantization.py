@@ -7,14 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.defenses.cost import entries
-from metaleak.defenses.defence import NO_NOISE, AddedNoise, Shapes
+from metaleak.defenses.defense import NO_NOISE, AddedNoise, Shapes
 from metaleak.defenses.randomness import RandomSource
 
 _SCALE_BYTES = 4
 """Each tensor sends one float32 beside its entries."""
 
 
-class Quantisation(BaseModel):
+class Quantization(BaseModel):
     """Rounds every entry to one of 2 L + 1 levels, evenly spaced in [-m, m]; L = 2 ** (`bits` - 1) - 1.
 
     m is the largest magnitude of the entry's own tensor; zero is a level. To the nearest level (of two, the even

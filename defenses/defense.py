@@ -1,4 +1,4 @@
-"""Where a defence stands and what it may do."""
+"""Where a defense stands and what it may do."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from torch import Tensor
 from metaleak.defenses.randomness import RandomSource
 
 Place = Literal["support", "query", "inner", "shared", "aggregate"]
-"""The places where a defence can act: four in a learner's computation (Rafiei et al. 2024, section 5), one behind it.
+"""The places where a defense can act: four in a learner's computation (Rafiei et al. 2024, section 5), one behind it.
 
 `support` and `query` see `{"images": (n, C, H, W)}` before anything is computed from them; `inner` sees the gradient
 of every inner step, `shared` the meta-gradient that is about to leave, both as named tensors. A learner calls no
-defence of the place `aggregate`: it says what becomes of the messages of a round between learners and server.
+defense of the place `aggregate`: it says what becomes of the messages of a round between learners and server.
 """
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -21,23 +21,23 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @runtime_checkable
-class Defence(Protocol):
+class Defense(Protocol):
     """One thing a learner does to what it computes; also its configuration, a frozen pydantic model.
 
-    Several defences compose: those of one place act in the order of the experiment file.
+    Several defenses compose: those of one place act in the order of the experiment file.
     """
 
     @property
     def place(self) -> Place:
-        """Where the defence acts."""
+        """Where the defense acts."""
         ...
 
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return the defended tensors, same names, shapes and dtypes.
 
         All randomness comes from `random`, which is keyed by (seed or the learner's secret, round, learner, the
-        defence's place in the list, inner step): from `random.generator`, or, where a guarantee rests on it, from
-        `random.normal`. An `inner` defence is differentiated through by second-order rules, so it must not work in
+        defense's place in the list, inner step): from `random.generator`, or, where a guarantee rests on it, from
+        `random.normal`. An `inner` defense is differentiated through by second-order rules, so it must not work in
         place.
         """
         ...
@@ -45,7 +45,7 @@ class Defence(Protocol):
 
 @dataclass(frozen=True)
 class AddedNoise:
-    """Independent noise of mean 0 on every entry: the last thing that a defence adds, with `deviation` 0 none at all.
+    """Independent noise of mean 0 on every entry: the last thing that a defense adds, with `deviation` 0 none at all.
 
     `deviation`, the standard deviation under either `law`, is in the units of the tensors (images: pixels in [0, 1]),
     or, where it is `relative`, in units of the root mean square of all entries to which the noise is added.
@@ -57,14 +57,14 @@ class AddedNoise:
 
 
 NO_NOISE = AddedNoise()
-"""What a deterministic defence returns as its `noise`."""
+"""What a deterministic defense returns as its `noise`."""
 
 
 @runtime_checkable
 class Modeled(Protocol):
-    """A defence that tells in which way it is random: its output is `without_noise` of its input, plus its `noise`.
+    """A defense that tells in which way it is random: its output is `without_noise` of its input, plus its `noise`.
 
-    An attack that knows the defences computes likelihoods with it. One that is not `Modeled` counts as random in an
+    An attack that knows the defenses computes likelihoods with it. One that is not `Modeled` counts as random in an
     unknown way, even if it is deterministic. One that is also `Accounted`, with Gaussian noise on the shared
     gradient that is not relative, promises that its guarantee is that of the Gaussian mechanism: each release is
     mu-GDP, and so are all releases of a learner together (Dong, Roth and Su 2022).
@@ -79,26 +79,26 @@ class Modeled(Protocol):
         ...
 
 
-def noise_of(defence: Defence) -> AddedNoise | None:
-    """Return the noise that `defence` promises to add, or `None` where it promises nothing."""
-    return defence.noise() if isinstance(defence, Modeled) else None
+def noise_of(defense: Defense) -> AddedNoise | None:
+    """Return the noise that `defense` promises to add, or `None` where it promises nothing."""
+    return defense.noise() if isinstance(defense, Modeled) else None
 
 
 @runtime_checkable
 class Costed(Protocol):
-    """A `shared` defence whose output takes fewer bytes than float32 entries do."""
+    """A `shared` defense whose output takes fewer bytes than float32 entries do."""
 
     def bytes_sent(self, shapes: Shapes) -> int:
         """Return the bytes that carry one learner's defended gradient of these shapes, without Flower's envelope.
 
-        It must hold whatever went into the defence, so that the last defence of a learner tells the cost of all.
+        It must hold whatever went into the defense, so that the last defense of a learner tells the cost of all.
         """
         ...
 
 
 @runtime_checkable
 class Accounted(Protocol):
-    """A defence with a differential-privacy guarantee, which depends on how often a learner sends."""
+    """A defense with a differential-privacy guarantee, which depends on how often a learner sends."""
 
     @property
     def delta(self) -> float:
@@ -106,7 +106,7 @@ class Accounted(Protocol):
         ...
 
     def for_releases(self, releases: int) -> Self:
-        """Return the defence of a learner that takes part in at most `releases` rounds of the run.
+        """Return the defense of a learner that takes part in at most `releases` rounds of the run.
 
         Raises `ValueError` in one line, which begins with the key at fault, when it was set up for fewer.
         """

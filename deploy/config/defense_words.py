@@ -1,4 +1,4 @@
-"""Defences in words: what an experiment does against the curious server, and how strongly."""
+"""Defenses in words: what an experiment does against the curious server, and how strongly."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,40 +12,40 @@ RULE_STRUCTURE = ("name", "order", "adapts")
 _KNOWN = {
     "gaussian": ("", "Gaussian mechanism"),
     "pruning": ("keep", "pruning (part kept)"),
-    "quantisation": ("bits", "quantisation (bits)"),
+    "quantization": ("bits", "quantization (bits)"),
     "sign": ("", "sign and mean magnitude alone"),
     "selection": ("", "selected layers alone"),
     "secure-aggregation": ("", "secure aggregation (ideal functionality)"),
 }
-"""The setting that stands for a defence's scale, if any, and what to call it."""
+"""The setting that stands for a defense's scale, if any, and what to call it."""
 
 _CALLED = re.compile(r" \((epsilon|noise multiplier|part kept|bits)\)")
-"""What the scale of a defence is called, where that stands in its name."""
+"""What the scale of a defense is called, where that stands in its name."""
 
 
-def describe_defences(defences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Return a name and a scale for the defences of an experiment, ("undefended", "") without any.
+def describe_defenses(defenses: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return a name and a scale for the defenses of an experiment, ("undefended", "") without any.
 
     The scale is the number that a grid would vary: noise's `scale`; where it is another setting, the name says which.
     """
-    described = [_described(defence) for defence in defences]
+    described = [_described(defense) for defense in defenses]
     names, scales = (" + ".join(one[place] for one in described if one[place]) for place in (0, 1))
     return names or UNDEFENDED, scales
 
 
-def describe_strength(defences: Sequence[Mapping[str, Any]]) -> str:
-    """Return the defences of an experiment, each with its scale, in one phrase: "Gaussian mechanism, epsilon 8"."""
-    return " + ".join(_with_scale(*_described(defence)) for defence in defences) or UNDEFENDED
+def describe_strength(defenses: Sequence[Mapping[str, Any]]) -> str:
+    """Return the defenses of an experiment, each with its scale, in one phrase: "Gaussian mechanism, epsilon 8"."""
+    return " + ".join(_with_scale(*_described(defense)) for defense in defenses) or UNDEFENDED
 
 
-def _described(defence: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the name of one defence, and its scale, "" where it has none."""
-    others = {key: value for key, value in defence.items() if value is not None}
+def _described(defense: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name of one defense, and its scale, "" where it has none."""
+    others = {key: value for key, value in defense.items() if value is not None}
     place, name, law = (str(others.pop(key, "")) for key in ("place", "name", "law"))
-    scale_key, title = _KNOWN.get(name, ("scale", f"{place} {name or 'defence'}".strip()))
+    scale_key, title = _KNOWN.get(name, ("scale", f"{place} {name or 'defense'}".strip()))
     numbers = [key for key, value in others.items() if isinstance(value, int | float) and not isinstance(value, bool)]
     if name not in _KNOWN and scale_key not in others and len(numbers) == 1:
-        # Of a defence that is not ours, its one number is what a grid would vary.
+        # Of a defense that is not ours, its one number is what a grid would vary.
         scale_key = numbers[0]
         title += f" ({scale_key.replace('_', ' ')})"
     if name == "gaussian":
