@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.func import vmap
 
-from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Rest, Targets
+from metaleak.attacks.attack import Answers, Progress, Targets
+from metaleak.attacks.observation import Observation, Rest
+from metaleak.attacks.threat_model import Capability
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.defenses import NO_NOISE, AddedNoise, Defense, Modeled, noise_of
 
@@ -35,7 +37,7 @@ class LikelihoodRatio(BaseModel):
     chunk: Annotated[int, Field(ge=1, le=100_000)] = 32
 
     @property
-    def assumes(self) -> frozenset[Knowledge]:
+    def requires(self) -> frozenset[Capability]:
         """Everything but which of two images is held."""
         return frozenset({"labels", "other set", "rest of the set", "both candidates", "defenses"})
 
@@ -79,7 +81,7 @@ class LikelihoodRatio(BaseModel):
             seen = _flat({name: value[rows] for name, value in observation.gradients.items()})
             means = [
                 self._mean(observation, rest, some, other[rows], images)
-                for images in (targets.images[some], rest.alternatives[some])
+                for images in (targets.examples[some], rest.alternatives[some])
             ]
             scores[some], separation[some] = _ratio(seen, means[0], means[1], noise)
             if progress is not None:

@@ -22,8 +22,10 @@ from metaleak.attacks.alignment.gradient_metric import Whitening, fit
 from metaleak.attacks.alignment.own_images import OwnImages
 from metaleak.attacks.alignment.shadows import Shadows, shadow_learners
 from metaleak.attacks.alignment.stand_ins import SeenLearner, StandIns, expected_gradient, stand_ins_for
-from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Targets
+from metaleak.attacks.attack import Answers, Progress, Targets
+from metaleak.attacks.observation import Observation
 from metaleak.attacks.seeding import generator_for, random_for
+from metaleak.attacks.threat_model import Capability
 
 
 class Alignment(BaseModel):
@@ -62,9 +64,9 @@ class Alignment(BaseModel):
         return self
 
     @property
-    def assumes(self) -> frozenset[Knowledge]:
+    def requires(self) -> frozenset[Capability]:
         """Labels, classes and own images; the other set and the defenses as the fields say."""
-        known: frozenset[Knowledge] = frozenset({"labels", "classes", "own images"})
+        known: frozenset[Capability] = frozenset({"labels", "classes", "own images"})
         known |= {"other set"} if self.knows == "other" else set()
         return known | {"defenses"} if self.knows_defenses else known
 
@@ -73,7 +75,7 @@ class Alignment(BaseModel):
     ) -> Answers:
         """Return log-likelihood ratios of the pooled discriminant's normal laws.
 
-        Raises `ValueError` when the observation lacks what the attack assumes.
+        Raises `ValueError` when the observation lacks what the attack requires.
         """
         own = OwnImages.of(observation)
         if observation.classes is None:
@@ -90,7 +92,7 @@ class Alignment(BaseModel):
             learner = self._seen(observation, row)
             stand_ins = self._stand_ins(learner, observation, own, generator_for(seed, "stand-ins", "target", row))
             features = self._features(
-                learner, observation, metric, stand_ins, targets.images[places], targets.positions[places]
+                learner, observation, metric, stand_ins, targets.examples[places], targets.positions[places]
             )
             scores[places] = learned.log_ratio(features)
             done += len(places)

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from metaleak.attacks.attack import Answers, Progress, Targets, joined
 from metaleak.attacks.inversion.consistency import check_consistency
 from metaleak.attacks.inversion.descent import Decay, Optimizer
 from metaleak.attacks.inversion.gradient_inversion import Problem, Schedule, Set, Unknowns, invert
@@ -19,7 +20,8 @@ from metaleak.attacks.inversion.image_space import pixels, row_space, seen_by_de
 from metaleak.attacks.inversion.matching import Layers, Loss
 from metaleak.attacks.inversion.outcome import read_outcome
 from metaleak.attacks.inversion.starts import start_blurred, start_from_known, start_in_row_space, start_random
-from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Targets, joined
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.threat_model import Capability
 from metaleak.clients.models import bias_of, input_weight_of
 from metaleak.clients.rules.memory import memory_share, peak_bytes
 
@@ -100,7 +102,7 @@ class ReconstructionAttack(BaseModel):
         return self
 
     @property
-    def assumes(self) -> frozenset[Knowledge]:
+    def requires(self) -> frozenset[Capability]:
         """What `knows` says."""
         if self.knows == "nothing":
             return frozenset()
@@ -118,9 +120,9 @@ class ReconstructionAttack(BaseModel):
         bits, which the chunk decides. Raises `ValueError` when the shapes do not fit, when the observation lacks what
         `knows` says is known, or when a chunk needs more memory than it may take.
         """
-        if not len(targets.images):
+        if not len(targets.examples):
             self._checked(observation, targets)
-            return Answers(torch.empty(0), torch.empty_like(targets.images))
+            return Answers(torch.empty(0), torch.empty_like(targets.examples))
         parts = self.parts(observation, targets)
         problem, known = self._checked(observation, targets)
         counts = [self._count(targets.at(places)) for places in parts]
@@ -147,7 +149,7 @@ class ReconstructionAttack(BaseModel):
 
     def _chunk(self, observation: Observation, problem: Problem, targets: Targets, known: Tensor | None) -> int:
         """Return how many inversions are made at a time: as many as there is memory for, or what `chunk` says."""
-        limit = memory_share(targets.images.device) if self.memory is None else self.memory * _GIB
+        limit = memory_share(targets.examples.device) if self.memory is None else self.memory * _GIB
         one = targets.at(slice(1))
         short = self.model_copy(update={"fit": 0, "iterations": 1})
         each = _WORKSPACE * peak_bytes(lambda: short._answers(observation, problem, one, known, 0, lambda: None))
@@ -214,7 +216,7 @@ class ReconstructionAttack(BaseModel):
         tick: Callable[[], None],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return reconstructions `(T, C, H, W)` and statistics for the targets of one chunk."""
-        images = targets.images.float()
+        images = targets.examples.float()
         rows = targets.rows
         gradients = {name: value[rows] for name, value in observation.gradients.items()}
         given = None if known is None else known[rows].float()
@@ -262,7 +264,7 @@ class ReconstructionAttack(BaseModel):
     ) -> Answers:
         """Invert every learner that is asked about, and answer with each target's nearest image."""
         rows, of = torch.unique(targets.rows, return_inverse=True)
-        shape = tuple(targets.images.shape[1:])
+        shape = tuple(targets.examples.shape[1:])
         gradients = {name: value[rows] for name, value in observation.gradients.items()}
         given = None if known is None else known[rows].float()
         drawn = start_random(sum(self._counts(problem)), shape, rows, seed)
@@ -275,7 +277,7 @@ class ReconstructionAttack(BaseModel):
         distances = torch.stack(
             [
                 (made[row] - image).flatten(1).norm(dim=1)
-                for row, image in zip(of.tolist(), targets.images.float(), strict=True)
+                for row, image in zip(of.tolist(), targets.examples.float(), strict=True)
             ]
         )
         distance, nearest = distances.min(dim=1)

@@ -27,11 +27,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from metaleak.attacks.observation import Answers, Knowledge, Observation, Progress, Targets
+from metaleak.attacks.attack import Answers, Progress, Targets
+from metaleak.attacks.observation import Observation
 from metaleak.attacks.span.evidence import evidence_of_direction, evidence_of_units, seen, whitened
 from metaleak.attacks.span.noisy_images import noisy_span_evidence
 from metaleak.attacks.span.predicted_coefficients import activity, query_direction, support_direction
 from metaleak.attacks.span.spectrum import RowSpace, row_space_above_noise
+from metaleak.attacks.threat_model import Capability
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import LinearInput, Model, bias_of, input_weight_of
 from metaleak.clients.rules import Reptile
@@ -72,7 +74,7 @@ class SpanTest(BaseModel):
     knows_defenses: bool = False
 
     @property
-    def assumes(self) -> frozenset[Knowledge]:
+    def requires(self) -> frozenset[Capability]:
         """Nothing, unless it `knows_defenses`."""
         return frozenset({"defenses", "own images"} if self.knows_defenses else ())
 
@@ -88,7 +90,7 @@ class SpanTest(BaseModel):
         The latter is the part, in [0, 1], of a target's squared norm that lies out of the directions above the
         noise. The seed is not used. A target's answer depends on its learner, on the other learners of the round
         and on itself. Raises `ValueError` when the model names no input weight, the targets do not fit it, or the
-        observation lacks what the attack assumes.
+        observation lacks what the attack requires.
         """
         model, first = _dense(observation, targets)
         defenses = self._defenses(observation)
@@ -107,15 +109,15 @@ class SpanTest(BaseModel):
                     defenses, {name: value[row] for name, value in observation.gradients.items()}, observation.mean_of
                 )
                 space = row_space_above_noise(gradient, known)
-                images = _inputs(targets.images[asked], gradient.shape[1])
+                images = _inputs(targets.examples[asked], gradient.shape[1])
                 outside[asked] = _outside(images, space.basis)
                 if noisy:
-                    scores[asked] = self._noisy(observation, targets.images[asked], gradient, known, noisy)
+                    scores[asked] = self._noisy(observation, targets.examples[asked], gradient, known, noisy)
                 elif self.coefficients == "free":
                     scores[asked] = _free(images, images.square().sum(dim=1), space)
                 else:
                     others = None if moments is None else moments - _second_moments(gradients[row : row + 1])
-                    some = Targets(targets.images[asked], targets.rows[asked], targets.positions[asked])
+                    some = Targets(targets.examples[asked], targets.rows[asked], targets.positions[asked])
                     scores[asked] = self._predicted(
                         model, observation, some, images, gradient, others, space.deviation
                     )
@@ -141,7 +143,7 @@ class SpanTest(BaseModel):
         deviation: float,
     ) -> Tensor:
         parameters = {name: value.double() for name, value in observation.parameters.items()}
-        clean = targets.images.double()
+        clean = targets.examples.double()
         observed = {name: value[targets.rows[0]].double() for name, value in observation.gradients.items()}
         white = whitened(gradient, others, deviation)
         image = seen(white, images)
@@ -212,8 +214,8 @@ def _dense(observation: Observation, targets: Targets) -> tuple[LinearInput, str
     if first is None or not isinstance(model, LinearInput):
         raise ValueError(f"the span test needs a dense first layer, {type(model).__name__} has none")
     width = observation.parameters[first].shape[1]
-    if len(targets.images) and targets.images[0].numel() != width:
-        raise ValueError(f"target images have {targets.images[0].numel()} values, {first!r} takes {width}")
+    if len(targets.examples) and targets.examples[0].numel() != width:
+        raise ValueError(f"target images have {targets.examples[0].numel()} values, {first!r} takes {width}")
     learners = len(observation.gradients[first])
     if len(targets.rows) and not 0 <= int(targets.rows.min()) <= int(targets.rows.max()) < learners:
         raise ValueError(f"targets.rows holds values outside [0, {learners})")

@@ -11,15 +11,17 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
+from metaleak.attacks.attack import Answers, Attack, Divisible, Progress, joined
 from metaleak.attacks.evaluation.membership import Evaluation, evaluate
-from metaleak.attacks.observation import Answers, Attack, Divisible, Knowledge, Observation, Progress, joined
 from metaleak.clients.device import torch_device
 from metaleak.clients.federation import Federation
 from metaleak.clients.randomness import derived_seed
+from metaleak.deploy.assess.applicability import reason_against
 from metaleak.deploy.assess.kept_parts import KeptParts, is_unfinished
+from metaleak.deploy.assess.observe import observe
 from metaleak.deploy.assess.privacy import measured_privacy, message_cost
 from metaleak.deploy.assess.time_limit import Advance, within_hours
-from metaleak.deploy.assess.truth import SETS, Truth, ask, held_classes, held_images, pixels, rest_of_sets
+from metaleak.deploy.assess.truth import Truth, ask, pixels
 from metaleak.deploy.config.experiment import Experiment, TargetSettings
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.errors import Interrupted
@@ -29,7 +31,6 @@ from metaleak.server.record.whole_file import remove_parts, whole_of, write_whol
 
 _SHOWN = 8
 _WRITTEN = ("scores.parquet", "gallery.safetensors", "attack.json")
-_SURROUNDED: frozenset[Knowledge] = frozenset({"rest of the set", "both candidates"})
 
 
 def assess(
@@ -55,6 +56,8 @@ def assess(
     torch.set_num_threads(1)
     targets = experiment.targets
     made: Attack = attack.build("attacks")
+    if reason := reason_against(experiment, attack):
+        raise ValueError(reason)
     out = _new_directory(run.path / "attacks", name or result_name(attack))
     federation = experiment.federation()
     record = Record(run.record)
@@ -93,7 +96,7 @@ def assess(
         "asks": made.asks,
         "round": recorded[0],
         "rounds": len(recorded),
-        "knows": ", ".join(sorted(made.assumes)) or "nothing",
+        "knows": ", ".join(sorted(made.requires)) or "nothing",
         "seconds": round(seconds, 3),
         "evaluation": evaluation.model_dump(mode="json"),
         "privacy": privacy.model_dump(mode="json"),
@@ -108,57 +111,6 @@ def assess(
     kept.forget()
     privacy.check()
     return evaluation
-
-
-def observe(
-    record: Record,
-    round: int,
-    learners: list[int],
-    federation: Federation,
-    attack: Attack,
-    truth: Truth | None = None,
-) -> Observation:
-    """Return what the adversary holds about `learners` in `round`, row for row.
-
-    It sent the parameters and knows the model, the rule and the task's shape; all else only as far as the attack
-    says that it assumes it. Its own images are those kept for evaluation, which are the server's. Under secure
-    aggregation all rows are views of the one mean. Of the `truth` it takes what surrounds the targets of an attack
-    that assumes to know the rest of the set.
-    """
-    present, gradients = record.gradients(round)
-    mean_of = record.mean_of(round)
-    received = {name: torch.from_numpy(value) for name, value in gradients.items()}
-    if mean_of:
-        seen = {name: value.expand(len(learners), *value.shape[1:]) for name, value in received.items()}
-    else:
-        rows = torch.tensor([present.index(learner) for learner in learners])
-        seen = {name: value[rows] for name, value in received.items()}
-    assumes, task = attack.assumes, federation.task
-    own = federation.split().held_out if "own images" in assumes else None
-    known = {
-        which: held_images(federation, learners, round, which)
-        for which in SETS
-        if "other set" in assumes and attack.asks != which
-    }
-    return Observation(
-        model=federation.model,
-        rule=federation.rule,
-        parameters={name: torch.from_numpy(value) for name, value in record.sent(round).items()},
-        gradients=seen,
-        ways=task.ways,
-        shots=task.shots,
-        queries=task.queries,
-        known_support=known.get("support"),
-        known_query=known.get("query"),
-        classes=held_classes(federation, learners, round) if "classes" in assumes else None,
-        own_images=None if own is None else pixels(federation, own),
-        own_labels=None if own is None else federation.images().labels[own],
-        defenses=federation.defenses if "defenses" in assumes else None,
-        rest=rest_of_sets(federation, truth, round, attack.asks)
-        if truth is not None and assumes >= _SURROUNDED
-        else None,
-        mean_of=max(1, len(mean_of)),
-    )
 
 
 def _answers(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metaleak.attacks.observation import Answers
+from metaleak.attacks.attack import Answers
 from metaleak.server.record.plain_file import plain_file
 from metaleak.server.record.tensor_file import encoded, read_header, read_tensor
 from metaleak.server.record.whole_file import whole_of, write_whole

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from metaleak.attacks.observation import Progress
+from metaleak.attacks.attack import Progress
 
 _MEASURED_SECONDS = 10.0
 """How long the pace is measured before anything is said of it."""

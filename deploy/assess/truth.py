@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metaleak.attacks.observation import Rest, Targets
+from metaleak.attacks.attack import Targets
+from metaleak.attacks.observation import Rest
 from metaleak.clients.federation import Federation
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.shard import Draw
@@ -35,7 +36,7 @@ class Truth:
         """Return the questions as an attack sees them; `learners` are the rows of its observation."""
         row_of = {learner: row for row, learner in enumerate(learners)}
         return Targets(
-            images=pixels(federation, self.image),
+            examples=pixels(federation, self.image),
             rows=torch.tensor([row_of[learner] for learner in self.learner.tolist()]),
             positions=self.position,
         )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from metaleak.attacks.threat_model import ThreatModel
 from metaleak.clients.device import Device
 from metaleak.clients.faults import Faults
 from metaleak.clients.federation import Federation
@@ -29,6 +30,7 @@ MAX_FILE = 1 << 17
 
 _DEFAULT_NAMES = {"data": "mnist-5k", "model": "mlp", "rule": "maml"}
 _SEVERAL = ("defenses", "attacks")
+_NOT_SIMULATED = ("name", "attacks", "targets", "threat_model", "engine")
 _KINDS: dict[str, Kind] = {
     "data": "datasets",
     "model": "models",
@@ -134,6 +136,7 @@ class Experiment(BaseModel):
     engine: EngineSettings = EngineSettings()
     attacks: tuple[Plugin, ...] = (Plugin(name="query"), Plugin(name="support"))
     targets: TargetSettings = TargetSettings()
+    threat_model: ThreatModel = ThreatModel()
 
     @model_validator(mode="after")
     def _everything_can_be_built(self) -> "Experiment":
@@ -209,9 +212,10 @@ class Experiment(BaseModel):
 def simulation_key(resolved: Mapping[str, Any]) -> str:
     """Return a hash of everything in a resolved experiment that decides what a simulation computes.
 
-    Attacks, targets, the name, the engine, and where the data lie on this machine do not count. Nothing is built.
+    Attacks, targets, the threat model, the name, the engine, and where the data lie on this machine do not count.
+    Nothing is built.
     """
-    plain = {key: value for key, value in resolved.items() if key not in ("name", "attacks", "targets", "engine")}
+    plain = {key: value for key, value in resolved.items() if key not in _NOT_SIMULATED}
     if isinstance(data := plain.get("data"), Mapping):
         plain["data"] = {key: value for key, value in data.items() if key not in ("data_dir", "download")}
     if isinstance(server := plain.get("server"), Mapping):

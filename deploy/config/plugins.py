@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from torch import nn
 from typing_extensions import get_protocol_members
 
-from metaleak.attacks.observation import Attack
+from metaleak.attacks.attack import Attack
 from metaleak.clients.datasets import DataSet
 from metaleak.clients.models import Model, TorchModule
 from metaleak.clients.rules import Rule

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.distributions import Laplace, Normal
 
+from metaleak.attacks.attack import Targets
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.likelihood_ratio import LikelihoodRatio
-from metaleak.attacks.observation import Observation, Rest, Targets
+from metaleak.attacks.observation import Observation, Rest
 from metaleak.clients.episode import Episode
 from metaleak.clients.models import MLP
 from metaleak.clients.randomness import keyed_generator
@@ -112,7 +113,7 @@ def test_a_score_is_the_ratio_of_the_two_densities(noise, asks):
     for row, learner in enumerate(targets.rows.tolist()):
         seen = flat({name: value[learner] for name, value in observation.gradients.items()})
         ratio = 0
-        for sign, image in ((1, targets.images[row]), (-1, observation.rest.alternatives[row])):
+        for sign, image in ((1, targets.examples[row]), (-1, observation.rest.alternatives[row])):
             whole = observation.rest.images[row].clone()
             whole[observation.rest.slots[row]] = image
             if asks == "query":
@@ -210,7 +211,7 @@ def test_the_noise_that_a_defense_of_ones_own_promises_is_weighed():
     for row, learner in enumerate(targets.rows.tolist()):
         seen = flat({name: value[learner] for name, value in observation.gradients.items()})
         ratio = 0
-        for sign, image in ((1, targets.images[row]), (-1, observation.rest.alternatives[row])):
+        for sign, image in ((1, targets.examples[row]), (-1, observation.rest.alternatives[row])):
             whole = observation.rest.images[row].clone()
             whole[observation.rest.slots[row]] = image
             mean = flat(gradient(observation.known_support[learner], whole)) / 4

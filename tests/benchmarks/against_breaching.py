@@ -48,8 +48,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from metaleak.attacks import inverting_gradients_attack
+from metaleak.attacks.attack import Targets
 from metaleak.attacks.inversion.matching import matching_loss
-from metaleak.attacks.observation import Observation, Targets
+from metaleak.attacks.observation import Observation
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import MLP, LeNet, Model
 from metaleak.clients.rules import Perturb, cross_entropy

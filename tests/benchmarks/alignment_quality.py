@@ -45,7 +45,7 @@ CASES: dict[str, tuple[Model, TaskShape, float]] = {
 
 
 def observe(federation: Federation, attack: Alignment, parameters: Parameters, round: int) -> Observation:
-    """Return what the server sees in `round`, and what the attack assumes."""
+    """Return what the server sees in `round`, and what the attack requires."""
     learners = list(range(federation.partition.learners))
     gradients, _ = cohort_meta_gradients(federation.learners(learners), parameters, round, chunk=4)
     own, task = federation.split().held_out, federation.task
@@ -60,9 +60,9 @@ def observe(federation: Federation, attack: Alignment, parameters: Parameters, r
         classes=held_classes(federation, learners, round),
         own_images=pixels(federation, own),
         own_labels=federation.images().labels[own],
-        defenses=federation.defenses if "defenses" in attack.assumes else None,
+        defenses=federation.defenses if "defenses" in attack.requires else None,
     )
-    if "other set" not in attack.assumes:
+    if "other set" not in attack.requires:
         return seen
     if attack.asks == "query":
         return replace(seen, known_support=held_images(federation, learners, round, "support"))

@@ -14,7 +14,8 @@ import time
 import torch
 
 from metaleak.attacks import query_attack
-from metaleak.attacks.observation import Observation, Targets
+from metaleak.attacks.attack import Targets
+from metaleak.attacks.observation import Observation
 from metaleak.clients.episode import Episode
 from metaleak.clients.models import Conv4
 from metaleak.clients.rules import MAML

@@ -685,7 +685,7 @@ def test_of_torchs_own_norms_the_test_says_what_plain_operations_say(norm: str) 
     rule, size = RULES["maml-2"], 8
     fresh = plain.initialize((1, size, size), WAYS, keyed_generator("normalized"))
     parameters = {
-        name: value.double() + 0.1 * normal(value.shape, "normalized", name) for name, value in fresh.items()
+        name: value.double() + 0.1 * normal(value.shape, "native norms", name) for name, value in fresh.items()
     }
     seen, batch = episode(size, LAST), cohort(size)
 

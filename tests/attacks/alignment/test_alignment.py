@@ -12,8 +12,9 @@ from metaleak.attacks.alignment.example_gradients import flattened, query_contri
 from metaleak.attacks.alignment.gradient_metric import fit
 from metaleak.attacks.alignment.own_images import OwnImages
 from metaleak.attacks.alignment.shadows import shadow_learners
+from metaleak.attacks.attack import Targets
 from metaleak.attacks.evaluation.membership import evaluate
-from metaleak.attacks.observation import Observation, Targets
+from metaleak.attacks.observation import Observation
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.episode import Episode
@@ -238,7 +239,7 @@ def test_a_target_is_scored_by_itself(observation, world):
     attack = Alignment(**SMALL)
     together = attack(observation, targets, seed=0).scores
     some = torch.arange(0, len(targets.rows), 7).flip(0)
-    alone = attack(observation, Targets(targets.images[some], targets.rows[some], targets.positions[some]), seed=0)
+    alone = attack(observation, Targets(targets.examples[some], targets.rows[some], targets.positions[some]), seed=0)
     torch.testing.assert_close(alone.scores, together[some], rtol=1e-3, atol=1e-3)
 
 
@@ -258,8 +259,8 @@ def test_what_is_assumed_and_missing_is_named(observation, world, missing):
 
 
 def test_the_threat_model_is_declared():
-    assert Alignment().assumes == {"labels", "classes", "own images", "defenses"}
-    assert Alignment(knows_defenses=False).assumes == {"labels", "classes", "own images"}
+    assert Alignment().requires == {"labels", "classes", "own images", "defenses"}
+    assert Alignment(knows_defenses=False).requires == {"labels", "classes", "own images"}
 
 
 def test_scores_are_finite_when_nothing_can_be_learned(observation, world):

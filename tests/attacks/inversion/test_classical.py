@@ -17,10 +17,11 @@ from metaleak.attacks import (
     inverting_gradients_attack,
     query_attack,
 )
+from metaleak.attacks.attack import Attack, Targets
 from metaleak.attacks.inversion.descent import remaining
 from metaleak.attacks.inversion.matching import total_variation
 from metaleak.attacks.inversion.starts import start_random
-from metaleak.attacks.observation import Attack, Observation, Targets
+from metaleak.attacks.observation import Observation
 from metaleak.clients.episode import Episode
 from metaleak.clients.models import MLP, LeNet
 from metaleak.clients.rules import MAML
@@ -76,9 +77,9 @@ def test_presets_are_attacks_found_by_name_and_made_again_from_their_settings(pr
 
 
 def test_presets_assume_what_their_papers_assume():
-    assert dlg_attack().assumes == frozenset()
-    assert inverting_gradients_attack().assumes == cosine_tv_attack().assumes == {"labels"}
-    assert inverting_gradients_attack(knows="other").assumes == {"labels", "other set"}
+    assert dlg_attack().requires == frozenset()
+    assert inverting_gradients_attack().requires == cosine_tv_attack().requires == {"labels"}
+    assert inverting_gradients_attack(knows="other").requires == {"labels", "other set"}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_learners_own_image_is_nearer_to_what_its_gradient_gives_than_a_strang
     # Images of zeros are 5.2 away or more. From one random start of three L-BFGS may end elsewhere than at the truth.
     assert own.sort().values[1 if preset is dlg_attack else 2] < 2.5
     assert strange.min() > 3.0
-    moved = (answers.reconstructions - targets_of(query).images).flatten(1).norm(dim=1)
+    moved = (answers.reconstructions - targets_of(query).examples).flatten(1).norm(dim=1)
     assert torch.allclose(moved, -answers.scores, rtol=1e-3, atol=1e-4)
 
 
@@ -129,7 +130,7 @@ def test_an_answer_does_not_depend_on_the_targets_beside_it(lenet, preset):
     attack = preset(iterations=15)
     together = attack(observation, asked, seed=1)
     for some in ([4], [5, 0]):
-        alone = attack(observation, Targets(asked.images[some], asked.rows[some], asked.positions[some]), seed=1)
+        alone = attack(observation, Targets(asked.examples[some], asked.rows[some], asked.positions[some]), seed=1)
         assert torch.allclose(alone.scores, together.scores[some], rtol=1e-3)
     assert not torch.allclose(attack(observation, asked, seed=2).scores, together.scores, rtol=1e-3)
 

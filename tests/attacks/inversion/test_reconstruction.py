@@ -14,15 +14,16 @@ from metaleak.attacks import (
     ReconstructionAttack,
     cosine_tv_attack,
     dlg_attack,
-    inversion,
     query_attack,
     support_attack,
 )
+from metaleak.attacks.attack import Attack, Divisible, Targets, joined
+from metaleak.attacks.inversion import gradient_inversion
 from metaleak.attacks.inversion.gradient_inversion import Problem, Schedule, Unknowns, invert
 from metaleak.attacks.inversion.image_space import pixels
 from metaleak.attacks.inversion.matching import matching_loss
 from metaleak.attacks.inversion.starts import start_blurred
-from metaleak.attacks.observation import Attack, Divisible, Observation, Targets, joined
+from metaleak.attacks.observation import Observation
 from metaleak.clients.episode import Episode
 from metaleak.clients.models import MLP, Conv4, LeNet
 from metaleak.clients.rules import MAML
@@ -123,7 +124,7 @@ def test_support_attack_tells_members_from_others_of_their_class(support_answers
 
 
 def test_distances_are_those_of_the_reconstructions(world, query_answers):
-    moved = (query_answers.reconstructions - world.targets("query").images).flatten(1).norm(dim=1)
+    moved = (query_answers.reconstructions - world.targets("query").examples).flatten(1).norm(dim=1)
     assert torch.allclose(moved, query_answers.statistics["distance"], rtol=1e-3, atol=1e-3)
     assert (query_answers.statistics["outside"] <= moved + 1e-3).all()
 
@@ -150,7 +151,7 @@ def test_an_answer_does_not_depend_on_the_other_targets_or_on_the_run(world, att
     assert torch.equal(together.scores, again.scores)
     some = torch.tensor([33, 2])
     alone = whole(
-        world.knowing_all(), Targets(targets.images[some], targets.rows[some], targets.positions[some]), seed=1
+        world.knowing_all(), Targets(targets.examples[some], targets.rows[some], targets.positions[some]), seed=1
     )
     assert torch.allclose(alone.scores, together.scores[some], rtol=1e-3)
 
@@ -179,7 +180,7 @@ def test_other_rules_and_activations_give_finite_answers(rule):
 def test_a_convolutional_model_is_inverted_in_pixels():
     small = make_world(model=LeNet(filters=2))
     targets = small.targets("query")
-    few = Targets(targets.images[:3], targets.rows[:3], targets.positions[:3])
+    few = Targets(targets.examples[:3], targets.rows[:3], targets.positions[:3])
     answers = query_attack(fit=2, iterations=2)(small.observation, few, seed=1)
     assert answers.reconstructions.shape == (3, 1, 28, 28)
     assert torch.equal(answers.statistics["outside"], answers.statistics["distance"])
@@ -220,7 +221,7 @@ def test_a_blurred_start_is_an_image_of_its_own_learner_and_seed():
 @pytest.mark.parametrize("optimizer", ["adam", "momentum"])
 def test_the_target_is_held_until_it_is_released(world, optimizer):
     targets = world.targets("query")
-    few = Targets(targets.images[:3], targets.rows[:3], targets.positions[:3])
+    few = Targets(targets.examples[:3], targets.rows[:3], targets.positions[:3])
     held = query_attack(optimizer=optimizer, fit=20, iterations=1, rate=0.05)(world.observation, few, seed=1)
     free = query_attack(optimizer=optimizer, fit=0, iterations=21, rate=0.05)(world.observation, few, seed=1)
     assert (held.statistics["distance"] < free.statistics["distance"] / 2).all()
@@ -260,7 +261,7 @@ def test_computing_in_the_span_of_the_dummies_changes_nothing(world, layers, dum
 
     in_span = ended()
     calls = []
-    monkeypatch.setattr(inversion, "own_span_pays", lambda *given: calls.append(given))
+    monkeypatch.setattr(gradient_inversion, "own_span_pays", lambda *given: calls.append(given))
     plain = ended()
     assert calls
     torch.testing.assert_close(in_span.loss, plain.loss, rtol=1e-4, atol=1e-5)
@@ -301,8 +302,8 @@ def test_derivatives_of_the_matching_loss_hold_against_finite_differences(loss, 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"images": torch.zeros(4, 28, 28)}, "targets.images has shape"),
-        ({"images": torch.zeros(4, 1, 20, 20)}, "target images have 400 values"),
+        ({"examples": torch.zeros(4, 28, 28)}, "targets.examples has shape"),
+        ({"examples": torch.zeros(4, 1, 20, 20)}, "target images have 400 values"),
         ({"rows": torch.zeros(3, dtype=torch.int64)}, "targets.rows has shape"),
         ({"rows": torch.full((4,), LEARNERS)}, "targets.rows holds values outside"),
         ({"positions": torch.full((4,), WAYS)}, "targets.positions holds values outside"),

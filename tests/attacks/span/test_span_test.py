@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from metaleak.attacks.observation import Attack, Observation, Targets
+from metaleak.attacks.attack import Attack, Targets
+from metaleak.attacks.observation import Observation
 from metaleak.attacks.span.span_test import SpanTest, span_scores, with_bias_column
 from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.cohort import cohort_meta_gradients
@@ -74,10 +75,10 @@ def noise(place, scale):
     return (Noise(place=place, scale=scale),)
 
 
-def test_it_is_an_attack_that_says_what_it_assumes():
+def test_it_is_an_attack_that_says_what_it_requires():
     assert isinstance(SpanTest(), Attack)
-    assert SpanTest().assumes == frozenset()
-    assert SpanTest(knows_defenses=True).assumes == {"defenses", "own images"}
+    assert SpanTest().requires == frozenset()
+    assert SpanTest(knows_defenses=True).requires == {"defenses", "own images"}
     assert SpanTest(**SpanTest(asks="support").model_dump()) == SpanTest(asks="support")
     with pytest.raises(ValidationError, match="coefficients"):
         SpanTest(coefficients="none")
@@ -126,7 +127,7 @@ def test_permuting_learners_and_targets_permutes_scores(settings):
     turned = dataclasses.replace(
         observation, gradients={name: value[learners] for name, value in observation.gradients.items()}
     )
-    moved = Targets(targets.images[order], 5 - targets.rows[order], targets.positions[order])
+    moved = Targets(targets.examples[order], 5 - targets.rows[order], targets.positions[order])
     assert torch.allclose(SpanTest(**settings)(turned, moved, seed=9).scores, scores[order], rtol=1e-5, atol=1e-5)
 
 
@@ -211,9 +212,9 @@ def test_one_learner_alone_is_attacked_too():
         observation, gradients={name: value[2:3] for name, value in observation.gradients.items()}
     )
     mine = targets.rows == 2
-    few = Targets(targets.images[mine], targets.rows[mine] * 0, targets.positions[mine])
+    few = Targets(targets.examples[mine], targets.rows[mine] * 0, targets.positions[mine])
     assert auc(SpanTest()(alone, few, 0).scores, member[mine]) > 0.99
-    none = Targets(targets.images[:0], targets.rows[:0], targets.positions[:0])
+    none = Targets(targets.examples[:0], targets.rows[:0], targets.positions[:0])
     assert SpanTest()(alone, none, 0).scores.shape == (0,)
 
 
@@ -232,7 +233,7 @@ def test_models_without_a_dense_first_layer_are_refused(model):
 def test_what_does_not_fit_is_named():
     observation, (targets, _) = observe(), asked("query")
     with pytest.raises(ValueError, match=r"196 values, 'layer1\.weight' takes 784"):
-        SpanTest()(observation, dataclasses.replace(targets, images=targets.images[:, :, ::2, ::2]), 0)
+        SpanTest()(observation, dataclasses.replace(targets, examples=targets.examples[:, :, ::2, ::2]), 0)
     with pytest.raises(ValueError, match=r"outside \[0, 6\)"):
         SpanTest()(observation, dataclasses.replace(targets, rows=targets.rows + 6), 0)
     with pytest.raises(ValueError, match="observation's defenses, which are None"):
@@ -249,7 +250,7 @@ def test_a_mean_that_stands_in_every_row_is_scored_as_the_one_gradient_that_it_i
     single = dataclasses.replace(seen, gradients=mean, mean_of=6)
     rows = {name: value.expand(6, *value.shape[1:]) for name, value in mean.items()}
     everywhere = dataclasses.replace(single, gradients=rows)
-    one = Targets(targets.images, torch.zeros_like(targets.rows), targets.positions)
+    one = Targets(targets.examples, torch.zeros_like(targets.rows), targets.positions)
     torch.testing.assert_close(SpanTest()(everywhere, targets, seed=0).scores, SpanTest()(single, one, seed=0).scores)
 
 

@@ -38,4 +38,19 @@ def test_a_likelihood_that_is_not_known_is_not_applicable(defenses, said):
 
 def test_the_span_test_does_not_apply_to_models_without_an_input_weight():
     assert reason("span", model={"name": "mlp"}) is None
-    assert reason("span", model={"name": "lenet"}) == "span does not apply to the model lenet"
+    assert reason("span", model={"name": "lenet"}) == "span does not apply to the model LeNet"
+
+
+def test_an_attack_that_requires_more_than_the_threat_model_includes_is_not_applicable():
+    assert reason("span", threat_model={"knows": ["labels"]}) is None
+    assert (
+        reason("alignment", threat_model={"knows": ["labels"]})
+        == "alignment requires classes, defenses, own images, which the threat model does not include"
+    )
+    assert reason("alignment", threat_model={"knows": ["labels", "classes", "own images", "defenses"]}) is None
+
+
+def test_the_threat_model_is_no_part_of_a_simulation():
+    plain = {"data": {"name": "digits"}, "attacks": []}
+    limited = experiment_from({**plain, "threat_model": {"knows": ["labels"]}}, "test")
+    assert limited.simulation_key() == experiment_from(plain, "test").simulation_key()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from local_grid import local_simulate
 
-from metaleak.attacks.observation import Answers
+from metaleak.attacks.attack import Answers
 from metaleak.defenses import AddedNoise, GaussianMechanism, gaussian_epsilon
 from metaleak.deploy.assess import assessment
 from metaleak.deploy.assess.assessment import assess, observe
@@ -171,7 +171,7 @@ def test_the_rest_of_a_set_lacks_the_asked_image_and_the_candidates_are_the_two(
         assert not shown.rest.images[row, slot].any()
         others = [place for place in range(6) if place != slot]
         assert torch.equal(shown.rest.images[row, others], real[others])
-        first, second = targets.images[row], shown.rest.alternatives[row]
+        first, second = targets.examples[row], shown.rest.alternatives[row]
         assert torch.equal(first if member else second, real[slot])
         outsider = second if member else first
         assert not torch.equal(outsider, real[slot])
@@ -224,13 +224,13 @@ class Elsewhere:
 
     on_any_device = True
     asks = "query"
-    assumes = frozenset({"other set", "rest of the set", "both candidates"})
+    requires = frozenset({"other set", "rest of the set", "both candidates"})
     seen: ClassVar[set[str]] = set()
 
     def __call__(self, observation, targets, seed, progress=None):
         rest = observation.rest
         given = [*observation.parameters.values(), *observation.gradients.values(), observation.known_support]
-        given += [targets.images, targets.rows, targets.positions, rest.images, rest.slots, rest.alternatives]
+        given += [targets.examples, targets.rows, targets.positions, rest.images, rest.slots, rest.alternatives]
         self.seen.update(value.device.type for value in given)
         return Answers(torch.arange(len(targets.rows)).float())
 

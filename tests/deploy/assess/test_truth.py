@@ -78,9 +78,9 @@ def test_the_same_question_twice_is_the_same(federation):
 def test_an_attack_sees_images_rows_and_positions_only(federation):
     truth = ask(federation, LEARNERS, 1, "query", TargetSettings(members=5, non_members=5))
     targets = truth.targets(federation, LEARNERS)
-    assert set(vars(targets)) == {"images", "rows", "positions"}
+    assert set(vars(targets)) == {"examples", "rows", "positions"}
     assert [LEARNERS[row] for row in targets.rows.tolist()] == truth.learner.tolist()
-    assert targets.images.shape == (10, 1, 28, 28)
+    assert targets.examples.shape == (10, 1, 28, 28)
 
 
 def test_the_other_set_is_ordered_like_the_episode(federation):

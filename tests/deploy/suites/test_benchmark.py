@@ -58,7 +58,7 @@ class PickyQuery:
     """A query attack on linear models."""
 
     asks = "query"
-    assumes = frozenset()
+    requires = frozenset()
 
     def applies_to(self, model):
         return isinstance(model, MLP) and not model.hidden
@@ -222,7 +222,7 @@ def test_an_attack_that_does_not_fit_the_model_is_no_failure(tmp_path, monkeypat
     hidden = {"name": "mlp", "hidden": {"each": [[8], []]}}
     cells = benchmark(grid(models=[hidden], attacks=["picky:Query"]), tmp_path)
     assert [(cell.status, cell.error) for cell in cells] == [
-        ("not applicable", "picky:Query does not apply to the model mlp"),
+        ("not applicable", "picky:Query does not apply to the model MLP"),
         ("done", None),
     ]
     assert len(simulations(benchmark)) == 1, "nothing is simulated that nobody attacks"

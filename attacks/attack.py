@@ -1,0 +1,124 @@
+"""What an attack is: whom it asks, what it requires, and what it answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.tensors import Tensors
+from metaleak.attacks.threat_model import Capability
+from metaleak.clients.models import Model
+from metaleak.defenses import Defense
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as an attack goes on."""
+
+
+@dataclass(frozen=True)
+class Targets(Tensors):
+    """T questions "was this example in the set of that learner?".
+
+    `examples (T, ...)`, images as floats in [0, 1] `(T, C, H, W)`; `rows (T,)` int64 indices of the learners in the
+    observation;
+    `positions (T,)` int64 label positions in [0, ways) under which the learner would hold the example.
+    """
+
+    examples: Tensor
+    rows: Tensor
+    positions: Tensor
+
+    def at(self, places: Tensor | slice) -> "Targets":
+        """Return the questions at these places."""
+        return Targets(self.examples[places], self.rows[places], self.positions[places])
+
+
+@dataclass(frozen=True)
+class Answers(Tensors):
+    """An attack's answers: `scores (T,)`, higher means "member", and what it made on the way.
+
+    Only the order of the scores is evaluated. Those of one target in several rounds are added up, which weighs the
+    rounds rightly only if the scores are log-likelihood ratios. Few attacks give those: `LikelihoodRatio`, and
+    `Alignment` as far as its shadow learners are like the learners. The scores of the others are not calibrated (the
+    span test maximizes over what it does not know, reconstructions give distances): a round in which they spread
+    more counts more, whether it tells more or not.
+
+    `reconstructions (T, C, H, W)` show what each target image became (`None` for attacks that make no image);
+    `statistics` are further per-target numbers `(T,)` by name, such as the matching loss.
+    """
+
+    scores: Tensor
+    reconstructions: Tensor | None = None
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A membership attack; also its configuration, a frozen pydantic model.
+
+    An attack's class may say `on_any_device = True`: it computes where the observation's and the targets' tensors
+    lie, which may then be a GPU. Others are given tensors on the CPU.
+    """
+
+    @property
+    def asks(self) -> Literal["query", "support"]:
+        """Which of the learner's two sets the attack asks about."""
+        ...
+
+    @property
+    def requires(self) -> frozenset[Capability]:
+        """The capabilities that the adversary must have beside what it sees."""
+        ...
+
+    def __call__(
+        self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
+    ) -> Answers:
+        """Return an answer for every target; the same arguments give the same answers."""
+        ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """An attack that not every model is open to; one without this method is tried on all."""
+
+    def applies_to(self, model: Model) -> bool:
+        """Return whether the attack can be made on gradients of `model`."""
+        ...
+
+
+@runtime_checkable
+class DefenseSelective(Protocol):
+    """An attack that cannot be made under every defense; one without this method is tried under all."""
+
+    def reason_against(self, defenses: tuple[Defense, ...]) -> str | None:
+        """Return in one line why the attack cannot be made under `defenses`, or `None` when it can."""
+        ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """An attack whose targets can be asked about part by part: what is done is kept when it is interrupted."""
+
+    def parts(self, observation: Observation, targets: Targets) -> Sequence[Tensor]:
+        """Return the places `(n,)` int64 of the targets that are computed together, each target in one part.
+
+        Asked about one part alone, the attack answers as when it is asked about all.
+        """
+        ...
+
+
+def joined(parts: Sequence[Tensor], answers: Sequence[Answers]) -> Answers:
+    """Return the answers to all targets from those to the targets at the places of each of `parts`, at least one."""
+    order = torch.argsort(torch.cat(list(parts)))
+
+    def together(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(values))[order]
+
+    made = [one.reconstructions for one in answers if one.reconstructions is not None]
+    return Answers(
+        together([one.scores for one in answers]),
+        together(made) if made else None,
+        {name: together([one.statistics[name] for one in answers]) for name in answers[0].statistics},
+    )

@@ -1,0 +1,26 @@
+"""Why an attack cannot be made: the one answer for the command line, suites and Python."""
+
+from metaleak.attacks.attack import Attack, DefenseSelective, Selective
+from metaleak.attacks.threat_model import ThreatModel
+from metaleak.clients.models import Model
+from metaleak.defenses import Defense
+
+
+def refusal(
+    attack: Attack,
+    model: Model,
+    defenses: tuple[Defense, ...] = (),
+    threat_model: ThreatModel | None = None,
+) -> str | None:
+    """Return why `attack` cannot be made, as the end of a line that begins with its name, or `None` when it can.
+
+    It cannot when it requires a capability that the adversary of `threat_model` does not have, when it does not apply
+    to gradients of `model`, or not under `defenses`.
+    """
+    if threat_model is not None and (lacking := threat_model.lacks(attack.requires)):
+        return f"requires {', '.join(lacking)}, which the threat model does not include"
+    if isinstance(attack, Selective) and not attack.applies_to(model):
+        return f"does not apply to the model {type(model).__name__}"
+    if isinstance(attack, DefenseSelective) and (reason := attack.reason_against(defenses)):
+        return f"does not apply: {reason}"
+    return None

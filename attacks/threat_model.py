@@ -1,0 +1,38 @@
+"""What an adversary may know beside what it sees: a threat model is a set of capabilities."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, field_serializer
+
+Capability = Literal["labels", "classes", "other set", "own images", "defenses", "rest of the set", "both candidates"]
+"""What an adversary may hold beside what it sees.
+
+`labels`: every image's position in its task is known. `classes`: which class stands at each position. `other set`:
+the images of the set that is not asked about. `own images`: labeled images of the same kind that no learner holds.
+`defenses`: what the learners do to what they send, with all settings. `rest of the set`: of the set that is asked
+about, all images but the one whose membership is asked. `both candidates`: that in its place stands either the asked
+image or one other, which is known, too. With all of these it is the adversary of the definition of differential
+privacy, who knows everything but which of two neighbors it looks at.
+"""
+
+
+class ThreatModel(BaseModel):
+    """The capabilities that the adversary has.
+
+    Attacks that require another than those that it `knows` are not applicable. `null` allows every capability: each
+    attack then has just those that it requires.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    knows: frozenset[Capability] | None = None
+
+    @field_serializer("knows")
+    def _sorted(self, knows: frozenset[Capability] | None) -> list[Capability] | None:
+        # A set has no order, and what is written must be the same every time.
+        return None if knows is None else sorted(knows)
+
+    def lacks(self, required: Iterable[Capability]) -> tuple[Capability, ...]:
+        """Return those of the `required` capabilities that this adversary does not have, sorted."""
+        return tuple(sorted(set(required) - self.knows)) if self.knows is not None else ()

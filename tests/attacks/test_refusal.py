@@ -1,0 +1,44 @@
+"""Why an attack cannot be made: one answer, whoever asks."""
+
+import pytest
+from pydantic import ValidationError
+
+from metaleak.attacks.alignment.alignment import Alignment
+from metaleak.attacks.likelihood_ratio import LikelihoodRatio
+from metaleak.attacks.refusal import refusal
+from metaleak.attacks.span.span_test import SpanTest
+from metaleak.attacks.threat_model import ThreatModel
+from metaleak.clients.models import MLP, LeNet
+from metaleak.defenses import Noise
+
+
+def test_a_threat_model_that_is_not_limited_refuses_nothing():
+    assert refusal(Alignment(), LeNet()) is None
+    assert refusal(Alignment(), LeNet(), threat_model=ThreatModel()) is None
+
+
+def test_what_an_attack_requires_and_the_adversary_does_not_have_is_named():
+    known = ThreatModel(knows=frozenset({"labels", "defenses"}))
+    assert (
+        refusal(Alignment(), LeNet(), threat_model=known)
+        == "requires classes, own images, which the threat model does not include"
+    )
+    assert refusal(SpanTest(), MLP(), threat_model=known) is None
+
+
+def test_a_model_and_defenses_that_an_attack_does_not_apply_to_are_named():
+    assert refusal(SpanTest(), LeNet()) == "does not apply to the model LeNet"
+    said = refusal(LikelihoodRatio(), MLP(), (Noise(place="support"),))
+    assert said is not None
+    assert said.startswith("does not apply: the likelihood under Noise at the place 'support' is not known")
+
+
+def test_a_capability_that_does_not_exist_is_refused():
+    with pytest.raises(ValidationError, match="Input should be 'labels', 'classes'"):
+        ThreatModel(knows=frozenset({"everything"}))  # type: ignore[arg-type]
+
+
+def test_what_is_written_of_a_threat_model_is_always_the_same():
+    known = ThreatModel(knows=frozenset({"own images", "labels", "classes"}))
+    assert known.model_dump(mode="json") == {"knows": ["classes", "labels", "own images"]}
+    assert ThreatModel.model_validate(known.model_dump(mode="json")) == known
