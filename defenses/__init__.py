@@ -1,25 +1,29 @@
 """Defenses: what a learner does to what it computes before anything leaves it."""
 
-from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier, secure_sum_epsilon
-from metaleak.defenses.cost import bytes_sent
-from metaleak.defenses.defense import (
-    NO_NOISE,
-    Accounted,
-    AddedNoise,
-    Costed,
-    Defense,
-    Modeled,
-    Place,
-    Shapes,
-    noise_of,
-)
-from metaleak.defenses.gaussian_mechanism import GaussianMechanism
-from metaleak.defenses.noise import Noise
-from metaleak.defenses.pruning import Pruning
-from metaleak.defenses.quantization import Quantization, Sign
-from metaleak.defenses.randomness import RandomSource
-from metaleak.defenses.secure_aggregation import SecureAggregation
-from metaleak.defenses.selection import Selection
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier, secure_sum_epsilon
+    from metaleak.defenses.cost import bytes_sent
+    from metaleak.defenses.defense import (
+        NO_NOISE,
+        Accounted,
+        AddedNoise,
+        Costed,
+        Defense,
+        Modeled,
+        Place,
+        Shapes,
+        noise_of,
+    )
+    from metaleak.defenses.gaussian_mechanism import GaussianMechanism
+    from metaleak.defenses.noise import Noise
+    from metaleak.defenses.pruning import Pruning
+    from metaleak.defenses.quantization import Quantization, Sign
+    from metaleak.defenses.randomness import RandomSource
+    from metaleak.defenses.secure_aggregation import SecureAggregation
+    from metaleak.defenses.selection import Selection
 
 __all__ = [
     "NO_NOISE",
@@ -44,3 +48,39 @@ __all__ = [
     "noise_of",
     "secure_sum_epsilon",
 ]
+
+_MODULES = {
+    "NO_NOISE": "defense",
+    "Accounted": "defense",
+    "AddedNoise": "defense",
+    "Costed": "defense",
+    "Defense": "defense",
+    "GaussianMechanism": "gaussian_mechanism",
+    "Modeled": "defense",
+    "Noise": "noise",
+    "Place": "defense",
+    "Pruning": "pruning",
+    "Quantization": "quantization",
+    "RandomSource": "randomness",
+    "SecureAggregation": "secure_aggregation",
+    "Selection": "selection",
+    "Shapes": "defense",
+    "Sign": "quantization",
+    "bytes_sent": "cost",
+    "gaussian_epsilon": "accounting",
+    "gaussian_noise_multiplier": "accounting",
+    "noise_of": "defense",
+    "secure_sum_epsilon": "accounting",
+}
+
+if not TYPE_CHECKING:  # Type checkers would take any name for one of these.
+
+    def __getattr__(name: str) -> object:
+        """Import the module of a name when the name is first used."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

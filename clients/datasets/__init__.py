@@ -1,10 +1,14 @@
 """Data sets: where the learners' images come from."""
 
-from metaleak.clients.datasets.dataset import DataSet, LabeledImages
-from metaleak.clients.datasets.embedded import Digits, EmbeddedMNIST
-from metaleak.clients.datasets.image_folder import ImageFolder
-from metaleak.clients.datasets.mnist import MNIST, FashionMNIST
-from metaleak.clients.datasets.omniglot import Omniglot
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from metaleak.clients.datasets.dataset import DataSet, LabeledImages
+    from metaleak.clients.datasets.embedded import Digits, EmbeddedMNIST
+    from metaleak.clients.datasets.image_folder import ImageFolder
+    from metaleak.clients.datasets.mnist import MNIST, FashionMNIST
+    from metaleak.clients.datasets.omniglot import Omniglot
 
 __all__ = [
     "MNIST",
@@ -16,3 +20,26 @@ __all__ = [
     "LabeledImages",
     "Omniglot",
 ]
+
+_MODULES = {
+    "MNIST": "mnist",
+    "DataSet": "dataset",
+    "Digits": "embedded",
+    "EmbeddedMNIST": "embedded",
+    "FashionMNIST": "mnist",
+    "ImageFolder": "image_folder",
+    "LabeledImages": "dataset",
+    "Omniglot": "omniglot",
+}
+
+if not TYPE_CHECKING:  # Type checkers would take any name for one of these.
+
+    def __getattr__(name: str) -> object:
+        """Import the module of a name when the name is first used."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,10 +1,14 @@
 """Meta-learning rules: how an episode becomes a meta-gradient, and many episodes many at once, as pure functions."""
 
-from metaleak.clients.rules.batch import batch_meta_gradients, stacked
-from metaleak.clients.rules.maml import MAML, anil, first_order_maml
-from metaleak.clients.rules.own_span import own_coordinates, own_span_pays
-from metaleak.clients.rules.reptile import Reptile
-from metaleak.clients.rules.rule import Perturb, Rule, cross_entropy, inner_steps
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from metaleak.clients.rules.batch import batch_meta_gradients, stacked
+    from metaleak.clients.rules.maml import MAML, anil, first_order_maml
+    from metaleak.clients.rules.own_span import own_coordinates, own_span_pays
+    from metaleak.clients.rules.reptile import Reptile
+    from metaleak.clients.rules.rule import Perturb, Rule, cross_entropy, inner_steps
 
 __all__ = [
     "MAML",
@@ -20,3 +24,30 @@ __all__ = [
     "own_span_pays",
     "stacked",
 ]
+
+_MODULES = {
+    "MAML": "maml",
+    "Perturb": "rule",
+    "Reptile": "reptile",
+    "Rule": "rule",
+    "anil": "maml",
+    "batch_meta_gradients": "batch",
+    "cross_entropy": "rule",
+    "first_order_maml": "maml",
+    "inner_steps": "rule",
+    "own_coordinates": "own_span",
+    "own_span_pays": "own_span",
+    "stacked": "batch",
+}
+
+if not TYPE_CHECKING:  # Type checkers would take any name for one of these.
+
+    def __getattr__(name: str) -> object:
+        """Import the module of a name when the name is first used."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

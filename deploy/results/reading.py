@@ -10,7 +10,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaleak.attacks.evaluation.membership import Estimate, Evaluation
-from metaleak.deploy.assess.privacy import Cost, Privacy
 from metaleak.deploy.config.experiment import MAX_ROUNDS, long_form
 from metaleak.deploy.config.plain_yaml import parse_yaml
 from metaleak.deploy.printable import printable
@@ -22,6 +21,7 @@ from metaleak.deploy.results.arrays import (
     read_gallery,
     read_scores,
 )
+from metaleak.deploy.results.schema import Cost, Privacy
 from metaleak.server.record.plain_file import is_plain, naming, plain_folders, read_plain
 
 MAX_CONFIG_FILE = MEGABYTE

@@ -13,13 +13,13 @@ import yaml
 from metaleak.deploy.config.experiment import EngineSettings
 from metaleak.deploy.config.suite import Suite
 from metaleak.deploy.engines.interruption import interruptible
-from metaleak.deploy.engines.worker_pool import RayWorkers, Workers
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.results.reading import Cell
 from metaleak.deploy.simulate.run_directory import held, write_text
 from metaleak.deploy.suites.forecast import Forecast
 from metaleak.deploy.suites.jobs import Job, Outcome
 from metaleak.deploy.suites.plan import Key, Plan, plan
+from metaleak.deploy.suites.worker_pool import RayWorkers, Workers
 from metaleak.server.record.whole_file import remove_parts
 
 _LOOK_SECONDS = 0.5

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from membership_questions import held_classes, held_images, pixels, questions
+from torch import Tensor
 
 from metaleak.attacks.alignment.alignment import Alignment
 from metaleak.attacks.alignment.discriminant import fit_discriminant
@@ -23,8 +25,6 @@ from metaleak.clients.models import Conv4
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import MAML, first_order_maml
 from metaleak.defenses import Noise, RandomSource
-from metaleak.deploy.assess.truth import Truth, ask, held_classes, held_images, pixels
-from metaleak.deploy.config.experiment import TargetSettings
 
 LEARNERS = list(range(12))
 SMALL = {"stand_ins": 2, "samples": 300, "shadows": 12}
@@ -61,9 +61,8 @@ def observed(world: Federation) -> Observation:
     )
 
 
-def questions(world: Federation, asks="query") -> tuple[Truth, Targets]:
-    truth = ask(world, LEARNERS, 1, asks, TargetSettings(members=120, non_members=180))
-    return truth, truth.targets(world, LEARNERS)
+def asked(world: Federation, asks="query") -> tuple[Targets, Tensor]:
+    return questions(world, LEARNERS, 1, asks, members=120, non_members=180)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +76,9 @@ def observation(world):
 
 
 def auc(attack: Alignment, world: Federation, observation: Observation) -> float:
-    truth, targets = questions(world, attack.asks)
+    targets, member = asked(world, attack.asks)
     scores = attack(observation, targets, seed=0).scores
-    return evaluate(scores.numpy(), truth.member.numpy(), resamples=1).auc.value
+    return evaluate(scores.numpy(), member.numpy(), resamples=1).auc.value
 
 
 @pytest.mark.parametrize("normalization", ["none", "group"])
@@ -235,7 +234,7 @@ def test_who_knows_the_defense_finds_more():
 
 
 def test_a_target_is_scored_by_itself(observation, world):
-    _, targets = questions(world)
+    targets, _ = asked(world)
     attack = Alignment(**SMALL)
     together = attack(observation, targets, seed=0).scores
     some = torch.arange(0, len(targets.rows), 7).flip(0)
@@ -244,7 +243,7 @@ def test_a_target_is_scored_by_itself(observation, world):
 
 
 def test_a_gradient_of_another_size_changes_no_order(observation, world):
-    _, targets = questions(world)
+    targets, _ = asked(world)
     attack = Alignment(**SMALL)
     larger = replace(observation, gradients={name: 8.0 * value for name, value in observation.gradients.items()})
     order = [attack(seen, targets, seed=0).scores.argsort().tolist() for seen in (observation, larger)]
@@ -253,7 +252,7 @@ def test_a_gradient_of_another_size_changes_no_order(observation, world):
 
 @pytest.mark.parametrize("missing", ["classes", "own_images"])
 def test_what_is_assumed_and_missing_is_named(observation, world, missing):
-    _, targets = questions(world)
+    targets, _ = asked(world)
     with pytest.raises(ValueError, match=r"class|own images"):
         Alignment(**SMALL)(replace(observation, **{missing: None}), targets, seed=0)
 
@@ -264,7 +263,7 @@ def test_the_threat_model_is_declared():
 
 
 def test_scores_are_finite_when_nothing_can_be_learned(observation, world):
-    _, targets = questions(world)
+    targets, _ = asked(world)
     zeros = replace(observation, gradients={name: torch.zeros_like(v) for name, v in observation.gradients.items()})
     scores = Alignment(**SMALL)(zeros, targets, seed=0).scores
     assert all(math.isfinite(score) for score in scores.tolist())

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from membership_questions import pixels, questions
 from pydantic import ValidationError
 
 from metaleak.attacks.attack import Attack, Targets
@@ -16,8 +17,6 @@ from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.models import MLP, Conv4, LeNet
 from metaleak.clients.rules import MAML, Reptile
 from metaleak.defenses import AddedNoise, GaussianMechanism, Noise, Selection
-from metaleak.deploy.assess.truth import ask, pixels
-from metaleak.deploy.config.experiment import TargetSettings
 
 LEARNERS = list(range(6))
 
@@ -56,8 +55,7 @@ def observe(defenses=(), model=None, rule=None):
 
 @functools.cache
 def asked(asks):
-    truth = ask(federation(), LEARNERS, 1, asks, TargetSettings(members=500, non_members=600))
-    return truth.targets(federation(), LEARNERS), truth.member
+    return questions(federation(), LEARNERS, 1, asks, members=500, non_members=600)
 
 
 def auc(scores, member):

@@ -12,11 +12,11 @@ from metaleak.attacks.attack import Answers
 from metaleak.defenses import AddedNoise, GaussianMechanism, gaussian_epsilon
 from metaleak.deploy.assess import assessment
 from metaleak.deploy.assess.assessment import assess, observe
-from metaleak.deploy.assess.privacy import Privacy, PrivacyViolation
 from metaleak.deploy.assess.truth import ask
 from metaleak.deploy.config.experiment import experiment_from
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.results.reading import read_attack
+from metaleak.deploy.results.schema import Privacy, PrivacyViolation
 from metaleak.server import MetaLearner, Record
 
 GAUSSIAN = {"name": "gaussian", "clip": 0.5, "epsilon": 8.0}

@@ -14,10 +14,10 @@ import yaml
 from metaleak.deploy.config.experiment import EngineSettings
 from metaleak.deploy.config.suite import read_suite_file
 from metaleak.deploy.engines import ray_start
-from metaleak.deploy.engines.worker_pool import RayWorkers
 from metaleak.deploy.results.reading import read_suite
 from metaleak.deploy.simulate.launch import simulate_here
 from metaleak.deploy.suites.jobs import Job
+from metaleak.deploy.suites.worker_pool import RayWorkers
 from metaleak.server import Record
 
 PROC = Path("/proc")
