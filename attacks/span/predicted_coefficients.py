@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import HEAD, ElementwiseFirst, LinearInput, bias_of
-from metaleak.clients.rules import MAML, Rule
+from metaleak.clients.models import ElementwiseFirst, LinearInput, bias_of
+from metaleak.clients.rules import Rule, adapted_names, support_entry
 
 _CHUNK = 64
 """Support images whose coefficients are computed at once."""
@@ -64,11 +64,11 @@ def support_direction(
     One inner step gives the meta-gradient `v - rate H v` with the Hessian H of the support loss at the sent
     parameters and the query gradient v: a support image enters with *minus* its own Hessian times v. The observed
     `gradient` stands for v, of which it is all but the small second term. Of several steps this is the first.
-    `None` where support images do not enter so: first-order rules, and Reptile, which treats all images alike.
+    `None` where support images do not enter by curvature, see `SupportEntry`.
     """
-    if not isinstance(rule, MAML) or rule.order == 1:
+    if support_entry(rule) != "curvature":
         return None
-    moving = [key for key in parameters if rule.adapts == "all" or key.startswith(HEAD)]
+    moving = adapted_names(rule, model, parameters)
     outer = {
         key: gradient[key] if key in moving and key in gradient else torch.zeros_like(value)
         for key, value in parameters.items()

@@ -34,7 +34,7 @@ from metaleak.attacks.span.predicted_coefficients import activity, query_directi
 from metaleak.attacks.span.spectrum import RowSpace, row_space_above_noise
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import LinearInput, Model, bias_of, input_weight_of
-from metaleak.clients.rules import Reptile
+from metaleak.clients.rules import support_entry
 from metaleak.defenses import NO_NOISE, Defense, noise_of
 
 _BLOCK = 1024
@@ -146,7 +146,7 @@ class SpanTest(BaseModel):
         white = whitened(gradient, others, deviation)
         image = seen(white, images)
         units = evidence_of_units(white, image, activity(model, parameters, clean))
-        if self.asks == "support" and not isinstance(observation.rule, Reptile):
+        if self.asks == "support" and support_entry(observation.rule) != "direct":
             direction = support_direction(model, observation.rule, parameters, observed, clean, targets.positions)
             if direction is None:
                 return units

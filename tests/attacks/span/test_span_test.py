@@ -13,7 +13,7 @@ from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.models import MLP, Conv4, LeNet
-from metaleak.clients.rules import MAML, Reptile
+from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile
 from metaleak.defenses import AddedNoise, GaussianMechanism, Noise, Selection
 from metaleak.deploy.assess.truth import ask, pixels
 from metaleak.deploy.config.experiment import TargetSettings
@@ -169,7 +169,17 @@ def test_fewer_units_than_images_lose_the_span_but_not_the_coefficients():
         assert found(asks, model=small)[0] > found(asks, model=small, coefficients="free")[0] + 0.05
 
 
-@pytest.mark.parametrize("rule", [MAML(adapts="head"), MAML(inner_steps=3, inner_rate=0.1), Reptile(inner_rate=0.05)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        MAML(adapts="head"),
+        MAML(inner_steps=3, inner_rate=0.1),
+        Reptile(inner_rate=0.05),
+        FedSGD(),
+        FedAvg(epochs=3, batch=12, rate=0.05),
+    ],
+    ids=str,
+)
 def test_other_rules_keep_their_images_in_the_span(rule):
     assert min(found(asks, rule=rule)[0] for asks in ("query", "support")) > 0.99
 
