@@ -230,7 +230,7 @@ def test_members_of_either_set_are_found_where_both_are_one(rule, asks):
 
 @pytest.mark.parametrize("rule", FEDERATED, ids=str)
 def test_what_adding_an_image_changes_is_its_own_gradient_where_both_sets_are_one(rule):
-    """After steps so short that the image moves nothing; but fresh biases of zero are kinks, which any step leaves."""
+    """After short steps the image moves nothing; but fresh biases of zero are kinks, which any step leaves."""
     name = {FedAvg: "rate", Reptile: "inner_rate"}.get(type(rule))
     short = rule.model_copy(update={name: 1e-5} if name else {})
     world = federation(rule=short)
