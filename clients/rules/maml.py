@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.clients.models import HEAD, Model
+from metaleak.clients.models import Model, head_of
 from metaleak.clients.rules.rule import (
     InnerRate,
     InnerSteps,
@@ -22,8 +22,8 @@ class MAML(BaseModel):
     """Model-agnostic meta-learning: the derivative of the query loss after adaptation (Finn et al. 2017).
 
     `order: 2` differentiates through the adaptation; `order: 1` takes the query gradient at the adapted parameters
-    as it is (FOMAML). `adapts: head` moves only the classifier, `head.*`, in the inner loop (ANIL, Raghu et al.
-    2020); all parameters learn in the outer one.
+    as it is (FOMAML). `adapts: head` moves only the classifier, the model's `head`, in the inner loop (ANIL, Raghu et
+    al. 2020); all parameters learn in the outer one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ class MAML(BaseModel):
 
     def adapted_names(self, model: Model, parameters: Parameters) -> frozenset[str]:
         """Return the names of the parameters that the inner loop moves."""
-        return frozenset(name for name in parameters if self.adapts == "all" or name.startswith(HEAD))
+        return frozenset(parameters if self.adapts == "all" else head_of(model))
 
     def adapt(
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None

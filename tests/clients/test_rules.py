@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.clients.models import MLP, Conv4, LeNet, Model, TorchModule
+from metaleak.clients.models import MLP, Conv4, LeNet, Model, TorchModule, head_of
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import (
     MAML,
@@ -178,7 +178,7 @@ def test_a_rule_states_how_the_support_set_enters_and_where_gradients_are_taken(
 ) -> None:
     model = MODELS["mlp-relu"]
     parameters, episode = start(model), some_episode()
-    head = {"head.weight", "head.bias"}
+    head = set(head_of(model))
     assert support_entry(rule) == entry
     assert adapted_names(rule, model, parameters) == (head if rule == RULES["anil"] else set(parameters))
     found = outer_point(rule, model, parameters, episode)

@@ -12,7 +12,7 @@ from metaleak.attacks.span.span_test import SpanTest, span_scores, with_bias_col
 from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
-from metaleak.clients.models import MLP, Conv4, LeNet
+from metaleak.clients.models import MLP, Conv4, LeNet, TorchModule
 from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile
 from metaleak.defenses import AddedNoise, GaussianMechanism, Noise, Selection
 from metaleak.deploy.assess.truth import ask, pixels
@@ -284,6 +284,38 @@ class Squares:
 def test_it_works_on_a_model_of_ones_own_that_names_its_input_weight(asks, coefficients):
     assert SpanTest().applies_to(Squares())
     assert found(asks, model=Squares(), coefficients=coefficients)[0] > 0.99
+
+
+class Normalize(torch.nn.Module):
+    """The usual normalization of MNIST."""
+
+    def forward(self, images):
+        return (images - 0.1307) / 0.3081
+
+
+@functools.cache
+def own_module(normalized=False):
+    """A module of a user's own, which metaleak knows nothing of."""
+    before = [Normalize()] if normalized else []
+    layers = [torch.nn.Flatten(), torch.nn.Linear(784, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)]
+    return TorchModule(torch.nn.Sequential(*before, *layers))
+
+
+@pytest.mark.parametrize("asks", ["query", "support"])
+@pytest.mark.parametrize("coefficients", ["free", "predicted"])
+@pytest.mark.parametrize("normalized", [False, True], ids=["plain", "normalized"])
+def test_it_works_on_a_torch_module_whose_first_layer_is_dense(asks, coefficients, normalized):
+    model = own_module(normalized)
+    assert SpanTest().applies_to(model)
+    # Twelve and a half times the learning rate: that many times larger is a normalized image's square.
+    rule = MAML(inner_rate=0.03) if normalized else MAML()
+    assert found(asks, model=model, rule=rule, coefficients=coefficients)[0] > 0.99
+
+
+def test_the_law_of_noisy_images_holds_for_normalized_ones():
+    both, rule = noise("query", 0.3) + noise("support", 0.3), MAML(inner_rate=0.03)
+    adaptive, _ = found("query", both, own_module(normalized=True), rule, knows_defenses=True)
+    assert adaptive > 0.95
 
 
 def test_the_noise_that_a_defense_of_ones_own_promises_is_used():
