@@ -7,7 +7,7 @@ from torch.func import grad, vmap
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Decoupled, Model
-from metaleak.clients.rules import Rule, cross_entropy
+from metaleak.clients.rules import Rule, cross_entropy, outer_point
 
 _CHUNK = 64
 """Images whose gradients are computed at once."""
@@ -22,10 +22,10 @@ def query_contributions(
     """Return each image's own query gradient, averaged over stand-ins for the unknown support set, `(B, D)`.
 
     `support (K, ways, shots, C, H, W)` are K support sets of the learner's classes, `images (B, C, H, W)` the images
-    asked about with their `positions (B,)`. For every stand-in the sent `parameters` are adapted and the image's loss
-    differentiated there. The D entries are those of all parameters, one after the other. The meta-gradient is the
-    mean of such contributions over the query set, through the adaptation's Jacobian, which is left out: measured, it
-    costs 25 times the work and finds no more.
+    asked about with their `positions (B,)`. For every stand-in the image's loss is differentiated where the rule does
+    so with its query images (`outer_point`): mostly at the parameters adapted to the stand-in. The D entries are
+    those of all parameters, one after the other. The meta-gradient is the mean of such contributions over the query
+    set, through the adaptation's Jacobian, which is left out: measured, it costs 25 times the work and finds no more.
 
     A model whose examples are coupled (batch normalization) is taken apart at the stand-in's own statistics.
     """
@@ -33,7 +33,7 @@ def query_contributions(
     total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()))
     for one in support.flatten(1, 2):
         episode = Episode(one, labels, one, labels)
-        adapted = {name: value.detach() for name, value in rule.adapt(model, parameters, episode).items()}
+        adapted = {name: value.detach() for name, value in outer_point(rule, model, parameters, episode).items()}
         single = model.decoupled(adapted, one) if isinstance(model, Decoupled) else model
 
         def loss(parameters: Parameters, image: Tensor, position: Tensor, single: Model = single) -> Tensor:

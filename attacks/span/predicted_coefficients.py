@@ -11,14 +11,22 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import HEAD, ElementwiseFirst, LinearInput, bias_of
-from metaleak.clients.rules import MAML, Rule
+from metaleak.clients.models import DenseInput, ElementwiseFirst, Model, bias_of, dense_input_of
+from metaleak.clients.rules import Rule, adapted_names, support_entry
 
 _CHUNK = 64
 """Support images whose coefficients are computed at once."""
 
 
-def activity(model: LinearInput, parameters: Parameters, images: Tensor) -> Tensor:
+def dense_input(model: Model) -> DenseInput:
+    """Return the model's dense first layer; raises `ValueError` when it has none."""
+    found = dense_input_of(model)
+    if found is None:
+        raise ValueError(f"the span test needs a dense first layer, {type(model).__name__} has none")
+    return found
+
+
+def activity(model: Model, parameters: Parameters, images: Tensor) -> Tensor:
     """Return how far each first-layer unit answers to each of `images (T, C, H, W)`, `(T, units)` in [-1, 1].
 
     For an `ElementwiseFirst` model it is the activation's derivative over the largest one, for ReLU 1 where a unit is
@@ -28,7 +36,7 @@ def activity(model: LinearInput, parameters: Parameters, images: Tensor) -> Tens
     outputs = _outputs(model, parameters, images)
     # As with the input weight, each class speaks for itself.
     if isinstance(model, ElementwiseFirst) and "first_activation" in vars(type(model)):
-        bias = parameters.get(bias_of(model.input_weight))
+        bias = parameters.get(bias_of(dense_input(model).weight))
         before = outputs if bias is None else outputs + bias
         slope: Tensor = vmap(vmap(grad(model.first_activation)))(before)
         largest = slope.abs().amax() if slope.numel() else slope.new_ones(())
@@ -37,7 +45,7 @@ def activity(model: LinearInput, parameters: Parameters, images: Tensor) -> Tens
     return (moved != 0).any(dim=1).to(outputs.dtype)
 
 
-def query_direction(model: LinearInput, parameters: Parameters, images: Tensor, positions: Tensor) -> Tensor:
+def query_direction(model: Model, parameters: Parameters, images: Tensor, positions: Tensor) -> Tensor:
     """Return the first layer's coefficients of query images under the sent parameters, `(T, units)`.
 
     The derivative of the loss of each of `images (T, C, H, W)` under its label in `positions (T,)` with respect to
@@ -52,7 +60,7 @@ def query_direction(model: LinearInput, parameters: Parameters, images: Tensor, 
 
 
 def support_direction(
-    model: LinearInput,
+    model: Model,
     rule: Rule,
     parameters: Parameters,
     gradient: Parameters,
@@ -64,11 +72,11 @@ def support_direction(
     One inner step gives the meta-gradient `v - rate H v` with the Hessian H of the support loss at the sent
     parameters and the query gradient v: a support image enters with *minus* its own Hessian times v. The observed
     `gradient` stands for v, of which it is all but the small second term. Of several steps this is the first.
-    `None` where support images do not enter so: first-order rules, and Reptile, which treats all images alike.
+    `None` where support images do not enter by curvature, see `SupportEntry`.
     """
-    if not isinstance(rule, MAML) or rule.order == 1:
+    if support_entry(rule) != "curvature":
         return None
-    moving = [key for key in parameters if rule.adapts == "all" or key.startswith(HEAD)]
+    moving = adapted_names(rule, model, parameters)
     outer = {
         key: gradient[key] if key in moving and key in gradient else torch.zeros_like(value)
         for key, value in parameters.items()
@@ -90,14 +98,15 @@ def support_direction(
     return -direction
 
 
-def _outputs(model: LinearInput, parameters: Parameters, images: Tensor) -> Tensor:
+def _outputs(model: Model, parameters: Parameters, images: Tensor) -> Tensor:
     """Return what the first weight alone makes of `images (T, C, H, W)`, without any bias, `(T, units)`."""
-    return images.flatten(1) @ parameters[model.input_weight].mT
+    first = dense_input(model)
+    return first.inputs(images) @ parameters[first.weight].mT
 
 
-def _logits(model: LinearInput, parameters: Parameters, output: Tensor) -> Tensor:
+def _logits(model: Model, parameters: Parameters, output: Tensor) -> Tensor:
     """Return the logits `(ways,)` of the image of which the first weight makes `output (units,)`.
 
     To the model, an image of the one pixel 1, which meets the weight `output (units, 1)`.
     """
-    return model({**parameters, model.input_weight: output[:, None]}, output.new_ones((1, 1)))[0]
+    return model({**parameters, dense_input(model).weight: output[:, None]}, output.new_ones((1, 1)))[0]

@@ -7,7 +7,7 @@ DAGER (Petrov et al. 2024). The noise model, the coefficients and the law under 
 
 Where it must fail, whatever is computed:
 
-- A model that names no `input_weight` (see `LinearInput`). A convolution's gradient has one row a filter, and each is
+- A model without a dense first layer (see `DenseInput`). A convolution's gradient has one row a filter, and each is
   a sum of the hundreds of patches of every image: far fewer rows than patches, and the patches of one image span all
   that a patch can be. The classifier's gradient has a row a way, fewer than images, and its inputs depend on the
   adapted parameters. The test does not apply to such models.
@@ -31,12 +31,12 @@ from metaleak.attacks.attack import Answers, Progress, Targets
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.span.evidence import evidence_of_direction, evidence_of_units, seen, whitened
 from metaleak.attacks.span.noisy_images import noisy_span_evidence
-from metaleak.attacks.span.predicted_coefficients import activity, query_direction, support_direction
+from metaleak.attacks.span.predicted_coefficients import activity, dense_input, query_direction, support_direction
 from metaleak.attacks.span.spectrum import RowSpace, row_space_above_noise
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import LinearInput, Model, bias_of, input_weight_of
-from metaleak.clients.rules import Reptile
+from metaleak.clients.models import DenseInput, Model, bias_of, dense_input_of
+from metaleak.clients.rules import support_entry
 from metaleak.defenses import NO_NOISE, Defense, noise_of
 
 _BLOCK = 1024
@@ -80,7 +80,7 @@ class SpanTest(BaseModel):
 
     def applies_to(self, model: Model) -> bool:
         """Return whether the model's first layer is dense."""
-        return input_weight_of(model) is not None
+        return dense_input_of(model) is not None
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
@@ -89,12 +89,12 @@ class SpanTest(BaseModel):
 
         The latter is the part, in [0, 1], of a target's squared norm that lies out of the directions above the
         noise. The seed is not used. A target's answer depends on its learner, on the other learners of the round
-        and on itself. Raises `ValueError` when the model names no input weight, the targets do not fit it, or the
+        and on itself. Raises `ValueError` when the model has no dense first layer, the targets do not fit it, or the
         observation lacks what the attack requires.
         """
-        model, first = _dense(observation, targets)
+        model, first = observation.model, _dense(observation, targets)
         defenses = self._defenses(observation)
-        gradients = with_bias_column(observation.gradients, first)
+        gradients = with_bias_column(observation.gradients, first.weight)
         # The rows of a mean are all the same: there are no others to learn from.
         moments = _second_moments(gradients) if len(gradients) > 1 and observation.mean_of == 1 else None
         noisy = _image_noise(defenses, self.asks)
@@ -109,10 +109,10 @@ class SpanTest(BaseModel):
                     defenses, {name: value[row] for name, value in observation.gradients.items()}, observation.mean_of
                 )
                 space = row_space_above_noise(gradient, known)
-                images = _inputs(targets.examples[asked], gradient.shape[1])
+                images = _inputs(first, targets.examples[asked], gradient.shape[1])
                 outside[asked] = _outside(images, space.basis)
                 if noisy:
-                    scores[asked] = self._noisy(observation, targets.examples[asked], gradient, known, noisy)
+                    scores[asked] = self._noisy(first, observation, targets.examples[asked], gradient, known, noisy)
                 elif self.coefficients == "free":
                     scores[asked] = _free(images, images.square().sum(dim=1), space)
                 else:
@@ -134,7 +134,7 @@ class SpanTest(BaseModel):
 
     def _predicted(
         self,
-        model: LinearInput,
+        model: Model,
         observation: Observation,
         targets: Targets,
         images: Tensor,
@@ -148,7 +148,7 @@ class SpanTest(BaseModel):
         white = whitened(gradient, others, deviation)
         image = seen(white, images)
         units = evidence_of_units(white, image, activity(model, parameters, clean))
-        if self.asks == "support" and not isinstance(observation.rule, Reptile):
+        if self.asks == "support" and support_entry(observation.rule) != "direct":
             direction = support_direction(model, observation.rule, parameters, observed, clean, targets.positions)
             if direction is None:
                 return units
@@ -162,18 +162,27 @@ class SpanTest(BaseModel):
         return units + evidence_of_direction(white, image, direction)
 
     def _noisy(
-        self, observation: Observation, images: Tensor, gradient: Tensor, known: float | None, deviation: float
+        self,
+        first: DenseInput,
+        observation: Observation,
+        images: Tensor,
+        gradient: Tensor,
+        known: float | None,
+        deviation: float,
     ) -> Tensor:
         if observation.own_images is None:
             raise ValueError("knows_defenses needs the observation's own_images, which are None")
-        own = observation.own_images.flatten(1).double()
+        own = first.inputs(observation.own_images.double())
         # Without the bias: the one that it appends to every image bears no noise.
         width = own.shape[1]
         basis = row_space_above_noise(gradient[:, :width], known).basis
         per_way = observation.queries + (observation.shots if self.asks == "support" else 0)
         # The query images make the largest directions.
         basis = basis[: observation.ways * per_way]
-        return noisy_span_evidence(images.flatten(1).double(), basis, own.mT @ own / len(own), deviation)
+        if first.affine is not None:
+            # Scaled with the pixels; by one number, where channels are scaled by several of much the same size.
+            deviation *= float(first.affine.gain.double().square().mean().sqrt())
+        return noisy_span_evidence(first.inputs(images.double()), basis, own.mT @ own / len(own), deviation)
 
 
 def span_scores(gradient: Tensor, images: Tensor) -> Tensor:
@@ -209,22 +218,21 @@ def with_bias_column(gradients: Parameters, first: str) -> Tensor:
     return gradients[first] if bias is None else torch.cat([gradients[first], bias[:, :, None]], dim=2)
 
 
-def _dense(observation: Observation, targets: Targets) -> tuple[LinearInput, str]:
-    model, first = observation.model, input_weight_of(observation.model)
-    if first is None or not isinstance(model, LinearInput):
-        raise ValueError(f"the span test needs a dense first layer, {type(model).__name__} has none")
+def _dense(observation: Observation, targets: Targets) -> DenseInput:
+    dense = dense_input(observation.model)
+    first = dense.weight
     width = observation.parameters[first].shape[1]
     if len(targets.examples) and targets.examples[0].numel() != width:
         raise ValueError(f"target images have {targets.examples[0].numel()} values, {first!r} takes {width}")
     learners = len(observation.gradients[first])
     if len(targets.rows) and not 0 <= int(targets.rows.min()) <= int(targets.rows.max()) < learners:
         raise ValueError(f"targets.rows holds values outside [0, {learners})")
-    return model, first
+    return dense
 
 
-def _inputs(images: Tensor, width: int) -> Tensor:
+def _inputs(first: DenseInput, images: Tensor, width: int) -> Tensor:
     """Return images as the layer's inputs `(T, width)`, with the bias's 1 where the width has room for it."""
-    flat = images.flatten(1).double()
+    flat = first.inputs(images.double())
     return flat if flat.shape[1] == width else torch.cat([flat, flat.new_ones((len(flat), 1))], dim=1)
 
 

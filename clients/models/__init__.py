@@ -5,48 +5,72 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metaleak.clients.models.conv4 import Conv4
+    from metaleak.clients.models.layers import INPUT, Layer, Layers, layers_of
     from metaleak.clients.models.lenet import LeNet
     from metaleak.clients.models.mlp import MLP
     from metaleak.clients.models.model import (
-        HEAD,
         Activation,
+        Affine,
         Decoupled,
+        DenseInput,
         ElementwiseFirst,
+        FindsDenseInput,
         LinearInput,
         Model,
+        NamesHead,
         bias_of,
+        dense_input_of,
+        head_of,
         input_weight_of,
     )
     from metaleak.clients.models.torch_module import TorchModule
 
 __all__ = [
-    "HEAD",
+    "INPUT",
     "MLP",
     "Activation",
+    "Affine",
     "Conv4",
     "Decoupled",
+    "DenseInput",
     "ElementwiseFirst",
+    "FindsDenseInput",
+    "Layer",
+    "Layers",
     "LeNet",
     "LinearInput",
     "Model",
+    "NamesHead",
     "TorchModule",
     "bias_of",
+    "dense_input_of",
+    "head_of",
     "input_weight_of",
+    "layers_of",
 ]
 
 _MODULES = {
-    "HEAD": "model",
+    "INPUT": "layers",
     "MLP": "mlp",
     "Activation": "model",
+    "Affine": "model",
     "Conv4": "conv4",
     "Decoupled": "model",
+    "DenseInput": "model",
     "ElementwiseFirst": "model",
+    "FindsDenseInput": "model",
+    "Layer": "layers",
+    "Layers": "layers",
     "LeNet": "lenet",
     "LinearInput": "model",
     "Model": "model",
+    "NamesHead": "model",
     "TorchModule": "torch_module",
     "bias_of": "model",
+    "dense_input_of": "model",
+    "head_of": "model",
     "input_weight_of": "model",
+    "layers_of": "layers",
 }
 
 if not TYPE_CHECKING:  # Type checkers would take any name for one of these.

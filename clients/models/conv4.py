@@ -60,6 +60,11 @@ class Conv4(BaseModel):
         parameters["head.bias"] = torch.zeros(ways)
         return parameters
 
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Return the names of the classifier's parameters."""
+        return "head.weight", "head.bias"
+
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         """Return logits `(B, ways)` for `images (B, C, H, W)`."""
         return self._logits(parameters, images, lambda block, features: batch_statistics(features))

@@ -35,6 +35,11 @@ class LeNet(BaseModel):
         self._layer(parameters, "head", (ways, self.filters * height * width), generator)
         return parameters
 
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Return the names of the classifier's parameters."""
+        return "head.weight", "head.bias"
+
     def _layer(self, parameters: Parameters, name: str, shape: tuple[int, ...], generator: torch.Generator) -> None:
         parameters[f"{name}.weight"] = uniform_weight(shape, generator, self.weight_bound)
         parameters[f"{name}.bias"] = (

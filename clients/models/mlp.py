@@ -38,6 +38,11 @@ class MLP(BaseModel):
         return parameters
 
     @property
+    def head(self) -> tuple[str, ...]:
+        """Return the names of the classifier's parameters."""
+        return "head.weight", "head.bias"
+
+    @property
     def input_weight(self) -> str:
         """Return the name of the one parameter that the pixels meet."""
         return "layer1.weight" if self.hidden else "head.weight"

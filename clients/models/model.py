@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -21,16 +22,13 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-HEAD = "head."
-"""Prefix of the names of the parameters that make the classifier: what ANIL adapts."""
-
 
 @runtime_checkable
 class Model(Protocol):
     """A classifier as a pure function of its parameters.
 
     A model is also its configuration: a frozen pydantic model whose fields are what the experiment file says.
-    The classifier's parameters have names that begin with `head.`.
+    It may name its classifier (`NamesHead`), which head-only rules need, and its dense first layer (`LinearInput`).
     """
 
     def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
@@ -40,6 +38,25 @@ class Model(Protocol):
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         """Return logits `(B, ways)` for `images (B, C, H, W)`."""
         ...
+
+
+@runtime_checkable
+class NamesHead(Protocol):
+    """A model that names the parameters of its classifier."""
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Return the names of the parameters that make logits of features."""
+        ...
+
+
+def head_of(model: Model) -> tuple[str, ...]:
+    """Return the names of the classifier's parameters; raises `ValueError` when the model does not name them."""
+    if not isinstance(model, NamesHead):
+        raise ValueError(
+            f"{type(model).__name__} does not name the parameters of its classifier in a property `head`"
+        )
+    return model.head
 
 
 @runtime_checkable
@@ -78,12 +95,60 @@ class ElementwiseFirst(LinearInput, Protocol):
         ...
 
 
-def input_weight_of(model: Model) -> str | None:
-    """Return the name of the weight that alone meets the images, or `None` for a model that says of none.
+@dataclass(frozen=True)
+class Affine:
+    """A fixed scale and shift of every pixel: `gain` and `offset (pixels,)`."""
+
+    gain: Tensor
+    offset: Tensor
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        """Return `flat (..., pixels)` scaled and shifted."""
+        return flat * self.gain.to(flat) + self.offset.to(flat)
+
+
+@dataclass(frozen=True)
+class DenseInput:
+    """A dense first layer: its `weight`, a parameter `(units, pixels)`, and what becomes of an image before it."""
+
+    weight: str
+    affine: Affine | None = None
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return what the weight meets of `images (B, C, H, W)`, `(B, pixels)`."""
+        flat = images.flatten(1)
+        return flat if self.affine is None else self.affine(flat)
+
+
+@runtime_checkable
+class FindsDenseInput(Protocol):
+    """A model that finds out whether its first layer is dense.
+
+    If so it takes `(units, n)` for that layer's weight with that layer's inputs `(B, n)` in the images' place.
+    """
+
+    @property
+    def dense_input(self) -> DenseInput | None:
+        """Return its dense first layer, `None` where it has none."""
+        ...
+
+
+def dense_input_of(model: Model) -> DenseInput | None:
+    """Return the model's dense first layer, or `None` for a model that says of none.
 
     Each class speaks for itself: one derived from it may compute otherwise.
     """
-    return model.input_weight if isinstance(model, LinearInput) and "input_weight" in vars(type(model)) else None
+    if isinstance(model, FindsDenseInput) and "dense_input" in vars(type(model)):
+        return model.dense_input
+    if isinstance(model, LinearInput) and "input_weight" in vars(type(model)):
+        return DenseInput(model.input_weight)
+    return None
+
+
+def input_weight_of(model: Model) -> str | None:
+    """Return the name of the weight that alone meets the pixels as they are, or `None` for a model without."""
+    dense = dense_input_of(model)
+    return None if dense is None or dense.affine is not None else dense.weight
 
 
 def bias_of(weight: str) -> str:

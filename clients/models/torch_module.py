@@ -3,8 +3,7 @@
 import copy
 import inspect
 import logging
-import re
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models.model import HEAD
+from metaleak.clients.models.dense_input import dense_input_of_module, without_images
+from metaleak.clients.models.model import DenseInput
 
 _LOG = logging.getLogger("metaleak")
-
-_LOOKS_LIKE_HEAD = re.compile(r"(body\.)*head\.")
 
 
 class TorchModule:
@@ -29,8 +27,8 @@ class TorchModule:
     the batch at hand, never running ones. Parameters that do not require a gradient stay as they are and are not
     learned; buffers are constants.
 
-    The learned parameters of the module's last layer that has any are named `head.*`, so that ANIL finds the
-    classifier; other parameters that the module itself calls `head.*` are named `body.head.*`.
+    Parameters have the module's own names. The classifier, for head-only rules, is the last layer that has parameters
+    to learn. Whether its first layer is dense is found out by computing, see `dense_input`.
     Third derivatives through native batch, layer and instance norm are wrong, see
     `metaleak.clients.models.normalization`: what learners send is right, but an attack that asks about support images
     through second-order MAML is misled.
@@ -61,16 +59,33 @@ class TorchModule:
         ]
         if not layers:
             raise ValueError("the module has no parameters to learn")
-        self._head = layers[-1] + "." if layers[-1] else ""
+        last = layers[-1] + "." if layers[-1] else ""
+        learned = [name for name, value in self.module.named_parameters() if value.requires_grad]
+        self._head = tuple(name for name in learned if name.startswith(last))
 
     def __repr__(self) -> str:
         return f"TorchModule({self.module!r})"
 
-    def _public(self, name: str) -> str:
-        if name.startswith(self._head):
-            return HEAD + name.removeprefix(self._head)
-        # One "body." more than the module wrote, so that no two parameters get the same name.
-        return f"body.{name}" if _LOOKS_LIKE_HEAD.match(name) else name
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Return the names of the last layer's parameters, of those that are learned."""
+        return self._head
+
+    @property
+    def dense_input(self) -> DenseInput | None:
+        """Return the first layer if every image goes into it alone, flattened and perhaps scaled and shifted.
+
+        Lazy layers have no size before the first start, and none is found among them.
+        """
+        return None if self._found is None else self._found[0]
+
+    @cached_property
+    def _found(self) -> tuple[DenseInput, tuple[int, int, int]] | None:
+        if _is_lazy(self.module):
+            return None
+        learned = {name: value.detach() for name, value in self.module.named_parameters() if value.requires_grad}
+        with torch.random.fork_rng(devices=[]):
+            return dense_input_of_module(self._computed, learned)
 
     def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
         """Return the module's parameters, redrawn by each layer's own `reset_parameters`, seeded by `generator`.
@@ -103,18 +118,28 @@ class TorchModule:
             )
         if not logits.requires_grad:
             raise ValueError("the module's logits do not depend on its parameters (are they detached?)")
-        return {self._public(name): value.detach().clone() for name, value in learned.items()}
+        return {name: value.detach().clone() for name, value in learned.items()}
 
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
-        """Return logits `(B, ways)` for `images (B, C, H, W)`."""
-        constant = {name: value.to(images.device) for name, value in self._called.named_buffers()}
+        """Return logits `(B, ways)` for `images (B, C, H, W)`, or for `(B, n)` as `dense_input` says."""
+        if images.ndim == 2 and self._found is not None:
+            return without_images(self._computed, parameters, images, self._found[0].weight, self._found[1])
+        return self._computed(parameters, images)
+
+    def _computed(self, parameters: Parameters, images: Tensor) -> Tensor:
+        def constant(value: Tensor) -> Tensor:
+            # In float64 throughout, where that is asked for.
+            widened = images.dtype == torch.float64 and value.is_floating_point()
+            return value.to(images.device, torch.float64 if widened else value.dtype)
+
+        buffers = {name: constant(value) for name, value in self._called.named_buffers()}
         named = {
-            name: parameters[self._public(name)] if value.requires_grad else value.to(images.device)
+            name: parameters[name] if value.requires_grad else constant(value)
             for name, value in self._called.named_parameters()
         }
         # Fused attention has no second derivatives.
         with sdpa_kernel(SDPBackend.MATH):
-            logits: Tensor = functional_call(self._called, constant | named, (images,))
+            logits: Tensor = functional_call(self._called, buffers | named, (images,))
         return logits
 
 

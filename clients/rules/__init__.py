@@ -5,39 +5,61 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metaleak.clients.rules.batch import batch_meta_gradients, stacked
+    from metaleak.clients.rules.federated import FedAvg, FedSGD
     from metaleak.clients.rules.maml import MAML, anil, first_order_maml
     from metaleak.clients.rules.own_span import own_coordinates, own_span_pays
     from metaleak.clients.rules.reptile import Reptile
-    from metaleak.clients.rules.rule import Perturb, Rule, cross_entropy, inner_steps
+    from metaleak.clients.rules.rule import (
+        Perturb,
+        Rule,
+        SupportEntry,
+        adapted_names,
+        cross_entropy,
+        inner_steps,
+        outer_point,
+        support_entry,
+    )
 
 __all__ = [
     "MAML",
+    "FedAvg",
+    "FedSGD",
     "Perturb",
     "Reptile",
     "Rule",
+    "SupportEntry",
+    "adapted_names",
     "anil",
     "batch_meta_gradients",
     "cross_entropy",
     "first_order_maml",
     "inner_steps",
+    "outer_point",
     "own_coordinates",
     "own_span_pays",
     "stacked",
+    "support_entry",
 ]
 
 _MODULES = {
     "MAML": "maml",
+    "FedAvg": "federated",
+    "FedSGD": "federated",
     "Perturb": "rule",
     "Reptile": "reptile",
     "Rule": "rule",
+    "SupportEntry": "rule",
+    "adapted_names": "rule",
     "anil": "maml",
     "batch_meta_gradients": "batch",
     "cross_entropy": "rule",
     "first_order_maml": "maml",
     "inner_steps": "rule",
+    "outer_point": "rule",
     "own_coordinates": "own_span",
     "own_span_pays": "own_span",
     "stacked": "batch",
+    "support_entry": "rule",
 }
 
 if not TYPE_CHECKING:  # Type checkers would take any name for one of these.

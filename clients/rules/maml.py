@@ -7,16 +7,23 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.clients.models import HEAD, Model
-from metaleak.clients.rules.rule import InnerRate, InnerSteps, Perturb, cross_entropy, inner_steps
+from metaleak.clients.models import Model, head_of
+from metaleak.clients.rules.rule import (
+    InnerRate,
+    InnerSteps,
+    Perturb,
+    SupportEntry,
+    cross_entropy,
+    inner_steps,
+)
 
 
 class MAML(BaseModel):
     """Model-agnostic meta-learning: the derivative of the query loss after adaptation (Finn et al. 2017).
 
     `order: 2` differentiates through the adaptation; `order: 1` takes the query gradient at the adapted parameters
-    as it is (FOMAML). `adapts: head` moves only the classifier, `head.*`, in the inner loop (ANIL, Raghu et al.
-    2020); all parameters learn in the outer one.
+    as it is (FOMAML). `adapts: head` moves only the classifier, the model's `head`, in the inner loop (ANIL, Raghu et
+    al. 2020); all parameters learn in the outer one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,11 +35,19 @@ class MAML(BaseModel):
     order: Literal[1, 2] = 2
     adapts: Literal["all", "head"] = "all"
 
+    @property
+    def support_enters(self) -> SupportEntry:
+        """By the Hessian, unless it is left out."""
+        return "curvature" if self.order == 2 else "parameters"
+
+    def adapted_names(self, model: Model, parameters: Parameters) -> frozenset[str]:
+        """Return the names of the parameters that the inner loop moves."""
+        return frozenset(parameters if self.adapts == "all" else head_of(model))
+
     def adapt(
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
     ) -> Parameters:
         """Return the parameters after adaptation to the episode's support set."""
-        head = frozenset(name for name in parameters if name.startswith(HEAD))
         return inner_steps(
             model,
             parameters,
@@ -40,7 +55,7 @@ class MAML(BaseModel):
             episode.support_labels,
             self.inner_steps,
             self.inner_rate,
-            names=head if self.adapts == "head" else None,
+            names=self.adapted_names(model, parameters),
             perturb=perturb,
         )
 

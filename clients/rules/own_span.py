@@ -6,14 +6,12 @@ learner meets and no step moves. So the rule may run on W Q, `(h, n)`, and on th
 the meta-gradient is the result times Q^T. It is the same function, not an approximation: only the rounding differs.
 """
 
-from typing import TypeGuard
-
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.clients.models import LinearInput, Model, input_weight_of
+from metaleak.clients.models import Model, input_weight_of
 from metaleak.clients.rules.rule import Rule
 
 _SQUARED_IMAGES_A_UNIT = 14
@@ -22,7 +20,7 @@ _SQUARED_IMAGES_A_UNIT = 14
 """
 
 
-def own_span_pays(model: Model, rule: Rule, parameters: Parameters, images: int) -> TypeGuard[LinearInput]:
+def own_span_pays(model: Model, rule: Rule, parameters: Parameters, images: int) -> bool:
     """Return whether a learner of so many `images` may be computed in their span, and faster, with model and rule."""
     name = input_weight_of(model)
     # As with models, each class speaks for itself.
@@ -48,14 +46,15 @@ def own_coordinates(episode: Episode) -> tuple[Tensor, Episode]:
 
 
 def own_span_meta_gradients(
-    model: LinearInput, rule: Rule, parameters: Parameters, batch: Episode
+    model: Model, rule: Rule, parameters: Parameters, batch: Episode
 ) -> tuple[Parameters, Tensor]:
     """Return the meta-gradients of a batch of episodes, stacked `(L, ...)`, and the losses `(L,)`.
 
     For models and rules that `own_span_pays` lets pass, whether it pays or not.
     """
     basis, inside = own_coordinates(batch)
-    name = model.input_weight
+    name = input_weight_of(model)
+    assert name is not None
 
     def meta_gradient(weight: Tensor, episode: Episode) -> tuple[Parameters, Tensor]:
         return rule.meta_gradient(model, {**parameters, name: weight}, episode)

@@ -2,13 +2,20 @@
 
 from typing import ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
-from metaleak.clients.rules.rule import InnerRate, InnerSteps, Perturb, cross_entropy, inner_steps
+from metaleak.clients.rules.rule import (
+    InnerRate,
+    InnerSteps,
+    Perturb,
+    SupportEntry,
+    all_examples,
+    cross_entropy,
+    inner_steps,
+)
 
 
 class Reptile(BaseModel):
@@ -20,6 +27,11 @@ class Reptile(BaseModel):
 
     inner_steps: InnerSteps = 5
     inner_rate: InnerRate = 0.1
+
+    @property
+    def support_enters(self) -> SupportEntry:
+        """Both sets are one."""
+        return "direct"
 
     def adapt(
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
@@ -36,8 +48,7 @@ class Reptile(BaseModel):
         theta are the parameters after `inner_steps` on the support and the query set together: Reptile knows no
         split. The result equals the sum of the inner gradients.
         """
-        images = torch.cat([episode.support_images, episode.query_images])
-        labels = torch.cat([episode.support_labels, episode.query_labels])
+        images, labels = all_examples(episode)
         adapted = inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
         gradient = {name: (value - adapted[name]) / self.inner_rate for name, value in parameters.items()}
         return gradient, cross_entropy(model, adapted, images, labels)

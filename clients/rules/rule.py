@@ -1,8 +1,9 @@
 """What a meta-learning rule is, and the gradient descent that all of them share."""
 
 from collections.abc import Callable
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -17,6 +18,14 @@ InnerRate = Annotated[float, Field(gt=0, le=100)]
 Perturb = Callable[[Parameters, int], Parameters]
 """What a defense does to the gradient of inner step `int`, counted from 0."""
 
+SupportEntry = Literal["direct", "curvature", "parameters"]
+"""How the support set enters what is shared.
+
+- `direct`: as the query set does; the gradients of all examples are summed (Reptile, FedSGD, FedAvg).
+- `curvature`: by the Hessian of its loss, for the adaptation is differentiated (second-order MAML, ANIL).
+- `parameters`: by the adapted parameters alone, at which the query gradient is taken (first-order MAML).
+"""
+
 
 @runtime_checkable
 class Rule(Protocol):
@@ -30,6 +39,9 @@ class Rule(Protocol):
     nothing but gradients, whose rows lie in the span of the learner's images. No weight decay, no steps by signs.
     Learners are then computed faster where the model allows it, see `own_span`. A class derived from it must say so
     again.
+
+    What attacks may ask of a rule, `support_entry`, `adapted_names` and `outer_point`, it states in members of these
+    names where the default of these functions does not hold.
     """
 
     def meta_gradient(
@@ -43,6 +55,64 @@ class Rule(Protocol):
     ) -> Parameters:
         """Return the parameters after adaptation to the episode's support set."""
         ...
+
+
+@runtime_checkable
+class StatesSupportEntry(Protocol):
+    """A rule that states how its support set enters what is shared."""
+
+    @property
+    def support_enters(self) -> SupportEntry:
+        """Return how."""
+        ...
+
+
+@runtime_checkable
+class AdaptsSome(Protocol):
+    """A rule that does not adapt all parameters."""
+
+    def adapted_names(self, model: Model, parameters: Parameters) -> frozenset[str]:
+        """Return the names of the parameters that it adapts."""
+        ...
+
+
+@runtime_checkable
+class StatesOuterPoint(Protocol):
+    """A rule that takes the gradients of its query set elsewhere than at the adapted parameters."""
+
+    def outer_point(self, model: Model, parameters: Parameters, episode: Episode) -> Parameters:
+        """Return where, for this episode; of several places their mean."""
+        ...
+
+
+def support_entry(rule: Rule) -> SupportEntry:
+    """Return how the support set enters what `rule` shares; `parameters` for a rule that does not state it."""
+    return rule.support_enters if isinstance(rule, StatesSupportEntry) else "parameters"
+
+
+def adapted_names(rule: Rule, model: Model, parameters: Parameters) -> frozenset[str]:
+    """Return the names of the parameters that `rule` adapts; all for a rule that does not state it."""
+    return rule.adapted_names(model, parameters) if isinstance(rule, AdaptsSome) else frozenset(parameters)
+
+
+def outer_point(rule: Rule, model: Model, parameters: Parameters, episode: Episode) -> Parameters:
+    """Return the parameters at which `rule` takes the gradients of query examples; the adapted ones by default."""
+    if isinstance(rule, StatesOuterPoint):
+        return rule.outer_point(model, parameters, episode)
+    return rule.adapt(model, parameters, episode)
+
+
+def all_examples(episode: Episode) -> tuple[Tensor, Tensor]:
+    """Return the support and the query set as one, images and labels.
+
+    Where the labels of one set are class probabilities and those of the other positions, all become probabilities.
+    """
+    labels = [episode.support_labels, episode.query_labels]
+    soft = [one for one in labels if one.is_floating_point()]
+    if len(soft) == 1:
+        ways = soft[0].shape[-1]
+        labels = [one if one.is_floating_point() else F.one_hot(one, ways).to(soft[0].dtype) for one in labels]
+    return torch.cat([episode.support_images, episode.query_images]), torch.cat(labels)
 
 
 def cross_entropy(model: Model, parameters: Parameters, images: Tensor, labels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ What is held, from the bottom up; each kind uses only values of what the kind be
 
 - an inner step follows the gradient of its loss: differences of the loss;
 - the meta-gradient of MAML and ANIL is the derivative of the loss after adaptation: differences of that loss; those
-  of first-order MAML and Reptile, which are the gradient of no scalar, are held to their definitions;
+  of first-order MAML, Reptile and FedAvg, which are the gradient of no scalar, are held to their definitions;
 - the derivative that an attack takes of the meta-gradient: differences of the matching loss.
 
 The ways in which a batch of meta-gradients is computed are each held, and to each other.
@@ -35,7 +35,17 @@ from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import MLP, Conv4, LeNet, Model, TorchModule
 from metaleak.clients.models.normalization import batch_statistics, normalize_by, normalize_over_groups
 from metaleak.clients.randomness import keyed_generator
-from metaleak.clients.rules import MAML, Perturb, Reptile, anil, cross_entropy, first_order_maml
+from metaleak.clients.rules import (
+    MAML,
+    FedAvg,
+    FedSGD,
+    Perturb,
+    Reptile,
+    anil,
+    cross_entropy,
+    first_order_maml,
+    support_entry,
+)
 from metaleak.defenses import Noise, RandomSource
 
 WAYS, SHOTS, QUERIES = 3, 2, 1
@@ -75,7 +85,8 @@ MODELS: dict[str, Model] = {
     ),
 }
 RATE = 0.3
-RULES: dict[str, MAML | Reptile] = {
+AnyRule = MAML | Reptile | FedSGD | FedAvg
+RULES: dict[str, AnyRule] = {
     "maml-1": MAML(inner_steps=1, inner_rate=RATE),
     "maml-2": MAML(inner_steps=2, inner_rate=RATE),
     "fomaml-1": first_order_maml(inner_steps=1, inner_rate=RATE),
@@ -84,6 +95,9 @@ RULES: dict[str, MAML | Reptile] = {
     "anil-2": anil(inner_steps=2, inner_rate=RATE),
     "reptile-1": Reptile(inner_steps=1, inner_rate=RATE),
     "reptile-2": Reptile(inner_steps=2, inner_rate=RATE),
+    "fedsgd-1": FedSGD(inner_rate=RATE),
+    "fedavg-1": FedAvg(rate=RATE),
+    "fedavg-2": FedAvg(rate=RATE, batch=5),
 }
 
 PerEpisode = Callable[[Episode], Parameters]
@@ -142,7 +156,7 @@ def models_and_rules(*names: str) -> pytest.MarkDecorator:
     the remaining pairs repeat what these hold, and are slow.
     """
     names = names or tuple(dict.fromkeys(rule.split("-")[0] for rule in RULES))
-    held = f"{names[0]}-2"
+    held = next(rule for rule in reversed(RULES) if rule.startswith(f"{names[0]}-"))
     return pytest.mark.parametrize(
         ("model", "rule"),
         [
@@ -201,7 +215,7 @@ def cohort(side: int, soft: bool = False, size: int = COHORT) -> Episode:
 
 
 def whole(episode: Episode) -> Episode:
-    """What Reptile sees: one set of images, support and query together."""
+    """What Reptile and federated learning see: one set of images, support and query together."""
     images = torch.cat([episode.support_images, episode.query_images])
     labels = torch.cat([episode.support_labels, episode.query_labels])
     return Episode(images, labels, images, labels)
@@ -333,7 +347,7 @@ def loss_at(model: Model, images: Tensor, labels: Tensor) -> Callable[[Parameter
 LOSS = "the loss"
 
 
-def sent_by(model: Model, rule: MAML | Reptile, parameters: Parameters, perturb: Perturb | None = None) -> PerEpisode:
+def sent_by(model: Model, rule: AnyRule, parameters: Parameters, perturb: Perturb | None = None) -> PerEpisode:
     """What is computed of an episode: the meta-gradient, and beside its tensors the loss."""
 
     def compute(episode: Episode) -> Parameters:
@@ -449,6 +463,40 @@ def test_reptile_is_the_sum_of_the_inner_gradients(model: str, rule: str, way: s
     hold(gradient, slopes(sum_along_the_trail, parameters, gradient, 2))
 
 
+@models_and_rules("fedavg")
+@ways
+def test_fedavg_is_the_sum_of_the_gradients_of_its_batches(model: str, rule: str, way: str) -> None:
+    network, parameters, perturb = MODELS[model], start(model), perturb_of(way)
+    images, labels, *_ = whole(episode(side(model), LAST))
+    steps = int(rule[-1])
+    batches = [(images[step::steps], labels[step::steps]) for step in range(steps)]
+    gradient, computed_loss = computed(model, rule, way)
+    place, taken = parameters, []
+    for step, (some, positions) in enumerate(batches):
+        found: Parameters = grad(loss_at(network, some, positions))(place)
+        hold(found, slopes(loss_at(network, some, positions), place, found, 1), f"step {step}")
+        taken.append(found if perturb is None else perturb(found, step))
+        place = plus(place, taken[-1], -RATE)
+    torch.testing.assert_close(computed_loss, loss_at(network, images, labels)(place))
+    for name, value in gradient.items():
+        wanted = torch.stack([one[name] for one in taken]).sum(dim=0)
+        torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-12)
+
+
+@models_and_rules("fedsgd")
+@ways
+def test_fedsgd_is_the_gradient_of_the_loss_on_all_examples(model: str, rule: str, way: str) -> None:
+    network, parameters, perturb = MODELS[model], start(model), perturb_of(way)
+    images, labels, *_ = whole(episode(side(model), LAST))
+    loss = loss_at(network, images, labels)
+    gradient, computed_loss = computed(model, rule, way)
+    torch.testing.assert_close(computed_loss, loss(parameters))
+    if perturb is None:
+        hold(gradient, slopes(loss, parameters, gradient, 2))
+    else:
+        torch.testing.assert_close(gradient, perturb(grad(loss)(parameters), 0))
+
+
 @models_and_rules()
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str)
 def test_the_ways_agree(model: str, rule: str, dtype: torch.dtype, tolerance: float) -> None:
@@ -487,13 +535,16 @@ def test_shipped_noise_on_the_inner_gradients_is_a_constant_of_the_derivative(ru
         return {name: value + drawn[step][name] for name, value in gradient.items()}
 
     # Adaptation by itself is not differentiated, so that what is kept is plain numbers.
-    learner.adapt(network, parameters, whole(seen) if isinstance(learner, Reptile) else seen, keep)
-    assert len(drawn) == learner.inner_steps
+    learner.adapt(network, parameters, whole(seen) if support_entry(learner) == "direct" else seen, keep)
+    assert len(drawn) == int(rule[-1])
     gradient, loss = learner.meta_gradient(network, parameters, seen, noisy)
     wanted, wanted_loss = learner.meta_gradient(network, parameters, seen, constant)
     torch.testing.assert_close(loss, wanted_loss)
     torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
-    assert not torch.equal(loss, learner.meta_gradient(network, parameters, seen)[1])
+    quiet, quiet_loss = learner.meta_gradient(network, parameters, seen)
+    assert apart(gradient, quiet) > 1e-3
+    # The loss of FedSGD is the one before its only step.
+    assert torch.equal(loss, quiet_loss) == isinstance(learner, FedSGD)
 
 
 # Third order: what an attack differentiates.
@@ -506,7 +557,7 @@ KNOWS: dict[str, tuple[bool, Loss, tuple[str, ...]]] = {
 
 
 def matching(
-    model: Model, rule: MAML | Reptile, parameters: Parameters, observed: Parameters, loss: Loss
+    model: Model, rule: AnyRule, parameters: Parameters, observed: Parameters, loss: Loss
 ) -> Callable[[Episode], Tensor]:
     def distance(episode: Episode) -> Tensor:
         return matching_loss(rule.meta_gradient(model, parameters, episode)[0], observed, loss, "joint")
@@ -527,7 +578,7 @@ def derivative_of(distance: Callable[[Episode], Tensor], asked: tuple[str, ...])
 
 
 def hold_an_attack(
-    model: Model, rule: MAML | Reptile, parameters: Parameters, side: int, knows: str, observed: Parameters
+    model: Model, rule: AnyRule, parameters: Parameters, side: int, knows: str, observed: Parameters
 ) -> None:
     """Hold the derivatives of the matching loss, through the loop and through `vmap`, to its differences."""
     soft, loss, asked = KNOWS[knows]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from metaleak.clients.episode import Episode
-from metaleak.clients.models import HEAD, MLP, Conv4, LeNet, Model, TorchModule, torch_module
+from metaleak.clients.models import MLP, Conv4, LeNet, Model, TorchModule, head_of, torch_module
 from metaleak.clients.models.model import Activation, activate
 from metaleak.clients.models.normalization import batch_statistics, normalize_by, normalize_over_groups
 from metaleak.clients.randomness import keyed_generator
@@ -33,7 +33,8 @@ def test_logits_have_one_column_a_way(model: Model, shape: tuple[int, int, int])
     assert isinstance(model, Model)
     parameters = model.initialize(shape, 7, keyed_generator(0))
     assert all(value.dtype == torch.float32 for value in parameters.values())
-    assert {"head.weight", "head.bias"} == {name for name in parameters if name.startswith(HEAD)}
+    assert head_of(model) == ("head.weight", "head.bias")
+    assert set(head_of(model)) <= set(parameters)
     images = torch.rand(6, *shape, generator=keyed_generator(1))
     logits = model(parameters, images)
     assert logits.shape == (6, 7)
@@ -109,7 +110,7 @@ def test_a_module_computes_what_it_computes_by_itself() -> None:
     assert isinstance(model, Model)
     parameters = model.initialize((1, 8, 8), 3, keyed_generator(0))
     images = torch.rand(5, 1, 8, 8, generator=keyed_generator(1))
-    module.load_state_dict({name.replace(HEAD, "3."): value for name, value in parameters.items()}, strict=True)
+    module.load_state_dict(parameters, strict=True)
     torch.testing.assert_close(model(parameters, images), module(images))
     doubled = {name: value * 2 for name, value in parameters.items()}
     assert not torch.equal(model(doubled, images), module(images))
@@ -147,9 +148,9 @@ class Branches(nn.Module):
 @pytest.mark.parametrize(
     ("module", "size", "head", "body"),
     [
-        (small_module, 8, {"head.weight", "head.bias"}, {"0.weight", "0.bias"}),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False)), 4, {"head.weight"}, set()),
-        (Branches, 4, {"head.weight", "head.bias"}, {"body.head.weight", "body.head.bias"}),
+        (small_module, 8, {"3.weight", "3.bias"}, {"0.weight", "0.bias"}),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False)), 4, {"1.weight"}, set()),
+        (Branches, 4, {"classifier.weight", "classifier.bias"}, {"head.weight", "head.bias"}),
     ],
     ids=["convolution", "linear", "misnamed"],
 )
@@ -159,9 +160,27 @@ def test_anil_adapts_the_last_layer_of_a_module(
     model = TorchModule(module())
     parameters = model.initialize((1, size, size), 3, keyed_generator(0))
     assert set(parameters) == head | body
+    assert set(head_of(model)) == head
     images, labels = torch.rand(3, 1, size, size, generator=keyed_generator(1)), torch.arange(3)
     adapted = anil().adapt(model, parameters, Episode(images, labels, images, labels))
     assert {name for name in adapted if not torch.equal(adapted[name], parameters[name])} == head
+
+
+class Nameless:
+    """A model that does not name its classifier."""
+
+    def initialize(self, image_shape, ways, generator):  # type: ignore[no-untyped-def]
+        return MLP().initialize(image_shape, ways, generator)
+
+    def __call__(self, parameters, images):  # type: ignore[no-untyped-def]
+        return MLP()(parameters, images)
+
+
+def test_a_rule_that_adapts_the_classifier_needs_a_model_that_names_it() -> None:
+    images, labels = torch.rand(3, 1, 4, 4, generator=keyed_generator(1)), torch.arange(3)
+    parameters = Nameless().initialize((1, 4, 4), 3, keyed_generator(0))
+    with pytest.raises(ValueError, match=r"^Nameless does not name the parameters of its classifier in a property"):
+        anil().adapt(Nameless(), parameters, Episode(images, labels, images, labels))
 
 
 def test_a_module_that_cannot_be_copied_is_refused() -> None:
@@ -195,7 +214,7 @@ def test_a_norm_uses_the_statistics_of_the_batch_and_the_users_module_stays_as_i
     assert torch.equal(logits, model(parameters, IMAGES))
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    module.load_state_dict({name.replace(HEAD, "3."): value for name, value in parameters.items()}, strict=False)
+    module.load_state_dict(parameters, strict=False)
     torch.testing.assert_close(logits, module(IMAGES))
 
 
@@ -220,8 +239,8 @@ def test_lazy_layers_take_their_sizes_from_the_images() -> None:
         "0.bias": (4,),
         "1.weight": (4,),
         "1.bias": (4,),
-        "head.weight": (3, 256),
-        "head.bias": (3,),
+        "3.weight": (3, 256),
+        "3.bias": (3,),
     }
     # A learner's process is sent parameters, and never starts any.
     assert torch.equal(elsewhere(parameters, IMAGES), started(parameters, IMAGES))
@@ -235,12 +254,12 @@ def test_what_is_frozen_is_not_learned_and_what_is_tied_is_learned_once() -> Non
     module[3].weight = module[1].weight
     model = TorchModule(module)
     parameters = model.initialize((1, 8, 8), 3, keyed_generator(0))
-    assert set(parameters) == {"1.weight", "3.bias", "head.weight", "head.bias"}
+    assert set(parameters) == {"1.weight", "3.bias", "4.weight", "4.bias"}
     with torch.no_grad():
         module[1].weight.copy_(parameters["1.weight"])
         module[3].bias.copy_(parameters["3.bias"])
-        module[4].weight.copy_(parameters["head.weight"])
-        module[4].bias.copy_(parameters["head.bias"])
+        module[4].weight.copy_(parameters["4.weight"])
+        module[4].bias.copy_(parameters["4.bias"])
     torch.testing.assert_close(model(parameters, IMAGES), module(IMAGES))
 
 

@@ -11,7 +11,17 @@ from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import MLP, LeNet
 from metaleak.clients.randomness import keyed_generator
-from metaleak.clients.rules import MAML, Perturb, Reptile, anil, batch_meta_gradients, first_order_maml
+from metaleak.clients.rules import (
+    MAML,
+    FedAvg,
+    FedSGD,
+    Perturb,
+    Reptile,
+    Rule,
+    anil,
+    batch_meta_gradients,
+    first_order_maml,
+)
 from metaleak.clients.rules.own_span import own_span_meta_gradients, own_span_pays
 
 WAYS, LEARNERS = 3, 4
@@ -40,7 +50,7 @@ def assert_same(computed: tuple[Parameters, Tensor], plain: tuple[Parameters, Te
         assert float((computed[0][name] - value).norm()) <= tolerance * max(float(value.norm()), 1e-3), name
 
 
-def one_by_one(model: MLP, rule: MAML | Reptile, parameters: Parameters, batch: Episode) -> tuple[Parameters, Tensor]:
+def one_by_one(model: MLP, rule: Rule, parameters: Parameters, batch: Episode) -> tuple[Parameters, Tensor]:
     alone = [
         batch_meta_gradients(model, rule, parameters, Episode(*(part[row : row + 1] for part in batch)))
         for row in range(LEARNERS)
@@ -54,13 +64,18 @@ def one_by_one(model: MLP, rule: MAML | Reptile, parameters: Parameters, batch: 
 )
 @pytest.mark.parametrize(
     "rule",
-    [MAML(inner_steps=2), first_order_maml(inner_steps=2), anil(inner_steps=2), Reptile(inner_steps=3)],
+    [
+        MAML(inner_steps=2),
+        first_order_maml(inner_steps=2),
+        anil(inner_steps=2),
+        Reptile(inner_steps=3),
+        FedSGD(),
+        FedAvg(epochs=2, batch=4),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)], ids=str)
-def test_it_is_the_plain_meta_gradient(
-    model: MLP, rule: MAML | Reptile, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_it_is_the_plain_meta_gradient(model: MLP, rule: Rule, dtype: torch.dtype, tolerance: float) -> None:
     parameters, batch = start(model, dtype), some_batch(2, 1, dtype)
     assert_same(
         own_span_meta_gradients(model, rule, parameters, batch), one_by_one(model, rule, parameters, batch), tolerance

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from metaleak.attacks.alignment.alignment import Alignment
 from metaleak.attacks.alignment.discriminant import fit_discriminant
-from metaleak.attacks.alignment.example_gradients import flattened, query_contributions
+from metaleak.attacks.alignment.example_gradients import (
+    flattened,
+    query_contributions,
+    support_contributions,
+)
 from metaleak.attacks.alignment.gradient_metric import fit
 from metaleak.attacks.alignment.own_images import OwnImages
 from metaleak.attacks.alignment.shadows import shadow_learners
@@ -23,7 +27,7 @@ from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
 from metaleak.clients.models import Conv4
 from metaleak.clients.partition import Partition, TaskShape
-from metaleak.clients.rules import MAML, first_order_maml
+from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile, first_order_maml
 from metaleak.defenses import Noise, RandomSource
 
 LEARNERS = list(range(12))
@@ -211,6 +215,36 @@ def test_shadows_send_what_learners_with_their_images_would(observation, world):
 
 def test_query_members_are_found_in_a_convolutional_network(observation, world):
     assert auc(Alignment(**SMALL), world, observation) > 0.9
+
+
+FEDERATED = [Reptile(inner_steps=3), FedSGD(), FedAvg(epochs=2, batch=10)]
+
+
+@pytest.mark.parametrize("rule", FEDERATED, ids=str)
+@pytest.mark.parametrize("asks", ["query", "support"])
+def test_members_of_either_set_are_found_where_both_are_one(rule, asks):
+    world = federation(rule=rule)
+    found = auc(Alignment(asks=asks, second_order=asks == "query", **SMALL), world, observed(world))
+    assert found > 0.7
+
+
+@pytest.mark.parametrize("rule", FEDERATED, ids=str)
+def test_what_adding_an_image_changes_is_its_own_gradient_where_both_sets_are_one(rule):
+    """After short steps the image moves nothing; but fresh biases of zero are kinks, which any step leaves."""
+    name = {FedAvg: "rate", Reptile: "inner_rate"}.get(type(rule))
+    short = rule.model_copy(update={name: 1e-5} if name else {})
+    world = federation(rule=short)
+    episode, parameters = world.learner(0).episode(1), world.initial_parameters()
+    support, query, images = (
+        part.double() for part in (episode.support_images, episode.query_images, world.learner(1).episode(1)[2])
+    )
+    given = world.model, short, {name: value.double() for name, value in parameters.items()}
+    support, query = support.reshape(1, 5, 2, 1, 28, 28), query.reshape(1, 5, 3, 1, 28, 28)
+    asked = images[:4], episode.query_labels[:4]
+    added = support_contributions(*given, support, query, *asked)
+    alone = query_contributions(*given, support, *asked)
+    likeness = torch.nn.functional.cosine_similarity(added, alone)
+    assert likeness.min() > 0.9
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch.func import grad, jvp, vmap
 from metaleak.attacks.span.predicted_coefficients import activity, query_direction, support_direction
 from metaleak.clients.episode import Episode
 from metaleak.clients.models import MLP
-from metaleak.clients.rules import MAML, Reptile
+from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile
 
 
 def world(hidden=(12, 9), bias=True, activation="relu"):
@@ -52,7 +52,7 @@ def test_support_directions_give_the_second_order_part(adapts):
 
 def test_rules_without_a_second_derivative_have_no_support_direction():
     model, parameters, support, _, labels = world()
-    for rule in (MAML(order=1), Reptile()):
+    for rule in (MAML(order=1), Reptile(), FedSGD(), FedAvg()):
         assert support_direction(model, rule, parameters, parameters, support, labels) is None
 
 

@@ -14,8 +14,8 @@ from metaleak.attacks.span.span_test import SpanTest, span_scores, with_bias_col
 from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
-from metaleak.clients.models import MLP, Conv4, LeNet
-from metaleak.clients.rules import MAML, Reptile
+from metaleak.clients.models import MLP, Conv4, LeNet, TorchModule
+from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile
 from metaleak.defenses import AddedNoise, GaussianMechanism, Noise, Selection
 
 LEARNERS = list(range(6))
@@ -168,7 +168,17 @@ def test_fewer_units_than_images_lose_the_span_but_not_the_coefficients():
         assert found(asks, model=small)[0] > found(asks, model=small, coefficients="free")[0] + 0.05
 
 
-@pytest.mark.parametrize("rule", [MAML(adapts="head"), MAML(inner_steps=3, inner_rate=0.1), Reptile(inner_rate=0.05)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        MAML(adapts="head"),
+        MAML(inner_steps=3, inner_rate=0.1),
+        Reptile(inner_rate=0.05),
+        FedSGD(),
+        FedAvg(epochs=3, batch=12, rate=0.05),
+    ],
+    ids=str,
+)
 def test_other_rules_keep_their_images_in_the_span(rule):
     assert min(found(asks, rule=rule)[0] for asks in ("query", "support")) > 0.99
 
@@ -273,6 +283,38 @@ class Squares:
 def test_it_works_on_a_model_of_ones_own_that_names_its_input_weight(asks, coefficients):
     assert SpanTest().applies_to(Squares())
     assert found(asks, model=Squares(), coefficients=coefficients)[0] > 0.99
+
+
+class Normalize(torch.nn.Module):
+    """The usual normalization of MNIST."""
+
+    def forward(self, images):
+        return (images - 0.1307) / 0.3081
+
+
+@functools.cache
+def own_module(normalized=False):
+    """A module of a user's own, which metaleak knows nothing of."""
+    before = [Normalize()] if normalized else []
+    layers = [torch.nn.Flatten(), torch.nn.Linear(784, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)]
+    return TorchModule(torch.nn.Sequential(*before, *layers))
+
+
+@pytest.mark.parametrize("asks", ["query", "support"])
+@pytest.mark.parametrize("coefficients", ["free", "predicted"])
+@pytest.mark.parametrize("normalized", [False, True], ids=["plain", "normalized"])
+def test_it_works_on_a_torch_module_whose_first_layer_is_dense(asks, coefficients, normalized):
+    model = own_module(normalized)
+    assert SpanTest().applies_to(model)
+    # Twelve and a half times the learning rate: that many times larger is a normalized image's square.
+    rule = MAML(inner_rate=0.03) if normalized else MAML()
+    assert found(asks, model=model, rule=rule, coefficients=coefficients)[0] > 0.99
+
+
+def test_the_law_of_noisy_images_holds_for_normalized_ones():
+    both, rule = noise("query", 0.3) + noise("support", 0.3), MAML(inner_rate=0.03)
+    adaptive, _ = found("query", both, own_module(normalized=True), rule, knows_defenses=True)
+    assert adaptive > 0.95
 
 
 def test_the_noise_that_a_defense_of_ones_own_promises_is_used():

@@ -97,7 +97,7 @@ def test_a_rule_whose_decay_leaves_the_span_is_found(tmp_path, no_ray, error):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("rule", ["maml", "fomaml", "anil", "reptile"])
+@pytest.mark.parametrize("rule", ["maml", "fomaml", "anil", "reptile", "fedsgd", "fedavg"])
 @pytest.mark.parametrize(
     "model",
     [{"name": "mlp"}, {"name": "mlp", "hidden": []}, {"name": "mlp", "activation": "tanh", "bias": False}],

@@ -1,0 +1,185 @@
+"""The layers of a model, found by following an example through it."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from metaleak.clients.episode import Parameters
+
+Compute = Callable[[Parameters, Tensor], Tensor]
+"""Logits from parameters and images: what a model is when it is called."""
+
+INPUT = "input"
+"""Stands for the example among the names of layers."""
+
+_RESHAPES = frozenset(
+    {"flatten", "reshape", "view", "contiguous", "permute", "transpose", "squeeze", "unsqueeze", "to"}
+)
+_ACTIVATIONS = frozenset(
+    {"relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh", "hardtanh", "relu6"}
+)
+_BIASED = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+"""Functions whose arguments after the input are a weight and perhaps a bias."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of a torch function with parameters.
+
+    `name` is what the names of its parameters begin with, made unique by the function's name; `kind` is the torch
+    function: `linear`, `conv2d`, `batch_norm`. `takes` names the layers whose outputs it is called with, `INPUT` for
+    the example itself; `after` the functions that its own output passes before the next layer, reshapes left out.
+    Shapes are those of one example.
+    """
+
+    name: str
+    kind: str
+    weight: str | None
+    bias: str | None
+    takes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    after: tuple[str, ...] = ()
+
+    @property
+    def activation(self) -> str | None:
+        """The activation that its output passes, as torch calls the function."""
+        return next((name for name in self.after if name in _ACTIVATIONS), None)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a model in the order of their calls, and the names of those that the logits are made of."""
+
+    layers: tuple[Layer, ...]
+    output: tuple[str, ...]
+
+    def chain(self) -> tuple[Layer, ...]:
+        """Return the layers, each of which takes the output of the one before and nothing else.
+
+        Raises `ValueError` in one line where the model is no such chain.
+        """
+        expected = INPUT
+        for layer in self.layers:
+            if layer.takes != (expected,):
+                raise ValueError(
+                    f"the model is not a chain of layers: {layer.name} takes {' and '.join(layer.takes)}, "
+                    f"not {expected} alone"
+                )
+            expected = layer.name
+        if self.output != (expected,):
+            raise ValueError(
+                f"the model is not a chain of layers: the logits are made of {' and '.join(self.output)}, "
+                f"not of {expected} alone"
+            )
+        return self.layers
+
+
+def layers_of(model: Compute, parameters: Parameters, images: Tensor) -> Layers:
+    """Return the layers that `images (B, C, H, W)` pass in `model`, of which only `parameters` count.
+
+    What a model does by conditions on values is seen as far as these images show it.
+    """
+    return follow(model, parameters, images).layers()
+
+
+def follow(model: Compute, parameters: Parameters, images: Tensor) -> "Followed":
+    """Return what became of `images (B, C, H, W)` in `model`."""
+    followed = Followed(parameters, images)
+    with torch.no_grad(), followed:
+        logits = model(parameters, images)
+    followed.output = followed.takes_of([logits])
+    return followed
+
+
+@dataclass
+class _Call:
+    layer: Layer
+    after: list[str] = field(default_factory=list)
+
+
+class Followed(TorchFunctionMode):
+    """Notes which tensors are made of the example, of which layers' outputs, and with which parameters.
+
+    `first_input` is what the first layer was called with; `uses` counts the calls that each parameter took part in.
+    """
+
+    def __init__(self, parameters: Parameters, images: Tensor) -> None:
+        super().__init__()
+        self.first_input: Tensor | None = None
+        self.uses: Counter[str] = Counter()
+        self.output: tuple[str, ...] = ()
+        self._calls: dict[str, _Call] = {}
+        self._sources: dict[int, tuple[str, ...]] = {id(images): (INPUT,)}
+        self._parameters: dict[int, tuple[str, ...]] = {id(value): (name,) for name, value in parameters.items()}
+        # A tensor that ended would give its identity to another.
+        self._alive: list[Tensor] = []
+
+    def layers(self) -> Layers:
+        """Return the layers of what was followed."""
+        layers = (replace(call.layer, after=tuple(call.after)) for call in self._calls.values())
+        return Layers(tuple(layers), self.output)
+
+    def takes_of(self, tensors: list[Tensor]) -> tuple[str, ...]:
+        """Return the names of the layers that `tensors` are made of."""
+        return tuple(dict.fromkeys(name for one in tensors for name in self._sources.get(id(one), ())))
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        made = list(_tensors(result))
+        if made:
+            given = list(_tensors([*args, *(kwargs or {}).values()]))
+            self._note(func.__name__.strip("_"), given, made)
+        return result
+
+    def _note(self, kind: str, given: list[Tensor], made: list[Tensor]) -> None:
+        self._alive += [*given, *made]
+        takes = self.takes_of(given)
+        named = [self._parameters.get(id(one), ()) for one in given if id(one) not in self._sources]
+        names = list(dict.fromkeys(name for one in named for name in one))
+        self.uses.update(names)
+        if not takes:
+            if names:
+                self._parameters.update({id(one): tuple(names) for one in made})
+            return
+        if names:
+            takes = self._layer(kind, takes, [next(iter(one), None) for one in named], given, made[0])
+        elif kind not in _RESHAPES:
+            for call in (self._calls[name] for name in takes if name != INPUT):
+                call.after.append(kind)
+        self._sources.update({id(one): takes for one in made})
+
+    def _layer(
+        self, kind: str, takes: tuple[str, ...], named: list[str | None], given: list[Tensor], made: Tensor
+    ) -> tuple[str, ...]:
+        """Note a layer, or the bias of the layer before, and return what its output is made of."""
+        before = self._calls.get(takes[0]) if len(takes) == 1 else None
+        names = [name for name in named if name is not None]
+        if before and kind in ("add", "iadd", "radd") and before.layer.bias is None and not before.after:
+            before.layer = replace(before.layer, bias=names[0])
+            return takes
+        places: list[str | None] = named if kind in _BIASED else [*names]
+        weight, bias, *_ = [*places, None, None]
+        name = names[0].rpartition(".")[0] or names[0]
+        if name in self._calls:
+            name = f"{name}.{kind}"
+        while name in self._calls:
+            name += "'"
+        example = next(one for one in given if id(one) in self._sources)
+        if self.first_input is None:
+            self.first_input = example
+        shapes = tuple(example.shape[1:]), tuple(made.shape[1:])
+        self._calls[name] = _Call(Layer(name, kind, weight, bias, takes, *shapes))
+        return (name,)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)

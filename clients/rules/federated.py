@@ -1,0 +1,127 @@
+"""Ordinary federated learning: FedSGD and FedAvg (McMahan et al. 2017), which know no support and query set."""
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.func import grad_and_value
+
+from metaleak.clients.episode import Episode, Parameters
+from metaleak.clients.models import Model
+from metaleak.clients.rules.rule import (
+    InnerRate,
+    InnerSteps,
+    Perturb,
+    SupportEntry,
+    all_examples,
+    cross_entropy,
+    inner_steps,
+)
+
+
+class FedSGD(BaseModel):
+    """FedSGD: the gradient of the mean loss over all of a learner's examples at the sent parameters.
+
+    Nothing is adapted in training. `inner_steps` and `inner_rate` are those of `adapt`, the fine-tuning at test time.
+    A defense of inner gradients acts on the one gradient that there is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stays_in_span: ClassVar[bool] = True
+
+    inner_steps: InnerSteps = 1
+    inner_rate: InnerRate = 0.4
+
+    @property
+    def support_enters(self) -> SupportEntry:
+        """Both sets are one."""
+        return "direct"
+
+    def adapt(
+        self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
+    ) -> Parameters:
+        """Return the parameters after gradient descent on the episode's support set."""
+        images, labels = episode.support_images, episode.support_labels
+        return inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
+
+    def outer_point(self, model: Model, parameters: Parameters, episode: Episode) -> Parameters:
+        """Return the sent parameters."""
+        return parameters
+
+    def meta_gradient(
+        self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
+    ) -> tuple[Parameters, Tensor]:
+        """Return the gradient over support and query set together, shaped like `parameters`, and the loss."""
+        images, labels = all_examples(episode)
+
+        def loss(parameters: Parameters) -> Tensor:
+            return cross_entropy(model, parameters, images, labels)
+
+        gradient, value = grad_and_value(loss)(parameters)
+        return gradient if perturb is None else perturb(gradient, 0), value
+
+
+class FedAvg(BaseModel):
+    """FedAvg: `epochs` of local SGD on all of a learner's examples, in batches of `batch` (`null`: all at once).
+
+    Shared is (w - theta) / rate with the local weights theta: the sum of the local gradients, as Reptile shares it.
+    An outer SGD of the rate `rate` is then the plain average of the learners' weights; one full-batch epoch shares
+    what FedSGD shares, and k of them what Reptile shares after k inner steps.
+
+    Nothing is shuffled, for a rule is a pure function: the examples are dealt out to the batches of an epoch in turn,
+    support set before query set, so that each batch gets examples of many classes and sizes differ by at most one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stays_in_span: ClassVar[bool] = True
+
+    epochs: InnerSteps = 1
+    batch: Annotated[int, Field(ge=1)] | None = None
+    rate: InnerRate = 0.1
+
+    @property
+    def support_enters(self) -> SupportEntry:
+        """Both sets are one."""
+        return "direct"
+
+    def adapt(
+        self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
+    ) -> Parameters:
+        """Return the local weights after training on the episode's support set alone."""
+        *_, local = self._trail(model, parameters, episode.support_images, episode.support_labels, perturb)
+        return local
+
+    def outer_point(self, model: Model, parameters: Parameters, episode: Episode) -> Parameters:
+        """Return the mean of the weights at which the local gradients are taken."""
+        *places, _ = self._trail(model, parameters, *all_examples(episode))
+        return {name: torch.stack([place[name] for place in places]).mean(dim=0) for name in parameters}
+
+    def meta_gradient(
+        self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
+    ) -> tuple[Parameters, Tensor]:
+        """Return (w - theta) / rate, shaped like `parameters`, and the loss on all examples at theta."""
+        images, labels = all_examples(episode)
+        *_, local = self._trail(model, parameters, images, labels, perturb)
+        shared = {name: (value - local[name]) / self.rate for name, value in parameters.items()}
+        return shared, cross_entropy(model, local, images, labels)
+
+    def _trail(
+        self, model: Model, parameters: Parameters, images: Tensor, labels: Tensor, perturb: Perturb | None = None
+    ) -> Iterator[Parameters]:
+        """Yield the weights before the first local step and after each."""
+        batches = 1 if self.batch is None else -(-len(images) // self.batch)
+        yield parameters
+        for step in range(self.epochs * batches):
+            some = slice(step % batches, None, batches)
+            numbered = None if perturb is None else _numbered(perturb, step)
+            parameters = inner_steps(model, parameters, images[some], labels[some], 1, self.rate, perturb=numbered)
+            yield parameters
+
+
+def _numbered(perturb: Perturb, step: int) -> Perturb:
+    """Return `perturb` for the one gradient of local step `step`."""
+    return lambda gradient, _: perturb(gradient, step)
