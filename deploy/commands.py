@@ -13,8 +13,8 @@ from rich.console import Console
 
 from metaleak.attacks.evaluation.membership import Evaluation
 from metaleak.deploy.assess.assessment import assess, result_name
-from metaleak.deploy.config.experiment import Experiment, experiment_from, read_experiment
-from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.reading import experiment_from, in_long_form, read_experiment, refuse_code
 from metaleak.deploy.config.suite import read_suite_file
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
@@ -83,8 +83,8 @@ def attack_command(
 ) -> None:
     """Attack, with a progress bar, and print the evaluation."""
     run = RunDirectory.open(path)
-    experiment = run.experiment(data, trust)
-    plugin, experiment = _changed_attack(experiment, name, changes)
+    experiment = _asking(run, name, changes, data, trust)
+    plugin = experiment.attacks[0]
     with shown_progress() as progress:
         bar = progress.add_task(f"{name} attack", total=None)
         evaluation = assess(
@@ -140,16 +140,19 @@ def _report(path: Path, out: Path | None) -> Path:
         return write_report(path, out, lambda done, total: progress.update(bar, completed=done, total=total))
 
 
-def _changed_attack(experiment: Experiment, name: str, changes: tuple[str, ...]) -> tuple[Plugin, Experiment]:
-    """Return the experiment's own attack of this name, or a default one, and the experiment that asks it."""
-    own = [attack for attack in experiment.attacks if attack.name == name]
-    plain: dict[str, Any] = {
-        **experiment.resolved(),
-        "attacks": [own[0].model_dump() if own else {"name": name}],
-    }
+def _asking(run: RunDirectory, name: str, changes: tuple[str, ...], data: tuple[str, ...], trust: bool) -> Experiment:
+    """Return the run's experiment with one attack: its own of this name, or a default one, after `changes`.
+
+    Code that the run names needs `trust`, the user's own does not.
+    """
+    source = f"attack {name} on {run.path}"
+    plain = in_long_form(run.stored(), source)
+    if not trust:
+        refuse_code(plain, source)
+    listed = [one for one in plain.get("attacks", []) if isinstance(one, dict)]
+    own = next((one for one in listed if one.get("name") == name), {"name": name})
     told = [change if change.startswith(("targets.", "engine.")) else f"attacks.0.{change}" for change in changes]
-    asked = experiment_from(plain, "attack", told)
-    return asked.attacks[0], asked
+    return experiment_from({**plain, "attacks": [own]}, source, (*data, *told))
 
 
 def _tell_of_large_record(experiment: Experiment, path: Path) -> None:

@@ -28,8 +28,8 @@ class DefenseSelective(Protocol):
 
 def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
     """Return in one line why `attack` cannot be made on `experiment`, or `None` when it can."""
-    made = attack.build("attacks")
-    if isinstance(made, Selective) and not made.applies_to(experiment.model.build("models")):
+    made = attack.built("attacks")
+    if isinstance(made, Selective) and not made.applies_to(experiment.model.built("models")):
         return f"{attack.name} does not apply to the model {experiment.model.name}"
     if isinstance(made, DefenseSelective) and (reason := made.reason_against(experiment.built_defenses())):
         return f"{attack.name} does not apply: {reason}"

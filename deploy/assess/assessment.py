@@ -54,7 +54,7 @@ def assess(
     # Two threads on small batched tensors were 15 times slower than one on a busy machine of two cores.
     torch.set_num_threads(1)
     targets = experiment.targets
-    made: Attack = attack.build("attacks")
+    made: Attack = attack.built("attacks")
     out = _new_directory(run.path / "attacks", name or result_name(attack))
     federation = experiment.federation()
     record = Record(run.record)

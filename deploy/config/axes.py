@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metaleak.deploy.config.experiment import long_form
 from metaleak.deploy.config.nested import with_value
+from metaleak.deploy.config.reading import long_form
 from metaleak.deploy.errors import WrongUsage
 
 SHORT = {

@@ -3,12 +3,13 @@
 import importlib
 import inspect
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from torch import nn
 from typing_extensions import get_protocol_members
 
@@ -29,8 +30,9 @@ _PROTOCOLS: dict[Kind, type] = {
 }
 
 
-NO_CODE = "no code"
-"""The key of a validation context that, when true, refuses every `module:Name`."""
+def is_code(name: object) -> bool:
+    """Return whether a plug-in's name is a `module:Name`, which is imported and called."""
+    return isinstance(name, str) and ":" in name
 
 
 class Plugin(BaseModel):
@@ -40,26 +42,43 @@ class Plugin(BaseModel):
     passed to what it names, as a keyword. What `module:Name` stands for is called only when it is a class with all
     members of the kind's protocol, or a function whose return annotation is such a class; for models also a
     `torch.nn.Module`.
+
+    What was built is kept. It is neither compared nor pickled, and a copy, whose settings may be others, builds anew.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
-
-    @field_validator("name")
-    @classmethod
-    def _may_be_code(cls, name: str, info: ValidationInfo) -> str:
-        if ":" in name and (info.context or {}).get(NO_CODE):
-            raise ValueError("is code that only its author's word makes safe; --trust (or trust=True) lets it run")
-        return name
+    _built: dict[Kind, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The keys beside `name`."""
         return dict(self.model_extra or {})
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plugin) and (self.name, self.settings) == (other.name, other.settings)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {**super().__getstate__(), "__pydantic_private__": {"_built": {}}}
+
+    def __copy__(self) -> Self:
+        return type(self)(name=self.name, **self.settings)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return type(self)(name=self.name, **deepcopy(self.settings, memo))
+
+    def built(self, kind: Kind) -> Any:
+        """Return the thing, which is built by the first call; raises as `build` does."""
+        if kind not in self._built:
+            self._built[kind] = self.build(kind)
+        return self._built[kind]
+
     def build(self, kind: Kind) -> Any:
-        """Return the thing.
+        """Return a new thing.
 
         Raises `ValueError` in one line that begins with the key at fault: `name`, or a setting that is not allowed.
         """
@@ -87,7 +106,7 @@ class Plugin(BaseModel):
 
     def resolved(self, kind: Kind) -> dict[str, Any]:
         """Return the name with every setting, defaults included, as plain data."""
-        thing = self.build(kind)
+        thing = self.built(kind)
         settings = thing.model_dump(mode="json") if isinstance(thing, BaseModel) else self.settings
         return {"name": self.name, **settings}
 
@@ -128,7 +147,7 @@ def settings_of(kind: Kind, name: str) -> list[str]:
 
 
 def _find(kind: Kind, name: str) -> Any:
-    if ":" in name:
+    if is_code(name):
         module, _, attribute = name.partition(":")
         try:
             factory = getattr(importlib.import_module(module), attribute)

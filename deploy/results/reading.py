@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaleak.attacks.evaluation.membership import Estimate, Evaluation
 from metaleak.deploy.assess.privacy import Cost, Privacy
-from metaleak.deploy.config.experiment import MAX_ROUNDS, long_form
-from metaleak.deploy.config.plain_yaml import parse_yaml
+from metaleak.deploy.config.experiment import MAX_ROUNDS
+from metaleak.deploy.config.reading import MAX_FILE, in_long_form, yaml_from
 from metaleak.deploy.printable import printable
 from metaleak.deploy.results.arrays import (
     MEGABYTE,
@@ -24,7 +23,7 @@ from metaleak.deploy.results.arrays import (
 )
 from metaleak.server.record.plain_file import is_plain, naming, plain_folders, read_plain
 
-MAX_CONFIG_FILE = MEGABYTE
+MAX_JSON_FILE = MEGABYTE
 MAX_METRICS_FILE = 64 * MEGABYTE
 MAX_SUITE_FILE = 64 * MEGABYTE
 MAX_CELLS = 10_000
@@ -202,15 +201,17 @@ def read_run(root: Path, inside: str = "") -> RunResult:
     path = root / inside
     if not path.is_dir():
         raise ValueError(f"{path}: no such directory")
-    run, config = (_json(root, _name(inside, "run.json"), _RunFile), _bytes(root, _name(inside, "experiment.yaml")))
-    if run is None and config is None:
+    run = _json(root, _name(inside, "run.json"), _RunFile)
+    written = _bytes(root, _name(inside, "experiment.yaml"), MAX_FILE)
+    if run is None and written is None:
         raise ValueError(f"{path}: neither a run (run.json, experiment.yaml) nor a suite ({SUITE_FILE})")
-    run, text = run or _RunFile(), _text(path / "experiment.yaml", config or b"")
+    run, written = run or _RunFile(), written or b""
+    config = yaml_from(written, path / "experiment.yaml")
     attacks = plain_folders(root, _name(inside, "attacks"), MAX_ATTACKS)
     return RunResult(
         path=path,
-        config=_yaml(path / "experiment.yaml", text),
-        config_text=text,
+        config=in_long_form(config, str(path / "experiment.yaml")),
+        config_text=written.decode(),
         status=run.status,
         started=run.started,
         seconds=run.seconds,
@@ -255,7 +256,7 @@ def _name(inside: str, name: str) -> str:
     return f"{inside}/{name}" if inside else name
 
 
-def _bytes(root: Path, name: str, limit: int = MAX_CONFIG_FILE) -> bytes | None:
+def _bytes(root: Path, name: str, limit: int = MAX_JSON_FILE) -> bytes | None:
     """Return the content of the plain file `root/name`, `None` when it is not there."""
     try:
         return read_plain(root, name, limit)
@@ -270,7 +271,7 @@ def _text(path: Path, raw: bytes) -> str:
         raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _json(root: Path, name: str, shape: type[Shape], limit: int = MAX_CONFIG_FILE) -> Shape | None:
+def _json(root: Path, name: str, shape: type[Shape], limit: int = MAX_JSON_FILE) -> Shape | None:
     raw = _bytes(root, name, limit)
     if raw is None:
         return None
@@ -281,16 +282,6 @@ def _json(root: Path, name: str, shape: type[Shape], limit: int = MAX_CONFIG_FIL
         raise ValueError(f"{path}: not JSON: {error}") from error
     except ValidationError as error:
         raise ValueError(f"{path}: {_first(error)}") from error
-
-
-def _yaml(path: Path, text: str) -> Mapping[str, Any]:
-    try:
-        config = parse_yaml(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: a mapping is expected, not {type(config).__name__}")
-    return {key: long_form(key, value) for key, value in config.items()}
 
 
 def _rounds(root: Path, name: str, finished: bool) -> tuple[Round, ...]:

@@ -28,7 +28,8 @@ import yaml
 from safetensors.torch import save
 
 from metaleak.clients.episode import Parameters
-from metaleak.deploy.config.experiment import MAX_FILE, Experiment, experiment_from, yaml_from
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.reading import MAX_FILE, experiment_from, yaml_from
 from metaleak.server.record.plain_file import is_plain, read_plain, through_no_link
 from metaleak.server.record.tensor_file import read_tensors
 from metaleak.server.record.whole_file import remove_parts, write_whole

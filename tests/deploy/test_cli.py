@@ -15,7 +15,8 @@ from local_grid import local_simulate
 import metaleak.deploy.commands as commands
 from metaleak.clients.rules import MAML
 from metaleak.deploy.cli import main
-from metaleak.deploy.config.experiment import EngineSettings, experiment_from
+from metaleak.deploy.config.experiment import EngineSettings
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.engines.ray_start import start_ray
 from metaleak.deploy.errors import Interrupted, WrongUsage
 from metaleak.deploy.simulate.trial import try_out

@@ -11,7 +11,8 @@ from local_grid import local_simulate
 
 import metaleak.deploy.simulate.launch as launch
 from metaleak.deploy.cli import main
-from metaleak.deploy.config.experiment import MAX_ROUNDS, experiment_from
+from metaleak.deploy.config.experiment import MAX_ROUNDS
+from metaleak.deploy.config.reading import MAX_FILE, experiment_from
 from metaleak.deploy.errors import one_line
 from metaleak.deploy.report.page import write_report
 from metaleak.deploy.results.reading import MAX_CELLS, read
@@ -110,6 +111,20 @@ def test_so_do_attack_and_resume(run, tmp_path, capsys, name, command, how):
     shutil.copy(run / name, tmp_path / "secret")
     spoil(run / name, how, tmp_path / "secret")
     complaint(capsys, *(part.format(run=run) for part in command))
+
+
+@pytest.mark.parametrize("command", [("report", "{run}"), ("attack", "{run}", "span")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("#" * (MAX_FILE + 1), f"more than the {MAX_FILE} that are read"),
+        ("a: [1", "experiment.yaml: is not YAML in line 1"),
+        ("[1]", "must be a mapping of keys to values, got list"),
+    ],
+)
+def test_every_command_reads_the_experiment_with_the_same_limit_and_words(run, capsys, command, content, said):
+    (run / "experiment.yaml").write_text(content)
+    assert said in complaint(capsys, *(part.format(run=run) for part in command))
 
 
 @pytest.mark.parametrize("how", ["link", "device", "pipe"])

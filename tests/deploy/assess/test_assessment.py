@@ -14,8 +14,8 @@ from metaleak.deploy.assess import assessment
 from metaleak.deploy.assess.assessment import assess, observe
 from metaleak.deploy.assess.privacy import Privacy, PrivacyViolation
 from metaleak.deploy.assess.truth import ask
-from metaleak.deploy.config.experiment import experiment_from
 from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.results.reading import read_attack
 from metaleak.server import MetaLearner, Record
 

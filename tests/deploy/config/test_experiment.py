@@ -5,7 +5,8 @@ from importlib.resources import files
 import pytest
 import yaml
 
-from metaleak.deploy.config.experiment import MAX_FILE, Experiment, changed, experiment_from, read_experiment
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.reading import MAX_FILE, changed, experiment_from, read_experiment
 
 
 def problem(plain, *changes):

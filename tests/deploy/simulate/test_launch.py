@@ -14,7 +14,7 @@ import pytest
 import yaml
 from local_grid import local_simulate
 
-from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.simulate.launch import simulate
 from metaleak.server import Record
 

@@ -13,7 +13,7 @@ import torch
 from local_grid import LocalGrid
 
 from metaleak.clients import client_app
-from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.simulate import launch
 from metaleak.deploy.simulate.launch import Simulation, resume, simulate

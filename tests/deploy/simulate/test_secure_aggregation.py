@@ -4,7 +4,7 @@ import pytest
 from local_grid import LocalGrid, local_simulate
 
 from metaleak.clients import client_app
-from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.simulate import launch
 from metaleak.deploy.simulate.launch import Simulation, resume
