@@ -22,7 +22,7 @@ from metaleak.deploy.report.leaderboard import write_leaderboard
 from metaleak.deploy.report.page import write_report
 from metaleak.deploy.report.rows import comparison_table
 from metaleak.deploy.report.tables import setting_tables
-from metaleak.deploy.results.reading import last_round, read, read_attack, read_suite
+from metaleak.deploy.results.reading import read, read_attack, read_run, read_suite
 from metaleak.deploy.simulate.launch import RoundDone, resume, simulate
 from metaleak.deploy.simulate.record_size import free_bytes, record_bytes, size_text
 from metaleak.deploy.simulate.run_directory import RunDirectory
@@ -63,13 +63,14 @@ def simulate_command(
             _show_round(progress, bar, done)
 
         run = resume(path, changes, show, trust) if resumed is not None else simulate(experiment, path, show)
-    last = read(path)
+    last = read_run(run.path)
     if as_json:
-        typer.echo(json.dumps({"run": str(path), **run.said(), "final": last_round(path)}))
+        final = last.rounds[-1].model_dump(mode="json") if last.rounds else {}
+        typer.echo(json.dumps({"run": str(path), **last.state.model_dump(mode="json"), "final": final}))
         return
-    accuracy = getattr(last, "accuracy", None)
-    shown = f", adapted accuracy {_percent(accuracy)}" if accuracy else ""
-    typer.echo(f"{path}: {rounds} {'round' if rounds == 1 else 'rounds'} in {run.said()['seconds']:.0f} s{shown}")
+    shown = f", adapted accuracy {_percent(last.accuracy)}" if last.accuracy else ""
+    counted = f"{rounds} {'round' if rounds == 1 else 'rounds'}"
+    typer.echo(f"{path}: {counted} in {last.state.seconds or 0:.0f} s{shown}")
 
 
 def attack_command(
@@ -99,7 +100,7 @@ def attack_command(
         return
     typer.echo(_sentence(name, evaluation))
     written = read_attack(path, f"attacks/{result or result_name(plugin)}")
-    alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in written.statistics.items())
+    alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in written.result.statistics.items())
     if alone:
         typer.echo(f"AUC by each statistic alone, small for members: {alone}")
     _print(comparison_table(read(path)))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from metaleak.attacks.evaluation.membership import Estimate
-from metaleak.deploy.assess.privacy import Cost, Privacy
 from metaleak.deploy.config.defense_words import RULE_STRUCTURE
 from metaleak.deploy.report.rows import Row, flattened, short_key
+from metaleak.deploy.results.schema import Cost, Privacy
 
 Asked = Literal["query", "support"]
 ASKED: tuple[Asked, ...] = ("query", "support")

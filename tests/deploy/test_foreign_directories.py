@@ -15,7 +15,8 @@ from metaleak.deploy.config.experiment import MAX_ROUNDS
 from metaleak.deploy.config.reading import MAX_FILE, experiment_from
 from metaleak.deploy.errors import one_line
 from metaleak.deploy.report.page import write_report
-from metaleak.deploy.results.reading import MAX_CELLS, read
+from metaleak.deploy.results.reading import read
+from metaleak.deploy.results.schema import MAX_CELLS, Round
 from metaleak.deploy.simulate.launch import resume, simulate_here
 from metaleak.deploy.simulate.run_directory import RunDirectory
 from metaleak.server.learning.checkpoint import read_checkpoint
@@ -191,7 +192,7 @@ def test_the_lock_and_the_metrics_are_not_written_through_a_link(run, tmp_path):
     (tmp_path / "victim").write_text("whole")
     for name, write in (
         (".held", lambda: RunDirectory(run).held().__enter__()),
-        ("metrics.jsonl", lambda: RunDirectory(run).add_metrics(round=9)),
+        ("metrics.jsonl", lambda: RunDirectory(run).add_metrics(Round(round=9))),
     ):
         (run / name).unlink(missing_ok=True)
         (run / name).symlink_to(tmp_path / "victim")
