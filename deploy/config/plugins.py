@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import lru_cache
@@ -18,6 +19,7 @@ from metaleak.clients.datasets import DataSet
 from metaleak.clients.models import Model, TorchModule
 from metaleak.clients.rules import Rule
 from metaleak.defenses import Defense
+from metaleak.deploy.config.unknown import did_you_mean, unknown
 
 Kind = Literal["models", "rules", "datasets", "defenses", "attacks"]
 
@@ -83,6 +85,7 @@ class Plugin(BaseModel):
         Raises `ValueError` in one line that begins with the key at fault: `name`, or a setting that is not allowed.
         """
         factory = _find(kind, self.name)
+        _must_take(factory, self.settings)
         try:
             # Whatever a stranger's constructor draws from the global generator is the same in every process.
             with torch.random.fork_rng(devices=[]):
@@ -91,9 +94,7 @@ class Plugin(BaseModel):
         except ValidationError as error:
             raise ValueError(first_problem(error, _made_by(factory))) from None
         except TypeError as error:
-            known = ", ".join(settings_of(kind, self.name))
-            allowed = f" (allowed are {known})" if known else ""
-            raise ValueError(f"name: {self.name} cannot be made from {self.settings}: {error}{allowed}") from None
+            raise ValueError(f"name: {self.name} cannot be made from {self.settings}: {error}") from None
         if kind == "models" and isinstance(thing, nn.Module):
             try:
                 thing = TorchModule(thing)
@@ -114,15 +115,19 @@ class Plugin(BaseModel):
 def first_problem(error: ValidationError, model: object = None) -> str:
     """Return pydantic's first complaint as `key: what is wrong, got value (and n more)`.
 
-    With the `model` that was to be made, an unknown key comes with those that are allowed.
+    An unknown key or choice comes with the nearest one; with the `model` that was to be made, a key also with all
+    that are allowed.
     """
     problems = error.errors(include_url=False)
     problem = problems[0]
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        allowed = _keys(model, problem["loc"][:-1])
-        message = "unknown key" + (f", allowed are {', '.join(allowed)}" if allowed else "")
+        *path, last = problem["loc"]
+        message = unknown("key", last, _keys(model, tuple(path)))
+    elif problem["type"] == "literal_error":
+        nearest = did_you_mean(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+        message += f", {nearest}" if nearest else ""
     got = "" if isinstance(problem["input"], Mapping) else f", got {problem['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{key}: {message}{got}{more}" if key else f"{message}{more}"
@@ -146,6 +151,23 @@ def settings_of(kind: Kind, name: str) -> list[str]:
     return sorted(one.name for one in given) or _keys(_made_by(factory), ())
 
 
+def _must_take(factory: Any, settings: Mapping[str, Any]) -> None:
+    """Refuse a setting that a factory has no parameter for; a pydantic model speaks for itself."""
+    if isinstance(factory, type) and issubclass(factory, BaseModel):
+        return
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        # Some of Python's own callables do not say what they take.
+        return
+    if any(one.kind == one.VAR_KEYWORD for one in parameters):
+        return
+    known = [one.name for one in parameters if one.kind != one.VAR_POSITIONAL]
+    for key, value in settings.items():
+        if key not in known:
+            raise ValueError(f"{key}: {unknown('key', key, known)}, got {value!r}")
+
+
 def _find(kind: Kind, name: str) -> Any:
     if is_code(name):
         module, _, attribute = name.partition(":")
@@ -157,7 +179,7 @@ def _find(kind: Kind, name: str) -> Any:
         return factory
     found = _points(kind)
     if name not in found:
-        raise ValueError(f"name: unknown {name!r}, allowed are {', '.join(sorted(found))} or module:Name")
+        raise ValueError(f"name: {unknown('name', name, found, also='module:Name')}")
     try:
         return found[name].load()
     except (ImportError, AttributeError) as error:

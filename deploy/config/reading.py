@@ -11,6 +11,7 @@ from metaleak.deploy.config.experiment import DEFAULT_NAMES, KINDS, SEVERAL, Exp
 from metaleak.deploy.config.nested import value_at, with_value
 from metaleak.deploy.config.plain_yaml import parse_yaml
 from metaleak.deploy.config.plugins import Kind, first_problem, is_code, settings_of
+from metaleak.deploy.config.unknown import unknown
 from metaleak.deploy.errors import WrongUsage
 
 MAX_FILE = 1 << 17
@@ -116,7 +117,11 @@ def changed(plain: dict[str, Any], change: str, code: bool = True) -> dict[str, 
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise WrongUsage(f"--set {change!r}: must be key=value, for example server.rounds=50")
-    if path.partition(".")[0] in ServerSettings.model_fields:
+    first = path.partition(".")[0]
+    if first not in Experiment.model_fields and first not in ServerSettings.model_fields:
+        known = {*Experiment.model_fields, *ServerSettings.model_fields}
+        raise WrongUsage(f"--set {change!r}: {unknown('key', first, known)}")
+    if first in ServerSettings.model_fields:
         path = f"server.{path}"
     try:
         value = long_form(path, parse_yaml(text))
@@ -125,8 +130,8 @@ def changed(plain: dict[str, Any], change: str, code: bool = True) -> dict[str, 
         raise WrongUsage(f"--set {change!r}: the value is not YAML: {problem}") from None
     keys = path.split(".")
     kind = KINDS.get(keys[0])
-    known = code or not is_code(value)
-    if known and kind is not None and keys[-1] == "name" and len(keys) == (3 if keys[0] in SEVERAL else 2):
+    importable = code or not is_code(value)
+    if importable and kind is not None and keys[-1] == "name" and len(keys) == (3 if keys[0] in SEVERAL else 2):
         plain = _begun_anew(plain, keys, kind, value)
     return with_value(plain, path, value, f"--set {change!r}")
 
