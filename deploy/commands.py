@@ -13,8 +13,8 @@ from rich.console import Console
 
 from metaleak.attacks.evaluation.membership import Evaluation
 from metaleak.deploy.assess.assessment import assess, result_name
-from metaleak.deploy.config.experiment import Experiment, experiment_from, read_experiment
-from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.reading import experiment_from, in_long_form, read_experiment, refuse_code
 from metaleak.deploy.config.suite import read_suite_file
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
@@ -22,7 +22,7 @@ from metaleak.deploy.report.leaderboard import write_leaderboard
 from metaleak.deploy.report.page import write_report
 from metaleak.deploy.report.rows import comparison_table
 from metaleak.deploy.report.tables import setting_tables
-from metaleak.deploy.results.reading import last_round, read, read_attack, read_suite
+from metaleak.deploy.results.reading import read, read_attack, read_run, read_suite
 from metaleak.deploy.simulate.launch import RoundDone, resume, simulate
 from metaleak.deploy.simulate.record_size import free_bytes, record_bytes, size_text
 from metaleak.deploy.simulate.run_directory import RunDirectory
@@ -63,13 +63,14 @@ def simulate_command(
             _show_round(progress, bar, done)
 
         run = resume(path, changes, show, trust) if resumed is not None else simulate(experiment, path, show)
-    last = read(path)
+    last = read_run(run.path)
     if as_json:
-        typer.echo(json.dumps({"run": str(path), **run.said(), "final": last_round(path)}))
+        final = last.rounds[-1].model_dump(mode="json") if last.rounds else {}
+        typer.echo(json.dumps({"run": str(path), **last.state.model_dump(mode="json"), "final": final}))
         return
-    accuracy = getattr(last, "accuracy", None)
-    shown = f", adapted accuracy {_percent(accuracy)}" if accuracy else ""
-    typer.echo(f"{path}: {rounds} {'round' if rounds == 1 else 'rounds'} in {run.said()['seconds']:.0f} s{shown}")
+    shown = f", adapted accuracy {_percent(last.accuracy)}" if last.accuracy else ""
+    counted = f"{rounds} {'round' if rounds == 1 else 'rounds'}"
+    typer.echo(f"{path}: {counted} in {last.state.seconds or 0:.0f} s{shown}")
 
 
 def attack_command(
@@ -83,8 +84,8 @@ def attack_command(
 ) -> None:
     """Attack, with a progress bar, and print the evaluation."""
     run = RunDirectory.open(path)
-    experiment = run.experiment(data, trust)
-    plugin, experiment = _changed_attack(experiment, name, changes)
+    experiment = _asking(run, name, changes, data, trust)
+    plugin = experiment.attacks[0]
     with shown_progress() as progress:
         bar = progress.add_task(f"{name} attack", total=None)
         evaluation = assess(
@@ -99,7 +100,7 @@ def attack_command(
         return
     typer.echo(_sentence(name, evaluation))
     written = read_attack(path, f"attacks/{result or result_name(plugin)}")
-    alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in written.statistics.items())
+    alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in written.result.statistics.items())
     if alone:
         typer.echo(f"AUC by each statistic alone, small for members: {alone}")
     _print(comparison_table(read(path)))
@@ -140,16 +141,19 @@ def _report(path: Path, out: Path | None) -> Path:
         return write_report(path, out, lambda done, total: progress.update(bar, completed=done, total=total))
 
 
-def _changed_attack(experiment: Experiment, name: str, changes: tuple[str, ...]) -> tuple[Plugin, Experiment]:
-    """Return the experiment's own attack of this name, or a default one, and the experiment that asks it."""
-    own = [attack for attack in experiment.attacks if attack.name == name]
-    plain: dict[str, Any] = {
-        **experiment.resolved(),
-        "attacks": [own[0].model_dump() if own else {"name": name}],
-    }
+def _asking(run: RunDirectory, name: str, changes: tuple[str, ...], data: tuple[str, ...], trust: bool) -> Experiment:
+    """Return the run's experiment with one attack: its own of this name, or a default one, after `changes`.
+
+    Code that the run names needs `trust`, the user's own does not.
+    """
+    source = f"attack {name} on {run.path}"
+    plain = in_long_form(run.stored(), source)
+    if not trust:
+        refuse_code(plain, source)
+    listed = [one for one in plain.get("attacks", []) if isinstance(one, dict)]
+    own = next((one for one in listed if one.get("name") == name), {"name": name})
     told = [change if change.startswith(("targets.", "engine.")) else f"attacks.0.{change}" for change in changes]
-    asked = experiment_from(plain, "attack", told)
-    return asked.attacks[0], asked
+    return experiment_from({**plain, "attacks": [own]}, source, (*data, *told))
 
 
 def _tell_of_large_record(experiment: Experiment, path: Path) -> None:

@@ -41,8 +41,6 @@ MOST_MODULES = 15
 MOST_LINES = 300
 LONGER = {
     "attacks/inversion/reconstruction.py": "the settings of all reconstructions and what becomes of each",
-    "deploy/config/experiment.py": "the schema of one file",
-    "deploy/results/reading.py": "the schema of one directory",
     "deploy/simulate/launch.py": "one simulation from its start to its end",
     "server/curious/recorder.py": "what both of the curious server's doors share",
 }

@@ -8,8 +8,8 @@ from metaleak.deploy.config.plugins import Plugin
 def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
     """Return in one line why `attack` cannot be made on `experiment`, or `None` when it can."""
     reason = refusal(
-        attack.build("attacks"),
-        experiment.model.build("models"),
+        attack.built("attacks"),
+        experiment.model.built("models"),
         experiment.built_defenses(),
         experiment.threat_model,
     )

@@ -1,6 +1,5 @@
 """One attack on one run: read the record, ask, compare with the truth, write what was found."""
 
-import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,9 @@ from metaleak.deploy.assess.truth import Truth, ask, pixels
 from metaleak.deploy.config.experiment import Experiment, TargetSettings
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.errors import Interrupted
-from metaleak.deploy.simulate.run_directory import RunDirectory, write_text
+from metaleak.deploy.results.json_file import write_json
+from metaleak.deploy.results.schema import AttackResult
+from metaleak.deploy.simulate.run_directory import RunDirectory
 from metaleak.server import Record
 from metaleak.server.record.whole_file import remove_parts, whole_of, write_whole
 
@@ -55,7 +56,7 @@ def assess(
     # Two threads on small batched tensors were 15 times slower than one on a busy machine of two cores.
     torch.set_num_threads(1)
     targets = experiment.targets
-    made: Attack = attack.build("attacks")
+    made: Attack = attack.built("attacks")
     if reason := reason_against(experiment, attack):
         raise ValueError(reason)
     out = _new_directory(run.path / "attacks", name or result_name(attack))
@@ -90,24 +91,24 @@ def assess(
     _write_scores(out / "scores.parquet", truth, answers, recorded[0])
     if answers.reconstructions is not None:
         _write_gallery(out / "gallery.safetensors", federation, truth, answers, answers.reconstructions)
-    described = {
-        "attack": attack.resolved("attacks"),
-        "targets": targets.model_dump(mode="json"),
-        "asks": made.asks,
-        "round": recorded[0],
-        "rounds": len(recorded),
-        "knows": ", ".join(sorted(made.requires)) or "nothing",
-        "seconds": round(seconds, 3),
-        "evaluation": evaluation.model_dump(mode="json"),
-        "privacy": privacy.model_dump(mode="json"),
-        "cost": message_cost(federation).model_dump(mode="json"),
-        "statistics": {
-            name: evaluate(-values.numpy(), truth.member.numpy(), groups=_groups(truth)).auc.model_dump(mode="json")
+    result = AttackResult(
+        attack=attack.resolved("attacks"),
+        targets=targets.model_dump(mode="json"),
+        asks=made.asks,
+        round=recorded[0],
+        rounds=len(recorded),
+        knows=", ".join(sorted(made.requires)) or "nothing",
+        seconds=round(seconds, 3),
+        evaluation=evaluation,
+        privacy=privacy,
+        cost=message_cost(federation),
+        statistics={
+            name: evaluate(-values.numpy(), truth.member.numpy(), groups=_groups(truth)).auc
             for name, values in answers.statistics.items()
         },
-    }
+    )
     # Written last: an attack without it was not finished.
-    write_text(out / "attack.json", json.dumps(described, indent=2) + "\n")
+    write_json(out / "attack.json", result)
     kept.forget()
     privacy.check()
     return evaluation

@@ -5,8 +5,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metaleak.deploy.config.experiment import long_form
+from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.nested import with_value
+from metaleak.deploy.config.reading import long_form
+from metaleak.deploy.config.unknown import unknown
 from metaleak.deploy.errors import WrongUsage
 
 SHORT = {
@@ -18,6 +20,9 @@ SHORT = {
     "queries": "task.queries",
 }
 """What a suite may call a key of the experiment."""
+
+AXES = frozenset({*Experiment.model_fields, *SHORT, "settings"})
+"""What an axis may be called, up to its first dot."""
 
 EACH = "each"
 
@@ -58,6 +63,9 @@ def _choices(axis: str, values: list[Any]) -> list[Changes]:
 
 def _changes(axis: str, value: object) -> Changes:
     """Return what one value of an axis sets: a key of its own, or those that it lists."""
+    first = axis.partition(".")[0]
+    if first not in AXES:
+        raise WrongUsage(f"grid: {unknown('key', first, AXES)}")
     if axis == "settings":
         if not isinstance(value, Mapping):
             raise WrongUsage(f"grid.settings: must be mappings of keys to values, got {value!r}")

@@ -2,13 +2,15 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from torch import nn
 from typing_extensions import get_protocol_members
 
@@ -17,6 +19,7 @@ from metaleak.clients.datasets import DataSet
 from metaleak.clients.models import Model, TorchModule
 from metaleak.clients.rules import Rule
 from metaleak.defenses import Defense
+from metaleak.deploy.config.unknown import did_you_mean, unknown
 
 Kind = Literal["models", "rules", "datasets", "defenses", "attacks"]
 
@@ -29,8 +32,9 @@ _PROTOCOLS: dict[Kind, type] = {
 }
 
 
-NO_CODE = "no code"
-"""The key of a validation context that, when true, refuses every `module:Name`."""
+def is_code(name: object) -> bool:
+    """Return whether a plug-in's name is a `module:Name`, which is imported and called."""
+    return isinstance(name, str) and ":" in name
 
 
 class Plugin(BaseModel):
@@ -40,30 +44,48 @@ class Plugin(BaseModel):
     passed to what it names, as a keyword. What `module:Name` stands for is called only when it is a class with all
     members of the kind's protocol, or a function whose return annotation is such a class; for models also a
     `torch.nn.Module`.
+
+    What was built is kept. It is neither compared nor pickled, and a copy, whose settings may be others, builds anew.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
-
-    @field_validator("name")
-    @classmethod
-    def _may_be_code(cls, name: str, info: ValidationInfo) -> str:
-        if ":" in name and (info.context or {}).get(NO_CODE):
-            raise ValueError("is code that only its author's word makes safe; --trust (or trust=True) lets it run")
-        return name
+    _built: dict[Kind, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The keys beside `name`."""
         return dict(self.model_extra or {})
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plugin) and (self.name, self.settings) == (other.name, other.settings)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {**super().__getstate__(), "__pydantic_private__": {"_built": {}}}
+
+    def __copy__(self) -> Self:
+        return type(self)(name=self.name, **self.settings)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return type(self)(name=self.name, **deepcopy(self.settings, memo))
+
+    def built(self, kind: Kind) -> Any:
+        """Return the thing, which is built by the first call; raises as `build` does."""
+        if kind not in self._built:
+            self._built[kind] = self.build(kind)
+        return self._built[kind]
+
     def build(self, kind: Kind) -> Any:
-        """Return the thing.
+        """Return a new thing.
 
         Raises `ValueError` in one line that begins with the key at fault: `name`, or a setting that is not allowed.
         """
         factory = _find(kind, self.name)
+        _must_take(factory, self.settings)
         try:
             # Whatever a stranger's constructor draws from the global generator is the same in every process.
             with torch.random.fork_rng(devices=[]):
@@ -72,9 +94,7 @@ class Plugin(BaseModel):
         except ValidationError as error:
             raise ValueError(first_problem(error, _made_by(factory))) from None
         except TypeError as error:
-            known = ", ".join(settings_of(kind, self.name))
-            allowed = f" (allowed are {known})" if known else ""
-            raise ValueError(f"name: {self.name} cannot be made from {self.settings}: {error}{allowed}") from None
+            raise ValueError(f"name: {self.name} cannot be made from {self.settings}: {error}") from None
         if kind == "models" and isinstance(thing, nn.Module):
             try:
                 thing = TorchModule(thing)
@@ -87,7 +107,7 @@ class Plugin(BaseModel):
 
     def resolved(self, kind: Kind) -> dict[str, Any]:
         """Return the name with every setting, defaults included, as plain data."""
-        thing = self.build(kind)
+        thing = self.built(kind)
         settings = thing.model_dump(mode="json") if isinstance(thing, BaseModel) else self.settings
         return {"name": self.name, **settings}
 
@@ -95,15 +115,19 @@ class Plugin(BaseModel):
 def first_problem(error: ValidationError, model: object = None) -> str:
     """Return pydantic's first complaint as `key: what is wrong, got value (and n more)`.
 
-    With the `model` that was to be made, an unknown key comes with those that are allowed.
+    An unknown key or choice comes with the nearest one; with the `model` that was to be made, a key also with all
+    that are allowed.
     """
     problems = error.errors(include_url=False)
     problem = problems[0]
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        allowed = _keys(model, problem["loc"][:-1])
-        message = "unknown key" + (f", allowed are {', '.join(allowed)}" if allowed else "")
+        *path, last = problem["loc"]
+        message = unknown("key", last, _keys(model, tuple(path)))
+    elif problem["type"] == "literal_error":
+        nearest = did_you_mean(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+        message += f", {nearest}" if nearest else ""
     got = "" if isinstance(problem["input"], Mapping) else f", got {problem['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{key}: {message}{got}{more}" if key else f"{message}{more}"
@@ -127,8 +151,25 @@ def settings_of(kind: Kind, name: str) -> list[str]:
     return sorted(one.name for one in given) or _keys(_made_by(factory), ())
 
 
+def _must_take(factory: Any, settings: Mapping[str, Any]) -> None:
+    """Refuse a setting that a factory has no parameter for; a pydantic model speaks for itself."""
+    if isinstance(factory, type) and issubclass(factory, BaseModel):
+        return
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        # Some of Python's own callables do not say what they take.
+        return
+    if any(one.kind == one.VAR_KEYWORD for one in parameters):
+        return
+    known = [one.name for one in parameters if one.kind != one.VAR_POSITIONAL]
+    for key, value in settings.items():
+        if key not in known:
+            raise ValueError(f"{key}: {unknown('key', key, known)}, got {value!r}")
+
+
 def _find(kind: Kind, name: str) -> Any:
-    if ":" in name:
+    if is_code(name):
         module, _, attribute = name.partition(":")
         try:
             factory = getattr(importlib.import_module(module), attribute)
@@ -138,7 +179,7 @@ def _find(kind: Kind, name: str) -> Any:
         return factory
     found = _points(kind)
     if name not in found:
-        raise ValueError(f"name: unknown {name!r}, allowed are {', '.join(sorted(found))} or module:Name")
+        raise ValueError(f"name: {unknown('name', name, found, also='module:Name')}")
     try:
         return found[name].load()
     except (ImportError, AttributeError) as error:

@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaleak.deploy.config.axes import applied, combinations
-from metaleak.deploy.config.experiment import Experiment, experiment_from, read_yaml
+from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.plugins import first_problem
+from metaleak.deploy.config.reading import experiment_from, read_yaml
 from metaleak.deploy.errors import WrongUsage
 
 

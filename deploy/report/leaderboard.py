@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.deploy.report.rows import Row, rows_of
-from metaleak.deploy.results.reading import Cell, SuiteResult
+from metaleak.deploy.results.reading import SuiteResult
+from metaleak.deploy.results.schema import Cell
 from metaleak.deploy.simulate.run_directory import write_text
 from metaleak.server.record.whole_file import write_whole
 
@@ -94,7 +95,7 @@ def leaderboard(suite: SuiteResult) -> list[dict[str, Any]]:
 def _row(cell: Cell, row: Row) -> dict[str, Any]:
     config, result, task = row.config, row.attack_result, row.config.get("task") or {}
     evaluation, privacy, cost = row.evaluation, result and result.privacy, result and result.cost
-    attack = dict(result.config if result else cell.attack_config)
+    attack = dict(result.attack if result else cell.attack_config)
     plain = {
         "cell": cell.id,
         "status": cell.status,
@@ -127,7 +128,7 @@ def _row(cell: Cell, row: Row) -> dict[str, Any]:
         "epsilon_lower_bound_gaussian": privacy and privacy.gaussian_lower_bound,
         "delta": privacy and privacy.delta,
         "confidence": privacy and privacy.confidence,
-        "run_seconds": row.run and row.run.seconds,
+        "run_seconds": row.run and row.run.state.seconds,
         "attack_seconds": result and result.seconds,
         "run": cell.run,
         "result": cell.attack,

@@ -25,7 +25,8 @@ from metaleak.deploy.report.rows import (
 from metaleak.deploy.report.settings import ASKED, Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.report.tables import LEVELS, bytes_text, epsilon_text
 from metaleak.deploy.report.verdict import verdict
-from metaleak.deploy.results.reading import AttackResult, Round, RunResult, SuiteResult, read
+from metaleak.deploy.results.reading import AttackFiles, RunResult, SuiteResult, read
+from metaleak.deploy.results.schema import Round
 from metaleak.server.record.whole_file import write_whole
 
 Progress = Callable[[int, int], None]
@@ -41,7 +42,7 @@ class RunPage:
     run: RunResult
     facts: Sequence[tuple[str, str]]
     curves: Sequence[Markup]
-    attacks: Sequence[tuple[AttackResult, str, Sequence[Tile]]]
+    attacks: Sequence[tuple[AttackFiles, str, Sequence[Tile]]]
 
 
 def write_report(path: Path, out: Path | None = None, progress: Progress | None = None) -> Path:
@@ -127,9 +128,9 @@ def rocs(rows: Sequence[Row]) -> Iterable[Markup]:
     for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
         curves = []
         for row in group:
-            result = row.attack_result
-            if result and result.member.any() and not result.member.all():
-                curves.append(Curve(row.strength, row.defense, result.scores, result.member))
+            files = row.attack_files
+            if files and files.member.any() and not files.member.all():
+                curves.append(Curve(row.strength, row.defense, files.scores, files.member))
         if curves:
             yield log_roc(_panel(attack, setting), curves)
 
@@ -184,7 +185,7 @@ def _run_page(index: int, run: RunResult, rows: Sequence[Row]) -> RunPage:
         label = replace(own[0], differences=shared).label
     else:
         label = describe_run(run)
-    labels = {id(row.attack_result): row.label for row in own}
+    labels = {id(row.attack_files): row.label for row in own}
     return RunPage(
         anchor=f"run-{index}",
         label=label,

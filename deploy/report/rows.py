@@ -16,7 +16,8 @@ from metaleak.deploy.config.defense_words import (
     describe_strength,
     describe_structure,
 )
-from metaleak.deploy.results.reading import AttackResult, Cell, RunResult, SuiteResult
+from metaleak.deploy.results.reading import AttackFiles, RunResult, SuiteResult
+from metaleak.deploy.results.schema import AttackResult, Cell
 
 _CLEARLY = 0.05
 """A statistic's AUC must beat the score's by this much to be worth a word beside it."""
@@ -41,7 +42,7 @@ class Row:
     defense" without any. `differences` are whatever else
     differs between the rows of one attack, such as "ways 5". `status` is "done" or what went wrong, then
     `error` says why. `config` is the experiment's, as far as it is known, with this attack's targets. `run` and
-    `attack_result` are the results behind the row, where there are any.
+    `attack_files` are the results behind the row, where there are any.
     """
 
     defense: str
@@ -53,7 +54,12 @@ class Row:
     error: str | None
     config: Mapping[str, Any]
     run: RunResult | None
-    attack_result: AttackResult | None
+    attack_files: AttackFiles | None
+
+    @property
+    def attack_result(self) -> AttackResult | None:
+        """What the attack was and found, if there is a result."""
+        return self.attack_files.result if self.attack_files else None
 
     @property
     def setting(self) -> str:
@@ -106,7 +112,7 @@ def rows_of(result: RunResult | SuiteResult) -> list[Row]:
     if isinstance(result, SuiteResult):
         rows = [_cell_row(cell, result) for cell in result.cells]
     else:
-        attacks: Sequence[AttackResult | None] = result.attacks or (None,)
+        attacks: Sequence[AttackFiles | None] = result.attacks or (None,)
         rows = [_run_row(result, attack) for attack in attacks]
     return _with_settings(_with_structures(rows))
 
@@ -171,11 +177,11 @@ def comparison_table(result: RunResult | SuiteResult) -> Table:
     return table
 
 
-def _run_row(run: RunResult, attack: AttackResult | None) -> Row:
-    status, error = run.status, run.error
-    if status == "done" and (attack is None or attack.evaluation is None):
+def _run_row(run: RunResult, attack: AttackFiles | None) -> Row:
+    status, error = str(run.state.status), run.state.error
+    if status == "done" and (attack is None or attack.result.evaluation is None):
         status = "not attacked" if attack is None else "not evaluated"
-    config = _with_targets(run.config, attack.targets if attack else {})
+    config = _with_targets(run.config, attack.result.targets if attack else {})
     return Row(*_words(_defenses(run.config)), (), attack.name if attack else "–", status, error, config, run, attack)
 
 
@@ -196,7 +202,7 @@ def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
     # A suite names its results by attack and hash: what differs between the hashes stands in the setting.
     name = attack.kind if attack else str(cell.attack_config.get("name") or cell.attack)
     # What was planned fills in for a run that was never begun, or an attack without a result.
-    targets = attack.targets if attack else cell.experiment.get("targets") or {}
+    targets = attack.result.targets if attack else cell.experiment.get("targets") or {}
     config = _with_targets(run.config if run else cell.experiment, targets)
     return Row(*_words(defenses), (), name, status, error, config, run, attack)
 
@@ -250,7 +256,7 @@ def _knobs(row: Row) -> Iterator[tuple[str, str]]:
         if key not in _OUTSIDE and key.partition(".")[0] not in _OUTSIDE:
             yield key, value
     if row.attack_result:
-        yield from flattened({"attack": row.attack_result.config})
+        yield from flattened({"attack": row.attack_result.attack})
 
 
 def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,18 +1,77 @@
-"""The pieces of an attack's result file that its writer and its readers share."""
+"""What simulations, attacks and suites write down: the content of each file as a class, for writer and readers."""
 
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from metaleak.attacks.evaluation.membership import Estimate, Evaluation
+
+MAX_CELLS = 10_000
+"""Cells of one suite."""
 
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Bytes = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+def _with_zone(value: str) -> str:
+    try:
+        zone = datetime.fromisoformat(value).tzinfo
+    except ValueError:
+        zone = None
+    if zone is None:
+        raise ValueError("must be a time with its zone, such as 2026-01-31T12:00:00+00:00")
+    return value
+
+
+Time = Annotated[str, AfterValidator(_with_zone)]
+"""A time in ISO 8601 whose zone is known."""
+
+
+class Written(BaseModel):
+    """A part of a file; fields that it does not know, such as a later version's, are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RunState(Written):
+    """`run.json`: how a simulation goes; `chunk` learners are computed at once, `error` says why it `failed`."""
+
+    status: Literal["running", "done", "failed", "interrupted"] = "running"
+    started: Time | None = None
+    finished: Time | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    versions: dict[str, str] = {}
+    chunk: Annotated[int, Field(ge=1, le=4096)] | None = None
+    error: str | None = None
+
+
+class Round(Written):
+    """A line of `metrics.jsonl`: loss and adapted accuracy in [0, 1] on held-out tasks, if measured.
+
+    `learners` answered; the others that were asked `dropped` out, answered too `late`, `failed` or were `refused`.
+    """
+
+    round: Count
+    loss: float | None = None
+    learners: int = 0
+    dropped: int = 0
+    late: int = 0
+    failed: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    accuracy: Fraction | None = None
+    accuracy_low: Fraction | None = None
+    accuracy_high: Fraction | None = None
 
 
 class PrivacyViolation(ValueError):
     """An attack that did better than a guarantee allows: a bug in the defense, its accounting or the evaluation."""
 
 
-class Privacy(BaseModel):
+class Privacy(Written):
     """The epsilon at `delta` that is `accounted` for, and the lower bounds that an attack's scores put on it.
 
     `accounted` is `None` without a guarantee, or with one that is infinite. `lower_bound` exceeds the true epsilon
@@ -20,8 +79,6 @@ class Privacy(BaseModel):
     one, which is there only where what is accounted for promises to be Gaussian (see `Modeled`). `one_run` (Steinke
     et al. 2023) rests on assumptions that only about hold, see `one_run_lower_bound`, and decides nothing.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     accounted: Epsilon | None
     delta: Annotated[float, Field(ge=0, lt=1)]
@@ -49,10 +106,54 @@ class Privacy(BaseModel):
             )
 
 
-class Cost(BaseModel):
+class Cost(Written):
     """The bytes that carry one learner's defended meta-gradient, and those of all entries in float32."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    bytes_per_learner: Count
+    dense_bytes: Count
 
-    bytes_per_learner: Bytes
-    dense_bytes: Bytes
+
+class AttackResult(Written):
+    """`attack.json`: what one attack on one run was, and what it found.
+
+    `attack` and `targets` are its settings, defaults included; `rounds` recorded rounds from `round` on were attacked
+    together. `statistics` are the AUC of each statistic by itself, taking small values for "member".
+    """
+
+    attack: dict[str, Any] = {}
+    targets: dict[str, Any] = {}
+    asks: Literal["query", "support"] | None = None
+    round: int | None = None
+    rounds: int | None = None
+    knows: str = ""
+    seconds: float | None = None
+    evaluation: Evaluation | None = None
+    privacy: Privacy | None = None
+    cost: Cost | None = None
+    statistics: dict[str, Estimate] = {}
+
+
+class Cell(Written):
+    """One cell of a suite: an attack on a run, or the run alone; several cells may share a run.
+
+    `defenses`, `attack_config` and `experiment` (its data, task, model, targets and the like) are what was set,
+    defaults included. `status` is `waiting` until it is run; `not applicable` when the attack cannot be made on
+    such a model; then and when it `failed`, `error` says why.
+    """
+
+    id: str
+    run: str
+    label: str = ""
+    defenses: tuple[dict[str, Any], ...] = ()
+    attack: str
+    attack_config: dict[str, Any] = {}
+    experiment: dict[str, Any] = {}
+    status: Literal["waiting", "done", "failed", "not applicable"] = "done"
+    error: str | None = None
+
+
+class SuiteState(Written):
+    """`suite.json`: the cells of a suite in its order."""
+
+    name: str = "suite"
+    cells: Annotated[tuple[Cell, ...], Field(max_length=MAX_CELLS)] = ()

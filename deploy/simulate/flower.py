@@ -17,7 +17,8 @@ from metaleak.clients.app import client_app
 from metaleak.clients.federation import Federation
 from metaleak.clients.noise_key import noise_key
 from metaleak.defenses import Accounted, RandomSource
-from metaleak.deploy.config.experiment import Experiment, read_experiment
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.reading import read_experiment
 from metaleak.server.record.whole_file import numbered
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from metaleak.deploy.config.experiment import Experiment, simulation_key
 from metaleak.deploy.engines.local_engine import LocalGrid
 from metaleak.deploy.engines.ray_engine import RayEngine
 from metaleak.deploy.errors import Interrupted, one_line
+from metaleak.deploy.results.schema import Round
 from metaleak.deploy.simulate.accuracy import Accuracy, HeldOutTasks
 from metaleak.deploy.simulate.measured_chunk import measured_chunk
 from metaleak.deploy.simulate.run_directory import RunDirectory, Status, read_parameters
@@ -164,17 +165,19 @@ class Simulation:
         if report.round == rounds or report.round % self.experiment.evaluation.every == 0:
             accuracy = self._tasks.accuracy(report.parameters)
         self.run.add_metrics(
-            round=report.round,
-            loss=accuracy and accuracy.loss,
-            learners=report.learners,
-            dropped=report.dropped,
-            late=report.late,
-            failed=report.failed,
-            refused=report.refused,
-            seconds=round(report.seconds, 4),
-            accuracy=accuracy and accuracy.value,
-            accuracy_low=accuracy and accuracy.low,
-            accuracy_high=accuracy and accuracy.high,
+            Round(
+                round=report.round,
+                loss=accuracy and accuracy.loss,
+                learners=report.learners,
+                dropped=report.dropped,
+                late=report.late,
+                failed=report.failed,
+                refused=report.refused,
+                seconds=round(report.seconds, 4),
+                accuracy=accuracy and accuracy.value,
+                accuracy_low=accuracy and accuracy.low,
+                accuracy_high=accuracy and accuracy.high,
+            )
         )
         if self._means is not None:
             self._means.take(report)
@@ -213,8 +216,8 @@ class Simulation:
 
     def _chosen_chunk(self) -> int:
         """Return how many learners are computed at once, and write it down: it decides the last bits."""
-        asked, known = self.experiment.engine.chunk, self.run.said().get("chunk")
-        if asked == "auto" and isinstance(known, int):
+        asked, known = self.experiment.engine.chunk, self.run.state().chunk
+        if asked == "auto" and known is not None:
             return known
         if asked == "auto":
             asked = measured_chunk(self.federation, torch_device(self.experiment.engine.device))
@@ -223,7 +226,7 @@ class Simulation:
             size = sum(value.numel() * value.element_size() for value in self._initial.values())
             while asked > 1 and (4 * asked > sampled or asked * size > LARGEST_SHARE):
                 asked //= 2
-        self.run.say(chunk=asked)
+        self.run.keep_chunk(asked)
         return asked
 
 

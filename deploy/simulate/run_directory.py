@@ -1,4 +1,4 @@
-"""The directory that one simulation writes, and what is said in it.
+"""The directory that one simulation writes, and what lies in it.
 
 RUN/
     experiment.yaml         the experiment, every default written out
@@ -21,23 +21,27 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import yaml
 from safetensors.torch import save
 
 from metaleak.clients.episode import Parameters
-from metaleak.deploy.config.experiment import MAX_FILE, Experiment, experiment_from, yaml_from
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.reading import MAX_FILE, experiment_from, yaml_from
+from metaleak.deploy.results.json_file import read_json, write_json
+from metaleak.deploy.results.schema import Round, RunState
 from metaleak.server.record.plain_file import is_plain, read_plain, through_no_link
 from metaleak.server.record.tensor_file import read_tensors
 from metaleak.server.record.whole_file import remove_parts, write_whole
 
-Status = Literal["running", "done", "failed", "interrupted"]
+Status = Literal["done", "failed", "interrupted"]
+"""How a run ends."""
 
 _WRITTEN = ("run.json", "metrics.jsonl", "checkpoint.safetensors", "parameters.safetensors")
 _EXPERIMENT = "experiment.yaml"
-_LARGEST_SAID = 1 << 20  # bytes
+_STATE = "run.json"
 _LARGEST_METRICS = 1 << 28  # bytes, for the most rounds that a run may have
 
 _REPORTED = ("metaleak", "torch", "flwr", "ray", "numpy", "safetensors", "pyarrow")
@@ -73,8 +77,7 @@ class RunDirectory:
             with held(beside, "this run"):
                 run = cls(beside)
                 write_text(beside / _EXPERIMENT, yaml.safe_dump(experiment.resolved(), sort_keys=False))
-                run.say(
-                    status="running",
+                run._write_state(
                     started=now(),
                     seed=experiment.seed,
                     versions={"python": platform.python_version()} | {name: version(name) for name in _REPORTED},
@@ -111,44 +114,36 @@ class RunDirectory:
             raise ValueError(f"{path}: a link, which is not followed: a run's record lies in the run")
         return path
 
-    def said(self) -> dict[str, Any]:
-        """Return what `run.json` says, empty when it is missing; raises `ValueError` for a damaged one."""
-        path = self.path / "run.json"
-        try:
-            said = json.loads(read_plain(self.path, path.name, _LARGEST_SAID))
-        except FileNotFoundError:
-            return {}
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: damaged ({error})") from None
-        if not isinstance(said, dict):
-            raise ValueError(f"{path}: damaged (not a mapping)")
-        if "started" in said and not _is_time(said["started"]):
-            raise ValueError(f"{path}: damaged (started is no time with its zone, such as 2026-01-31T12:00:00+00:00)")
-        return said
+    def state(self) -> RunState:
+        """Return what `run.json` holds, the defaults when it is missing; raises `ValueError` for a damaged one."""
+        return read_json(self.path, _STATE, RunState) or RunState()
 
-    def say(self, **what: object) -> None:
-        """Add to `run.json`."""
-        write_text(self.path / "run.json", json.dumps({**self.said(), **what}, indent=2) + "\n")
+    def _write_state(self, **changes: object) -> None:
+        write_json(self.path / _STATE, RunState(**{**self.state().model_dump(), **changes}))
 
     @property
     def done(self) -> bool:
         """Whether the simulation is finished."""
-        return self.said().get("status") == "done"
+        return self.state().status == "done"
 
     def begin(self) -> None:
-        """Say that the run is computed from now on; it started when it was first computed."""
-        self.say(status="running", error=None, started=self.said().get("started", now()))
+        """Note that the run is computed from now on; it started when it was first computed."""
+        self._write_state(status="running", error=None, started=self.state().started or now())
+
+    def keep_chunk(self, chunk: int) -> None:
+        """Note how many learners are computed at once, which the run goes on with."""
+        self._write_state(chunk=chunk)
 
     def end(self, status: Status, error: str | None = None) -> None:
-        """Say how the run ended, and how long it took since `begin`."""
-        started = datetime.fromisoformat(self.said()["started"])
+        """Note how the run ended, and how long it took since `begin`."""
+        started = datetime.fromisoformat(self.state().started or now())
         seconds = (datetime.now(UTC) - started).total_seconds()
-        self.say(status=status, finished=now(), seconds=round(seconds, 3), error=error)
+        self._write_state(status=status, finished=now(), seconds=round(seconds, 3), error=error)
 
-    def add_metrics(self, **metrics: object) -> None:
+    def add_metrics(self, line: Round) -> None:
         """Append one round's line to `metrics.jsonl`."""
         with open(self.path / "metrics.jsonl", "a", opener=through_no_link) as lines:
-            lines.write(json.dumps(metrics) + "\n")
+            lines.write(json.dumps(line.model_dump(mode="json")) + "\n")
 
     def forget_metrics(self, last_round: int) -> None:
         """Keep the lines of the rounds up to `last_round`, whole ones."""
@@ -229,14 +224,6 @@ def read_parameters(path: Path, like: Parameters) -> Parameters:
 def now() -> str:
     """Return the time, UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _is_time(value: object) -> bool:
-    """Return whether `value` is a time in ISO 8601 whose zone is known."""
-    try:
-        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
-    except ValueError:
-        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,5 @@
 """Running a suite: every cell that is not there yet, several at a time, none twice."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +13,9 @@ from metaleak.deploy.config.experiment import EngineSettings
 from metaleak.deploy.config.suite import Suite
 from metaleak.deploy.engines.interruption import interruptible
 from metaleak.deploy.errors import Interrupted
-from metaleak.deploy.results.reading import Cell
+from metaleak.deploy.results.json_file import write_json
+from metaleak.deploy.results.reading import SUITE_FILE
+from metaleak.deploy.results.schema import Cell, SuiteState
 from metaleak.deploy.simulate.run_directory import held, write_text
 from metaleak.deploy.suites.forecast import Forecast
 from metaleak.deploy.suites.jobs import Job, Outcome
@@ -144,5 +145,4 @@ class _Going:
 
 
 def _write(out: Path, suite: Suite, cells: Iterable[Cell]) -> None:
-    content = {"name": suite.name, "cells": [cell.model_dump(mode="json") for cell in cells]}
-    write_text(out / "suite.json", json.dumps(content, indent=2) + "\n")
+    write_json(out / SUITE_FILE, SuiteState(name=suite.name, cells=tuple(cells)))

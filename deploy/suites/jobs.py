@@ -36,7 +36,7 @@ class Job:
         if self.attack is None:
             return None
         try:
-            privacy = read_attack(self.run, f"attacks/{self.result}").privacy
+            privacy = read_attack(self.run, f"attacks/{self.result}").result.privacy
             if privacy is not None:
                 privacy.check()
         except ValueError as error:

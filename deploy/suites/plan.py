@@ -13,7 +13,7 @@ from metaleak.deploy.config.defense_words import describe_strength
 from metaleak.deploy.config.experiment import Experiment, simulation_key
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.errors import WrongUsage
-from metaleak.deploy.results.reading import MAX_CELLS, Cell
+from metaleak.deploy.results.schema import MAX_CELLS, Cell
 from metaleak.deploy.suites.jobs import Job
 
 Key = tuple[str, str]

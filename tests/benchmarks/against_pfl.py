@@ -44,7 +44,8 @@ from metaleak.clients.datasets import LabeledImages
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.rules import Perturb, cross_entropy
-from metaleak.deploy.config.experiment import Experiment, experiment_from
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.simulate.launch import RoundDone, Simulation, simulate
 from metaleak.deploy.simulate.run_directory import RunDirectory, read_parameters
 

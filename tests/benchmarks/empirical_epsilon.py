@@ -41,7 +41,8 @@ from metaleak.clients.episode import Parameters
 from metaleak.clients.federation import Federation
 from metaleak.defenses import GaussianMechanism, Noise
 from metaleak.deploy.assess.truth import Truth, ask, held_images, rest_of_sets
-from metaleak.deploy.config.experiment import TargetSettings, experiment_from
+from metaleak.deploy.config.experiment import TargetSettings
+from metaleak.deploy.config.reading import experiment_from
 
 DELTA = 1e-5
 MODELS: dict[str, dict[str, Any]] = {"mlp": {"name": "mlp"}, "conv4": {"name": "conv4", "normalization": "none"}}

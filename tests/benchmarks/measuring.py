@@ -19,7 +19,8 @@ from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
 from metaleak.clients.rules import batch_meta_gradients
 from metaleak.clients.shard import episodes
-from metaleak.deploy.config.experiment import Experiment, experiment_from
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.simulate.launch import simulate
 from metaleak.deploy.simulate.measured_chunk import CHUNKS
 

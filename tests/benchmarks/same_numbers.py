@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
 from metaleak.deploy.assess.assessment import assess
-from metaleak.deploy.config.experiment import experiment_from
 from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.simulate.launch import simulate_here
 
 _MLP = {"name": "mlp", "hidden": [24]}

@@ -57,7 +57,7 @@ def _one(began: float) -> dict[str, float]:
     """Start one simulation and return when each step was done, in seconds after `began`."""
     import ray
 
-    from metaleak.deploy.config.experiment import experiment_from
+    from metaleak.deploy.config.reading import experiment_from
     from metaleak.deploy.simulate import launch
     from metaleak.server.learning import dispatch
 

@@ -21,8 +21,8 @@ from metaleak.defenses import (
     bytes_sent,
     noise_of,
 )
-from metaleak.deploy.config.experiment import experiment_from
 from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.reading import experiment_from
 
 SHARED = [
     Noise(scale=0.5),

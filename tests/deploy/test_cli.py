@@ -15,7 +15,8 @@ from local_grid import local_simulate
 import metaleak.deploy.commands as commands
 from metaleak.clients.rules import MAML
 from metaleak.deploy.cli import main
-from metaleak.deploy.config.experiment import EngineSettings, experiment_from
+from metaleak.deploy.config.experiment import EngineSettings
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.engines.ray_start import start_ray
 from metaleak.deploy.errors import Interrupted, WrongUsage
 from metaleak.deploy.simulate.trial import try_out
@@ -157,16 +158,16 @@ def test_trouble_is_one_line_and_exit_code_1(capsys, tmp_path, run, arguments, s
         (("simulate", "absent.yaml"), "absent.yaml: No such file"),
         (("simulate", "{small}", "--set", "rounds=0"), "server.rounds"),
         (("simulate", "{small}", "--set", "rounds"), "must be key=value"),
-        (("simulate", "{small}", "--set", "model.name=nothing"), "model.name: unknown 'nothing'"),
+        (("simulate", "{small}", "--set", "model.name=nothing"), "model.name: unknown name 'nothing'"),
         (("simulate", "{small}", "--set", "faults.dropout=2"), "faults.dropout"),
         (("simulate", "{small}", "--set", "engine.learners_per_node=0"), "engine.learners_per_node"),
-        (("attack", "{run}", "nothing"), "unknown 'nothing'"),
+        (("attack", "{run}", "nothing"), "unknown name 'nothing'"),
         (("attack", "{run}", "query", "--set", "iterations=-1"), "iterations"),
         (
             ("attack", "{run}", "query", "--set", "targets.round=9"),
             "targets.round: must be one of the 2 recorded rounds",
         ),
-        (("benchmark", "{small}"), "unknown key, allowed are base, grid, name"),
+        (("benchmark", "{small}"), "allowed are base, grid, name"),
         (("benchmark", "absent.yaml"), "absent.yaml: No such file"),
     ],
 )

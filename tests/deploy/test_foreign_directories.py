@@ -11,10 +11,12 @@ from local_grid import local_simulate
 
 import metaleak.deploy.simulate.launch as launch
 from metaleak.deploy.cli import main
-from metaleak.deploy.config.experiment import MAX_ROUNDS, experiment_from
+from metaleak.deploy.config.experiment import MAX_ROUNDS
+from metaleak.deploy.config.reading import MAX_FILE, experiment_from
 from metaleak.deploy.errors import one_line
 from metaleak.deploy.report.page import write_report
-from metaleak.deploy.results.reading import MAX_CELLS, read
+from metaleak.deploy.results.reading import read
+from metaleak.deploy.results.schema import MAX_CELLS, Round
 from metaleak.deploy.simulate.launch import resume, simulate_here
 from metaleak.deploy.simulate.run_directory import RunDirectory
 from metaleak.server.learning.checkpoint import read_checkpoint
@@ -112,6 +114,20 @@ def test_so_do_attack_and_resume(run, tmp_path, capsys, name, command, how):
     complaint(capsys, *(part.format(run=run) for part in command))
 
 
+@pytest.mark.parametrize("command", [("report", "{run}"), ("attack", "{run}", "span")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("#" * (MAX_FILE + 1), f"more than the {MAX_FILE} that are read"),
+        ("a: [1", "experiment.yaml: is not YAML in line 1"),
+        ("[1]", "must be a mapping of keys to values, got list"),
+    ],
+)
+def test_every_command_reads_the_experiment_with_the_same_limit_and_words(run, capsys, command, content, said):
+    (run / "experiment.yaml").write_text(content)
+    assert said in complaint(capsys, *(part.format(run=run) for part in command))
+
+
 @pytest.mark.parametrize("how", ["link", "device", "pipe"])
 def test_so_is_a_checkpoint(run, tmp_path, how):
     shutil.copy(run / "checkpoint.safetensors", tmp_path / "secret")
@@ -176,7 +192,7 @@ def test_the_lock_and_the_metrics_are_not_written_through_a_link(run, tmp_path):
     (tmp_path / "victim").write_text("whole")
     for name, write in (
         (".held", lambda: RunDirectory(run).held().__enter__()),
-        ("metrics.jsonl", lambda: RunDirectory(run).add_metrics(round=9)),
+        ("metrics.jsonl", lambda: RunDirectory(run).add_metrics(Round(round=9))),
     ):
         (run / name).unlink(missing_ok=True)
         (run / name).symlink_to(tmp_path / "victim")

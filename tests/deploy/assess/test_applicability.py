@@ -3,8 +3,8 @@
 import pytest
 
 from metaleak.deploy.assess.applicability import reason_against
-from metaleak.deploy.config.experiment import experiment_from
 from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.reading import experiment_from
 
 GAUSSIAN = {"name": "gaussian", "clip": 1.0, "epsilon": 8.0}
 

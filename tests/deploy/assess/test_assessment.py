@@ -13,8 +13,8 @@ from metaleak.defenses import AddedNoise, GaussianMechanism, gaussian_epsilon
 from metaleak.deploy.assess import assessment
 from metaleak.deploy.assess.assessment import assess, observe
 from metaleak.deploy.assess.truth import ask
-from metaleak.deploy.config.experiment import experiment_from
 from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.results.reading import read_attack
 from metaleak.deploy.results.schema import Privacy, PrivacyViolation
 from metaleak.server import MetaLearner, Record
@@ -54,7 +54,7 @@ def test_under_secure_aggregation_every_learner_is_shown_the_one_mean(tmp_path):
         torch.testing.assert_close(value[1], own.gradients[name].mean(dim=0))
         assert value.stride(0) == 0  # one copy, whatever the number of learners
     assess(secure, experiment, experiment.attacks[0])
-    found = read_attack(secure.path / "attacks" / "query")
+    found = read_attack(secure.path / "attacks" / "query").result
     assert (found.evaluation.members, found.evaluation.non_members) == (2 * len(answered), 80)
     assert set(json.loads((secure.path / "attacks/query/attack.json").read_text())) >= {"privacy", "cost"}
     # One noise for all, and so one observation.
@@ -75,7 +75,7 @@ def test_without_secure_aggregation_rows_are_the_learners_own(tmp_path):
 def test_what_is_accounted_for_covers_every_round_up_to_the_last_that_is_attacked(tmp_path, round, releases):
     run, experiment = simulated(tmp_path, defenses=[GAUSSIAN], targets={**SMALL["targets"], "round": round})
     assess(run, experiment, experiment.attacks[0])
-    found = read_attack(run.path / "attacks" / "query")
+    found = read_attack(run.path / "attacks" / "query").result
     multiplier = experiment.federation().defenses[0].multiplier
     assert found.privacy.accounted == pytest.approx(gaussian_epsilon(multiplier, releases, 1e-5))
     assert (releases == 2) == (found.privacy.accounted == pytest.approx(8.0, rel=1e-6))
@@ -87,7 +87,7 @@ def test_what_is_accounted_for_covers_every_round_up_to_the_last_that_is_attacke
 def test_without_a_guarantee_nothing_is_accounted_for_and_the_cost_is_that_of_the_last_defense(tmp_path):
     run, experiment = simulated(tmp_path, defenses=[{"name": "selection", "names": ["head.*"]}])
     assess(run, experiment, EVERYTHING, "everything")
-    found = read_attack(run.path / "attacks" / "everything")
+    found = read_attack(run.path / "attacks" / "everything").result
     assert found.privacy.accounted is None
     # Of 40 learners a member of the one half counts and a non-member of the other, told apart without an error.
     rate = (0.05 / 12) ** (1 / 20)
@@ -102,15 +102,15 @@ def test_noise_that_is_too_little_for_what_is_promised_is_a_violation_and_stays_
     with pytest.raises(PrivacyViolation, match=r"^the empirical epsilon [1-9.]+ \(95 % lower bound\) exceeds the "):
         assess(run, experiment, EVERYTHING, "everything")
     found = read_attack(run.path / "attacks" / "everything")
-    assert found.privacy.violated
-    assert found.privacy.accounted == 0.125 < found.privacy.lower_bound
+    assert found.result.privacy.violated
+    assert found.result.privacy.accounted == 0.125 < found.result.privacy.lower_bound
     assert len(found.scores) == 160
 
 
 def test_a_mechanism_that_promises_to_be_gaussian_gets_the_sharper_bound(tmp_path, monkeypatch):
     run, experiment = simulated(tmp_path, defenses=[{**GAUSSIAN, "epsilon": 5000.0}])
     assess(run, experiment, EVERYTHING, "everything")
-    found = read_attack(run.path / "attacks" / "everything").privacy
+    found = read_attack(run.path / "attacks" / "everything").result.privacy
     assert found.gaussian_lower_bound > found.lower_bound > 0
     # Between the two lies what only the sharper bound refutes.
     between = (found.gaussian_lower_bound + found.lower_bound) / 2
@@ -120,7 +120,7 @@ def test_a_mechanism_that_promises_to_be_gaussian_gets_the_sharper_bound(tmp_pat
     # The promise counts, not the class.
     monkeypatch.setattr(GaussianMechanism, "noise", lambda self: AddedNoise("laplace", self.standard_deviation))
     assess(run, experiment, Plugin(name="span"), "other")
-    assert read_attack(run.path / "attacks" / "other").privacy.gaussian_lower_bound is None
+    assert read_attack(run.path / "attacks" / "other").result.privacy.gaussian_lower_bound is None
 
 
 def test_an_infinite_epsilon_is_no_guarantee_and_the_file_stays_json(tmp_path):
@@ -150,7 +150,8 @@ def test_a_damaged_privacy_is_named(tmp_path):
         read_attack(path.parent)
     del whole["privacy"], whole["cost"]
     path.write_text(json.dumps(whole))
-    assert (read_attack(path.parent).privacy, read_attack(path.parent).cost) == (None, None)
+    without = read_attack(path.parent).result
+    assert (without.privacy, without.cost) == (None, None)
 
 
 def test_the_rest_of_a_set_lacks_the_asked_image_and_the_candidates_are_the_two(tmp_path):

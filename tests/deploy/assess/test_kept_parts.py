@@ -6,7 +6,7 @@ from local_grid import local_simulate
 
 from metaleak.attacks import ReconstructionAttack
 from metaleak.deploy.assess.assessment import assess
-from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.results.reading import read_attack
 

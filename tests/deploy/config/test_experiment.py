@@ -5,7 +5,8 @@ from importlib.resources import files
 import pytest
 import yaml
 
-from metaleak.deploy.config.experiment import MAX_FILE, Experiment, changed, experiment_from, read_experiment
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.reading import MAX_FILE, changed, experiment_from, read_experiment
 
 
 def problem(plain, *changes):
@@ -35,17 +36,34 @@ def test_resolved_is_complete_and_gives_the_same_experiment():
     [
         ({"server": {"rounds": 0}}, ["server.rounds", "greater than or equal to 1", "got 0"]),
         ({"server": {"fraction": 1.5}}, ["server.fraction", "less than or equal to 1", "got 1.5"]),
-        ({"sever": {}}, ["sever: unknown key", "server, targets, task"]),
+        ({"sever": {}}, ["sever: unknown key 'sever', did you mean 'server'? Allowed are", "server, targets, task"]),
         (
             {"server": {"round": 3}},
-            ["server.round: unknown key, allowed are fraction, largest_norm, optimizer, rounds, start_from"],
+            [
+                "server.round: unknown key 'round', did you mean 'rounds'? "
+                "Allowed are fraction, largest_norm, optimizer, rounds, start_from"
+            ],
         ),
-        ({"model": {"name": "mpl"}}, ["model.name: unknown 'mpl'", "conv4", "lenet", "mlp"]),
+        (
+            {"model": {"name": "mpl"}},
+            ["model.name: unknown name 'mpl', did you mean 'mlp'? Allowed are", "conv4", "lenet"],
+        ),
         ({"model": {"name": "mlp", "hidden": [0]}}, ["model.hidden.0", "greater than or equal to 1", "got 0"]),
-        ({"model": {"name": "mlp", "width": 3}}, ["model.width: unknown key, allowed are activation, bias, hidden"]),
+        (
+            {"model": {"name": "mlp", "width": 3}},
+            ["model.width: unknown key 'width', allowed are activation, bias, hidden"],
+        ),
+        ({"defences": []}, ["defences: unknown key 'defences', did you mean 'defenses'? Allowed are attacks, data"]),
+        ({"model": {"name": "mlp", "hiden": [3]}}, ["model.hiden: unknown key 'hiden', did you mean 'hidden'?"]),
+        ({"server": {"optimizer": {"rat": 1}}}, ["server.optimizer.rat: unknown key 'rat', did you mean 'rate'?"]),
+        (
+            {"attacks": {"name": "query", "iteration": 3}},
+            ["attacks.0.iteration: unknown key", "did you mean 'iterations'?"],
+        ),
         ({"rule": {"name": "maml", "order": 3}}, ["rule.order", "1 or 2", "got 3"]),
-        ({"data": {"name": "imagenet"}}, ["data.name: unknown 'imagenet'", "mnist-5k"]),
+        ({"data": {"name": "imagenet"}}, ["data.name: unknown name 'imagenet'", "mnist-5k"]),
         ({"defenses": [{"name": "noise", "place": "outer"}]}, ["defenses.0.place", "'support'", "got 'outer'"]),
+        ({"defenses": [{"name": "noise", "place": "suport"}]}, ["defenses.0.place", "did you mean 'support'?"]),
         ({"defenses": [{"name": "noise", "scale": -1}]}, ["defenses.0.scale", "got -1"]),
         ({"model": {"name": "nowhere:Thing"}}, ["model.name: nowhere:Thing", "No module named"]),
         ({"model": {"name": "collections:OrderedDict"}}, ["model.name: ", "OrderedDict", "not a Model"]),
@@ -77,6 +95,19 @@ def test_changes_reach_nested_keys_lists_and_the_short_names():
 @pytest.mark.parametrize("change", ["rounds", "=3", "defenses.4.scale=1", "name.x=1", "model=[", "rounds=many"])
 def test_a_change_that_cannot_be_applied_is_named(change):
     assert change.partition("=")[0].rpartition(".")[2] in problem({"name": "a", "defenses": []}, change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("round=3", "unknown key 'round', did you mean 'rounds'? Allowed are"),
+        ("sever.rounds=3", "unknown key 'sever', did you mean 'server'?"),
+        ("server.round=3", "server.round: unknown key 'round', did you mean 'rounds'?"),
+        ("model=mpl", "model.name: unknown name 'mpl', did you mean 'mlp'?"),
+    ],
+)
+def test_a_change_of_what_does_not_exist_names_the_nearest(change, said):
+    assert said in problem({}, change)
 
 
 def test_a_change_leaves_what_it_was_given_as_it_was():

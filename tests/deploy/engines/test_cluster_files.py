@@ -19,7 +19,7 @@ from flwr.cli.flower_config import parse_superlink_connection
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from metaleak.deploy.config.experiment import read_experiment
+from metaleak.deploy.config.reading import read_experiment
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "deploy" / "cluster"

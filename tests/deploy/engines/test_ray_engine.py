@@ -12,7 +12,8 @@ import torch
 from local_grid import local_simulate
 from ray.cluster_utils import Cluster
 
-from metaleak.deploy.config.experiment import EngineSettings, experiment_from
+from metaleak.deploy.config.experiment import EngineSettings
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.engines.ray_start import gpus_each
 from metaleak.deploy.simulate.launch import simulate
 from metaleak.server import Record

@@ -31,7 +31,7 @@ from metaleak.deploy.report.settings import Line, Setting, settings
 from metaleak.deploy.report.tables import setting_tables
 from metaleak.deploy.report.verdict import describe, verdict
 from metaleak.deploy.results.arrays import Gallery
-from metaleak.deploy.results.reading import AttackResult, RunResult, SuiteResult, read, read_run, read_suite
+from metaleak.deploy.results.reading import AttackFiles, RunResult, SuiteResult, read, read_run, read_suite
 from metaleak.deploy.suites.benchmark import benchmark
 
 SECTIONS = ("summary", "settings", "frontier", "comparison", "roc", "training", "galleries", "limits", "runs")
@@ -530,7 +530,7 @@ def test_curves_of_one_color_are_told_apart_by_their_dashes() -> None:
 
 def test_results_that_hold_arrays_are_compared_as_objects() -> None:
     """Compared by value, arrays raise: `==`, `in` and `index` of what holds them must not look inside."""
-    holding = [AttackResult, Curve, Gallery, Line, Row, RunPage, RunResult, Setting, SuiteResult, Truth]
+    holding = [AttackFiles, Curve, Gallery, Line, Row, RunPage, RunResult, Setting, SuiteResult, Truth]
     assert [one.__name__ for one in holding if one.__eq__ is not object.__eq__] == []
 
 

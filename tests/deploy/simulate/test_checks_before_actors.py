@@ -8,7 +8,7 @@ from torch import nn
 
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML
-from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.simulate import launch
 from metaleak.deploy.simulate.launch import simulate, simulate_here
 

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from local_grid import LocalGrid
 
 from metaleak.clients import client_app
-from metaleak.deploy.config.experiment import experiment_from, read_experiment
+from metaleak.deploy.config.reading import experiment_from, read_experiment
 from metaleak.deploy.simulate.flower import flower_client, flower_server
 from metaleak.deploy.simulate.run_directory import RunDirectory
 from metaleak.server import Record

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from local_grid import local_simulate
 
-from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.simulate.launch import simulate
 from metaleak.server import Record
 
@@ -40,9 +40,9 @@ def two_actors(tmp_path_factory):
 
 def test_a_run_directory_says_what_happened(two_actors):
     run, heard = two_actors
-    said = run.said()
-    assert (said["status"], said["error"], said["seed"]) == ("done", None, 0)
-    assert set(said["versions"]) >= {"python", "torch", "flwr", "ray", "metaleak"}
+    state = run.state()
+    assert (state.status, state.error, state.seed) == ("done", None, 0)
+    assert set(state.versions) >= {"python", "torch", "flwr", "ray", "metaleak"}
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3] == [done.round for done in heard]
     assert [line["learners"] for line in lines] == [36] * 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.simulate.record_size import record_bytes, size_text
 
 

@@ -4,7 +4,7 @@ import pytest
 from local_grid import LocalGrid, local_simulate
 
 from metaleak.clients import client_app
-from metaleak.deploy.config.experiment import experiment_from
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.simulate import launch
 from metaleak.deploy.simulate.launch import Simulation, resume
@@ -71,4 +71,4 @@ def test_nothing_is_recorded_where_nothing_was_asked_for(tmp_path):
     quiet = {**EXPERIMENT, "record": {"rounds": 0}, "server": {"rounds": 1}}
     run = local_simulate(experiment_from(quiet, "test"), tmp_path / "run")
     assert not run.record.exists()
-    assert run.said()["status"] == "done"
+    assert run.state().status == "done"

@@ -256,6 +256,8 @@ def test_labels_say_what_the_suite_varies(tmp_path, benchmark):
         ("[1]", "must be a mapping"),
         ("grid: {defenses: 3}", "grid.defenses"),
         ("base: {}\nbananas: 1", "bananas"),
+        ("grids: {ways: [2]}", "grids: unknown key 'grids', did you mean 'grid'? Allowed are base, grid, name"),
+        ("grid: {learner: [3]}", "grid: unknown key 'learner', did you mean 'learners'? Allowed are"),
         ("grid: {learners: [nope]}", "partition.learners"),
         ("grid: {ways: []}", "grid.ways: must have at least one value"),
         ("grid: {ways: [{each: 3}]}", "grid.ways: each must stand alone and be a list"),
@@ -264,7 +266,7 @@ def test_labels_say_what_the_suite_varies(tmp_path, benchmark):
             "grid: multiplies out to 2.21e+14 experiments, more than the 10000",
         ),
         ("grid: {settings: [3]}", "grid.settings: must be mappings"),
-        ("grid: {defenses: [{rule: nope}]}", "rule.name: unknown 'nope'"),
+        ("grid: {defenses: [{rule: nope}]}", "rule.name: unknown name 'nope'"),
     ],
 )
 def test_a_wrong_suite_is_named_in_one_line(tmp_path, content, said):

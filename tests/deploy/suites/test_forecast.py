@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from metaleak.deploy.config.experiment import experiment_from
 from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.suites.forecast import Forecast
 from metaleak.deploy.suites.jobs import Job
 
