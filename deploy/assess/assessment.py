@@ -125,7 +125,7 @@ def observe(
     aggregation all rows are views of the one mean. Of the `truth` it takes what surrounds the targets of an attack
     that assumes to know the rest of the set.
     """
-    present, gradients = record.gradients(round)
+    present, gradients = record.received(round)
     mean_of = record.mean_of(round)
     received = {name: torch.from_numpy(value) for name, value in gradients.items()}
     if mean_of:

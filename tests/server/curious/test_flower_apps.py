@@ -17,7 +17,7 @@ def test_both_worlds_record_the_same_weights(tmp_path, model):
     current, classic = (Record(truths[world].record) for world in WORLDS)
     for number, name in enumerate(names):
         assert current.sent(1)[name].tobytes() == classic.sent(1)[str(number)].tobytes()
-        stacked, others = current.gradients(1)[1][name], classic.gradients(1)[1][str(number)]
+        stacked, others = current.received(1)[1][name], classic.received(1)[1][str(number)]
         assert sorted(row.tobytes() for row in stacked) == sorted(row.tobytes() for row in others)
         # Flower's two averages add in another order.
         np.testing.assert_allclose(current.sent(2)[name], classic.sent(2)[str(number)], rtol=1e-4, atol=1e-6)
