@@ -5,6 +5,7 @@ The text is that of Python's `json`: a number that is not finite is written `NaN
 
 import json
 from collections.abc import Mapping
+from typing import TypeVar
 
 from metaleak.server.record.tensor_file import without_repeats
 
@@ -12,6 +13,8 @@ Scalar = bool | int | float | str
 Value = Scalar | list[Scalar]
 Statements = dict[str, Value]
 """What was stated, by name."""
+
+_Kept = TypeVar("_Kept")
 
 CONFIG_LIMIT = 2**14
 """Characters that the text of a message's configuration may have."""
@@ -28,17 +31,39 @@ def recordable(stated: Mapping[str, object], limit: int) -> tuple[Statements, li
     It takes whole numbers of 64 bits, floats, texts, booleans and flat lists of these, under printable names, as long
     as `text` of all has at most `limit` characters: bytes, which may be anything, are never written.
     """
-    kept: Statements = {}
-    left_out: list[str] = []
-    size = 2
+    return _fitting({name: _plain(value) for name, value in stated.items()}, limit)
+
+
+def recordable_columns(
+    stated: Mapping[str, object], limit: int, rows: int, stacked: bool
+) -> tuple[dict[str, list[Value]], list[str]]:
+    """Return `recordable` entries of a reply of `rows` learners, by name a list of a value for each, and what is not.
+
+    Where the reply is `stacked`, a list of just so many values is one for each; any other value is that of all.
+    """
+    columns: dict[str, list[Value] | None] = {}
     for name, value in stated.items():
         plain = _plain(value)
-        room = 0 if plain is None or not _is_name(name) else len(json.dumps({name: plain}))
-        if plain is None or not room or size + room > limit:
+        if plain is None:
+            columns[name] = None
+        elif stacked and isinstance(plain, list) and len(plain) == rows:
+            columns[name] = list(plain)
+        else:
+            columns[name] = [plain] * rows
+    return _fitting(columns, limit)
+
+
+def _fitting(values: Mapping[str, _Kept | None], limit: int) -> tuple[dict[str, _Kept], list[str]]:
+    kept: dict[str, _Kept] = {}
+    left_out: list[str] = []
+    size = 2
+    for name, value in values.items():
+        room = len(json.dumps({name: value})) if value is not None and _is_name(name) else 0
+        if value is None or not room or size + room > limit:
             left_out.append(str(name)[:40])
-            continue
-        kept[name] = plain
-        size += room
+        else:
+            kept[name] = value
+            size += room
     return kept, left_out
 
 

@@ -491,7 +491,7 @@ def test_messages_of_another_type_are_otherwise_counted_and_no_record_is_made(tm
 
 @pytest.mark.parametrize("where", ["sent", "reply", "flush"])
 def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path, monkeypatch, caplog, where):
-    def full(self, *rest):
+    def full(self, *rest, **named):
         raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
 
     expected = final(FedAvg())
@@ -503,7 +503,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path, monkeypat
 
 
 def test_whoever_must_record_is_told_of_a_full_disk(tmp_path, monkeypatch):
-    def full(self, *rest):
+    def full(self, *rest, **named):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(RecordWriter, "reply", full)

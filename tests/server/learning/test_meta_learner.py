@@ -385,7 +385,9 @@ def test_a_reply_of_a_thousand_times_the_size_costs_no_memory_and_no_disk(federa
     reply = grid.seen[1].content["arrays"]
     tracemalloc.start()
     with pytest.raises(Refused, match="has shape"):
-        read_answer(grid.seen[1], range(4), {n: (np.dtype("f4"), tuple(a.shape[1:])) for n, a in reply.items()})
+        read_answer(
+            grid.seen[1].content, range(4), {n: (np.dtype("f4"), tuple(a.shape[1:])) for n, a in reply.items()}
+        )
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
 
