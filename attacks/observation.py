@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,10 +12,8 @@ from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.rules import Rule
 from metaleak.defenses import Defense
+from metaleak.server.record.layout import Holds
 from metaleak.server.record.reader import Record
-
-Holds = Literal["gradient", "delta", "weights"]
-"""What a reply holds: a gradient, the change of the parameters (new minus sent), or the new parameters."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,18 @@ class Update(Tensors):
 
     @classmethod
     def of_record(
-        cls, record: Record, round: int, learners: Sequence[int] | None = None, holds: Holds = "gradient"
+        cls, record: Record, round: int, learners: Sequence[int] | None = None, holds: Holds | None = None
     ) -> Self:
         """Return what was recorded in `round` of `learners` (default: all that answered), in their order.
 
-        Under secure aggregation all rows are views of the one mean. Raises `RecordError` for a round that cannot be
-        read, `ValueError` for a learner that did not answer in it.
+        Under secure aggregation all rows are views of the one mean. What the replies hold is read from the record
+        where it is not given. Raises `RecordError` for a round that cannot be read, `ValueError` for a learner that did not
+        answer in it, and where it is not known what the replies hold.
         """
-        present, arrays = record.gradients(round)
+        kind = holds or record.holds
+        if kind is None:
+            raise ValueError(f"{record.path}: does not state what replies hold: gradient, delta or weights")
+        present, arrays = record.received(round)
         mean_of = record.mean_of(round)
         asked = list(learners) if learners is not None else list(mean_of or present)
         received = {name: torch.from_numpy(value) for name, value in arrays.items()}
@@ -58,7 +60,7 @@ class Update(Tensors):
             rows = torch.tensor([row_of[learner] for learner in asked])
             seen = {name: value[rows] for name, value in received.items()}
         sent = {name: torch.from_numpy(value) for name, value in record.sent(round).items()}
-        return cls(sent, seen, holds, tuple(asked), max(1, len(mean_of)))
+        return cls(sent, seen, kind, tuple(asked), max(1, len(mean_of)))
 
     def gradients(self, rates: Tensor | float = 1.0) -> Parameters:
         """Return the gradients that the replies amount to, `(L, ...)`.

@@ -42,7 +42,6 @@ MOST_LINES = 300
 LONGER = {
     "attacks/inversion/reconstruction.py": "the settings of all reconstructions and what becomes of each",
     "deploy/simulate/launch.py": "one simulation from its start to its end",
-    "server/curious/recorder.py": "what both of the curious server's doors share",
 }
 """The modules that are longer than `MOST_LINES`, and why."""
 

@@ -1,14 +1,17 @@
 """What a reply says, once it has been checked against what was asked: the same for the strategy and the recorder."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from flwr.app import Array, Message
+from flwr.app import Array, RecordDict
 
 from metaleak.clients.wire.arrays import Arrays, ArrayTypes
 from metaleak.clients.wire.received_array import view
+
+_OF_LEARNERS = ("learner-ids", "missing-ids", "missing-kinds", "missing-reasons")
 
 Missing = Literal["dropped", "late", "failed"]
 
@@ -31,19 +34,19 @@ class Answer:
 
 
 def read_answer(
-    reply: Message, asked: Sequence[int], kinds: ArrayTypes, records: Collection[str] = ("arrays",)
+    content: RecordDict, asked: Sequence[int], kinds: ArrayTypes, records: Collection[str] = ("arrays",)
 ) -> Answer:
-    """Return what `reply` answers to a message that asked for the learners `asked`; nothing of it is copied.
+    """Return what a reply of this `content` answers to a message that asked for the learners `asked`, without a copy.
 
     Raises `Refused` when its array records are not those called `records`, or hold anything but arrays of the names
     and `kinds` that were sent, stacked by learners that were asked, in ascending order. Whether the numbers are
     finite is not looked at.
     """
-    learners, missing = _who(reply, asked)
-    there = reply.content.array_records
+    learners, missing = _who(content, asked)
+    there = content.array_records
     if set(there) != set(records):
         raise Refused(f"array records {_short(sorted(there))}, expected {_short(sorted(records))}")
-    arrays = arrays_by_name(reply)
+    arrays = arrays_by_name(content)
     if set(arrays) != set(kinds):
         raise Refused(f"arrays {_short(sorted(arrays))}, expected {_short(sorted(kinds))}")
     gradients: Arrays = {}
@@ -59,13 +62,13 @@ def read_answer(
     return Answer([offsets[learner] for learner in learners], gradients, missing)
 
 
-def learner_ids(message: Message, key: str = "learner-ids") -> list[int] | None:
+def learner_ids(content: RecordDict, key: str = "learner-ids") -> list[int] | None:
     """Return the learners that a message's config record `config` names under `key`, `None` when there is no such
     entry.
 
     Raises `Refused` when the entry is no list of whole numbers.
     """
-    config = message.content.config_records.get("config")
+    config = content.config_records.get("config")
     numbers = None if config is None else config.get(key)
     if numbers is None:
         return None
@@ -74,24 +77,24 @@ def learner_ids(message: Message, key: str = "learner-ids") -> list[int] | None:
     return numbers  # type: ignore[return-value]
 
 
-def asked_learners(message: Message) -> tuple[int, ...] | None:
+def asked_learners(content: RecordDict) -> tuple[int, ...] | None:
     """Return the learners that a message asks for; `None` when it names none, or means something else by the name."""
     try:
-        learners = learner_ids(message)
+        learners = learner_ids(content)
     except Refused:
         return None
     return None if learners is None else tuple(learners)
 
 
-def array_bytes(message: Message) -> int:
+def array_bytes(content: RecordDict) -> int:
     """Return how many bytes the arrays of a message take, at least what a header takes."""
-    records = message.content.array_records.values()
+    records = content.array_records.values()
     return max(1024, sum(len(array.data) for record in records for array in record.values()))
 
 
-def arrays_by_name(message: Message) -> dict[str, Array]:
+def arrays_by_name(content: RecordDict) -> dict[str, Array]:
     """Return a message's arrays by name; with several array records, as `<record>/<name>`."""
-    records = message.content.array_records
+    records = content.array_records
     return {
         name if len(records) == 1 else f"{key}/{name}": array
         for key, record in records.items()
@@ -99,9 +102,25 @@ def arrays_by_name(message: Message) -> dict[str, Array]:
     }
 
 
-def views_by_name(message: Message) -> Arrays:
+def views_by_name(content: RecordDict) -> Arrays:
     """Return views of a message's arrays, named as `arrays_by_name` does; raises `Refused` for one that has none."""
-    return {name: _viewed(name, array) for name, array in arrays_by_name(message).items()}
+    return {name: _viewed(name, array) for name, array in arrays_by_name(content).items()}
+
+
+def statements(content: RecordDict) -> dict[str, object]:
+    """Return what a message's metric and config records state by name; with several of one name, `<record>/<name>`.
+
+    What says to whom the arrays belong (`learner-ids` and the like) is left out.
+    """
+    told = [
+        (key, name, value)
+        for records in (content.metric_records, content.config_records)
+        for key, record in records.items()
+        for name, value in record.items()
+        if not (key == "config" and name in _OF_LEARNERS)
+    ]
+    names = Counter(name for _, name, _ in told)
+    return {name if names[name] == 1 else f"{key}/{name}": value for key, name, value in told}
 
 
 def in_one_line(text: str) -> str:
@@ -116,11 +135,11 @@ def _viewed(name: str, array: Array) -> np.ndarray:
         raise Refused(f"{name} {error}") from None
 
 
-def _who(reply: Message, asked: Sequence[int]) -> tuple[list[int], dict[int, tuple[Missing, str]]]:
-    learners = learner_ids(reply)
+def _who(content: RecordDict, asked: Sequence[int]) -> tuple[list[int], dict[int, tuple[Missing, str]]]:
+    learners = learner_ids(content)
     if learners is None:
         raise Refused("no learner ids")
-    absent = learner_ids(reply, "missing-ids") or []
+    absent = learner_ids(content, "missing-ids") or []
     known = set(asked)
     for number in (*learners, *absent):
         if number not in known:
@@ -128,7 +147,7 @@ def _who(reply: Message, asked: Sequence[int]) -> tuple[list[int], dict[int, tup
     if learners != sorted(set(learners)) or set(learners) & set(absent):
         raise Refused("learner ids are not ascending, or stand twice")
     kinds, reasons = (
-        value if isinstance(value := reply.content.config_records["config"].get(key, []), list) else []
+        value if isinstance(value := content.config_records["config"].get(key, []), list) else []
         for key in ("missing-kinds", "missing-reasons")
     )
     there = set(learners)

@@ -146,7 +146,7 @@ class Simulation:
         else:
             # Killed while its folders were made, it holds nothing yet.
             shutil.rmtree(self.run.record, ignore_errors=True)
-            writer = RecordWriter(self.run.record, background)
+            writer = RecordWriter(self.run.record, background, holds="gradient")
         if any(defense.place == "aggregate" for defense in self.federation.defenses):
             # No door to the replies: what is recorded is what a round comes to.
             self._means = MeanRecorder(writer, recorded)

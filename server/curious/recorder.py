@@ -2,71 +2,45 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import count
-from logging import INFO
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MessageType
+from flwr.app import ArrayRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore import log
 
-from metaleak.clients.wire.answer import (
-    Refused,
-    array_bytes,
-    asked_learners,
-    in_one_line,
-    learner_ids,
-    read_answer,
-    views_by_name,
-)
-from metaleak.clients.wire.arrays import Arrays, ArrayTypes, array_types
+from metaleak.clients.wire.answer import Refused, array_bytes, asked_learners, in_one_line, statements, views_by_name
+from metaleak.clients.wire.arrays import array_types
 from metaleak.clients.wire.finite import finite_rows
+from metaleak.server.curious import passing
+from metaleak.server.curious.answers import AnswerReader, Asked, SentArrays, finite_answer, not_recorded
+from metaleak.server.curious.numbering import Numbering
+from metaleak.server.curious.passing import Received, Sent, same_arrays
 from metaleak.server.curious.watched_grid import WatchedGrid
+from metaleak.server.record.layout import Format, Holds
+from metaleak.server.record.statements import CONFIG_LIMIT, recordable
 from metaleak.server.record.writer import RecordWriter, new_record
 
 _LOG = logging.getLogger("metaleak")
+_FLOWER_LOG = logging.getLogger("flwr")
 
 LARGEST_REPLY = 16 << 20
-"""Bytes that a reply may always have, by default; a larger one may have `_TIMES` the bytes of what was sent."""
-_TIMES = 16
+"""Bytes that a reply may always have, by default; a larger one may have 16 times the bytes of what was sent."""
 _COUNTED = ("left out", "errors", "without arrays", "second answers", "never answered")
+_WARNINGS = 100
 _ROUNDS_AWAITED = 50
 """For how many later rounds an answer is still waited for."""
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """Arrays that went out: their file in the record, and what their answers are compared with.
-
-    `infinite` names the arrays that have infinite entries or NaN already, such as a mask among a network's buffers.
-    """
-
-    name: str
-    records: frozenset[str]
-    kinds: ArrayTypes
-    size: int
-    infinite: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A message on its way: `learners` when it names them, `turn` counts the rounds that have begun."""
-
-    round: int
-    turn: int
-    sent: _Sent
-    learners: tuple[int, ...] | None
-
-
 class Recorder:
-    """Records the messages of a grid that are of `message_type`, or of one of its subtypes, and their replies.
+    """Records the messages that are of `message_type`, or of one of its subtypes, and their replies.
 
-    `record` is where to make a new record when the first message goes out (beside it, as `<name>-2`, where there is
-    something already), or a writer. With `rounds`, only the first so many are recorded.
+    They are those of a grid that it watches, or those that it is given. `record` is where to make a new record when
+    the first message goes out (beside it, as `<name>-2`, where there is something already), or a writer. With
+    `rounds`, only the first so many are recorded. `holds` is what replies hold, where that is known, and `identity`
+    the name under which a reply states its learner, see `Numbering`. What messages state beside their arrays is
+    recorded as far as `recordable` takes it.
 
     Arrays are looked at in their messages and handed on as they lie there, never copied. What is not recorded is
     counted, and named in a warning where it is refused: a reply to a message that asked for learners by number which
@@ -88,19 +62,27 @@ class Recorder:
         message_type: str = MessageType.TRAIN,
         largest_reply: int = LARGEST_REPLY,
         must_record: bool = False,
+        holds: Holds | None = None,
+        identity: str | None = None,
     ) -> None:
         if rounds is not None and (type(rounds) is not int or rounds < 1):
             raise ValueError(f"rounds must be a whole number >= 1, or None for all, got {rounds!r}")
         if largest_reply < 1:
             raise ValueError(f"largest_reply must be a number of bytes >= 1, got {largest_reply!r}")
-        if not isinstance(message_type, str) or not message_type:
-            raise ValueError(f"message_type must be a type of messages such as 'train', got {message_type!r}")
+        self._format = Format(message_type, holds)
+        if isinstance(record, RecordWriter):
+            if holds not in (None, record.format.holds):
+                raise ValueError(f"holds is {holds!r}, the writer's {record.format.holds!r}")
+            if message_type != record.format.message_type:
+                raise ValueError(f"message_type is {message_type!r}, the writer's {record.format.message_type!r}")
+        Numbering(identity)
         # Where it is made must not depend on where the app goes meanwhile.
         self._place = None if isinstance(record, RecordWriter) else Path(record).absolute()
         self._writer = record if isinstance(record, RecordWriter) else None
         self._path = None if self._writer is None else self._writer.path
         self._limit = rounds
         self._type = message_type
+        self._identity = identity
         self._largest_reply = largest_reply
         self._must_record = must_record
         self._lock = Lock()
@@ -108,15 +90,15 @@ class Recorder:
 
     def _begin(self) -> None:
         self._stopped = False
-        self._open: dict[str, _Asked] = {}
-        self._rounds: dict[int, set[int]] = {}
-        self._last: tuple[int, list[ArrayRecord], _Sent] | None = None
-        self._nodes: dict[int, int] = {}
-        self._named: set[int] = set()
+        self._open: dict[Hashable, Asked] = {}
+        self._rounds: dict[int, dict[int, str]] = {}
+        self._last: tuple[int, list[ArrayRecord], SentArrays] | None = None
+        self._reader = AnswerReader(Numbering(self._identity), self._largest_reply, self._warn)
         self._round, self._turn, self._highest = 0, 0, -1
-        self._asked_nodes: set[int] = set()
+        self._asked_nodes: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._reason = ""
+        self._warned: set[str] = set()
         self._other_types: dict[str, int] = {}
 
     @property
@@ -128,13 +110,27 @@ class Recorder:
         """Return a grid that passes everything on and records it."""
         return WatchedGrid(
             grid,
-            sent=lambda message: self._guarded(lambda: self._sent(message)),
-            received=lambda reply: self._guarded(lambda: self._received(reply)),
+            sent=lambda message: self._guarded(lambda: self._sent(passing.sent(message))),
+            received=lambda reply: self._guarded(lambda: self._received(passing.received(reply))),
         )
+
+    def sent(self, messages: Iterable[Sent]) -> None:
+        """Take note of messages that go out; what their iterator raises disturbs nobody either."""
+        self._guarded(lambda: [self._sent(message) for message in messages])
+
+    def received(self, replies: Iterable[Received]) -> None:
+        """Record replies to messages that were noted, all that come of a round; see `sent`."""
+        self._guarded(lambda: [self._received(reply) for reply in replies])
+        self._guarded(self._flush)
+
+    def begin_anew(self) -> None:
+        """Complete what was recorded, if anything was: what comes has a record of its own."""
+        if self._counts["asked"]:
+            self.close()
 
     def close(self) -> None:
         """Complete the index and say what was recorded; messages that still come begin a record of their own."""
-        self._guarded(lambda: self._writer.flush() if self._writer is not None else None)
+        self._guarded(self._flush)
         if self._must_record:
             return
         with self._lock:
@@ -143,7 +139,11 @@ class Recorder:
                 self._writer = None
                 self._begin()
 
-    def _guarded(self, act: Callable[[], None]) -> None:
+    def _flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _guarded(self, act: Callable[[], object]) -> None:
         """Do `act` unless recording has stopped; stop it when something is wrong with it."""
         with self._lock:
             if self._stopped:
@@ -158,8 +158,8 @@ class Recorder:
                 what = f"{type(error).__name__}: {error}"
                 _LOG.error("recording has stopped, the training goes on: %s", in_one_line(what))
 
-    def _sent(self, message: Message) -> None:
-        kind = message.metadata.message_type
+    def _sent(self, message: Sent) -> None:
+        kind = message.kind
         if kind != self._type and not kind.startswith(f"{self._type}."):
             self._other_types.setdefault(kind, 0)
             return
@@ -171,113 +171,92 @@ class Recorder:
             if round <= self._highest:
                 self._leave_out(f"round {round}: is asked again after later ones, which is not recorded")
                 return
-            self._rounds[round], self._highest = set(), round
+            self._rounds[round], self._highest = {}, round
             self._turn += 1
             self._forget(round)
         # All messages of a round usually carry one and the same objects: write them once.
         records = list(message.content.array_records.values())
-        if self._last is None or self._last[0] != round or not _same(self._last[1], records):
+        if self._last is None or self._last[0] != round or not same_arrays(self._last[1], records):
             try:
-                self._last = (round, records, self._written(round, message))
+                self._last = (round, records, self._written(round, message.content))
             except ValueError as error:
                 if self._must_record:
                     raise
                 self._leave_out(f"round {round}: a message and its answer are not recorded: {error}")
                 return
-        self._open[message.metadata.message_id] = _Asked(round, self._turn, self._last[2], asked_learners(message))
+        config, left_out = recordable(statements(message.content), CONFIG_LIMIT)
+        if left_out:
+            self._warn(*not_recorded("messages", left_out))
+        learners = asked_learners(message.content)
+        self._open[message.name] = Asked(round, self._turn, self._last[2], learners, config)
 
-    def _written(self, round: int, message: Message) -> _Sent:
-        arrays = views_by_name(message)
+    def _written(self, round: int, content: RecordDict) -> SentArrays:
+        arrays = views_by_name(content)
         if self._writer is None:
             assert self._place is not None
-            self._writer = new_record(self._place)
+            declared = self._format
+            self._writer = new_record(self._place, holds=declared.holds, message_type=declared.message_type)
             self._path = self._writer.path
-            log(INFO, "Recording what passes in %s", self._writer.path)
-        return _Sent(
+            _FLOWER_LOG.info("Recording what passes in %s", self._writer.path)
+        return SentArrays(
             self._writer.sent(round, arrays),
-            frozenset(message.content.array_records),
+            frozenset(content.array_records),
             array_types(arrays),
-            array_bytes(message),
+            array_bytes(content),
             frozenset(name for name, value in arrays.items() if not finite_rows({name: value[np.newaxis]}, 1)[0]),
         )
 
-    def _received(self, reply: Message) -> None:
-        asked = self._open.pop(reply.metadata.reply_to_message_id, None)
+    def _received(self, reply: Received) -> None:
+        asked = self._open.pop(reply.name, None)
+        content = reply.content
         if asked is None:
-            kind = reply.metadata.message_type
-            if kind in self._other_types and not reply.has_error() and reply.content.array_records:
-                self._other_types[kind] += 1
+            if reply.kind in self._other_types and content is not None and content.array_records:
+                self._other_types[reply.kind] += 1
             return
-        if reply.has_error() or not reply.content.array_records:
-            self._counts["errors" if reply.has_error() else "without arrays"] += 1
+        if content is None or not content.array_records:
+            self._counts["errors" if content is None else "without arrays"] += 1
             return
-        node, known = reply.metadata.src_node_id, self._rounds[asked.round]
+        node, known = reply.node, self._rounds[asked.round]
         try:
-            learners, arrays = self._read(reply, asked)
-            if known & set(learners):
+            answer = self._reader.read(content, node, asked, known)
+            if known.keys() & set(answer.learners):
                 if asked.learners is None:
                     raise Refused("one of its learners is recorded already")
                 self._counts["second answers"] += 1
                 return
-            learners, arrays = self._finite(learners, arrays, asked, node)
-            if learners:
+            answer, infinite = finite_answer(answer, asked)
+            for learner in infinite:
+                self._leave_out(
+                    f"round {asked.round}: node {node}'s learner {learner} is not recorded: it is not finite"
+                )
+            if answer.learners:
                 assert self._writer is not None
-                self._writer.reply(asked.round, learners, str(node), asked.sent.name, arrays)
-                known.update(learners)
+                self._writer.reply(
+                    asked.round,
+                    answer.learners,
+                    node,
+                    asked.sent.name,
+                    answer.arrays,
+                    config=asked.config,
+                    metrics=answer.metrics,
+                )
+                known.update(dict.fromkeys(answer.learners, node))
                 self._counts["recorded"] += 1
         except ValueError as error:
             self._leave_out(f"round {asked.round}: node {node}'s reply is not recorded: {error}")
 
-    def _read(self, reply: Message, asked: _Asked) -> tuple[list[int], Arrays]:
-        """Return the learners of a reply and their arrays, stacked in that order; raises `Refused`."""
-        sent = asked.sent
-        if asked.learners is not None:
-            answer = read_answer(reply, asked.learners, sent.kinds, sent.records)
-            return [asked.learners[row] for row in answer.rows], answer.gradients
-        if array_bytes(reply) > max(self._largest_reply, _TIMES * sent.size):
-            raise Refused(
-                f"over {_TIMES} times as large as what was sent, and than largest_reply, {self._largest_reply} bytes"
-            )
-        node, learners, arrays = reply.metadata.src_node_id, learner_ids(reply), views_by_name(reply)
-        if learners is None:
-            return [self._number_of(node)], {name: value[np.newaxis] for name, value in arrays.items()}
-        if any(value.shape[:1] != (len(learners),) for value in arrays.values()):
-            raise Refused("not stacked by its learner ids")
-        others = {number for other, number in self._nodes.items() if other != node}
-        if others & set(learners):
-            raise Refused("names a learner that stands for another node")
-        self._named.update(learners)
-        return learners, arrays
-
-    def _number_of(self, node: int) -> int:
-        """Return the learner that stands for a node which names none: the next that nobody is or has named."""
-        if node not in self._nodes:
-            taken = self._named.union(self._nodes.values())
-            self._nodes[node] = next(number for number in count() if number not in taken)
-        return self._nodes[node]
-
-    def _finite(self, learners: list[int], arrays: Arrays, asked: _Asked, node: int) -> tuple[list[int], Arrays]:
-        """Return the learners all of whose entries are finite; where what was sent is not, nothing is asked."""
-        looked_at = arrays
-        if asked.learners is None:
-            looked_at = {name: value for name, value in arrays.items() if name not in asked.sent.infinite}
-        good = finite_rows(looked_at, len(learners))
-        if good.all():
-            return learners, arrays
-        for learner in np.array(learners)[~good].tolist():
-            self._leave_out(f"round {asked.round}: node {node}'s learner {learner} is not recorded: it is not finite")
-        return np.array(learners)[good].tolist(), {name: value[good] for name, value in arrays.items()}
-
-    def _round_of(self, message: Message) -> int:
+    def _round_of(self, message: Sent) -> int:
         """Return the round that a message belongs to: the one that it declares, or the present one.
 
         Without a declaration a round begins when nothing is awaited or a node is asked again.
         """
+        if message.round is not None:
+            return message.round
         for config in message.content.config_records.values():
             value = config.get("server-round")
             if type(value) is int and value >= 0:
                 return value
-        node = message.metadata.dst_node_id
+        node = message.node
         if not self._open or node in self._asked_nodes:
             self._round += 1
             self._asked_nodes = set()
@@ -298,6 +277,12 @@ class Recorder:
             self._reason = reason
             _LOG.warning("%s", in_one_line(reason))
 
+    def _warn(self, kind: str, reason: str) -> None:
+        """Warn once of what is of one kind."""
+        if kind not in self._warned and len(self._warned) < _WARNINGS:
+            self._warned.add(kind)
+            _LOG.warning("%s", in_one_line(reason))
+
     def _summarize(self) -> None:
         """Say in one line what was recorded, and what passed and was not."""
         self._counts["never answered"] += len(self._open)
@@ -305,20 +290,7 @@ class Recorder:
         others += [f"{count} of type {kind}" for kind, count in self._other_types.items() if count]
         told = in_one_line(f"; not recorded: {', '.join(others)}" if others else "")
         if self._counts["recorded"]:
-            log(INFO, "%d replies are recorded in %s%s", self._counts["recorded"], self.path, told)
+            _FLOWER_LOG.info("%d replies are recorded in %s%s", self._counts["recorded"], self.path, told)
         elif not self._stopped:
             asked = f"{self._counts['asked']} messages of type {self._type!r} went out"
             _LOG.warning("nothing is recorded: %s%s", in_one_line(asked), told)
-
-
-def _same(left: list[ArrayRecord], right: list[ArrayRecord]) -> bool:
-    """Return whether array records hold the same bytes; of those that are one object none is looked at."""
-    return len(left) == len(right) and all(
-        one is other
-        or (list(one) == list(other) and all(_same_bytes(one[name].data, other[name].data) for name in one))
-        for one, other in zip(left, right, strict=True)
-    )
-
-
-def _same_bytes(left: object, right: object) -> bool:
-    return left is right or (isinstance(left, bytes) and isinstance(right, bytes) and left == right)

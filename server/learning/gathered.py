@@ -94,7 +94,7 @@ class Gathered:
             reason = (lines or ["no reason given"])[-1]
             self._complain("failed", len(share.learners), f"learners {_span(share)}: {reason}")
             return None
-        return read_answer(reply, share.learners, self._kinds)
+        return read_answer(reply.content, share.learners, self._kinds)
 
     def _without(
         self, share: Share, rows: list[int], gradients: Arrays, reasons: Mapping[int, str]

@@ -1,30 +1,40 @@
 """The record's layout: which files there are, and what the header of a reply says.
 
     record/
-        format.json                     {"format": "metaleak-record", "version": 2}
+        format.json                     {"format": "metaleak-record", "version": 3, "message-type": ..., "holds": ...}
         sent/<round>-<n>.safetensors    the parameters that went out, by name
         replies/<round>-<n>.safetensors one reply: arrays by name, with a leading axis of its learners
         index/<round>-<n>.parquet       a row a learner and reply: round, learner, node, sent, reply, row, received
+
+`holds` says what replies are: "gradient", "delta" (weights after training minus those that were sent), "weights", or
+null where the recorder was not told; `message-type` of which messages they are the replies.
 
 A reply's header says to whom it belongs: `round`, `node`, `sent` (the file of what it answers), `received` (seconds
 since the epoch) and `learners` ("4,7,9": row i of every array is learner i of the list). That is the truth. The index
 repeats it for pandas and its like, and may lag behind. Every file is complete or absent.
 
+The header may also have, as JSON, `config` (what was stated beside the arrays of the message that it answers, by
+name) and `metrics` (what the reply states beside its own: by name a list, of which entry i is learner i's).
+
 Under secure aggregation the server sees no learner's own message. A round then has one reply with one row, of the
 learner `AGGREGATE`, which no learner is, and its header's `mean-of` lists the learners whose mean the row is.
 """
 
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 
-from metaleak.server.record.tensor_file import Header
+from metaleak.server.record.statements import CONFIG_LIMIT, METRICS_LIMIT, Statements, Value, checked, parsed, text
+from metaleak.server.record.tensor_file import Header, read_json
 
-FORMAT = {"format": "metaleak-record", "version": 2}
+FORMAT = {"format": "metaleak-record", "version": 3}
+FORMAT_LIMIT = 4096  # bytes
 FOLDERS = ("sent", "replies", "index")
 _SUFFIXES = {"sent": "safetensors", "replies": "safetensors", "index": "parquet"}
 _FILE = re.compile(r"([0-9]{6,18})-([0-9]{4,18})\.(?:safetensors|parquet)")
@@ -32,6 +42,10 @@ _SENT = re.compile(r"sent/[0-9]{6,18}-[0-9]{4,18}\.safetensors")
 _LEARNERS = re.compile(r"[0-9]{1,18}(?:,[0-9]{1,18})*")
 _NATURAL = re.compile(r"[0-9]{1,18}")
 _NODE_LIMIT = 200
+_TYPE_LIMIT = 200
+
+Holds = Literal["gradient", "delta", "weights"]
+"""What replies hold: a gradient, weights after local training minus those that were sent, or such weights."""
 
 AGGREGATE = 10**18 - 1
 """The number that stands for all learners of a round together; whoever looks for such a learner finds none."""
@@ -62,7 +76,9 @@ class Entry:
 class Reply:
     """What a reply's header says; `name` is its path inside the record, `learners` an int64 array in row order.
 
-    `mean_of` are the learners whose mean the only row is, empty for a reply with a row a learner.
+    `mean_of` are the learners whose mean the only row is, empty for a reply with a row a learner. `config` is what
+    was stated beside the arrays of the message that it answers, `metrics` what it states beside its own: by name a
+    list in row order.
     """
 
     name: str
@@ -72,6 +88,8 @@ class Reply:
     received: float
     learners: np.ndarray
     mean_of: np.ndarray
+    config: Statements = field(default_factory=dict)
+    metrics: dict[str, list[Value]] = field(default_factory=dict)
 
     def entries(self) -> list[Entry]:
         """Return a row of the index for each learner."""
@@ -81,12 +99,60 @@ class Reply:
         ]
 
 
+@dataclass(frozen=True)
+class Format:
+    """What `format.json` says of a record: of which messages it holds the replies, and what these are."""
+
+    message_type: str
+    holds: Holds | None
+
+    def __post_init__(self) -> None:
+        kind = self.message_type
+        if not isinstance(kind, str) or not 0 < len(kind) <= _TYPE_LIMIT or not kind.isprintable():
+            raise ValueError(f"message_type must be a type of messages such as 'train', got {str(kind)[:80]!r}")
+        if self.holds is not None and self.holds not in get_args(Holds):
+            allowed = ", ".join(repr(one) for one in get_args(Holds))
+            raise ValueError(f"holds must be one of {allowed}, or None for unknown, got {str(self.holds)[:80]!r}")
+
+    def content(self) -> bytes:
+        """Return the bytes of the file."""
+        return json.dumps({**FORMAT, "message-type": self.message_type, "holds": self.holds}).encode()
+
+
+def read_format(raw: bytes) -> Format:
+    """Return what the bytes of `format.json` say; raises `ValueError` with what is wrong."""
+    declared = read_json(raw)
+    if not isinstance(declared, dict) or not isinstance(declared.get("version"), int):
+        raise ValueError("it says no version")
+    if {name: declared.get(name) for name in FORMAT} != FORMAT:
+        told = f"{str(declared.get('format'))[:50]!r} version {declared['version']}"
+        raise OtherFormat(f"says {told}, this program reads {FORMAT}")
+    return Format(declared.get("message-type", ""), declared.get("holds"))
+
+
+class OtherFormat(ValueError):
+    """A record of another version; the message is one line."""
+
+
 def reply_metadata(
-    round: int, node: str, sent: str, received: float, learners: Sequence[int], mean_of: Sequence[int] = ()
+    round: int,
+    node: str,
+    sent: str,
+    received: float,
+    learners: Sequence[int],
+    mean_of: Sequence[int] = (),
+    config: Mapping[str, Value] | None = None,
+    metrics: Mapping[str, Sequence[Value]] | None = None,
 ) -> dict[str, str]:
     """Return what a reply's header says, as safetensors takes it: texts by name."""
     told = {"round": str(round), "node": node, "sent": sent, "received": repr(received), "learners": _text(learners)}
-    return {**told, "mean-of": _text(mean_of)} if mean_of else told
+    if mean_of:
+        told["mean-of"] = _text(mean_of)
+    if config:
+        told["config"] = text(config)
+    if metrics:
+        told["metrics"] = text({name: list(column) for name, column in metrics.items()})
+    return told
 
 
 def read_reply(name: str, header: Header) -> Reply:
@@ -105,7 +171,20 @@ def read_reply(name: str, header: Header) -> Reply:
         raise ValueError("names learners and a mean of learners that do not go together")
     if not header.tensors or any(spec.shape[:1] != learners.shape for spec in header.tensors.values()):
         raise ValueError(f"its arrays are not stacked by its {len(learners)} learners")
-    return Reply(name, int(told["round"]), told["node"], told["sent"], received, learners, mean_of)
+    config = {key: checked(value) for key, value in _stated(header, "config", CONFIG_LIMIT).items()}
+    metrics: dict[str, list[Value]] = {}
+    for key, column in _stated(header, "metrics", METRICS_LIMIT).items():
+        if not isinstance(column, list) or len(column) != len(learners):
+            raise ValueError(f"its metrics are no lists of one value for each of its {len(learners)} learners")
+        metrics[key] = [checked(value) for value in column]
+    return Reply(name, int(told["round"]), told["node"], told["sent"], received, learners, mean_of, config, metrics)
+
+
+def _stated(header: Header, key: str, limit: int) -> dict[str, object]:
+    try:
+        return parsed(header.metadata[key], limit) if key in header.metadata else {}
+    except ValueError as error:
+        raise ValueError(f"its {key} {error}") from None
 
 
 def file_name(folder: str, round: int, number: int) -> str:

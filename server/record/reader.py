@@ -17,15 +17,25 @@ import numpy as np
 
 from metaleak.clients.wire.arrays import Arrays, ArrayTypes
 from metaleak.clients.wire.finite import finite_rows
-from metaleak.server.record.layout import FORMAT, Entry, RecordError, Reply, file_name, parse_name, read_reply
+from metaleak.server.record.layout import (
+    FORMAT_LIMIT,
+    Entry,
+    Holds,
+    OtherFormat,
+    RecordError,
+    Reply,
+    file_name,
+    parse_name,
+    read_format,
+    read_reply,
+)
 from metaleak.server.record.plain_file import plain_file
-from metaleak.server.record.tensor_file import Header, read_header, read_json, read_tensor
+from metaleak.server.record.statements import Statements
+from metaleak.server.record.tensor_file import Header, read_header, read_tensor
 
 _LOG = logging.getLogger("metaleak")
 
 _Key = frozenset[tuple[str, tuple[np.dtype[Any], tuple[int, ...]]]]
-
-_FORMAT_LIMIT = 4096  # bytes
 
 
 class Record:
@@ -39,12 +49,10 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._open("format.json") as file:
-            declared = read_json(os.pread(file, _FORMAT_LIMIT, 0))
-            if not isinstance(declared, dict) or not isinstance(declared.get("version"), int):
-                raise ValueError("it says no version")
-        if declared != FORMAT:
-            told = f"{str(declared.get('format'))[:50]!r} version {declared['version']}"
-            raise RecordError(f"{path / 'format.json'}: says {told}, this program reads {FORMAT}")
+            try:
+                self._format = read_format(os.pread(file, FORMAT_LIMIT, 0))
+            except OtherFormat as error:
+                raise RecordError(f"{path / 'format.json'}: {error}") from None
         self._numbers: dict[int, list[int]] = {}
         self._learners: dict[int, list[int]] = {}
         self._warned: set[str] = set()
@@ -54,6 +62,16 @@ class Record:
                 with suppress(ValueError):  # somebody's notes
                     round, number = parse_name(f"replies/{name}")
                     self._numbers.setdefault(round, []).append(number)
+
+    @property
+    def holds(self) -> Holds | None:
+        """What the replies hold; `None` where the recorder was not told."""
+        return self._format.holds
+
+    @property
+    def message_type(self) -> str:
+        """The type of the messages whose replies were recorded, such as `train`."""
+        return self._format.message_type
 
     @property
     def rounds(self) -> list[int]:
@@ -75,12 +93,32 @@ class Record:
         """Return what the headers of the round's replies say, in the order of arrival."""
         return [reply for reply, _ in self._replies(round)]
 
+    def config(self, round: int) -> Statements:
+        """Return what was stated beside the parameters in `round`, by name, as far as all its messages agree.
+
+        What a message of its own stated is in the `config` of each of the `replies`.
+        """
+        first, *others = [reply.config for reply in self.replies(round)]
+        return {name: value for name, value in first.items() if all(_same(other, name, value) for other in others)}
+
+    def metrics(self, round: int) -> dict[int, Statements]:
+        """Return for each learner of `round` what its reply states beside arrays, by name, such as `num-examples`.
+
+        The learners are those of all replies, also of those that `received` leaves out. What a node stated once for
+        several learners stands at each of them.
+        """
+        return {
+            learner: {name: column[row] for name, column in reply.metrics.items()}
+            for reply in self.replies(round)
+            for row, learner in enumerate(reply.learners.tolist())
+        }
+
     def mean_of(self, round: int) -> list[int]:
         """Return the learners whose mean is all that the server saw in `round`; empty where it saw each one's own."""
         return sorted(learner for reply in self.replies(round) for learner in reply.mean_of.tolist())
 
     def learners(self, round: int) -> list[int]:
-        """Return the learners that `gradients` returns for `round`, ascending; `[AGGREGATE]` where it is a mean.
+        """Return the learners that `received` returns for `round`, ascending; `[AGGREGATE]` where it is a mean.
 
         Reads the arrays, but never more than one tensor of a reply at once.
         """
@@ -99,7 +137,7 @@ class Record:
             self._learners[round] = sorted(found)
         return self._served(round, self._learners[round])
 
-    def gradients(self, round: int) -> tuple[list[int], Arrays]:
+    def received(self, round: int) -> tuple[list[int], Arrays]:
         """Return the learners of `round`, ascending, and what each sent, stacked in that order.
 
         Where the server saw a mean alone, that is the one row, and its learner `AGGREGATE`; see `mean_of`. Replies
@@ -229,6 +267,11 @@ class Record:
 def _kind(header: Header) -> ArrayTypes:
     """Return what the replies of a round must have in common: names, types, and shapes without the leading axis."""
     return {name: (spec.dtype, spec.shape[1:]) for name, spec in header.tensors.items()}
+
+
+def _same(config: Statements, name: str, value: object) -> bool:
+    """Return whether `config` states the same under `name`; NaN is the same as NaN."""
+    return name in config and repr(config[name]) == repr(value)
 
 
 def _key(kind: ArrayTypes) -> _Key:

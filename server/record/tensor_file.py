@@ -136,7 +136,7 @@ def read_json(raw: bytes) -> object:
     try:
         return json.loads(
             raw.decode(),
-            object_pairs_hook=_without_repeats,
+            object_pairs_hook=without_repeats,
             parse_int=_natural,
             parse_float=_refused,
             parse_constant=_refused,
@@ -145,7 +145,7 @@ def read_json(raw: bytes) -> object:
         raise ValueError("JSON nested too deeply") from None
 
 
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a JSON object names a key twice")

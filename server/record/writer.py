@@ -3,9 +3,8 @@
 Every file is written beside its place and renamed into it, so that a run which ended anywhere loses no reply.
 """
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from metaleak.server.record.background_writer import BackgroundWriter
 from metaleak.server.record.index import index_part
 from metaleak.server.record.layout import (
     FOLDERS,
-    FORMAT,
+    Format,
+    Holds,
     RecordError,
     Reply,
     file_name,
@@ -24,6 +24,7 @@ from metaleak.server.record.layout import (
     reply_metadata,
 )
 from metaleak.server.record.reader import Record, own_folder
+from metaleak.server.record.statements import Value
 from metaleak.server.record.tensor_file import Header, encoded
 from metaleak.server.record.whole_file import numbered, whole_of, write_whole
 
@@ -31,13 +32,23 @@ from metaleak.server.record.whole_file import numbered, whole_of, write_whole
 class RecordWriter:
     """Writes a new record, each reply as it arrives, or continues one (`resume`).
 
+    `holds` says what replies are, `None` where that is not known, and `message_type` of which messages.
+
     With `background` the calls only queue there, and the arrays are neither copied nor looked at again until they are
     written: they are the writer's from then on, and whoever changes them changes the record. Raises `RecordError`
     when there is something at `path` already or arrays cannot be recorded, and `OSError` when the disk is full (with
     `background`, from a later call): what was written before stays readable. For one thread.
     """
 
-    def __init__(self, path: Path, background: BackgroundWriter | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        background: BackgroundWriter | None = None,
+        *,
+        holds: Holds | None = None,
+        message_type: str = "train",
+    ) -> None:
+        declared = Format(message_type, holds)
         taken = RecordError(f"{path}: there is a record already; a record is never overwritten")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise taken
@@ -47,8 +58,8 @@ class RecordWriter:
                 (path / folder).mkdir()
         except FileExistsError:  # another process was faster
             raise taken from None
-        write_whole(path / "format.json", json.dumps(FORMAT).encode())
-        self._begin(path, background)
+        write_whole(path / "format.json", declared.content())
+        self._begin(path, background, declared)
 
     @classmethod
     def resume(cls, path: Path, last_round: int, background: BackgroundWriter | None = None) -> "RecordWriter":
@@ -64,7 +75,7 @@ class RecordWriter:
         # Nothing is removed before all that stays has been read.
         kept = {round: record.replies(round) for round in record.rounds if round <= last_round}
         writer = cls.__new__(cls)
-        writer._begin(path, background)
+        writer._begin(path, background, Format(record.message_type, record.holds))
         # Replies go last to first and before what they answer: a crash in the middle leaves a record, too.
         for folder in ("index", "replies", "sent"):
             for file in sorted((path / folder).iterdir(), key=_place, reverse=True):
@@ -77,8 +88,9 @@ class RecordWriter:
             writer._index_anew(round, replies)
         return writer
 
-    def _begin(self, path: Path, background: BackgroundWriter | None) -> None:
+    def _begin(self, path: Path, background: BackgroundWriter | None, declared: Format) -> None:
         self.path = path
+        self.format = declared
         self._background = background
         self._pending: list[Reply] = []
         self._counts: dict[tuple[str, int], int] = {}
@@ -92,14 +104,25 @@ class RecordWriter:
         return name
 
     def reply(
-        self, round: int, learners: Sequence[int], node: str, sent: str, arrays: Arrays, mean_of: Sequence[int] = ()
+        self,
+        round: int,
+        learners: Sequence[int],
+        node: str,
+        sent: str,
+        arrays: Arrays,
+        mean_of: Sequence[int] = (),
+        *,
+        config: Mapping[str, Value] | None = None,
+        metrics: Mapping[str, Sequence[Value]] | None = None,
     ) -> str:
         """Write one reply, `arrays` stacked in the order of `learners`; return its path inside the record.
 
         With `mean_of` the one row of `arrays` is the mean over these learners, and `learners` is `[AGGREGATE]`.
+        `config` is what was stated beside the arrays that it answers, and `metrics` what it states itself, by name a
+        value for each of the learners; see `recordable` for what they may be.
         """
         name, number = self._next("replies", round)
-        metadata = reply_metadata(round, node, sent, time.time(), learners, mean_of)
+        metadata = reply_metadata(round, node, sent, time.time(), learners, mean_of, config, metrics)
         header, buffers = self._encoded(name, arrays, metadata)
         try:
             reply = read_reply(name, header)
@@ -153,14 +176,14 @@ class RecordWriter:
         self._counts["index", round] = 1
 
 
-def new_record(path: Path) -> RecordWriter:
+def new_record(path: Path, *, holds: Holds | None = None, message_type: str = "train") -> RecordWriter:
     """Return the writer of a new record at `path`, or beside it, as `<name>-2` and so on, where something is already.
 
     Raises `OSError` when no record can be made there.
     """
     for place in numbered(path):
         with suppress(RecordError):
-            return RecordWriter(place)
+            return RecordWriter(place, holds=holds, message_type=message_type)
     raise AssertionError("there is always another name")
 
 

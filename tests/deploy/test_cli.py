@@ -195,17 +195,17 @@ def test_a_damaged_record_is_named_and_debug_shows_the_traceback(capsys, tmp_pat
     assert (code, part.name in one_line(err)) == (1, True)
     with pytest.raises(ValueError, match=part.name):
         main(["--debug", "attack", str(path), "query"])
-    assert Record(path / "record").gradients(2)
+    assert Record(path / "record").received(2)
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_written(capsys, tmp_path, monkeypatch):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({**SMALL, "server": {"rounds": 5}}))
     whole = RecordWriter.reply
 
-    def until_full(self, round, *rest):
+    def until_full(self, round, *rest, **named):
         if round > 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
-        return whole(self, round, *rest)
+        return whole(self, round, *rest, **named)
 
     monkeypatch.setattr(RecordWriter, "reply", until_full)
     code, _, err = call(capsys, "simulate", "small.yaml", "--out", "run")

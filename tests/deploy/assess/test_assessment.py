@@ -65,7 +65,7 @@ def test_without_secure_aggregation_rows_are_the_learners_own(tmp_path):
     plain, experiment = simulated(tmp_path)
     attack = experiment.attacks[0].build("attacks")
     shown = observe(Record(plain.record), 1, [5, 3], experiment.federation(), attack)
-    learners, gradients = Record(plain.record).gradients(1)
+    learners, gradients = Record(plain.record).received(1)
     assert learners[3] == 3
     assert torch.equal(shown.gradients["head.bias"][1], torch.from_numpy(gradients["head.bias"][3]))
     assert shown.mean_of == 1

@@ -247,7 +247,7 @@ def test_three_supernodes_do_two_rounds_each_for_its_own_learners(deployment: De
     record = Record(out / "record")
     assert record.rounds == [1, 2]
     for round in record.rounds:
-        assert record.gradients(round)[0] == list(range(6))
+        assert record.received(round)[0] == list(range(6))
     hosts: dict[int, set[int]] = {}
     for row in pd.read_parquet(out / "record" / "index").itertuples():
         hosts.setdefault(int(row.node), set()).add(int(row.learner))

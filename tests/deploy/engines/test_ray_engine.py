@@ -59,7 +59,7 @@ def assert_same(run, other):
     mine, theirs = Record(run.record), Record(other.record)
     assert mine.rounds == theirs.rounds
     for round in mine.rounds:
-        (learners, gradients), (others, expected) = mine.gradients(round), theirs.gradients(round)
+        (learners, gradients), (others, expected) = mine.received(round), theirs.received(round)
         assert learners == others == list(range(LEARNERS)), "every learner of every round, once"
         assert all(gradients[name].tobytes() == expected[name].tobytes() for name in expected)
 

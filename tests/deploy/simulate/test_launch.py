@@ -55,7 +55,7 @@ def test_the_number_of_actors_changes_no_bit(two_actors, tmp_path):
     one = local_simulate(experiment_from({**SMALL, "engine": {"actors": 1}}, "small"), tmp_path / "one")
     other = two_actors[0]
     for round in (1, 2, 3):
-        (learners, mine), (others, theirs) = (Record(run.record).gradients(round) for run in (one, other))
+        (learners, mine), (others, theirs) = (Record(run.record).received(round) for run in (one, other))
         assert learners == others
         assert all(mine[name].tobytes() == theirs[name].tobytes() for name in mine)
     parameters = [(run.path / "parameters.safetensors").read_bytes() for run in (one, other)]
@@ -133,7 +133,7 @@ def test_a_signal_ends_the_actors_and_leaves_a_readable_record(tmp_path, number,
     record = Record(tmp_path / "run" / "record")
     assert len(record.rounds) >= 5
     for round in record.rounds[:-1]:
-        assert len(record.gradients(round)[0]) == 40
+        assert len(record.received(round)[0]) == 40
 
 
 @PROC
@@ -156,7 +156,7 @@ def test_a_dead_ray_ends_the_run_with_one_line(tmp_path, name):
     ]
     said = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (said["status"], name in said["error"]) == ("failed", True)
-    Record(tmp_path / "run" / "record").gradients(1)
+    Record(tmp_path / "run" / "record").received(1)
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_a_killed_simulation_goes_on_from_the_command_line_and_ends_with_the_sam
     mine, theirs = Record(tmp_path / "run" / "record"), Record(other.record)
     assert mine.rounds == theirs.rounds == list(range(1, 26))
     for round in mine.rounds:
-        (learners, gradients), (others, expected) = mine.gradients(round), theirs.gradients(round)
+        (learners, gradients), (others, expected) = mine.received(round), theirs.received(round)
         assert learners == others
         assert all(gradients[name].tobytes() == expected[name].tobytes() for name in expected)
     final = [path / "parameters.safetensors" for path in (tmp_path / "run", other.path)]
@@ -226,7 +226,7 @@ def test_flwr_run_starts_the_app_without_a_network(tmp_path):
         said = out / "run.json"
         assert said.exists(), outcome.stdout[-3000:] + outcome.stderr[-3000:]
         assert json.loads(said.read_text())["status"] == "done", outcome.stdout[-3000:]
-        assert Record(out / "record").gradients(2)[0] == list(range(6))
+        assert Record(out / "record").received(2)[0] == list(range(6))
     finally:
         # `flwr run` leaves its SuperLink behind.
         for process in Path("/proc").glob("[0-9]*"):

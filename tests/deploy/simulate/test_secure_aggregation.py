@@ -38,13 +38,13 @@ def test_the_server_learns_as_before_and_records_means_alone(tmp_path, whole):
     secure, own = Record(whole.record), Record(other.record)
     assert secure.rounds == own.rounds == [1, 2, 3, 4, 5]
     for round in secure.rounds:
-        learners, gradients = own.gradients(round)
-        who, mean = secure.gradients(round)
+        learners, gradients = own.received(round)
+        who, mean = secure.received(round)
         assert (who, secure.mean_of(round)) == ([AGGREGATE], learners)
         assert len(mean["head.weight"]) == 1
         assert abs(mean["head.weight"][0] - gradients["head.weight"].mean(axis=0)).max() < 1e-6
     with pytest.raises(ValueError, match=f"learner {AGGREGATE} is not one of the 12 learners"):
-        whole.experiment().federation().learner(secure.gradients(1)[0][0])
+        whole.experiment().federation().learner(secure.received(1)[0][0])
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -62,7 +62,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(tmp_path, whole, monke
     assert mine.rounds == theirs.rounds == [1, 2, 3, 4, 5]
     for round in mine.rounds:
         assert mine.mean_of(round) == theirs.mean_of(round)
-        again, first = mine.gradients(round)[1], theirs.gradients(round)[1]
+        again, first = mine.received(round)[1], theirs.received(round)[1]
         assert all(again[name].tobytes() == value.tobytes() for name, value in first.items())
     assert (run.path / "parameters.safetensors").read_bytes() == (whole.path / "parameters.safetensors").read_bytes()
 

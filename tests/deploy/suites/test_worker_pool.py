@@ -103,7 +103,7 @@ def test_a_suite_outlives_ctrl_c_and_killed_processes_without_a_changed_bit(tmp_
         mine, theirs = Record(run / "record"), Record(expected.record)
         assert mine.rounds == theirs.rounds == list(range(1, 51))
         for round in (1, 25, 50):
-            (who, gradients), (others, wanted) = mine.gradients(round), theirs.gradients(round)
+            (who, gradients), (others, wanted) = mine.received(round), theirs.received(round)
             assert who == others
             assert all(gradients[name].tobytes() == value.tobytes() for name, value in wanted.items())
 

@@ -74,7 +74,7 @@ def test_wrapping_our_strategy_changes_no_bit(tmp_path):
     wrapped = CuriousServer(MetaLearner(6, chunk=2), tmp_path / "record")
     assert final(wrapped, app, initial) == final(MetaLearner(6, chunk=2), app, initial)
     record = Record(tmp_path / "record")
-    learners, gradients = record.gradients(3)
+    learners, gradients = record.received(3)
     assert learners == list(range(6))
     chunks = [federation.learner(number) for number in range(6)]
     sent = {name: _tensor(value) for name, value in record.sent(3).items()}
@@ -98,7 +98,7 @@ def test_every_training_reply_is_recorded_with_what_was_sent(tmp_path):
     assert len(record.entries) == len(replies) == 2 * NODES
     np.testing.assert_array_equal(record.sent(1)["w"], start_arrays()["w"].numpy())
     by_node = {entry.node: entry for entry in record.entries if entry.round == 1}
-    learners, gradients = record.gradients(1)
+    learners, gradients = record.received(1)
     for reply in replies[:NODES]:
         entry = by_node[str(reply.metadata.src_node_id)]
         row = learners.index(entry.learner)
@@ -109,7 +109,7 @@ def test_every_training_reply_is_recorded_with_what_was_sent(tmp_path):
 def test_a_reply_is_on_disk_before_the_strategy_sees_it(tmp_path):
     class Asking(FedAvg):
         def aggregate_train(self, server_round, replies):
-            seen.append(len(Record(tmp_path / "record").gradients(server_round)[0]))
+            seen.append(len(Record(tmp_path / "record").received(server_round)[0]))
             return super().aggregate_train(server_round, replies)
 
     seen = []
@@ -152,7 +152,7 @@ def test_a_second_answer_is_not_recorded_however_late_it_comes(tmp_path, later):
     assert len(list(grid.pull_messages(second))) == 1
     complete()
     record = Record(tmp_path / "record")
-    assert [record.gradients(round)[0] for round in record.rounds] == [[7]] * (1 + later)
+    assert [record.received(round)[0] for round in record.rounds] == [[7]] * (1 + later)
 
 
 def test_error_replies_pass_and_are_not_recorded(tmp_path):
@@ -184,7 +184,7 @@ def test_two_array_records_are_told_apart_and_scalars_stay_scalars(tmp_path):
     complete()
     record = Record(tmp_path / "record")
     assert record.sent(1)["w"].shape == ()
-    gradients = record.gradients(1)[1]
+    gradients = record.received(1)[1]
     assert {name: value.tolist() for name, value in gradients.items()} == {"arrays/w": [0.0], "control/w": [1.0]}
 
 
@@ -301,7 +301,7 @@ def test_one_nodes_reply_never_makes_a_foreign_round_unreadable(tmp_path, caplog
     complete()
     record = Record(tmp_path / "record")
     for round in (1, 2):
-        learners, gradients = record.gradients(round)
+        learners, gradients = record.received(round)
         nodes = {entry.node for entry in record.entries if entry.round == round and entry.learner in learners}
         assert nodes == {str(10_000 + node) for node in range(NODES) if node != place}
         np.testing.assert_array_equal(gradients["w"], np.stack([start_arrays()["w"].numpy()] * (NODES - 1)))
@@ -315,7 +315,7 @@ def test_an_app_whose_replies_are_of_another_kind_than_what_it_sends_is_recorded
     grid, complete = curious_grid(LocalGrid(app, NODES), tmp_path / "record")
     list(rounds_of(grid))
     complete()
-    learners, gradients = Record(tmp_path / "record").gradients(2)
+    learners, gradients = Record(tmp_path / "record").received(2)
     assert len(learners) == NODES
     assert {name: value.dtype.name for name, value in gradients.items()} == {"step": "float64", "seen": "int64"}
 
@@ -329,7 +329,7 @@ def test_the_first_reply_of_a_round_does_not_decide_for_the_others(tmp_path):
     grid, complete = curious_grid(LocalGrid(stranger_first(lambda arrays: {"x": arrays["w"]}), NODES), tmp_path / "r")
     list(rounds_of(grid, rounds=1))
     complete()
-    learners, gradients = Record(tmp_path / "r").gradients(1)
+    learners, gradients = Record(tmp_path / "r").received(1)
     assert len(learners) == NODES - 1
     assert list(gradients) == ["embedding"]
 
@@ -354,7 +354,7 @@ def test_nobody_takes_another_nodes_place_by_naming_it(tmp_path):
     grid, complete = curious_grid(LocalGrid(naming(range(200)), NODES), tmp_path / "first")
     list(rounds_of(grid, rounds=1))
     complete()
-    learners, _ = Record(tmp_path / "first").gradients(1)
+    learners, _ = Record(tmp_path / "first").received(1)
     assert learners == [*range(200), 200, 201, 202], "the others have numbers that nobody has named"
     grid, complete = curious_grid(LocalGrid(naming([0]), NODES), tmp_path / "later")
     list(rounds_of(grid, rounds=1, nodes=[[10_000]]))
@@ -373,7 +373,7 @@ def test_the_more_learners_a_reply_names_the_larger_it_may_not_be(tmp_path, capl
     list(rounds_of(grid, rounds=1))
     complete()
     assert "over 16 times as large" in caplog.text
-    assert len(Record(tmp_path / "record").gradients(1)[0]) == NODES - 1
+    assert len(Record(tmp_path / "record").received(1)[0]) == NODES - 1
 
 
 def test_all_that_passes_and_is_not_recorded_is_counted(tmp_path, caplog):
@@ -402,7 +402,7 @@ def test_a_mask_that_is_infinite_by_design_hides_nobody(tmp_path):
     grid, complete = curious_grid(LocalGrid(replying(lambda node, arrays: arrays), NODES), tmp_path / "record")
     list(rounds_of(grid, arrays=sent))
     complete()
-    assert len(Record(tmp_path / "record").gradients(1)[0]) == NODES
+    assert len(Record(tmp_path / "record").received(1)[0]) == NODES
 
 
 def test_replies_that_grow_are_recorded_up_to_a_limit(tmp_path, caplog):
@@ -441,11 +441,11 @@ def test_flowers_classic_workflow_is_recorded(tmp_path, caplog):
         complete()
     record = Record(tmp_path / "record")
     assert record.rounds == [1, 2]
-    learners, gradients = record.gradients(2)
+    learners, gradients = record.received(2)
     assert learners == list(range(NODES))
     assert record.sent(2)["0"].shape == (3, 4)
     assert (gradients["0"] == np.full((NODES, 3, 4), 3, "f4")).all()
-    assert record.gradients(1)[1]["1"].tolist() == [7] * NODES
+    assert record.received(1)[1]["1"].tolist() == [7] * NODES
     assert len(list((tmp_path / "record" / "sent").iterdir())) == 2, "what all nodes get is written once a round"
     assert "8 replies are recorded" in caplog.text
     assert "not recorded: 1 of type get_parameters" in caplog.text
@@ -476,7 +476,7 @@ def test_messages_of_another_type_are_recorded_when_asked_for(tmp_path):
     complete()
     record = Record(tmp_path / "record")
     assert record.rounds == [1, 2]
-    assert record.gradients(2)[1]["e"].shape == (NODES, 2, 3)
+    assert record.received(2)[1]["e"].shape == (NODES, 2, 3)
     assert record.sent(1) == {}
 
 
@@ -491,7 +491,7 @@ def test_messages_of_another_type_are_otherwise_counted_and_no_record_is_made(tm
 
 @pytest.mark.parametrize("where", ["sent", "reply", "flush"])
 def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path, monkeypatch, caplog, where):
-    def full(self, *rest):
+    def full(self, *rest, **named):
         raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
 
     expected = final(FedAvg())
@@ -503,7 +503,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path, monkeypat
 
 
 def test_whoever_must_record_is_told_of_a_full_disk(tmp_path, monkeypatch):
-    def full(self, *rest):
+    def full(self, *rest, **named):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(RecordWriter, "reply", full)
@@ -539,7 +539,7 @@ def test_rounds_without_a_number_are_told_apart_though_a_node_never_answers(tmp_
     complete()
     record = Record(tmp_path / "record")
     assert record.rounds == [1, 2, 3]
-    assert [len(record.gradients(round)[0]) for round in record.rounds] == [NODES - 1] * 3
+    assert [len(record.received(round)[0]) for round in record.rounds] == [NODES - 1] * 3
 
 
 def test_messages_that_are_never_answered_are_forgotten(tmp_path):
@@ -556,7 +556,7 @@ def test_a_loop_that_begins_again_spoils_no_round(tmp_path, caplog):
         list(rounds_of(grid, rounds=4))
     complete()
     record = Record(tmp_path / "record")
-    assert [len(record.gradients(round)[0]) for round in (1, 2, 3, 4)] == [NODES] * 4
+    assert [len(record.received(round)[0]) for round in (1, 2, 3, 4)] == [NODES] * 4
     assert "round 1: is asked again after later ones, which is not recorded" in caplog.text
 
 
@@ -567,7 +567,7 @@ def test_rounds_that_are_counted_from_zero_stay_apart(tmp_path):
         list(grid.send_and_receive([Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]))
     complete()
     record = Record(tmp_path / "record")
-    assert [(round, len(record.gradients(round)[0])) for round in record.rounds] == [(0, NODES), (1, NODES)]
+    assert [(round, len(record.received(round)[0])) for round in record.rounds] == [(0, NODES), (1, NODES)]
 
 
 def test_only_the_first_rounds_are_recorded_when_asked(tmp_path):

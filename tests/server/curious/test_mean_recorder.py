@@ -33,11 +33,11 @@ def test_it_is_the_mean_of_what_those_who_answered_sent(tmp_path, faults):
     secure, open_ = recorded(tmp_path / "secure", faults), recorded(tmp_path / "open", faults, secure=False)
     assert secure.rounds == open_.rounds == [1, 2, 3]
     for round in secure.rounds:
-        learners, gradients = open_.gradients(round)
+        learners, gradients = open_.received(round)
         assert open_.mean_of(round) == []
         assert (len(learners) < LEARNERS) == (faults is not None)
         assert secure.mean_of(round) == learners
-        who, mean = secure.gradients(round)
+        who, mean = secure.received(round)
         assert who == [AGGREGATE]
         for name, value in gradients.items():
             assert (mean[name].shape, mean[name].dtype) == ((1, *value.shape[1:]), np.float32)
@@ -48,7 +48,7 @@ def test_it_is_the_mean_of_what_those_who_answered_sent(tmp_path, faults):
 
 def test_no_learners_own_numbers_are_in_any_file(tmp_path):
     secure, open_ = recorded(tmp_path / "secure"), recorded(tmp_path / "open", secure=False)
-    _, gradients = open_.gradients(2)
+    _, gradients = open_.received(2)
     traces = [value[row].tobytes() for value in gradients.values() for row in range(LEARNERS)]
     found = {}
     for record in (secure, open_):
@@ -59,8 +59,8 @@ def test_no_learners_own_numbers_are_in_any_file(tmp_path):
 
 def test_the_chunks_change_the_mean_in_its_last_bits_only(tmp_path):
     one, other = recorded(tmp_path / "one", chunk=1), recorded(tmp_path / "other", chunk=5)
-    for name, value in one.gradients(1)[1].items():
-        np.testing.assert_allclose(other.gradients(1)[1][name], value, rtol=1e-4, atol=1e-8)
+    for name, value in one.received(1)[1].items():
+        np.testing.assert_allclose(other.received(1)[1][name], value, rtol=1e-4, atol=1e-8)
 
 
 def test_only_the_first_rounds_when_so_told_and_none_without_an_answer(tmp_path):
@@ -87,9 +87,9 @@ def test_a_header_that_does_not_go_together_is_refused(tmp_path, wrong):
     reply = tmp_path / "replies" / "000001-0000.safetensors"
     save_file({"w": np.ones((rows, 3), "f4")}, reply, header)
     with pytest.raises(RecordError, match="learner"):
-        Record(tmp_path).gradients(1)
+        Record(tmp_path).received(1)
     save_file({"w": np.ones((1, 3), "f4")}, reply, RIGHT)
-    assert Record(tmp_path).gradients(1)[0] == [AGGREGATE], "the right one can be read"
+    assert Record(tmp_path).received(1)[0] == [AGGREGATE], "the right one can be read"
 
 
 def test_a_learner_cannot_pass_for_all(tmp_path):

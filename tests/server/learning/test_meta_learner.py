@@ -260,7 +260,7 @@ def test_a_strangers_reply_neither_ends_the_run_nor_spoils_the_record(federation
     strategy = MetaLearner(LEARNERS, seed=3, chunk=4, shares_per_node=8, on_round=reports.append)
     CuriousServer(strategy, tmp_path / "record").start(grid, arrays(federation.initial_parameters()), num_rounds=2)
     assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)] * 2
-    assert all(Record(tmp_path / "record").gradients(round)[0] == list(range(4, LEARNERS)) for round in (1, 2))
+    assert all(Record(tmp_path / "record").received(round)[0] == list(range(4, LEARNERS)) for round in (1, 2))
 
 
 def test_the_record_holds_the_learners_that_the_mean_holds(federation, tmp_path):
@@ -271,7 +271,7 @@ def test_the_record_holds_the_learners_that_the_mean_holds(federation, tmp_path)
     CuriousServer(strategy, tmp_path / "record").start(grid, arrays(federation.initial_parameters()), num_rounds=2)
     record = Record(tmp_path / "record")
     for report in reports:
-        learners, gradients = record.gradients(report.round)
+        learners, gradients = record.received(report.round)
         assert list(report.heard) == learners == [n for n in range(LEARNERS) if n != 1]
         for name, mean in report.mean.items():
             np.testing.assert_allclose(gradients[name].mean(axis=0, dtype=np.float64), mean, rtol=1e-6, atol=1e-12)
@@ -314,7 +314,7 @@ def test_a_reply_above_the_largest_norm_is_refused_alone_and_recorded(federation
     assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 1, 1)] * 2
     assert "round 1: refused: learner 1: its norm 7.02e+39 is above server.largest_norm 100" in caplog.text
     assert all(np.isfinite(array.numpy()).all() for array in result.arrays.values())
-    assert Record(tmp_path / "record").gradients(1)[0] == list(range(LEARNERS))
+    assert Record(tmp_path / "record").received(1)[0] == list(range(LEARNERS))
 
 
 def test_a_norm_that_nobody_exceeds_changes_no_bit(federation):
@@ -350,7 +350,7 @@ def test_a_parameter_in_double_precision_is_answered_and_recorded_in_it(federati
     strategy = CuriousServer(MetaLearner(LEARNERS, seed=3), tmp_path / "record")
     result = strategy.start(grid, arrays(precise.initial_parameters()), num_rounds=1)
     assert result.arrays["temperature"].numpy() != 1.0
-    learners, gradients = Record(tmp_path / "record").gradients(1)
+    learners, gradients = Record(tmp_path / "record").received(1)
     assert learners == list(range(LEARNERS))
     assert {name: value.dtype.name for name, value in gradients.items()} == {
         name: "float64" if name == "temperature" else "float32" for name in gradients
@@ -381,11 +381,13 @@ def test_a_reply_of_a_thousand_times_the_size_costs_no_memory_and_no_disk(federa
     )
     strategy.start(grid, arrays(federation.initial_parameters()), num_rounds=1)
     assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)]
-    assert Record(tmp_path / "record").gradients(1)[0] == list(range(4, LEARNERS))
+    assert Record(tmp_path / "record").received(1)[0] == list(range(4, LEARNERS))
     reply = grid.seen[1].content["arrays"]
     tracemalloc.start()
     with pytest.raises(Refused, match="has shape"):
-        read_answer(grid.seen[1], range(4), {n: (np.dtype("f4"), tuple(a.shape[1:])) for n, a in reply.items()})
+        read_answer(
+            grid.seen[1].content, range(4), {n: (np.dtype("f4"), tuple(a.shape[1:])) for n, a in reply.items()}
+        )
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
 
@@ -444,14 +446,14 @@ def test_one_node_a_learner_and_cohorts_give_the_same(federation, tmp_path, rule
         records[name] = Record(tmp_path / name)
     counts = {name: [(r.learners, r.dropped, r.failed, r.refused) for r in reports[name]] for name in reports}
     assert len({str(found) for found in counts.values()}) == 1
-    first = records["a node each"].gradients(1)
+    first = records["a node each"].received(1)
     for name in ("one by one in cohorts", "five a node"):
         assert same(results[name], results["a node each"])
         for round in (1, 2):
-            (learners, mine), (others, theirs) = (records[n].gradients(round) for n in (name, "a node each"))
+            (learners, mine), (others, theirs) = (records[n].received(round) for n in (name, "a node each"))
             assert learners == others
             assert same(mine, theirs)
-    learners, together = records["cohorts"].gradients(1)
+    learners, together = records["cohorts"].received(1)
     assert learners == first[0]
     for row in range(len(learners)):
         mine, alone = (np.concatenate([v[row].ravel() for v in g.values()]) for g in (together, first[1]))

@@ -1,6 +1,7 @@
 """The record: open, complete up to the last reply, honest about damage."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis.extra.numpy import arrays as numpy_arrays
 from safetensors.numpy import load_file, save_file
 
 from metaleak.server import BackgroundWriter, Record, RecordError, RecordWriter
+from metaleak.server.record.statements import recordable
 
 
 def gradients(learners, seed=0):
@@ -48,7 +50,7 @@ def written_by(writer):
 
 def test_reading_returns_what_was_written_ordered_by_learner(tmp_path):
     record = Record(written(tmp_path / "record"))
-    learners, stacked = record.gradients(2)
+    learners, stacked = record.received(2)
     assert record.rounds == [1, 2]
     assert learners == [1, 4, 7]
     np.testing.assert_array_equal(stacked["w"], np.concatenate([gradients(1, 12)["w"], gradients(2, 2)["w"]]))
@@ -66,7 +68,7 @@ def test_public_tools_read_it_in_three_lines(tmp_path):
 def test_a_run_that_ended_mid_round_loses_no_reply(tmp_path):
     path = written(tmp_path / "record", flush=False)
     assert len(list((path / "index").glob("*.parquet"))) == 1, "round 2 must not be indexed yet"
-    assert Record(path).gradients(2)[0] == [1, 4, 7]
+    assert Record(path).received(2)[0] == [1, 4, 7]
 
 
 def test_a_record_is_never_overwritten(tmp_path):
@@ -90,18 +92,18 @@ def test_a_damaged_part_is_named_in_one_line_and_the_rest_stays_readable(tmp_pat
     else:
         file.write_bytes(file.read_bytes()[:-5] if damage == "truncated" else b"\xff" * 64)
     record = Record(path)
-    read = record.sent if part.startswith("sent") else record.gradients
+    read = record.sent if part.startswith("sent") else record.received
     with pytest.raises(RecordError, match=part.replace(".", r"\.")) as caught:
         read(1)
     assert "\n" not in str(caught.value)
-    assert record.gradients(2)[0] == [1, 4, 7]
+    assert record.received(2)[0] == [1, 4, 7]
 
 
 def test_the_index_is_for_others_and_its_damage_hurts_nobody(tmp_path):
     path = written(tmp_path / "record")
     for part in (path / "index").glob("*.parquet"):
         part.write_bytes(b"PAR1 not really PAR1")
-    assert Record(path).gradients(2)[0] == [1, 4, 7]
+    assert Record(path).received(2)[0] == [1, 4, 7]
 
 
 def test_the_index_says_what_the_headers_say(tmp_path):
@@ -109,6 +111,111 @@ def test_the_index_says_what_the_headers_say(tmp_path):
     rows = pd.read_parquet(path / "index").to_dict("records")
     assert rows == [asdict(entry) for entry in Record(path).entries]
     assert list(rows[0]) == ["round", "learner", "node", "sent", "reply", "row", "received"]
+
+
+def stating(path, **stated):
+    """A record of one round: learners 7 and 4 in one reply, and learner 1, which states nothing."""
+    writer = RecordWriter(path)
+    sent = writer.sent(1, parameters())
+    writer.reply(1, [7, 4], "node-b", sent, gradients(2), **stated)
+    writer.reply(1, [1], "node-a", sent, gradients(1), config=stated.get("config"))
+    return Record(path)
+
+
+def test_what_messages_state_beside_their_arrays_is_read_back(tmp_path):
+    config = {"server-round": 1, "rate": -0.5, "name": 'a\n"b"', "both": [True, False], "loss": float("inf")}
+    metrics = {"num-examples": [32, 48], "loss": [0.5, float("nan")], "classes": [[1, 2], []]}
+    record = stating(tmp_path / "record", config=config, metrics=metrics)
+    assert record.config(1) == config
+    found = record.metrics(1)
+    assert np.isnan(found[4].pop("loss"))
+    assert found == {
+        1: {},
+        4: {"num-examples": 48, "classes": []},
+        7: {"num-examples": 32, "loss": 0.5, "classes": [1, 2]},
+    }
+
+
+def test_a_round_is_told_only_what_all_its_messages_were(tmp_path):
+    writer = RecordWriter(tmp_path / "record")
+    sent = writer.sent(1, parameters())
+    for learner, rate in enumerate((0.1, 0.1, 0.2)):
+        config = {"rate": rate, "epochs": 5, "nan": float("nan"), **({"first": 1} if learner == 0 else {})}
+        writer.reply(1, [learner], "node", sent, gradients(1), config=config)
+    record = Record(tmp_path / "record")
+    assert list(record.config(1)) == ["epochs", "nan"]
+    assert [reply.config["rate"] for reply in record.replies(1)] == [0.1, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("holds", ["gradient", "delta", "weights", None])
+def test_a_record_says_what_its_replies_hold(tmp_path, holds):
+    RecordWriter(tmp_path / "record", holds=holds, message_type="train.two")
+    assert (Record(tmp_path / "record").holds, Record(tmp_path / "record").message_type) == (holds, "train.two")
+    RecordWriter.resume(tmp_path / "record", 0)
+    assert Record(tmp_path / "record").holds == holds
+
+
+@pytest.mark.parametrize("wrong", [{"holds": "gradients"}, {"message_type": ""}, {"message_type": "two\nlines"}])
+def test_a_record_of_something_else_is_neither_written_nor_read(tmp_path, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RecordWriter(tmp_path / "record", **wrong)
+    assert not (tmp_path / "record").exists()
+    RecordWriter(tmp_path / "record")
+    said = json.loads((tmp_path / "record" / "format.json").read_text())
+    changed = {name.replace("_", "-"): value for name, value in wrong.items()}
+    (tmp_path / "record" / "format.json").write_text(json.dumps(said | changed))
+    with pytest.raises(RecordError, match=f"format.json: damaged .{next(iter(wrong))}"):
+        Record(tmp_path / "record")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"config": "{"}, "its config states no JSON"),
+        ({"config": "[1]"}, "its config states no values by name"),
+        ({"config": '{"a": {"b": 1}}'}, "neither a scalar nor a flat list"),
+        ({"config": '{"a": null}'}, "neither a scalar nor a flat list"),
+        ({"config": '{"a": [[1]]}'}, "neither a scalar nor a flat list"),
+        ({"config": '{"a": 99999999999999999999}'}, "neither a scalar nor a flat list"),
+        ({"config": '{"a": ' + "9" * 5000 + "}"}, "a number that cannot be"),
+        ({"config": '{"a": 1, "a": 2}'}, "a key twice"),
+        ({"config": '{"two\\nlines": 1}'}, "its config states no values by name"),
+        ({"config": '{"a": "' + "x" * 2**14 + '"}'}, "its config states .* characters, more than 16384"),
+        ({"config": '{"a": ' + "[" * 8000}, "nested too deeply"),
+        ({"metrics": '{"a": 1}'}, "one value for each of its 2 learners"),
+        ({"metrics": '{"a": [1]}'}, "one value for each of its 2 learners"),
+        ({"metrics": '{"a": [1, {}]}'}, "neither a scalar nor a flat list"),
+        ({"metrics": '{"a": "' + "x" * 2**17 + '"}'}, "its metrics states .* characters, more than 131072"),
+    ],
+)
+def test_statements_that_cannot_be_are_refused_in_one_line(tmp_path, wrong, says):
+    path = written(tmp_path / "record")
+    save_file(gradients(2), path / "replies" / "000001-0000.safetensors", RIGHT | wrong)
+    for read in (Record(path).metrics, Record(path).config, Record(path).received):
+        with pytest.raises(RecordError, match=says) as caught:
+            read(1)
+        assert "replies/000001-0000.safetensors" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_no_header_takes_is_left_out_and_named():
+    stated = {
+        "whole": np.int64(3),
+        "half": np.float64(0.5),
+        "list": (1, 2.5),
+        "bytes": b"cos\nsystem\n",
+        "huge": 2**63,
+        "nested": [[1]],
+        "two\nlines": 1,
+        "": 1,
+        "long": "x" * 100,
+        "half a pair": "\ud800",
+        "last": True,
+    }
+    kept, left_out = recordable(stated, 80)
+    assert kept == {"half": 0.5, "list": [1, 2.5], "last": True}
+    assert left_out == ["whole", "bytes", "huge", "nested", "two\nlines", "", "long", "half a pair"]
+    assert len(json.dumps(kept)) <= 80
 
 
 SENT = "sent/000001-0000.safetensors"
@@ -134,10 +241,10 @@ def test_a_header_that_cannot_be_is_refused_in_one_line(tmp_path, wrong, says):
     path = written(tmp_path / "record")
     save_file(gradients(2), path / "replies" / "000001-0000.safetensors", RIGHT | wrong)
     with pytest.raises(RecordError, match=says) as caught:
-        Record(path).gradients(1)
+        Record(path).received(1)
     assert "replies/000001-0000.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert Record(path).gradients(2)[0] == [1, 4, 7]
+    assert Record(path).received(2)[0] == [1, 4, 7]
 
 
 def test_the_writer_refuses_what_the_reader_would_refuse(tmp_path):
@@ -164,8 +271,8 @@ def test_a_learner_that_answered_twice_is_refused_by_its_name(tmp_path):
     path = written(tmp_path / "record")
     shutil.copy(path / "replies" / "000001-0000.safetensors", path / "replies" / "000001-0002.safetensors")
     with pytest.raises(RecordError, match="learner 4 is in round 1 more than once"):
-        Record(path).gradients(1)
-    assert Record(path).gradients(2)[0] == [1, 4, 7]
+        Record(path).received(1)
+    assert Record(path).received(2)[0] == [1, 4, 7]
 
 
 def of_other_kinds():
@@ -190,7 +297,7 @@ def test_a_reply_of_another_kind_is_left_out_with_a_warning(tmp_path, caplog, ot
         writer.reply(1, [number], "node", sent, arrays)
     record = Record(tmp_path)
     assert record.learners(1) == [1 - place]
-    learners, stacked = record.gradients(1)
+    learners, stacked = record.received(1)
     assert learners == [1 - place]
     np.testing.assert_array_equal(stacked["w"], gradients(1)["w"])
     (said,) = [one.getMessage() for one in caplog.records]
@@ -201,7 +308,7 @@ def test_without_what_was_sent_the_kind_of_most_learners_counts(tmp_path):
     writer = RecordWriter(tmp_path)
     writer.reply(1, [0], "node", SENT, {"w": np.zeros((1, 7))})
     writer.reply(1, [1, 2], "node", SENT, gradients(2))
-    assert Record(tmp_path).gradients(1)[0] == Record(tmp_path).learners(1) == [1, 2]
+    assert Record(tmp_path).received(1)[0] == Record(tmp_path).learners(1) == [1, 2]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -211,7 +318,7 @@ def test_a_learner_that_is_not_finite_is_left_out_with_a_warning(tmp_path, caplo
     bad["b"][1, 2] = value
     writer.reply(1, [4, 7, 9], "node", writer.sent(1, parameters()), bad)
     record = Record(tmp_path)
-    learners, stacked = record.gradients(1)
+    learners, stacked = record.received(1)
     assert learners == record.learners(1) == [4, 9]
     for name, rows in gradients(3).items():
         np.testing.assert_array_equal(stacked[name], rows[[0, 2]])
@@ -225,13 +332,13 @@ def test_entries_that_are_not_finite_in_what_was_sent_either_are_no_fault(tmp_pa
     mask = np.array([0, -np.inf], "f4")
     sent = writer.sent(1, {**parameters(), "mask": mask})
     writer.reply(1, [4, 7], "node", sent, {**gradients(2), "mask": np.stack([mask, mask])})
-    assert Record(tmp_path).gradients(1)[0] == Record(tmp_path).learners(1) == [4, 7]
+    assert Record(tmp_path).received(1)[0] == Record(tmp_path).learners(1) == [4, 7]
 
 
 def test_a_round_of_which_nothing_is_left_is_an_error(tmp_path):
     writer = RecordWriter(tmp_path)
     writer.reply(1, [4], "node", SENT, {"w": np.full((1, 3), np.nan)})
-    for ask in (Record(tmp_path).gradients, Record(tmp_path).learners):
+    for ask in (Record(tmp_path).received, Record(tmp_path).learners):
         with pytest.raises(RecordError, match="no reply of round 1 is finite"):
             ask(1)
 
@@ -242,7 +349,7 @@ def test_links_are_not_followed(tmp_path, place):
     shutil.move(path / place, tmp_path / "elsewhere")
     (path / place).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RecordError, match=place.replace(".", r"\.")):
-        (Record(path).sent if "sent" in place else Record(path).gradients)(1)
+        (Record(path).sent if "sent" in place else Record(path).received)(1)
 
 
 def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
@@ -264,7 +371,7 @@ def test_files_are_the_librarys_own_format_in_every_type(tmp_path):
     reply = writer.reply(1, [1, 2], "node", sent, arrays)
     found, (learners, stacked), ours = (
         load_file(tmp_path / reply),
-        Record(tmp_path).gradients(1),
+        Record(tmp_path).received(1),
         Record(tmp_path).sent(1),
     )
     assert learners == [1, 2]
@@ -280,7 +387,7 @@ def test_no_record_and_another_version_are_told_apart(tmp_path):
     with pytest.raises(RecordError, match="no record here"):
         Record(tmp_path)
     (tmp_path / "format.json").write_text('{"format": "metaleak-record", "version": 1}')
-    with pytest.raises(RecordError, match=r"version 1, this program reads .*2"):
+    with pytest.raises(RecordError, match=r"version 1, this program reads .*3"):
         Record(tmp_path)
 
 
@@ -299,7 +406,7 @@ def test_every_finite_float32_survives_bit_for_bit(tmp_path_factory, values, lea
     chosen = list(learners)[: len(values)]
     writer.reply(3, chosen, "node", writer.sent(3, {"w": values[0]}), {"w": values})
     writer.flush()
-    found, stacked = Record(path).gradients(3)
+    found, stacked = Record(path).received(3)
     assert load_file(path / "replies" / "000003-0000.safetensors")["w"].tobytes() == values.tobytes()
     order = np.argsort(chosen)
     assert found == sorted(chosen)
@@ -323,7 +430,7 @@ def test_queued_arrays_are_handed_over_not_copied(tmp_path):
         writer.reply(1, [0], "node", SENT, arrays)
         arrays["w"][:] = 5
         door.set()
-    assert (Record(tmp_path).gradients(1)[1]["w"] == 5).all()
+    assert (Record(tmp_path).received(1)[1]["w"] == 5).all()
 
 
 def content(path):
@@ -333,7 +440,7 @@ def content(path):
     rounds = {
         round: [{name: value.tobytes() for name, value in arrays.items()} for arrays in (record.sent(round), found)]
         for round in record.rounds
-        for _, found in [record.gradients(round)]
+        for _, found in [record.received(round)]
     }
     index = pd.read_parquet(path / "index").drop(columns=["received", "node"]).to_dict("records")
     return entries, rounds, index
@@ -399,7 +506,7 @@ def test_a_resumed_round_goes_on_with_its_numbers(tmp_path):
     writer = RecordWriter.resume(path, 2)
     writer.reply(2, [9], "node", writer.sent(2, parameters()), gradients(1))
     writer.flush()
-    assert Record(path).gradients(2)[0] == [1, 4, 7, 9]
+    assert Record(path).received(2)[0] == [1, 4, 7, 9]
     assert sorted(pd.read_parquet(path / "index").query("round == 2")["learner"]) == [1, 4, 7, 9]
 
 
@@ -415,7 +522,7 @@ def test_what_is_no_record_or_is_damaged_cannot_be_resumed(tmp_path):
     (path / "replies" / "000001-0000.safetensors").write_bytes(b"no")
     with pytest.raises(RecordError, match="000001-0000"):
         RecordWriter.resume(path, 1)
-    assert Record(path).gradients(2)[0] == [1, 4, 7], "and nothing was removed"
+    assert Record(path).received(2)[0] == [1, 4, 7], "and nothing was removed"
 
 
 def test_resuming_removes_nothing_through_a_link(tmp_path):
@@ -452,7 +559,7 @@ def test_a_full_disk_is_one_error_and_leaves_what_was_written(small_disk, backgr
     if later:
         later.close()
     assert [error.errno for error in errors] == [errno.ENOSPC]
-    learners, stacked = Record(path).gradients(1)
+    learners, stacked = Record(path).received(1)
     assert learners == list(range(len(learners)))
     assert 8 < len(learners) < 14
     assert (stacked["w"] == np.array(learners)[:, np.newaxis]).all()
@@ -478,5 +585,5 @@ writer.reply(1, [2], "node", sent, {"w": np.zeros((1, 3))})
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "record"], capture_output=True, text=True)
     assert done.stdout.split() == ["OSError", str(errno.EFBIG)], done.stderr
-    assert Record(tmp_path / "record").gradients(1)[0] == [0, 2]
+    assert Record(tmp_path / "record").received(1)[0] == [0, 2]
     assert not list((tmp_path / "record").rglob("*.part"))

@@ -63,6 +63,12 @@ RAW_VALUES = [
         '"' + "x" * 5000 + '"',
         '"' + "9" * 5000 + '"',
         '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}',
+        '"{}"',
+        '"[4,7]"',
+        *(
+            json.dumps('{"a":' + value + "}")
+            for value in ("NaN", "[]", "[1,2]", "[[1],{}]", "null", "9" * 21, "[" * 3000)
+        ),
     ),
 ]
 LENGTHS = [0, 1, 7, 8, 2**16, 2**20, 2**20 + 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1]
@@ -80,7 +86,9 @@ def write_record(path):
                 "steps": generator.integers(0, 9, len(learners)),
                 "none": np.zeros((len(learners), 0), "?"),
             }
-            writer.reply(round, learners, f"node-{learners[0]}", sent, arrays)
+            stated = {"num-examples": learners, "loss": [0.25 * learner for learner in learners]}
+            config = {"server-round": round, "rate": 1e-3, "rates": [0.5, float("nan")], "sampling": "even"}
+            writer.reply(round, learners, f"node-{learners[0]}", sent, arrays, config=config, metrics=stated)
     writer.flush()
 
 
@@ -89,7 +97,7 @@ class Naive:
 
     def __init__(self, path):
         self.path = path
-        if json.loads((path / "format.json").read_text())["version"] != 2:
+        if json.loads((path / "format.json").read_text())["version"] != 3:
             raise RecordError(f"{path}: another version")
         self.rounds = sorted({int(file.name[:6]) for file in (path / "replies").glob("*.safetensors")})
 
@@ -101,7 +109,7 @@ class Naive:
         first = min((self.path / "replies").glob(f"{round:06d}-*"))
         return self._load(self.path / self._load(first)[0]["sent"])[1]
 
-    def gradients(self, round):
+    def received(self, round):
         replies = self._replies(round)
         learners = np.concatenate([told for told, _ in replies])
         joint = {name: np.concatenate([arrays[name] for _, arrays in replies]) for name in replies[0][1]}
@@ -337,9 +345,11 @@ def read_everything(kind, path):
     answers = {"entries": asked(lambda: record.entries), "rounds": asked(lambda: record.rounds)}
     for round in (1, 2):
         answers["sent", round] = asked(lambda round=round: record.sent(round))
-        answers["gradients", round] = asked(lambda round=round: record.gradients(round))
+        answers["received", round] = asked(lambda round=round: record.received(round))
         if hasattr(record, "learners"):
             answers["learners", round] = asked(lambda round=round: record.learners(round))
+            answers["config", round] = asked(lambda round=round: record.config(round))
+            answers["metrics", round] = asked(lambda round=round: record.metrics(round))
     return answers
 
 
@@ -374,7 +384,7 @@ def faults(path, answers):
                 yield "more memory than the files have"
             continue
         try:
-            if question[0] == "gradients":
+            if question[0] == "received":
                 served = {name: (value.dtype, value.shape[1:]) for name, value in answer[1].items()}
                 alike, most = [], Counter()
                 for told, arrays in by_library(path, question[1]):
@@ -392,11 +402,27 @@ def faults(path, answers):
                 right &= len(set(learners.tolist())) == len(learners) and answer[0] == learners[order].tolist()
                 right &= same(answer[1], {name: value[order] for name, value in joint.items()})
             elif question[0] == "learners":
-                served = answers["gradients", question[1]]
+                served = answers["received", question[1]]
                 right = isinstance(served, Exception) or served[0] == answer
             elif question[0] == "sent":
                 with safe_open(path / by_library(path, question[1], 1)[0][0]["sent"], "numpy") as opened:
                     right = same(answer, opened.get_tensors())
+            elif question[0] == "config":
+                stated = [json.loads(told.get("config", "{}")) for told, _ in by_library(path, question[1])]
+                agreed = [
+                    name for name in stated[0] if all(repr(one.get(name)) == repr(stated[0][name]) for one in stated)
+                ]
+                right = repr(answer) == repr({name: stated[0][name] for name in agreed})
+            elif question[0] == "metrics":
+                right = repr(answer) == repr(
+                    {
+                        int(learner): {
+                            name: column[row] for name, column in json.loads(told.get("metrics", "{}")).items()
+                        }
+                        for told, _ in by_library(path, question[1])
+                        for row, learner in enumerate(told["learners"].split(","))
+                    }
+                )
             elif question == "entries":
                 told = [one for round in answers["rounds"] for one, _ in by_library(path, round)]
                 right = [entry.learner for entry in answer] == [
@@ -497,7 +523,7 @@ def test_no_header_takes_more_than_32_mib(tmp_path, kind):
 
     def ask():
         with pytest.raises(RecordError, match="000001-0001"):
-            Record(tmp_path).gradients(1)
+            Record(tmp_path).received(1)
 
     assert most_memory(ask)[1] < 32 * MIB
 
@@ -507,7 +533,7 @@ def test_reading_a_round_takes_its_result_and_one_tensor_of_a_reply(tmp_path):
     sent = writer.sent(1, {"w": np.zeros(1)})
     for learner in range(16):
         writer.reply(1, [learner], "node", sent, {"w": np.zeros((1, MIB // 8)), "v": np.zeros((1, MIB // 8))})
-    (_, stacked), most = most_memory(lambda: Record(tmp_path).gradients(1))
+    (_, stacked), most = most_memory(lambda: Record(tmp_path).received(1))
     assert sum(value.nbytes for value in stacked.values()) == 32 * MIB
     assert most < 33.5 * MIB
 

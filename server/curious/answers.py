@@ -1,0 +1,122 @@
+"""What is asked and answered, read as it is recorded."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import RecordDict
+
+from metaleak.clients.wire.answer import Refused, array_bytes, learner_ids, read_answer, statements, views_by_name
+from metaleak.clients.wire.arrays import Arrays, ArrayTypes
+from metaleak.clients.wire.finite import finite_rows
+from metaleak.server.curious.numbering import Numbering
+from metaleak.server.record.statements import METRICS_LIMIT, Statements, Value, recordable_columns
+
+_TIMES = 16
+
+
+@dataclass(frozen=True)
+class SentArrays:
+    """Arrays that went out: their file in the record, and what their answers are compared with.
+
+    `infinite` names the arrays that have infinite entries or NaN already, such as a mask among a network's buffers.
+    """
+
+    name: str
+    records: frozenset[str]
+    kinds: ArrayTypes
+    size: int
+    infinite: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A message on its way: `learners` when it names them, `turn` counts the rounds that have begun."""
+
+    round: int
+    turn: int
+    sent: SentArrays
+    learners: tuple[int, ...] | None
+    config: Statements
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a reply says of `learners`: their arrays and metrics, row for row."""
+
+    learners: list[int]
+    arrays: Arrays
+    metrics: dict[str, list[Value]]
+
+    def only(self, rows: list[int]) -> "Answered":
+        """Return what is said of the learners in these rows."""
+        return Answered(
+            [self.learners[row] for row in rows],
+            {name: value[rows] for name, value in self.arrays.items()},
+            {name: [column[row] for row in rows] for name, column in self.metrics.items()},
+        )
+
+
+class AnswerReader:
+    """Reads replies to messages that name their learners, and to others, which `numbering` numbers.
+
+    A reply of more than `largest_reply` bytes, which is also more than 16 times what was sent, is refused where the
+    message named no learners. `warn` is called with the kind of a warning, and the warning.
+    """
+
+    def __init__(self, numbering: Numbering, largest_reply: int, warn: Callable[[str, str], None]) -> None:
+        self._numbering = numbering
+        self._largest_reply = largest_reply
+        self._warn = warn
+
+    def read(self, content: RecordDict, node: str, asked: Asked, known: Mapping[int, str]) -> Answered:
+        """Return the learners of a reply and what it says of them; raises `Refused`.
+
+        `known` are the learners of the round so far, each with its node.
+        """
+        sent, stated = asked.sent, statements(content)
+        if asked.learners is not None:
+            answer = read_answer(content, asked.learners, sent.kinds, sent.records)
+            learners = [asked.learners[row] for row in answer.rows]
+            return Answered(learners, answer.gradients, self._metrics(stated, len(learners), stacked=True))
+        if array_bytes(content) > max(self._largest_reply, _TIMES * sent.size):
+            raise Refused(
+                f"over {_TIMES} times as large as what was sent, and than largest_reply, {self._largest_reply} bytes"
+            )
+        named, arrays = learner_ids(content), views_by_name(content)
+        if named is None:
+            learner, reason = self._numbering.number(node, stated, known)
+            if reason:
+                self._warn(reason, f"round {asked.round}: node {node} {reason}: its number is that of its arrival")
+            stacked = {name: value[np.newaxis] for name, value in arrays.items()}
+            return Answered([learner], stacked, self._metrics(stated, 1, stacked=False))
+        if any(value.shape[:1] != (len(named),) for value in arrays.values()):
+            raise Refused("not stacked by its learner ids")
+        self._numbering.claim(node, named)
+        return Answered(named, arrays, self._metrics(stated, len(named), stacked=True))
+
+    def _metrics(self, stated: dict[str, object], rows: int, *, stacked: bool) -> dict[str, list[Value]]:
+        metrics, left_out = recordable_columns(stated, METRICS_LIMIT, rows, stacked)
+        if left_out:
+            self._warn(*not_recorded("replies", left_out))
+        return metrics
+
+
+def finite_answer(answer: Answered, asked: Asked) -> tuple[Answered, list[int]]:
+    """Return the answer of the learners all of whose entries are finite, and the other learners.
+
+    Where what was sent is not finite, nothing is asked of what comes back.
+    """
+    looked_at = answer.arrays
+    if asked.learners is None:
+        looked_at = {name: value for name, value in looked_at.items() if name not in asked.sent.infinite}
+    good = finite_rows(looked_at, len(answer.learners))
+    if good.all():
+        return answer, []
+    return answer.only(np.flatnonzero(good).tolist()), np.array(answer.learners)[~good].tolist()
+
+
+def not_recorded(what: str, names: list[str]) -> tuple[str, str]:
+    """Return the kind of a warning and the warning that what `what` state under `names` is not recorded."""
+    listed = ", ".join(repr(name) for name in names[:8])
+    return f"{what} {listed}", f"not recorded of what {what} state, for its type or its size: {listed}"
