@@ -40,8 +40,8 @@ class Update(Tensors):
         """Return what was recorded in `round` of `learners` (default: all that answered), in their order.
 
         Under secure aggregation all rows are views of the one mean. What the replies hold is read from the record
-        where it is not given. Raises `RecordError` for a round that cannot be read, `ValueError` for a learner that did not
-        answer in it, and where it is not known what the replies hold.
+        where it is not given. Raises `RecordError` for a round that cannot be read, `ValueError` for a learner that
+        did not answer in it, and where it is not known what the replies hold.
         """
         kind = holds or record.holds
         if kind is None:

@@ -99,10 +99,13 @@ def simulate(
 
 @app.command(epilog=f"Attacks: {', '.join(_ATTACKS)}, or `module:Name` of your own.")
 def attack(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, or with --app the record of any Flower app.")],
     name: Annotated[str, typer.Argument(help="An attack by name.", metavar="ATTACK")],
     changes: Changes = None,
     result: Annotated[str | None, typer.Option("--as", help="Name of the result; default: the attack's.")] = None,
+    app_file: Annotated[
+        Path | None, typer.Option("--app", help="A file that states what the adversary knows of the app.")
+    ] = None,
     data_dir: DataDir = None,
     download: Download = False,
     trust: Trust = False,
@@ -114,9 +117,14 @@ def attack(
     (`--set engine.longest_hours=48`).
 
     Example: `metaleak attack runs/first support --set knows=other --as support-query-known`
-    """
-    from metaleak.deploy.commands import attack_command
 
+    Another Flower app's record: `metaleak attack runs/mine/record span --app app.yaml`
+    """
+    from metaleak.deploy.commands import app_attack_command, attack_command
+
+    if app_file is not None:
+        app_attack_command(run, name, tuple(changes or ()), app_file, data_dir, result, as_json)
+        return
     attack_command(run, name, tuple(changes or ()), _with_data(None, data_dir, download), result, as_json, trust)
 
 

@@ -12,9 +12,11 @@ import typer
 from rich.console import Console
 
 from metaleak.attacks.evaluation.membership import Evaluation
+from metaleak.deploy.assess.app_assessment import assess_app
 from metaleak.deploy.assess.assessment import assess, result_name
+from metaleak.deploy.config.app import read_app
 from metaleak.deploy.config.experiment import Experiment
-from metaleak.deploy.config.reading import experiment_from, in_long_form, read_experiment, refuse_code
+from metaleak.deploy.config.reading import attack_from, experiment_from, in_long_form, read_experiment, refuse_code
 from metaleak.deploy.config.suite import read_suite_file
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
@@ -104,6 +106,33 @@ def attack_command(
     if alone:
         typer.echo(f"AUC by each statistic alone, small for members: {alone}")
     _print(comparison_table(read(path)))
+
+
+def app_attack_command(
+    record: Path,
+    name: str,
+    changes: tuple[str, ...],
+    app_file: Path,
+    data_dir: Path | None,
+    result: str | None,
+    as_json: bool,
+) -> None:
+    """Attack the record of a Flower app that is not metaleak's own, and print the evaluation."""
+    app = read_app(app_file, data_dir)
+    plugin = attack_from(name, changes)
+    with shown_progress() as progress:
+        bar = progress.add_task(f"{name} attack", total=None)
+        out, found = assess_app(
+            record, app, plugin, result, lambda done, total: progress.update(bar, completed=done, total=total)
+        )
+    if as_json:
+        typer.echo(found.model_dump_json())
+    elif found.evaluation is None:
+        typer.echo(f"{name} attack: no member is known in the candidates, so there is nothing to compare with")
+    else:
+        typer.echo(_sentence(name, found.evaluation))
+    if not as_json:
+        typer.echo(f"scores: {out / 'scores.parquet'}")
 
 
 def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as_json: bool) -> None:

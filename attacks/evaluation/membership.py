@@ -34,7 +34,7 @@ class Evaluation(BaseModel):
     - `auc`: the chance that a random member scores above a random non-member, ties counted half (the
       normalized Mann-Whitney U). 0.5 is guessing, 1 perfect; far *below* 0.5 leaks as much as far above.
     - `balanced_accuracy`: (TPR + TNR) / 2 at the best threshold *for these very targets*, never below 0.5.
-      It is optimiztic: with n targets of each kind and no leak it averages 0.5 + 0.44 / sqrt(n). The interval
+      It is optimistic: with n targets of each kind and no leak it averages 0.5 + 0.44 / sqrt(n). The interval
       keeps that threshold. It is here to compare with papers that report it.
     - `tpr`: by false-positive rate (`FPR_LEVELS`), the largest TPR whose FPR is at most that rate, `None`
       where `non_members` is below 1 / FPR, too few to resolve it.

@@ -59,7 +59,7 @@ def assess(
     made: Attack = attack.built("attacks")
     if reason := reason_against(experiment, attack):
         raise ValueError(reason)
-    out = _new_directory(run.path / "attacks", name or result_name(attack))
+    out = new_result_directory(run.path / "attacks", name or result_name(attack))
     federation = experiment.federation()
     record = Record(run.record)
     recorded = _rounds(record, targets)
@@ -172,7 +172,8 @@ def _lowers(attack: Attack) -> str:
     return ", ".join(["targets.members", "targets.non_members", *own])
 
 
-def _new_directory(attacks: Path, name: str) -> Path:
+def new_result_directory(attacks: Path, name: str) -> Path:
+    """Return the folder in `attacks` for results called `name`, not made yet; raises `ValueError` when it is taken."""
     if not name or name.startswith(".") or "/" in name or "\\" in name:
         raise ValueError(f"an attack's results cannot be called {name!r}: no slashes, no dot in front")
     if attacks.is_symlink():

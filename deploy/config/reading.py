@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from metaleak.deploy.config.experiment import DEFAULT_NAMES, KINDS, SEVERAL, Experiment, ServerSettings
 from metaleak.deploy.config.nested import value_at, with_value
 from metaleak.deploy.config.plain_yaml import parse_yaml
-from metaleak.deploy.config.plugins import Kind, first_problem, is_code, settings_of
+from metaleak.deploy.config.plugins import Kind, Plugin, first_problem, is_code, settings_of
 from metaleak.deploy.config.unknown import unknown
 from metaleak.deploy.errors import WrongUsage
 
@@ -134,6 +134,19 @@ def changed(plain: dict[str, Any], change: str, code: bool = True) -> dict[str, 
     if importable and kind is not None and keys[-1] == "name" and len(keys) == (3 if keys[0] in SEVERAL else 2):
         plain = _begun_anew(plain, keys, kind, value)
     return with_value(plain, path, value, f"--set {change!r}")
+
+
+def attack_from(name: str, changes: Iterable[str]) -> Plugin:
+    """Return the attack called `name` after `changes` like `iterations=50`; raises `WrongUsage` in one line."""
+    plain: dict[str, Any] = {"attacks": [{"name": name}]}
+    for change in changes:
+        plain = changed(plain, f"attacks.0.{change}")
+    attack = Plugin(**plain["attacks"][0])
+    try:
+        attack.built("attacks")
+    except ValueError as error:
+        raise WrongUsage(f"attack {name}: {error}") from None
+    return attack
 
 
 def _begun_anew(plain: dict[str, Any], keys: list[str], kind: Kind, name: object) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""A round of a Flower app that is not metaleak's own, as attacks observe it: from its record and its own module."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from metaleak.attacks.observation import Observation, Update
+from metaleak.clients.episode import Parameters
+from metaleak.clients.models import TorchModule
+from metaleak.clients.rules import Rule
+
+
+@runtime_checkable
+class TrainsLocally(Protocol):
+    """A rule whose learners take local steps of the learning rate `rate`."""
+
+    @property
+    def rate(self) -> float:
+        """Return the learning rate of the local steps."""
+        ...
+
+
+def observed_app(
+    update: Update,
+    module: nn.Module,
+    rule: Rule,
+    examples: int,
+    image_shape: tuple[int, int, int],
+    own: tuple[Tensor, Tensor] | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Observation:
+    """Return what attacks observe of `update`, the round of an app that trains `module` by `rule`.
+
+    `module` takes images `(B, C, H, W)` of `image_shape` and returns logits `(B, classes)`; `examples` is the number that a learner typically holds.
+    Learners are simulated as holding as many of each class. `own` are the adversary's images `(N, C, H, W)` in [0, 1]
+    and their classes `(N,)`. With `mean` and `std`, one value a channel, an image in [0, 1] is normalized before the
+    module sees it. Positions of targets are classes.
+
+    Raises `ValueError` when the arrays of the update are not the parameters of the module, when it does not take such
+    images, or when the replies hold
+    weights and `rule` states no learning rate.
+    """
+    update = _with_names_of(module, update)
+    gradients = update.gradients(_rate(update, rule))
+    model = TorchModule(normalized(module, mean, std) if mean or std else module)
+    ways = _classes(model, update.sent, image_shape)
+    each = max(2, round(examples / ways))
+    return Observation(
+        model=model,
+        rule=rule,
+        parameters=update.sent,
+        gradients=gradients,
+        ways=ways,
+        # To such a learner all examples are one set: half of it stands in either place.
+        shots=each - each // 2,
+        queries=each // 2,
+        classes=torch.arange(ways).expand(len(update.learners), -1),
+        own_images=None if own is None else own[0],
+        own_labels=None if own is None else own[1],
+        defenses=(),
+        mean_of=update.mean_of,
+    )
+
+
+def normalized(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """Return a copy of `module` that takes images `(B, C, H, W)` in [0, 1] and sees (image - mean) / std.
+
+    Its parameters keep their names. Raises `ValueError` unless there are as many positive `std` as `mean`.
+    """
+    if len(mean) != len(std) or not all(value > 0 for value in std):
+        raise ValueError(
+            f"normalize: as many mean as std, all std above 0, got mean {list(mean)} and std {list(std)}"
+        )
+    shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+
+    def normalize(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        images, *others = inputs
+        on = {"device": images.device, "dtype": images.dtype}
+        return ((images - shift.to(**on)) / scale.to(**on), *others)
+
+    copy = _copied(module)
+    copy.register_forward_pre_hook(normalize)
+    return copy
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    # `TorchModule` knows how to copy one, and says what cannot be.
+    return TorchModule(module).module
+
+
+def _with_names_of(module: nn.Module, update: Update) -> Update:
+    """Return the update with the learned parameters of `module` alone, under the module's names.
+
+    Flower's classic strategies send arrays without names, in the order of `module.state_dict()`: `0`, `1` and so on.
+    """
+    state = module.state_dict()
+    learned = {name: tuple(value.shape) for name, value in module.named_parameters() if value.requires_grad}
+    numbers = [str(place) for place in range(len(update.sent))]
+    if set(update.sent) == set(numbers):
+        if len(state) != len(numbers):
+            raise ValueError(f"the record has {len(numbers)} arrays, the model {len(state)}: is it this model's?")
+        names = dict(zip(numbers, state, strict=True))
+        update = replace(
+            update,
+            sent={names[number]: value for number, value in update.sent.items()},
+            received={names[number]: value for number, value in update.received.items()},
+        )
+    sent = _chosen(update.sent, learned, leading=0)
+    return replace(update, sent=sent, received=_chosen(update.received, learned, leading=1))
+
+
+def _chosen(arrays: Parameters, shapes: dict[str, tuple[int, ...]], leading: int) -> Parameters:
+    for name, shape in shapes.items():
+        if name not in arrays:
+            there = ", ".join(sorted(arrays)) or "none"
+            raise ValueError(f"the model's parameter {name!r} is not in the record, which has {there}")
+        if tuple(arrays[name].shape[leading:]) != shape:
+            found = tuple(arrays[name].shape[leading:])
+            raise ValueError(f"the model's parameter {name!r} has shape {shape}, in the record {found}")
+    return {name: arrays[name].to(torch.float32) for name in shapes}
+
+
+def _rate(update: Update, rule: Rule) -> float:
+    if update.holds == "gradient":
+        return 1.0
+    if not isinstance(rule, TrainsLocally):
+        raise ValueError(f"replies hold {update.holds}: the rule must state its local learning rate, as fedavg does")
+    return rule.rate
+
+
+def _classes(model: TorchModule, parameters: Parameters, image_shape: tuple[int, int, int]) -> int:
+    """Return the number of logits that the model makes of an image."""
+    try:
+        logits = model(parameters, torch.zeros(2, *image_shape))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"the model cannot take images of shape {image_shape}: {reason}") from None
+    if logits.ndim != 2 or len(logits) != 2:
+        raise ValueError(f"the model returns shape {tuple(logits.shape)} for 2 images, not (2, classes)")
+    return int(logits.shape[1])

@@ -1,0 +1,223 @@
+"""One attack on the record of a Flower app that is not metaleak's own."""
+
+import csv
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from metaleak.attacks.attack import Answers, Attack, Progress, Targets
+from metaleak.attacks.evaluation.membership import Evaluation, evaluate
+from metaleak.attacks.foreign_app import observed_app
+from metaleak.attacks.observation import Update
+from metaleak.attacks.refusal import refusal
+from metaleak.attacks.threat_model import Capability, ThreatModel
+from metaleak.clients.datasets import LabeledImages
+from metaleak.deploy.assess.assessment import new_result_directory, result_name
+from metaleak.deploy.config.app import App
+from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.results.json_file import write_json
+from metaleak.deploy.results.schema import AttackResult
+from metaleak.server.record.reader import Record
+from metaleak.server.record.whole_file import write_whole
+
+MAX_CANDIDATES = 10_000_000
+"""Questions of one attack."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Questions about an app's learners: `example (T,)` places in the data, `learner (T,)`, and who is a member.
+
+    `member (T,)` is bool, `None` where nobody knows.
+    """
+
+    example: Tensor
+    learner: Tensor
+    member: Tensor | None
+
+
+def assess_app(
+    record: Path, app: App, attack: Plugin, name: str | None = None, progress: Progress | None = None
+) -> tuple[Path, AttackResult]:
+    """Run `attack` on a round of `record` and write `attacks/<name>/` beside it; return that folder and the result.
+
+    Without the truth in the candidates' file the result has no evaluation, and `scores.parquet` holds plain scores.
+    Raises `ValueError` when the attack cannot be made, or what `app` states does not go with the record.
+    """
+    torch.set_num_threads(1)
+    made: Attack = attack.built("attacks")
+    opened = Record(record)
+    round = app.round or next(iter(opened.rounds), None)
+    if round is None:
+        raise ValueError(f"{record}: no reply was recorded")
+    update = Update.of_record(opened, round, holds=app.holds)
+    data: LabeledImages = app.data.built("datasets").load()
+    candidates = _candidates(app, data, update)
+    own = None if app.own is None else _own(app.own, data, candidates)
+    module = _module(app)
+    normalize = app.normalize
+    observation = observed_app(
+        update,
+        module,
+        app.rule.built("rules"),
+        app.examples or _typical_examples(opened, round),
+        data.image_shape,
+        None if own is None else (_pixels(data, own), data.labels[own]),
+        () if normalize is None else normalize.mean,
+        () if normalize is None else normalize.std,
+    )
+    known: frozenset[Capability] = frozenset({"labels", "classes", "defenses"})
+    threat_model = ThreatModel(knows=known | {"own images"} if own is not None else known)
+    if reason := refusal(made, observation.model, (), threat_model):
+        raise ValueError(f"{attack.name} {reason}")
+    out = new_result_directory(record.parent / "attacks", name or result_name(attack))
+    row_of = {learner: row for row, learner in enumerate(update.learners)}
+    targets = Targets(
+        _pixels(data, candidates.example),
+        torch.tensor([row_of[learner] for learner in candidates.learner.tolist()]),
+        data.labels[candidates.example],
+    )
+    if int(targets.positions.max()) >= observation.ways:
+        raise ValueError(
+            f"the data have labels up to {int(targets.positions.max())}, the model {observation.ways} classes"
+        )
+    started = time.monotonic()
+    answers = made(observation, targets, app.seed, progress)
+    result = AttackResult(
+        attack=attack.resolved("attacks"),
+        asks=made.asks,
+        round=round,
+        rounds=1,
+        knows=", ".join(sorted(made.requires)) or "nothing",
+        seconds=math.floor(1000 * (time.monotonic() - started)) / 1000,
+        evaluation=_evaluation(candidates, answers.scores),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    _write_scores(out / "scores.parquet", candidates, answers, round)
+    write_json(out / "attack.json", result)
+    return out, result
+
+
+def _module(app: App) -> nn.Module:
+    module = getattr(app.model.built("models"), "module", None)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"model.name: {app.model.name} must make the app's own torch.nn.Module")
+    return module
+
+
+def _typical_examples(record: Record, round: int) -> int:
+    """Return the median of the numbers of examples that the replies of `round` state."""
+    stated = [said.get("num-examples", said.get("num_examples")) for said in record.metrics(round).values()]
+    numbers = [value for value in stated if isinstance(value, int | float) and value >= 1]
+    if not numbers:
+        raise ValueError(
+            "no reply states num-examples: the app's description must say examples, how many a learner has"
+        )
+    return int(median(numbers))
+
+
+def _candidates(app: App, data: LabeledImages, update: Update) -> Candidates:
+    if app.candidates is None:
+        count, learners = len(data.labels), len(update.learners)
+        if count * learners > MAX_CANDIDATES:
+            raise ValueError(f"{count} examples asked of {learners} learners are too many: name candidates in a file")
+        return Candidates(
+            torch.arange(count).repeat(learners), torch.tensor(update.learners).repeat_interleave(count), None
+        )
+    with _naming(app.candidates):
+        columns = _columns(app.candidates, ("example", "learner"), ("member",))
+        example, learner = _places(columns["example"], data), columns["learner"]
+        strangers = sorted(set(learner.tolist()) - set(update.learners))
+        if strangers:
+            there = ", ".join(str(one) for one in update.learners[:10])
+            raise ValueError(f"learner {strangers[0]} is not one of those that answered: {there}")
+        member = columns.get("member")
+        if member is not None and not set(member.tolist()) <= {0, 1}:
+            raise ValueError("member must be 1 or 0")
+        return Candidates(example, learner, None if member is None else member == 1)
+
+
+def _own(path: Path, data: LabeledImages, candidates: Candidates) -> Tensor:
+    """Return the places of the adversary's own images, of which none may be a candidate."""
+    with _naming(path):
+        own = _places(_columns(path, ("example",))["example"], data)
+        both = set(own.tolist()) & set(candidates.example.tolist())
+        if both:
+            raise ValueError(f"example {min(both)} is a candidate too: the adversary's own images are no learner's")
+        return own
+
+
+def _places(examples: Tensor, data: LabeledImages) -> Tensor:
+    if len(examples) and not 0 <= int(examples.min()) <= int(examples.max()) < len(data.labels):
+        raise ValueError(f"an example must be a place in the data, 0 to {len(data.labels) - 1}")
+    return examples
+
+
+def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Return the integer columns of a CSV file by name."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        names = tuple(reader.fieldnames or ())
+        if not set(needed) <= set(names) <= {*needed, *also}:
+            wanted = ", ".join([*needed, *(f"{name} (if known)" for name in also)])
+            raise ValueError(f"must have the columns {wanted}, has {', '.join(names) or 'none'}")
+        rows: dict[str, list[int]] = {name: [] for name in names}
+        for line in reader:
+            if len(rows[names[0]]) == MAX_CANDIDATES:
+                raise ValueError(f"more than {MAX_CANDIDATES} rows")
+            for name in names:
+                value = line[name]
+                if value is None or not value.strip().isdecimal() or len(value) > 18:
+                    raise ValueError(f"line {reader.line_num}: {name} must be a number, got {str(value)[:40]!r}")
+                rows[name].append(int(value))
+    if not rows[names[0]]:
+        raise ValueError("has no rows")
+    return {name: torch.tensor(values) for name, values in rows.items()}
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let errors name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _pixels(data: LabeledImages, places: Tensor) -> Tensor:
+    return data.images[places].to(torch.float32) / 255.0
+
+
+def _evaluation(candidates: Candidates, scores: Tensor) -> Evaluation | None:
+    """Return how well the scores tell members, by resampling learners where there are several."""
+    if candidates.member is None or candidates.member.all() or not candidates.member.any():
+        return None
+    learners = candidates.learner.numpy()
+    groups = learners if len(np.unique(learners)) > 1 else None
+    return evaluate(scores.numpy(), candidates.member.numpy(), groups=groups)
+
+
+def _write_scores(path: Path, candidates: Candidates, answers: Answers, round: int) -> None:
+    columns = {
+        "learner": candidates.learner,
+        "round": torch.full_like(candidates.learner, round),
+        "example": candidates.example,
+        **({} if candidates.member is None else {"member": candidates.member}),
+        "score": answers.scores,
+        **answers.statistics,
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({name: pa.array(values.numpy()) for name, values in columns.items()}), sink)
+    write_whole(path, sink.getvalue().to_pybytes())
