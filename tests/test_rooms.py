@@ -185,6 +185,9 @@ def test_a_package_states_its_lazy_names_alike_for_type_checkers_and_for_python(
     checked, lazy, public = names_of_a_face(path)
     assert checked == lazy
     assert sorted(public) == sorted(lazy)
+    # Importing a module inside a package would put the module in the place of a name that is spelled like it.
+    inside = {one.stem for one in path.parent.iterdir()}
+    assert not inside & set(lazy)
 
 
 def test_a_lazy_name_is_found_once_and_an_unknown_one_is_an_error():
