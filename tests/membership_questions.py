@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metaleak.attacks.observation import Targets
+from metaleak.attacks.attack import Targets
 from metaleak.clients.federation import Federation
 
 
@@ -55,5 +55,5 @@ def questions(
     outside = [(row, position, unused[label].pop()) for row, position, _, label in 10 * places if unused.get(label)]
     asked = [place[:3] for place in places[:members]] + outside[:non_members]
     rows, positions, images = torch.tensor(asked).T
-    targets = Targets(images=pixels(federation, images), rows=rows, positions=positions)
+    targets = Targets(examples=pixels(federation, images), rows=rows, positions=positions)
     return targets, torch.arange(len(asked)) < min(members, len(places))

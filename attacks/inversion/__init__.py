@@ -1,1 +1,1 @@
-"""Reconstruction by matching gradients: images that would have caused the observed meta-gradients."""
+"""Reconstruction: images whose gradients match the observed ones."""

@@ -1,4 +1,4 @@
-"""Reading a record: what the server saw, in files that any tool can read. `record_layout` says which and how.
+"""Reading a record: what the server saw, in files that any tool can read. `layout` says which and how.
 
 A record may come from a stranger: whatever its files hold, reading gives data or a `RecordError`, and takes memory
 that goes with the files' size.

@@ -1,4 +1,4 @@
-"""Writing a record, each reply as it arrives. `record_layout` says which files there are.
+"""Writing a record, each reply as it arrives. `layout` says which files there are.
 
 Every file is written beside its place and renamed into it, so that a run which ended anywhere loses no reply.
 """
