@@ -35,10 +35,10 @@ def observed_app(
 ) -> Observation:
     """Return what attacks observe of `update`, the round of an app that trains `module` by `rule`.
 
-    `module` takes images `(B, C, H, W)` of `image_shape` and returns logits `(B, classes)`; `examples` is the number that a learner typically holds.
-    Learners are simulated as holding as many of each class. `own` are the adversary's images `(N, C, H, W)` in [0, 1]
-    and their classes `(N,)`. With `mean` and `std`, one value a channel, an image in [0, 1] is normalized before the
-    module sees it. Positions of targets are classes.
+    `module` takes images `(B, C, H, W)` of `image_shape` and returns logits `(B, classes)`; `examples` is the number
+    that a learner typically holds. Learners are simulated as holding as many of each class. `own` are the adversary's
+    images `(N, C, H, W)` in [0, 1] and their classes `(N,)`. With `mean` and `std`, one value a channel, an image in
+    [0, 1] is normalized before the module sees it. Positions of targets are classes.
 
     Raises `ValueError` when the arrays of the update are not the parameters of the module, when it does not take such
     images, or when the replies hold
@@ -79,8 +79,7 @@ def normalized(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -
 
     def normalize(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         images, *others = inputs
-        on = {"device": images.device, "dtype": images.dtype}
-        return ((images - shift.to(**on)) / scale.to(**on), *others)
+        return ((images - shift.to(images)) / scale.to(images), *others)
 
     copy = _copied(module)
     copy.register_forward_pre_hook(normalize)

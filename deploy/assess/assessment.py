@@ -173,7 +173,7 @@ def _lowers(attack: Attack) -> str:
 
 
 def new_result_directory(attacks: Path, name: str) -> Path:
-    """Return the folder in `attacks` for results called `name`, not made yet; raises `ValueError` when it is taken."""
+    """Return the folder in `attacks` for results called `name`; raises `ValueError` when it is taken."""
     if not name or name.startswith(".") or "/" in name or "\\" in name:
         raise ValueError(f"an attack's results cannot be called {name!r}: no slashes, no dot in front")
     if attacks.is_symlink():

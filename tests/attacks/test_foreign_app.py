@@ -110,7 +110,7 @@ def test_a_module_normalizes_what_it_is_given_and_keeps_its_names(mlp):
     [
         (
             {"module": nn.Sequential(nn.Flatten(), nn.Linear(784, 10))},
-            "parameter '1.weight' is not in the record, which has fc1.bias",
+            "'1.weight' is not in the record, which has fc1",
         ),
         ({"rule": FedSGD()}, "replies hold weights: the rule must state its local learning rate, as fedavg does"),
         ({"image_shape": (3, 32, 32)}, r"cannot take images of shape \(3, 32, 32\)"),

@@ -16,7 +16,7 @@ def replies(*learners):
 
 @pytest.fixture
 def record(tmp_path):
-    writer = RecordWriter(tmp_path / "record")
+    writer = RecordWriter(tmp_path / "record", holds="gradient")
     sent = writer.sent(1, SENT)
     writer.reply(1, [4, 7], "b", sent, replies(4, 7))
     writer.reply(1, [2], "a", sent, replies(2))
@@ -37,6 +37,15 @@ def test_its_rows_are_the_learners_that_are_asked_for_in_their_order(record):
     assert update.received["b"][:, 0].tolist() == [8.0, 3.0]
     with pytest.raises(ValueError, match="learner 3 did not answer in round 1"):
         Update.of_record(record, 1, [3])
+
+
+def test_what_replies_hold_must_be_known(tmp_path):
+    writer = RecordWriter(tmp_path / "record")
+    writer.reply(1, [0], "a", writer.sent(1, SENT), replies(0))
+    writer.flush()
+    with pytest.raises(ValueError, match="does not state what replies hold: gradient, delta or weights"):
+        Update.of_record(Record(tmp_path / "record"), 1)
+    assert Update.of_record(Record(tmp_path / "record"), 1, holds="weights").holds == "weights"
 
 
 def test_gradients_come_from_whatever_the_replies_hold(record):
