@@ -1,19 +1,26 @@
 """A message as the recorder sees it pass, whichever of Flower's interfaces it passes through."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+
+from metaleak.clients.wire.answer import statements
+from metaleak.clients.wire.flower_private import ClientProxy, Code, FitIns, FitRes, Parameters
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A message of type `kind` to `node`, which its answer calls `name`; of `round`, where that is known."""
+    """A message of type `kind` to `node`, which its answer calls `name`; of `round`, where that is known.
+
+    `stated` is what it states beside the arrays of its `content`.
+    """
 
     name: Hashable
     node: str
     kind: str
     content: RecordDict
+    stated: Mapping[str, object]
     round: int | None = None
 
 
@@ -25,19 +32,43 @@ class Received:
     node: str
     kind: str
     content: RecordDict | None
+    stated: Mapping[str, object]
 
 
 def sent(message: Message) -> Sent:
     """Return a message that got its id as what is sent."""
     about = message.metadata
-    return Sent(about.message_id, str(about.dst_node_id), about.message_type, message.content)
+    content = message.content
+    return Sent(about.message_id, str(about.dst_node_id), about.message_type, content, statements(content))
 
 
 def received(reply: Message) -> Received:
     """Return a reply as what is received."""
     about = reply.metadata
     content = None if reply.has_error() else reply.content
-    return Received(about.reply_to_message_id, str(about.src_node_id), about.message_type, content)
+    stated = {} if content is None else statements(content)
+    return Received(about.reply_to_message_id, str(about.src_node_id), about.message_type, content, stated)
+
+
+def sent_instruction(round: int, client: ClientProxy, instruction: FitIns) -> Sent:
+    """Return what a classic strategy lets a client fit as what is sent."""
+    content = _content(instruction.parameters)
+    return Sent((round, client.cid), client.cid, MessageType.TRAIN, content, instruction.config, round)
+
+
+def received_result(round: int, client: ClientProxy, result: FitRes) -> Received:
+    """Return what a client of a classic strategy answers as what is received."""
+    content = _content(result.parameters) if result.status.code == Code.OK else None
+    stated = {**(result.metrics or {}), "num_examples": result.num_examples}
+    return Received((round, client.cid), client.cid, MessageType.TRAIN, content, stated)
+
+
+def _content(parameters: Parameters) -> RecordDict:
+    """Return a classic list of arrays by name: `0`, `1` and so on, as Flower's own workflow calls them."""
+    arrays = ArrayRecord()
+    for number, tensor in enumerate(parameters.tensors):
+        arrays[str(number)] = Array(dtype="", shape=(), stype=parameters.tensor_type, data=tensor)
+    return RecordDict({"arrays": arrays} if parameters.tensors else {})
 
 
 def same_arrays(left: list[ArrayRecord], right: list[ArrayRecord]) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from metaleak.clients.wire.answer import Refused, array_bytes, asked_learners, in_one_line, statements, views_by_name
+from metaleak.clients.wire.answer import Refused, array_bytes, asked_learners, in_one_line, views_by_name
 from metaleak.clients.wire.arrays import array_types
 from metaleak.clients.wire.finite import finite_rows
 from metaleak.server.curious import passing
@@ -116,15 +116,25 @@ class Recorder:
 
     def sent(self, messages: Iterable[Sent]) -> None:
         """Take note of messages that go out; what their iterator raises disturbs nobody either."""
-        self._guarded(lambda: [self._sent(message) for message in messages])
+
+        def take() -> None:
+            for message in messages:
+                self._sent(message)
+
+        self._guarded(take)
 
     def received(self, replies: Iterable[Received]) -> None:
         """Record replies to messages that were noted, all that come of a round; see `sent`."""
-        self._guarded(lambda: [self._received(reply) for reply in replies])
-        self._guarded(self._flush)
 
-    def begin_anew(self) -> None:
-        """Complete what was recorded, if anything was: what comes has a record of its own."""
+        def take() -> None:
+            for reply in replies:
+                self._received(reply)
+            self._flush()
+
+        self._guarded(take)
+
+    def close_if_open(self) -> None:
+        """Complete what was recorded, if any message went out; see `close`."""
         if self._counts["asked"]:
             self.close()
 
@@ -143,7 +153,7 @@ class Recorder:
         if self._writer is not None:
             self._writer.flush()
 
-    def _guarded(self, act: Callable[[], object]) -> None:
+    def _guarded(self, act: Callable[[], None]) -> None:
         """Do `act` unless recording has stopped; stop it when something is wrong with it."""
         with self._lock:
             if self._stopped:
@@ -184,7 +194,7 @@ class Recorder:
                     raise
                 self._leave_out(f"round {round}: a message and its answer are not recorded: {error}")
                 return
-        config, left_out = recordable(statements(message.content), CONFIG_LIMIT)
+        config, left_out = recordable(message.stated, CONFIG_LIMIT)
         if left_out:
             self._warn(*not_recorded("messages", left_out))
         learners = asked_learners(message.content)
@@ -218,7 +228,7 @@ class Recorder:
             return
         node, known = reply.node, self._rounds[asked.round]
         try:
-            answer = self._reader.read(content, node, asked, known)
+            answer = self._reader.read(reply, asked, known)
             if known.keys() & set(answer.learners):
                 if asked.learners is None:
                     raise Refused("one of its learners is recorded already")
