@@ -1,9 +1,9 @@
 """The curious server: a plug-in that records every reply that a Flower strategy receives."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.server import ClientManager
@@ -21,15 +21,11 @@ from metaleak.clients.wire.flower_private import (
     Parameters,
     Scalar,
 )
-from metaleak.server.curious.passing import Received, Sent, received_result, sent_instruction
+from metaleak.server.curious.passing import Failure, received_results, sent_instructions
 from metaleak.server.curious.recorder import LARGEST_REPLY, Recorder
 from metaleak.server.curious.watched_grid import WatchedGrid
 from metaleak.server.record.layout import Holds
 from metaleak.server.record.writer import RecordWriter
-
-_Result = TypeVar("_Result")
-Failure = tuple[ClientProxy, _Result] | BaseException
-"""What a classic strategy gets for a client that failed."""
 
 
 class CuriousServer:
@@ -236,14 +232,14 @@ class CuriousClassicStrategy(CuriousServer, FlowerClassicStrategy):
         instructions = self.strategy.configure_fit(
             server_round=server_round, parameters=parameters, client_manager=client_manager
         )
-        self._recorder.sent(_instructed(server_round, instructions))
+        self._recorder.sent(sent_instructions(server_round, instructions))
         return instructions
 
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Record what has arrived and return what the wrapped strategy returns."""
-        self._recorder.received(_answered(server_round, results, failures))
+        self._recorder.received(received_results(server_round, results, failures))
         return self.strategy.aggregate_fit(server_round, results, failures)
 
     def configure_evaluate(
@@ -288,15 +284,3 @@ def curious_grid(
 
 def _has(strategy: object, *methods: str) -> bool:
     return all(callable(getattr(strategy, method, None)) for method in methods)
-
-
-def _instructed(round: int, instructions: Sequence[tuple[ClientProxy, FitIns]]) -> Iterator[Sent]:
-    for client, instruction in instructions:
-        yield sent_instruction(round, client, instruction)
-
-
-def _answered(
-    round: int, results: Sequence[tuple[ClientProxy, FitRes]], failures: Sequence[Failure[FitRes]]
-) -> Iterator[Received]:
-    for client, result in (*results, *(failure for failure in failures if isinstance(failure, tuple))):
-        yield received_result(round, client, result)

@@ -1,12 +1,17 @@
 """A message as the recorder sees it pass, whichever of Flower's interfaces it passes through."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 
 from metaleak.clients.wire.answer import statements
 from metaleak.clients.wire.flower_private import ClientProxy, Code, FitIns, FitRes, Parameters
+
+_Result = TypeVar("_Result")
+Failure = tuple[ClientProxy, _Result] | BaseException
+"""What a classic strategy gets for a client that failed."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ def sent(message: Message) -> Sent:
     """Return a message that got its id as what is sent."""
     about = message.metadata
     content = message.content
-    return Sent(about.message_id, str(about.dst_node_id), about.message_type, content, statements(content))
+    stated, round = statements(content), _declared_round(content)
+    return Sent(about.message_id, str(about.dst_node_id), about.message_type, content, stated, round)
 
 
 def received(reply: Message) -> Received:
@@ -50,17 +56,28 @@ def received(reply: Message) -> Received:
     return Received(about.reply_to_message_id, str(about.src_node_id), about.message_type, content, stated)
 
 
-def sent_instruction(round: int, client: ClientProxy, instruction: FitIns) -> Sent:
-    """Return what a classic strategy lets a client fit as what is sent."""
-    content = _content(instruction.parameters)
-    return Sent((round, client.cid), client.cid, MessageType.TRAIN, content, instruction.config, round)
+def sent_instructions(round: int, instructions: Iterable[tuple[ClientProxy, FitIns]]) -> Iterator[Sent]:
+    """Yield what a classic strategy lets its clients fit as what is sent."""
+    for client, told in instructions:
+        yield Sent((round, client.cid), client.cid, MessageType.TRAIN, _content(told.parameters), told.config, round)
 
 
-def received_result(round: int, client: ClientProxy, result: FitRes) -> Received:
-    """Return what a client of a classic strategy answers as what is received."""
-    content = _content(result.parameters) if result.status.code == Code.OK else None
-    stated = {**(result.metrics or {}), "num_examples": result.num_examples}
-    return Received((round, client.cid), client.cid, MessageType.TRAIN, content, stated)
+def received_results(
+    round: int, results: Iterable[tuple[ClientProxy, FitRes]], failures: Iterable[Failure[FitRes]]
+) -> Iterator[Received]:
+    """Yield what the clients of a classic strategy answer as what is received."""
+    for client, result in (*results, *(failure for failure in failures if isinstance(failure, tuple))):
+        content = _content(result.parameters) if result.status.code == Code.OK else None
+        stated = {**(result.metrics or {}), "num_examples": result.num_examples}
+        yield Received((round, client.cid), client.cid, MessageType.TRAIN, content, stated)
+
+
+def _declared_round(content: RecordDict) -> int | None:
+    for config in content.config_records.values():
+        value = config.get("server-round")
+        if type(value) is int and value >= 0:
+            return value
+    return None
 
 
 def _content(parameters: Parameters) -> RecordDict:

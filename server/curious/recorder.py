@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, MessageType, RecordDict
@@ -21,6 +22,8 @@ from metaleak.server.curious.watched_grid import WatchedGrid
 from metaleak.server.record.layout import Format, Holds
 from metaleak.server.record.statements import CONFIG_LIMIT, recordable
 from metaleak.server.record.writer import RecordWriter, new_record
+
+_Passing = TypeVar("_Passing")
 
 _LOG = logging.getLogger("metaleak")
 _FLOWER_LOG = logging.getLogger("flwr")
@@ -116,22 +119,12 @@ class Recorder:
 
     def sent(self, messages: Iterable[Sent]) -> None:
         """Take note of messages that go out; what their iterator raises disturbs nobody either."""
-
-        def take() -> None:
-            for message in messages:
-                self._sent(message)
-
-        self._guarded(take)
+        self._guarded(lambda: _each(self._sent, messages))
 
     def received(self, replies: Iterable[Received]) -> None:
         """Record replies to messages that were noted, all that come of a round; see `sent`."""
-
-        def take() -> None:
-            for reply in replies:
-                self._received(reply)
-            self._flush()
-
-        self._guarded(take)
+        self._guarded(lambda: _each(self._received, replies))
+        self._guarded(self._flush)
 
     def close_if_open(self) -> None:
         """Complete what was recorded, if any message went out; see `close`."""
@@ -262,10 +255,6 @@ class Recorder:
         """
         if message.round is not None:
             return message.round
-        for config in message.content.config_records.values():
-            value = config.get("server-round")
-            if type(value) is int and value >= 0:
-                return value
         node = message.node
         if not self._open or node in self._asked_nodes:
             self._round += 1
@@ -304,3 +293,8 @@ class Recorder:
         elif not self._stopped:
             asked = f"{self._counts['asked']} messages of type {self._type!r} went out"
             _LOG.warning("nothing is recorded: %s%s", in_one_line(asked), told)
+
+
+def _each(act: Callable[[_Passing], None], passing: Iterable[_Passing]) -> None:
+    for one in passing:
+        act(one)
