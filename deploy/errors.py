@@ -14,8 +14,35 @@ class WrongUsage(ValueError):
     """A file or a value that the user gave and that cannot be used."""
 
 
+NOT_IN_THE_RECORDER = frozenset(
+    (
+        "cryptography",
+        "dp_accounting",
+        "jinja2",
+        "markupsafe",
+        "matplotlib",
+        "mlxtend",
+        "PIL",
+        "pydantic",
+        "ray",
+        "rich",
+        "safetensors",
+        "scipy",
+        "sklearn",
+        "torch",
+        "torchvision",
+        "typer",
+        "typing_extensions",
+        "yaml",
+    )
+)
+"""The libraries that the extra `all` brings; a recorder does without."""
+
+
 def one_line(error: BaseException) -> str:
     """Return what went wrong in one line that a terminal may print: the error's first, with its type where needed."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in NOT_IN_THE_RECORDER:
+        return f"{error.name} is not installed: pip install 'metaleak[all]' brings all that is more than a recorder"
     text = str(printable(next(iter(str(error).splitlines()), "")))
     if isinstance(error, OSError) and error.strerror:
         where = f"{printable(str(error.filename))}: " if error.filename else ""

@@ -5,11 +5,9 @@ from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
+from metaleak.clients.wire.flower_private import ErrorCode, Run, begin_run, name_message
 from metaleak.deploy.errors import one_line
 
 _RUN = Run.create_empty(1)
@@ -28,8 +26,7 @@ class LocalGrid(Grid):
         self._app = app
         self._nodes = range(_FIRST_NODE, _FIRST_NODE + nodes)
         self._answered: dict[str, Message] = {}
-        # Flower stamps every message with the run it belongs to; its launcher sets it, and here there is none.
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = _RUN.run_id, 1, 1
+        begin_run(_RUN)
 
     def set_run(self, run: Run) -> None:
         """Do nothing: there is only one run."""
@@ -61,8 +58,7 @@ class LocalGrid(Grid):
 
     def _deliver(self, message: Message) -> str:
         name = str(uuid4())
-        # Flower's own grids set it this way; the constructor takes none.
-        message.metadata.__dict__["_message_id"] = name
+        name_message(message, name)
         context = Context(
             run_id=_RUN.run_id,
             node_id=message.metadata.dst_node_id,

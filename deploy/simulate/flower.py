@@ -1,17 +1,16 @@
 """metaleak as a Flower app: what `flwr run` starts, on its simulation or on its deployment engine."""
 
+import logging
 import os
 import sys
 from dataclasses import replace
 from functools import lru_cache
-from logging import INFO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore import log
 
 from metaleak.clients.app import client_app
 from metaleak.clients.federation import Federation
@@ -20,6 +19,8 @@ from metaleak.defenses import Accounted, RandomSource
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.reading import read_experiment
 from metaleak.server.record.whole_file import numbered
+
+_FLOWER_LOG = logging.getLogger("flwr")
 
 if TYPE_CHECKING:
     from metaleak.deploy.simulate.launch import RoundDone
@@ -66,9 +67,9 @@ def flower_server(folder: Path) -> ServerApp:
         asked = Path(str(context.run_config.get("out", "runs/flower"))).absolute()
         out = next(place for place in numbered(asked) if RunDirectory.is_free(place))
         simulation = Simulation(experiment_of(context, folder), out, on_round=_tell)
-        log(INFO, "metaleak writes the run to %s", out)
+        _FLOWER_LOG.info("metaleak writes the run to %s", out)
         simulation.serve(grid)
-        log(INFO, "metaleak is done: metaleak attack %s query", out)
+        _FLOWER_LOG.info("metaleak is done: metaleak attack %s query", out)
 
     return app
 
@@ -104,7 +105,7 @@ def _tell(done: "RoundDone") -> None:
         if accuracy is None
         else f", adapted accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f})"
     )
-    log(INFO, "round %d of %d%s%s", done.round, done.rounds, missing, adapted)
+    _FLOWER_LOG.info("round %d of %d%s%s", done.round, done.rounds, missing, adapted)
 
 
 @lru_cache(maxsize=4)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import RecordDict
 
-from metaleak.clients.wire.answer import Refused, array_bytes, learner_ids, read_answer, statements, views_by_name
+from metaleak.clients.wire.answer import Refused, array_bytes, learner_ids, read_answer, views_by_name
 from metaleak.clients.wire.arrays import Arrays, ArrayTypes
 from metaleak.clients.wire.finite import finite_rows
 from metaleak.server.curious.numbering import Numbering
+from metaleak.server.curious.passing import Received
 from metaleak.server.record.statements import METRICS_LIMIT, Statements, Value, recordable_columns
 
 _TIMES = 16
@@ -69,12 +69,14 @@ class AnswerReader:
         self._largest_reply = largest_reply
         self._warn = warn
 
-    def read(self, content: RecordDict, node: str, asked: Asked, known: Mapping[int, str]) -> Answered:
-        """Return the learners of a reply and what it says of them; raises `Refused`.
+    def read(self, reply: Received, asked: Asked, known: Mapping[int, str]) -> Answered:
+        """Return the learners of a reply that has arrays, and what it says of them; raises `Refused`.
 
         `known` are the learners of the round so far, each with its node.
         """
-        sent, stated = asked.sent, statements(content)
+        sent, content, stated, node = asked.sent, reply.content, reply.stated, reply.node
+        if content is None:
+            raise Refused("an error")
         if asked.learners is not None:
             answer = read_answer(content, asked.learners, sent.kinds, sent.records)
             learners = [asked.learners[row] for row in answer.rows]
@@ -95,7 +97,7 @@ class AnswerReader:
         self._numbering.claim(node, named)
         return Answered(named, arrays, self._metrics(stated, len(named), stacked=True))
 
-    def _metrics(self, stated: dict[str, object], rows: int, *, stacked: bool) -> dict[str, list[Value]]:
+    def _metrics(self, stated: Mapping[str, object], rows: int, *, stacked: bool) -> dict[str, list[Value]]:
         metrics, left_out = recordable_columns(stated, METRICS_LIMIT, rows, stacked)
         if left_out:
             self._warn(*not_recorded("replies", left_out))

@@ -1,11 +1,15 @@
 """What a curious server can write down under secure aggregation: of every round the mean, of no learner its own."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from metaleak.clients.wire.received_array import view
-from metaleak.server.learning.meta_learner import RoundReport
 from metaleak.server.record.layout import AGGREGATE
 from metaleak.server.record.writer import RecordWriter
+
+if TYPE_CHECKING:  # It loads torch, which a recorder does without.
+    from metaleak.server.learning.meta_learner import RoundReport
 
 
 class MeanRecorder:
@@ -19,7 +23,7 @@ class MeanRecorder:
         self._writer = writer
         self._rounds = rounds
 
-    def take(self, report: RoundReport) -> None:
+    def take(self, report: "RoundReport") -> None:
         """Write what the server saw of a round that is done; complete, its index too, when this returns."""
         if not report.heard or (self._rounds is not None and report.round > self._rounds):
             return

@@ -1,19 +1,31 @@
 """A message as the recorder sees it pass, whichever of Flower's interfaces it passes through."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+
+from metaleak.clients.wire.answer import statements
+from metaleak.clients.wire.flower_private import ClientProxy, Code, FitIns, FitRes, Parameters
+
+_Result = TypeVar("_Result")
+Failure = tuple[ClientProxy, _Result] | BaseException
+"""What a classic strategy gets for a client that failed."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A message of type `kind` to `node`, which its answer calls `name`; of `round`, where that is known."""
+    """A message of type `kind` to `node`, which its answer calls `name`; of `round`, where that is known.
+
+    `stated` is what it states beside the arrays of its `content`.
+    """
 
     name: Hashable
     node: str
     kind: str
     content: RecordDict
+    stated: Mapping[str, object]
     round: int | None = None
 
 
@@ -25,19 +37,55 @@ class Received:
     node: str
     kind: str
     content: RecordDict | None
+    stated: Mapping[str, object]
 
 
 def sent(message: Message) -> Sent:
     """Return a message that got its id as what is sent."""
     about = message.metadata
-    return Sent(about.message_id, str(about.dst_node_id), about.message_type, message.content)
+    content = message.content
+    stated, round = statements(content), _declared_round(content)
+    return Sent(about.message_id, str(about.dst_node_id), about.message_type, content, stated, round)
 
 
 def received(reply: Message) -> Received:
     """Return a reply as what is received."""
     about = reply.metadata
     content = None if reply.has_error() else reply.content
-    return Received(about.reply_to_message_id, str(about.src_node_id), about.message_type, content)
+    stated = {} if content is None else statements(content)
+    return Received(about.reply_to_message_id, str(about.src_node_id), about.message_type, content, stated)
+
+
+def sent_instructions(round: int, instructions: Iterable[tuple[ClientProxy, FitIns]]) -> Iterator[Sent]:
+    """Yield what a classic strategy lets its clients fit as what is sent."""
+    for client, told in instructions:
+        yield Sent((round, client.cid), client.cid, MessageType.TRAIN, _content(told.parameters), told.config, round)
+
+
+def received_results(
+    round: int, results: Iterable[tuple[ClientProxy, FitRes]], failures: Iterable[Failure[FitRes]]
+) -> Iterator[Received]:
+    """Yield what the clients of a classic strategy answer as what is received."""
+    for client, result in (*results, *(failure for failure in failures if isinstance(failure, tuple))):
+        content = _content(result.parameters) if result.status.code == Code.OK else None
+        stated = {**(result.metrics or {}), "num_examples": result.num_examples}
+        yield Received((round, client.cid), client.cid, MessageType.TRAIN, content, stated)
+
+
+def _declared_round(content: RecordDict) -> int | None:
+    for config in content.config_records.values():
+        value = config.get("server-round")
+        if type(value) is int and value >= 0:
+            return value
+    return None
+
+
+def _content(parameters: Parameters) -> RecordDict:
+    """Return a classic list of arrays by name: `0`, `1` and so on, as Flower's own workflow calls them."""
+    arrays = ArrayRecord()
+    for number, tensor in enumerate(parameters.tensors):
+        arrays[str(number)] = Array(dtype="", shape=(), stype=parameters.tensor_type, data=tensor)
+    return RecordDict({"arrays": arrays} if parameters.tensors else {})
 
 
 def same_arrays(left: list[ArrayRecord], right: list[ArrayRecord]) -> bool:

@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from metaleak.clients.wire.answer import Refused, array_bytes, asked_learners, in_one_line, statements, views_by_name
+from metaleak.clients.wire.answer import Refused, array_bytes, asked_learners, in_one_line, views_by_name
 from metaleak.clients.wire.arrays import array_types
 from metaleak.clients.wire.finite import finite_rows
 from metaleak.server.curious import passing
@@ -21,6 +22,8 @@ from metaleak.server.curious.watched_grid import WatchedGrid
 from metaleak.server.record.layout import Format, Holds
 from metaleak.server.record.statements import CONFIG_LIMIT, recordable
 from metaleak.server.record.writer import RecordWriter, new_record
+
+_Passing = TypeVar("_Passing")
 
 _LOG = logging.getLogger("metaleak")
 _FLOWER_LOG = logging.getLogger("flwr")
@@ -116,15 +119,15 @@ class Recorder:
 
     def sent(self, messages: Iterable[Sent]) -> None:
         """Take note of messages that go out; what their iterator raises disturbs nobody either."""
-        self._guarded(lambda: [self._sent(message) for message in messages])
+        self._guarded(lambda: _each(self._sent, messages))
 
     def received(self, replies: Iterable[Received]) -> None:
         """Record replies to messages that were noted, all that come of a round; see `sent`."""
-        self._guarded(lambda: [self._received(reply) for reply in replies])
+        self._guarded(lambda: _each(self._received, replies))
         self._guarded(self._flush)
 
-    def begin_anew(self) -> None:
-        """Complete what was recorded, if anything was: what comes has a record of its own."""
+    def close_if_open(self) -> None:
+        """Complete what was recorded, if any message went out; see `close`."""
         if self._counts["asked"]:
             self.close()
 
@@ -143,7 +146,7 @@ class Recorder:
         if self._writer is not None:
             self._writer.flush()
 
-    def _guarded(self, act: Callable[[], object]) -> None:
+    def _guarded(self, act: Callable[[], None]) -> None:
         """Do `act` unless recording has stopped; stop it when something is wrong with it."""
         with self._lock:
             if self._stopped:
@@ -184,7 +187,7 @@ class Recorder:
                     raise
                 self._leave_out(f"round {round}: a message and its answer are not recorded: {error}")
                 return
-        config, left_out = recordable(statements(message.content), CONFIG_LIMIT)
+        config, left_out = recordable(message.stated, CONFIG_LIMIT)
         if left_out:
             self._warn(*not_recorded("messages", left_out))
         learners = asked_learners(message.content)
@@ -218,7 +221,7 @@ class Recorder:
             return
         node, known = reply.node, self._rounds[asked.round]
         try:
-            answer = self._reader.read(content, node, asked, known)
+            answer = self._reader.read(reply, asked, known)
             if known.keys() & set(answer.learners):
                 if asked.learners is None:
                     raise Refused("one of its learners is recorded already")
@@ -252,10 +255,6 @@ class Recorder:
         """
         if message.round is not None:
             return message.round
-        for config in message.content.config_records.values():
-            value = config.get("server-round")
-            if type(value) is int and value >= 0:
-                return value
         node = message.node
         if not self._open or node in self._asked_nodes:
             self._round += 1
@@ -294,3 +293,8 @@ class Recorder:
         elif not self._stopped:
             asked = f"{self._counts['asked']} messages of type {self._type!r} went out"
             _LOG.warning("nothing is recorded: %s%s", in_one_line(asked), told)
+
+
+def _each(act: Callable[[_Passing], None], passing: Iterable[_Passing]) -> None:
+    for one in passing:
+        act(one)

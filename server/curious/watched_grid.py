@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from metaleak.clients.wire.flower_private import Run
 
 
 class WatchedGrid(Grid):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from metaleak.clients.wire.flower_private import ErrorCode
 from metaleak.server.learning.shares import Share
 
 _SHORTEST, _LONGEST = 0.005, 0.5

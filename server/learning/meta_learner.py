@@ -1,17 +1,16 @@
 """The meta-learner: a Flower strategy that averages meta-gradients and takes outer steps."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from logging import INFO
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from flwr.supercore import log
 
 from metaleak.clients.wire.arrays import array_types
 from metaleak.clients.wire.received_array import view
@@ -20,6 +19,8 @@ from metaleak.server.learning.dispatch import Dispatch, Patience
 from metaleak.server.learning.gathered import Gathered, RoundFailed
 from metaleak.server.learning.optimizer import OuterOptimizer, OuterSteps
 from metaleak.server.learning.shares import Share, floating_shares, hosted_shares
+
+_FLOWER_LOG = logging.getLogger("flwr")
 
 LARGEST_SHARE = 16 << 20
 """Bytes of gradients in one reply, about: several are on their way at once. A share of one chunk may be larger."""
@@ -166,7 +167,7 @@ class MetaLearner(Strategy):
     def summary(self) -> None:
         """Log what the strategy does."""
         size = len(self.sample(1))
-        log(INFO, "MetaLearner: %d of %d learners a round, %s", size, self.learners, self._optimizer)
+        _FLOWER_LOG.info("MetaLearner: %d of %d learners a round, %s", size, self.learners, self._optimizer)
 
     def _steps(self, initial: ArrayRecord) -> tuple[OuterSteps, int]:
         """Return the optimizer at work and how many rounds are done already."""

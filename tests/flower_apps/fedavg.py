@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from flower_apps.networks import initialized
 from metaleak.clients.datasets import EmbeddedMNIST
-from metaleak.server import CuriousServer, curious_grid
+from metaleak.server import CuriousServer
 
 MEAN, STD = 0.1307, 0.3081
 """What the clients normalize pixels in [0, 1] with."""
@@ -207,10 +207,6 @@ def run_app(
 
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     grid = LocalGrid(hosted, clients)
-    if world == "current":
-        current_server(settings, rounds, lambda strategy: CuriousServer(strategy, record))(grid, context)
-    else:
-        watched, complete = curious_grid(grid, record)
-        classic_server(settings, rounds, lambda strategy: strategy)(watched, context)
-        complete()
+    server = {"current": current_server, "classic": classic_server}[world]
+    server(settings, rounds, lambda strategy: CuriousServer(strategy, record, holds="weights"))(grid, context)
     return Truth(Path(record), settings, *_digits(), members)

@@ -250,7 +250,7 @@ def test_the_image_copies_all_that_the_package_is_built_from() -> None:
 def test_the_image_is_installed_with_the_constraints_and_runs_as_nobody_special() -> None:
     lines = dockerfile()
     (install,) = [line for line in lines if "pip install" in line]
-    assert "--constraint constraints.txt . " in install
+    assert "--constraint constraints.txt '.[all]' " in install
     user = next(line for line in lines if line.startswith("USER"))
     assert user == "USER metaleak"
     assert lines.index(user) > lines.index(install)
@@ -283,7 +283,7 @@ def test_the_cluster_file_installs_with_the_constraints_where_it_starts_ray() ->
     (mounted,) = [path for path, source in RAY_CLUSTER["file_mounts"].items() if source == "."]
     (install,) = [line for line in RAY_CLUSTER["setup_commands"] if "pip install" in line]
     assert f"cd {mounted} " in install
-    assert "--constraint constraints.txt . " in install
+    assert "--constraint constraints.txt '.[all]' " in install
     (environment,) = re.findall(r"(\S+)/bin/python ", install)
     started = RAY_CLUSTER["head_start_ray_commands"] + RAY_CLUSTER["worker_start_ray_commands"]
     assert len(started) == 4

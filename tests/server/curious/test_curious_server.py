@@ -211,6 +211,37 @@ def test_a_way_round_its_own_start_is_refused_not_ignored(tmp_path):
         curious.configure_train(1, start_arrays(), ConfigRecord({}), grid)
 
 
+def test_its_own_methods_and_attributes_stay_reachable(tmp_path):
+    class Own(FedAvg):
+        def best_round(self):
+            return 7
+
+    plain = Own()
+    curious = CuriousServer(plain, tmp_path / "record")
+    assert curious.best_round() == 7
+    assert curious.weighted_by_key == "num-examples"
+    curious.fraction_train = 0.5
+    assert plain.fraction_train == curious.fraction_train == 0.5
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = curious.nothing
+
+
+def test_a_record_says_what_its_replies_hold(tmp_path):
+    final(CuriousServer(FedAvg(), tmp_path / "record", holds="weights"))
+    record = Record(tmp_path / "record")
+    assert (record.holds, record.message_type) == ("weights", "train")
+    final(CuriousServer(FedAvg(), tmp_path / "unknown"))
+    assert Record(tmp_path / "unknown").holds is None
+
+
+def test_a_writer_and_its_server_agree_on_what_is_written(tmp_path):
+    writer = RecordWriter(tmp_path / "record", holds="gradient")
+    with pytest.raises(ValueError, match="holds is 'weights', the writer's 'gradient'"):
+        CuriousServer(FedAvg(), writer, holds="weights")
+    with pytest.raises(ValueError, match="message_type is 'evaluate', the writer's 'train'"):
+        CuriousServer(FedAvg(), writer, message_type="evaluate")
+
+
 def test_the_record_is_made_with_the_first_message_and_beside_one_that_is_there(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(["record", "record-2", "record-3"], start=1):
@@ -248,6 +279,8 @@ def test_two_at_once_never_share_a_record(tmp_path):
         ({"strategy": object()}, TypeError, "curious_grid"),
         ({"largest_reply": 0}, ValueError, "largest_reply must be"),
         ({"message_type": ""}, ValueError, "message_type must be"),
+        ({"holds": "gradients"}, ValueError, "holds must be one of 'gradient', 'delta', 'weights', or None"),
+        ({"identity": ""}, ValueError, "identity must be a name such as 'partition-id'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_one_line(tmp_path, wrong, error, says):
