@@ -15,9 +15,9 @@ from metaleak.defenses.randomness import RandomSource
 class Selection(BaseModel):
     """Sends the tensors whose name matches one of the patterns `names` and zeros for all others.
 
-    A pattern is a shell's: `*` any text, `?` one sign, `[ab]` one of these; the default is the last layer alone,
-    called `head` in all our models. What is never sent is never trained: the rest of the network stays as it was
-    initialized. A structural defense without a privacy guarantee.
+    A pattern is a shell's: `*` any text, `?` one sign, `[ab]` one of these; the default is the last layer as
+    the built-in models call it, while a module of your own gives it a name of its own. What is never sent is never
+    trained: the rest of the network stays as it was initialized. A structural defense without a privacy guarantee.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

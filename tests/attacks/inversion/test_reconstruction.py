@@ -26,7 +26,7 @@ from metaleak.attacks.inversion.starts import start_blurred
 from metaleak.attacks.observation import Observation
 from metaleak.clients.episode import Episode
 from metaleak.clients.models import MLP, Conv4, LeNet
-from metaleak.clients.rules import MAML
+from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile
 
 WAYS, LEARNERS = 5, 20
 
@@ -174,6 +174,14 @@ def test_labels_can_be_unknown(world):
 def test_other_rules_and_activations_give_finite_answers(rule):
     small = make_world(model=MLP(hidden=(16,), activation="softplus", bias=False), rule=rule)
     answers = support_attack(fit=3, iterations=3)(small.knowing_all(), small.targets("support"), seed=1)
+    assert answers.scores.isfinite().all()
+
+
+@pytest.mark.parametrize("rule", [Reptile(inner_steps=2), FedSGD(), FedAvg(epochs=2, batch=4)], ids=str)
+@pytest.mark.parametrize("knows", ["labels", "nothing"])
+def test_rules_that_know_no_two_sets_are_inverted_with_and_without_labels(rule, knows):
+    small = make_world(model=MLP(hidden=(16,)), rule=rule)
+    answers = query_attack(knows=knows, fit=3, iterations=3)(small.observation, small.targets("query"), seed=1)
     assert answers.scores.isfinite().all()
 
 

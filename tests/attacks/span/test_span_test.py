@@ -306,7 +306,7 @@ def own_module(normalized=False):
 def test_it_works_on_a_torch_module_whose_first_layer_is_dense(asks, coefficients, normalized):
     model = own_module(normalized)
     assert SpanTest().applies_to(model)
-    # Twelve and a half times the learning rate: that many times larger is a normalized image's square.
+    # A normalized image is some ten times longer, squared: a smaller step adapts as much.
     rule = MAML(inner_rate=0.03) if normalized else MAML()
     assert found(asks, model=model, rule=rule, coefficients=coefficients)[0] > 0.99
 
