@@ -25,7 +25,7 @@ from metaleak.deploy.report.rows import (
 from metaleak.deploy.report.settings import ASKED, Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.report.tables import LEVELS, bytes_text, epsilon_text
 from metaleak.deploy.report.verdict import verdict
-from metaleak.deploy.results.reading import AttackFiles, RunResult, SuiteResult, read
+from metaleak.deploy.results.reading import AttackFiles, Results, RunResult, read
 from metaleak.deploy.results.schema import Round
 from metaleak.server.record.whole_file import write_whole
 
@@ -58,12 +58,12 @@ def write_report(path: Path, out: Path | None = None, progress: Progress | None 
     return target
 
 
-def render(result: RunResult | SuiteResult, progress: Progress | None = None) -> str:
+def render(result: Results, progress: Progress | None = None) -> str:
     """Return the report as the text of an HTML page."""
     rows = comparison_rows(result)
     found = settings(rows_of(result))
-    suite = isinstance(result, SuiteResult)
-    runs = list(result.runs.values()) if isinstance(result, SuiteResult) else [result]
+    suite = result.cells is not None
+    runs = list(result.runs.values())
     pages = []
     for index, run in enumerate(runs):
         pages.append(_run_page(index, run, rows))

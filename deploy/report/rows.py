@@ -16,7 +16,7 @@ from metaleak.deploy.config.defense_words import (
     describe_strength,
     describe_structure,
 )
-from metaleak.deploy.results.reading import AttackFiles, RunResult, SuiteResult
+from metaleak.deploy.results.reading import AttackFiles, Results, RunResult
 from metaleak.deploy.results.schema import AttackResult, Cell
 
 _CLEARLY = 0.05
@@ -107,17 +107,16 @@ def leak(auc: float) -> float:
     return max(auc, 1 - auc)
 
 
-def rows_of(result: RunResult | SuiteResult) -> list[Row]:
+def rows_of(result: Results) -> list[Row]:
     """Return the rows of a run (one an attack) or a suite (one a cell, failed ones too), in their own order."""
-    if isinstance(result, SuiteResult):
-        rows = [_cell_row(cell, result) for cell in result.cells]
+    if result.cells is not None:
+        rows = [_cell_row(cell, result.runs.get(cell.run)) for cell in result.cells]
     else:
-        attacks: Sequence[AttackFiles | None] = result.attacks or (None,)
-        rows = [_run_row(result, attack) for attack in attacks]
+        rows = [_run_row(run, attack) for run in result.runs.values() for attack in run.attacks or (None,)]
     return _with_settings(_with_structures(rows))
 
 
-def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
+def comparison_rows(result: Results) -> list[Row]:
     """Return the rows of `result` so that those of one setting and attack stand together.
 
     Of those the undefended come first, then by defense and rising scale.
@@ -147,7 +146,7 @@ def level_text(level: str) -> str:
     return f"{float(level) * 100:g} %"
 
 
-def comparison_table(result: RunResult | SuiteResult) -> Table:
+def comparison_table(result: Results) -> Table:
     """Return the comparison as a table for a terminal of 80 columns or more, each rate with its 95 % interval.
 
     The TPRs stand in the order of `FPR_LEVELS`, a dash where there are too few non-members; the report has more.
@@ -185,8 +184,7 @@ def _run_row(run: RunResult, attack: AttackFiles | None) -> Row:
     return Row(*_words(_defenses(run.config)), (), attack.name if attack else "–", status, error, config, run, attack)
 
 
-def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
-    run = suite.runs.get(cell.run)
+def _cell_row(cell: Cell, run: RunResult | None) -> Row:
     attack = next((one for one in run.attacks if one.name == cell.attack), None) if run else None
     defenses = cell.defenses or (_defenses(run.config) if run else ())
     error: str | None

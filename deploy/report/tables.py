@@ -7,14 +7,14 @@ from rich.text import Text
 
 from metaleak.deploy.report.rows import level_text, rate_text, rows_of
 from metaleak.deploy.report.settings import ASKED, Asked, Line, Setting, condition_of_epsilon, knows, settings
-from metaleak.deploy.results.reading import SuiteResult
+from metaleak.deploy.results.reading import Results
 from metaleak.deploy.simulate.record_size import size_text
 
 LEVELS = ("0.001", "0.01")
 """The false-positive rates whose true-positive rates stand in the tables."""
 
 
-def setting_tables(result: SuiteResult) -> list[Table]:
+def setting_tables(result: Results) -> list[Table]:
     """Return one table a setting, for a terminal of 100 columns or more; below the last, what each attack knows
     and, where an epsilon is promised, what the promise rests on."""
     rows = rows_of(result)
