@@ -18,6 +18,7 @@ from metaleak.deploy.report.rows import (
     comparison_rows,
     describe_run,
     level_text,
+    measure_text,
     needs_text,
     rate_text,
     rows_of,
@@ -26,7 +27,7 @@ from metaleak.deploy.report.settings import ASKED, Setting, condition_of_epsilon
 from metaleak.deploy.report.tables import LEVELS, bytes_text, epsilon_text
 from metaleak.deploy.report.verdict import verdict
 from metaleak.deploy.results.reading import AttackFiles, Results, RunResult, read
-from metaleak.deploy.results.schema import Round
+from metaleak.deploy.results.schema import Round, tpr_at
 from metaleak.server.record.whole_file import write_whole
 
 Progress = Callable[[int, int], None]
@@ -94,11 +95,13 @@ def render(result: Results, progress: Progress | None = None) -> str:
             for row in rows
             if row.status not in ("done", "not applicable") and (suite or row.status != "not attacked")
         ],
-        evaluated=[row for row in rows if row.evaluation],
+        evaluated=[row for row in rows if row.headline],
         frontiers=list(frontiers(found)),
         rocs=list(rocs(rows)),
         levels=FPR_LEVELS,
         level_text=level_text,
+        measure_text=measure_text,
+        tpr_at=tpr_at,
         needs_text=needs_text,
         rate_text=rate_text,
         bytes_text=bytes_text,
@@ -109,18 +112,19 @@ def render(result: Results, progress: Progress | None = None) -> str:
 
 
 def frontiers(found: Sequence[Setting]) -> Iterable[Markup]:
-    """Yield one panel a setting: the strongest attack's AUC against adapted accuracy, a point a defense and scale."""
+    """Yield one panel a setting and headline: the strongest attack against adapted accuracy, a point a line."""
     for setting in found:
-        best = setting.frontier()
-        points = [
-            FrontierPoint(
-                line.rows[0].defense_name, line.rows[0].scale, line.accuracy, strongest.strength, line in best
-            )
-            for line in setting.lines
-            if line.accuracy and (strongest := line.strongest())
-        ]
-        if points:
-            yield frontier(setting.title, points)
+        for measure in setting.measures:
+            best = setting.frontier(measure)
+            points = [
+                FrontierPoint(
+                    line.rows[0].defense_name, line.rows[0].scale, line.accuracy, strongest.strength, line in best
+                )
+                for line in setting.lines
+                if line.accuracy and (strongest := line.strongest(measure=measure))
+            ]
+            if points:
+                yield frontier(setting.title, points)
 
 
 def rocs(rows: Sequence[Row]) -> Iterable[Markup]:

@@ -17,7 +17,7 @@ from metaleak.deploy.config.defense_words import (
     describe_structure,
 )
 from metaleak.deploy.results.reading import AttackFiles, Results, RunResult
-from metaleak.deploy.results.schema import AttackResult, Cell
+from metaleak.deploy.results.schema import AttackResult, Cell, Measure
 
 _CLEARLY = 0.05
 """A statistic's AUC must beat the score's by this much to be worth a word beside it."""
@@ -70,6 +70,16 @@ class Row:
     def evaluation(self) -> Evaluation | None:
         """What the attack achieved, if it was evaluated."""
         return self.attack_result.evaluation if self.attack_result else None
+
+    @property
+    def headline(self) -> Measure | None:
+        """The measure by which the attack is compared with others, if it was measured."""
+        return self.attack_result.headline if self.attack_result else None
+
+    def measure(self, name: str) -> Measure | None:
+        """Return the attack's measure of this name, if it was measured."""
+        measures = self.attack_result.measures if self.attack_result else ()
+        return next((one for one in measures if one.name == name), None)
 
     @property
     def accuracy(self) -> Estimate | None:
@@ -129,11 +139,17 @@ def describe_run(run: RunResult) -> str:
     return _run_row(run, None).label
 
 
-def rate_text(estimate: Estimate, percent: bool = False) -> tuple[str, str]:
+def rate_text(estimate: Estimate | Measure, percent: bool = False) -> tuple[str, str]:
     """Return a rate and its interval: ("0.993", "0.988–0.997"), or in per cent ("99.3 %", "98.8–99.7")."""
     factor, digits, unit = (100, 1, " %") if percent else (1, 3, "")
     low, high = (f"{bound * factor:.{digits}f}" for bound in (estimate.low, estimate.high))
     return f"{estimate.value * factor:.{digits}f}{unit}", f"{low}–{high}"
+
+
+def measure_text(measure: Measure) -> str:
+    """Return a measure with its name and interval: "PSNR 23.1, 22.0–24.0"."""
+    value, interval = rate_text(measure)
+    return f"{measure.name} {value}, {interval}"
 
 
 def needs_text(level: str) -> str:
@@ -168,6 +184,9 @@ def comparison_table(result: Results) -> Table:
             if row.betrayed:
                 auc.append(f"\nbut {row.betrayed[0]} {row.betrayed[1]:.3f}", style="bold red")
             counts = f"{evaluation.members} + {evaluation.non_members}"
+        elif row.headline:
+            tpr = counts = "–"
+            auc = Text(measure_text(row.headline).replace(", ", "\n"))
         else:
             tpr = counts = "–"
             auc = Text(f"{row.status}: {row.error}" if row.error else row.status, style="bold red")
@@ -178,7 +197,7 @@ def comparison_table(result: Results) -> Table:
 
 def _run_row(run: RunResult, attack: AttackFiles | None) -> Row:
     status, error = str(run.state.status), run.state.error
-    if status == "done" and (attack is None or attack.result.evaluation is None):
+    if status == "done" and (attack is None or attack.result.headline is None):
         status = "not attacked" if attack is None else "not evaluated"
     config = _with_targets(run.config, attack.result.targets if attack else {})
     return Row(*_words(_defenses(run.config)), (), attack.name if attack else "–", status, error, config, run, attack)

@@ -6,8 +6,9 @@ from rich.table import Table
 from rich.text import Text
 
 from metaleak.deploy.report.rows import level_text, rate_text, rows_of
-from metaleak.deploy.report.settings import ASKED, Asked, Line, Setting, condition_of_epsilon, knows, settings
+from metaleak.deploy.report.settings import ASKED, Asked, Found, Line, Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.results.reading import Results
+from metaleak.deploy.results.schema import tpr_at
 from metaleak.deploy.simulate.record_size import size_text
 
 LEVELS = ("0.001", "0.01")
@@ -47,9 +48,9 @@ def epsilon_text(line: Line) -> str:
 def tpr_text(line: Line, asked: Asked) -> str:
     """Return the strongest attack's true-positive rates at `LEVELS` in per cent, a dash where unresolved."""
     found = line.strongest(asked)
-    if found is None or found.row.evaluation is None:
+    if found is None:
         return "–"
-    rates = [found.row.evaluation.tpr.get(level) for level in LEVELS]
+    rates = [found.row.measure(tpr_at(level)) for level in LEVELS]
     return " / ".join(f"{100 * rate.value:.1f}" if rate else "–" for rate in rates)
 
 
@@ -59,6 +60,7 @@ def _table(setting: Setting) -> Table:
     columns = ["defense", "bytes", "accuracy"]
     for asked in ASKED:
         columns += [f"{asked}: AUC", f"TPR % at {levels} % FPR"]
+    columns += setting.other_measures
     for column in (*columns, "epsilon"):
         # Folded in a narrow terminal: half an interval would mislead.
         table.add_column(column, overflow="fold")
@@ -75,13 +77,14 @@ def _table(setting: Setting) -> Table:
             "\n".join(rate_text(line.accuracy, percent=True)) if line.accuracy else "–",
         ]
         for asked in ASKED:
-            cells += [_auc(line, asked), tpr_text(line, asked)]
+            cells += [_strongest(line.strongest(asked)), tpr_text(line, asked)]
+        cells += [_strongest(line.strongest(measure=name)) for name in setting.other_measures]
         table.add_row(*cells, Text(epsilon_text(line), style="bold red" if broken else ""), end_section=True)
     return table
 
 
-def _auc(line: Line, asked: Asked) -> Text:
-    if (found := line.strongest(asked)) is None:
+def _strongest(found: Found | None) -> Text:
+    if found is None:
         return Text("–")
     lines: Sequence[str] = (*rate_text(found.strength), found.row.attack + (" reversed" if found.reversed else ""))
     return Text("\n".join(lines))
