@@ -41,11 +41,6 @@ MOST_MODULES = 15
 MOST_LINES = 300
 LONGER = {
     "attacks/inversion/reconstruction.py": "the settings of all reconstructions and what becomes of each",
-<<<<<<< HEAD
-    "deploy/simulate/launch.py": "one simulation from its start to its end",
-=======
-    "server/curious/recorder.py": "what both of the curious server's doors share",
->>>>>>> 16fe673 (Draw the rooms anew, and drop the reason for a module that is short now)
 }
 """The modules that are longer than `MOST_LINES`, and why."""
 
