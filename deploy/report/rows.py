@@ -1,13 +1,10 @@
-"""The comparison: one row a defense, scale and attack, from a run or a suite; its table for a terminal."""
+"""The comparison: one row a defense, scale and attack, from a run or a suite."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from metaleak.attacks.evaluation.membership import FPR_LEVELS, Estimate, Evaluation
+from metaleak.attacks.evaluation.membership import Estimate, Evaluation
 from metaleak.attacks.evaluation.roc import non_members_needed
 from metaleak.deploy.config.defense_words import (
     RULE_STRUCTURE,
@@ -160,39 +157,6 @@ def needs_text(level: str) -> str:
 def level_text(level: str) -> str:
     """Return a false-positive rate in per cent: "0.001" is "0.1 %"."""
     return f"{float(level) * 100:g} %"
-
-
-def comparison_table(result: Results) -> Table:
-    """Return the comparison as a table for a terminal of 80 columns or more, each rate with its 95 % interval.
-
-    The TPRs stand in the order of `FPR_LEVELS`, a dash where there are too few non-members; the report has more.
-    """
-    rows = comparison_rows(result)
-    needed = "; ".join(f"{level_text(level)} {needs_text(level)}" for level in FPR_LEVELS)
-    table = Table(
-        title="What each defense leaves to the attacker, and what it costs", caption=f"TPR at a FPR of {needed}."
-    )
-    levels = " / ".join(level_text(level).removesuffix(" %") for level in FPR_LEVELS)
-    for column in ("defense", "attack", "AUC", f"TPR % at {levels} % FPR", "adapted accuracy", "n"):
-        table.add_column(column)
-    for row in rows:
-        accuracy = "\n".join(rate_text(row.accuracy, percent=True)) if row.accuracy else "–"
-        if evaluation := row.evaluation:
-            rates = [evaluation.tpr.get(level) for level in FPR_LEVELS]
-            tpr = " / ".join(f"{100 * rate.value:.0f}" if rate else "–" for rate in rates)
-            auc = Text("\n".join(rate_text(evaluation.auc)))
-            if row.betrayed:
-                auc.append(f"\nbut {row.betrayed[0]} {row.betrayed[1]:.3f}", style="bold red")
-            counts = f"{evaluation.members} + {evaluation.non_members}"
-        elif row.headline:
-            tpr = counts = "–"
-            auc = Text(measure_text(row.headline).replace(", ", "\n"))
-        else:
-            tpr = counts = "–"
-            auc = Text(f"{row.status}: {row.error}" if row.error else row.status, style="bold red")
-        shown = [Text(row.label), Text(row.attack), auc, Text(tpr), Text(accuracy), Text(counts)]
-        table.add_row(*shown, end_section=True)
-    return table
 
 
 def _run_row(run: RunResult, attack: AttackFiles | None) -> Row:

@@ -10,9 +10,9 @@ from rich.console import Console
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.deploy.report.leaderboard import leaderboard, write_leaderboard
 from metaleak.deploy.report.page import write_report
-from metaleak.deploy.report.rows import comparison_table, rows_of
+from metaleak.deploy.report.rows import rows_of
 from metaleak.deploy.report.settings import settings
-from metaleak.deploy.report.tables import setting_tables
+from metaleak.deploy.report.tables import comparison_table, setting_tables
 from metaleak.deploy.report.verdict import verdict
 from metaleak.deploy.results.json_file import write_json
 from metaleak.deploy.results.reading import read_attack, read_suite
