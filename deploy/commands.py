@@ -22,11 +22,11 @@ from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
 from metaleak.deploy.report.leaderboard import write_leaderboard
 from metaleak.deploy.report.page import write_report
-from metaleak.deploy.report.rows import comparison_table
-from metaleak.deploy.report.tables import setting_tables
+from metaleak.deploy.report.tables import comparison_table, setting_tables
 from metaleak.deploy.results.reading import read, read_attack, read_run, read_suite
-from metaleak.deploy.simulate.launch import RoundDone, resume, simulate
+from metaleak.deploy.simulate.launch import resume, simulate
 from metaleak.deploy.simulate.record_size import free_bytes, record_bytes, size_text
+from metaleak.deploy.simulate.rounds import RoundDone
 from metaleak.deploy.simulate.run_directory import RunDirectory
 from metaleak.deploy.suites.benchmark import Standing, benchmark
 

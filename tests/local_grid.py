@@ -9,8 +9,9 @@ from flwr.clientapp import ClientApp
 from metaleak.clients import client_app
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.engines.local_engine import LocalGrid as PlainGrid
-from metaleak.deploy.simulate.launch import RoundDone, Simulation
+from metaleak.deploy.simulate.rounds import RoundDone
 from metaleak.deploy.simulate.run_directory import RunDirectory
+from metaleak.deploy.simulate.simulation import Simulation
 
 
 class LocalGrid(PlainGrid):

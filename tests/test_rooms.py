@@ -40,7 +40,6 @@ MOST_MODULES = 15
 MOST_LINES = 300
 LONGER = {
     "attacks/inversion/reconstruction.py": "the settings of all reconstructions and what becomes of each",
-    "deploy/simulate/launch.py": "one simulation from its start to its end",
 }
 """The modules that are longer than `MOST_LINES`, and why."""
 

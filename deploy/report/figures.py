@@ -21,6 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.attacks.evaluation.roc import Bools, Floats, roc_curve
+from metaleak.deploy.results.schema import AUC, Measure
 
 SERIES = 8
 """How many colors a figure has; the page's style sheet gives each, `--c0` and on, for light and dark."""
@@ -59,15 +60,15 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A defense at a scale: what it costs (`accuracy`) and what it leaves to the strongest attacker (`auc`).
+    """A defense at a scale: what it costs (`accuracy`) and what it leaves to the strongest attacker (`leak`).
 
-    `best` when no other point of the figure has both more accuracy and a lower AUC.
+    `best` when no other point of the figure has both more accuracy and a weaker attacker.
     """
 
     series: str
     scale: str
     accuracy: Estimate
-    auc: Estimate
+    leak: Measure
     best: bool
 
 
@@ -82,19 +83,20 @@ class Curve:
 
 
 def frontier(title: str, points: Sequence[FrontierPoint]) -> Markup:
-    """Return attack AUC against adapted accuracy with 95 % intervals; the best points are joined."""
-    best = sorted((point.accuracy.value, point.auc.value) for point in points if point.best)
-    about = "the strongest attack's AUC against adapted accuracy"
+    """Return what attacks measure against adapted accuracy with 95 % intervals; the best points are joined."""
+    best = sorted((point.accuracy.value, point.leak.value) for point in points if point.best)
+    measure = points[0].leak
+    about = f"the strongest attack's {measure.name} against adapted accuracy"
     with _figure(title, len({point.series for point in points}) + 1, about) as (axes, svg):
         axes.plot(*zip(*best, strict=True), color=_INK, linewidth=1, alpha=0.55, zorder=1, label="best trade-offs")
         for index, series in enumerate(dict.fromkeys(point.series for point in points)):
             own = [point for point in points if point.series == series]
-            x, y = ([getattr(point, axis).value for point in own] for axis in ("accuracy", "auc"))
+            x, y = ([getattr(point, axis).value for point in own] for axis in ("accuracy", "leak"))
             axes.errorbar(
                 x,
                 y,
                 xerr=_whiskers([point.accuracy for point in own]),
-                yerr=_whiskers([point.auc for point in own]),
+                yerr=_whiskers([point.leak for point in own]),
                 color=_COLORS[index % SERIES],
                 marker=_MARKERS[index % len(_MARKERS)],
                 markersize=5,
@@ -107,12 +109,15 @@ def frontier(title: str, points: Sequence[FrontierPoint]) -> Markup:
                 if point.scale:
                     axes.annotate(point.scale, (across, up), (4, 4), textcoords="offset points", fontsize=7.5,
                                   color=_COLORS[index % SERIES])  # fmt: skip
-        axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (2, 2)))
-        axes.annotate("guessing", (0.01, 0.5), (0, 3), xycoords=("axes fraction", "data"),
-                      textcoords="offset points", fontsize=7.5)  # fmt: skip
         axes.set_xlabel("adapted accuracy on held-out tasks (right is better)")
-        axes.set_ylabel("strongest attack's AUC (lower is better)")
-        axes.set_ylim(min([0.45, *(point.auc.low - 0.02 for point in points)]), 1.03)
+        axes.set_ylabel(
+            f"strongest attack's {measure.name} ({'lower' if measure.higher_leaks else 'higher'} is better)"
+        )
+        if measure.name == AUC:
+            axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (2, 2)))
+            axes.annotate("guessing", (0.01, 0.5), (0, 3), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", fontsize=7.5)  # fmt: skip
+            axes.set_ylim(min([0.45, *(point.leak.low - 0.02 for point in points)]), 1.03)
         axes.xaxis.set_major_formatter(FuncFormatter(_percent))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.12)
@@ -237,7 +242,7 @@ def _inline(svg: str, title: str) -> str:
     return svg.replace("<svg ", Markup('<svg role="img" aria-label="{}" ').format(title), 1)
 
 
-def _whiskers(estimates: Sequence[Estimate]) -> Floats:
+def _whiskers(estimates: Sequence[Estimate | Measure]) -> Floats:
     """Return the distances `(2, n)` from each value to the ends of its interval, never negative."""
     below = [max(0.0, estimate.value - estimate.low) for estimate in estimates]
     above = [max(0.0, estimate.high - estimate.value) for estimate in estimates]

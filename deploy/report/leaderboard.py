@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.deploy.report.rows import Row, rows_of
 from metaleak.deploy.results.reading import SuiteResult
-from metaleak.deploy.results.schema import Cell
+from metaleak.deploy.results.schema import AUC, Cell, Measure, tpr_at
 from metaleak.deploy.simulate.run_directory import write_text
 from metaleak.server.record.whole_file import write_whole
 
 NAME = "leaderboard"
 
-_TEXT, _NUMBER, _WHOLE = pa.string(), pa.float64(), pa.int64()
+_TEXT, _NUMBER, _WHOLE, _TRUTH = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
 COLUMNS: Mapping[str, tuple[Any, str]] = {
     "cell": (_TEXT, "the cell's id: a hash of run and attack, the same in every call"),
@@ -44,6 +44,11 @@ COLUMNS: Mapping[str, tuple[Any, str]] = {
     "rounds": (_WHOLE, "recorded rounds that are attacked together"),
     "members": (_WHOLE, "targets that the learner holds"),
     "non_members": (_WHOLE, "targets that no learner holds"),
+    "measure": (_TEXT, "the attack's headline, such as `AUC`: what `value` is"),
+    "value": (_NUMBER, "how much the attack learned, by that measure"),
+    "value_low": (_NUMBER, "lower end of its 95 % interval"),
+    "value_high": (_NUMBER, "upper end"),
+    "higher_leaks": (_TRUTH, "whether a higher `value` means that more was learned"),
     "auc": (_NUMBER, "area under the ROC curve"),
     "auc_low": (_NUMBER, "lower end of its 95 % interval"),
     "auc_high": (_NUMBER, "upper end"),
@@ -95,6 +100,7 @@ def leaderboard(suite: SuiteResult) -> list[dict[str, Any]]:
 def _row(cell: Cell, row: Row) -> dict[str, Any]:
     config, result, task = row.config, row.attack_result, row.config.get("task") or {}
     evaluation, privacy, cost = row.evaluation, result and result.privacy, result and result.cost
+    headline = row.headline
     attack = dict(result.attack if result else cell.attack_config)
     plain = {
         "cell": cell.id,
@@ -117,9 +123,12 @@ def _row(cell: Cell, row: Row) -> dict[str, Any]:
         "rounds": result and result.rounds,
         "members": evaluation and evaluation.members,
         "non_members": evaluation and evaluation.non_members,
-        **_interval("auc", evaluation.auc if evaluation else None),
-        **_interval("tpr_0.001", evaluation.tpr.get("0.001") if evaluation else None),
-        **_interval("tpr_0.01", evaluation.tpr.get("0.01") if evaluation else None),
+        "measure": headline and headline.name,
+        **_interval("value", headline),
+        "higher_leaks": headline and headline.higher_leaks,
+        **_interval("auc", row.measure(AUC)),
+        **_interval("tpr_0.001", row.measure(tpr_at("0.001"))),
+        **_interval("tpr_0.01", row.measure(tpr_at("0.01"))),
         **_interval("accuracy", row.accuracy),
         "bytes_per_learner": cost and cost.bytes_per_learner,
         "dense_bytes": cost and cost.dense_bytes,
@@ -143,6 +152,6 @@ def _named(key: str, config: Mapping[str, Any], settings: bool = True) -> dict[s
     return {key: name, f"{key}_settings": json.dumps(plain)} if settings else {key: name}
 
 
-def _interval(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+def _interval(name: str, estimate: Estimate | Measure | None) -> dict[str, float | None]:
     ends = {"": "value", "_low": "low", "_high": "high"}
     return {f"{name}{end}": getattr(estimate, field) if estimate else None for end, field in ends.items()}

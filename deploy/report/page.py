@@ -18,6 +18,7 @@ from metaleak.deploy.report.rows import (
     comparison_rows,
     describe_run,
     level_text,
+    measure_text,
     needs_text,
     rate_text,
     rows_of,
@@ -25,8 +26,8 @@ from metaleak.deploy.report.rows import (
 from metaleak.deploy.report.settings import ASKED, Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.report.tables import LEVELS, bytes_text, epsilon_text
 from metaleak.deploy.report.verdict import verdict
-from metaleak.deploy.results.reading import AttackFiles, RunResult, SuiteResult, read
-from metaleak.deploy.results.schema import Round
+from metaleak.deploy.results.reading import AttackFiles, Results, RunResult, read
+from metaleak.deploy.results.schema import Round, tpr_at
 from metaleak.server.record.whole_file import write_whole
 
 Progress = Callable[[int, int], None]
@@ -58,12 +59,12 @@ def write_report(path: Path, out: Path | None = None, progress: Progress | None 
     return target
 
 
-def render(result: RunResult | SuiteResult, progress: Progress | None = None) -> str:
+def render(result: Results, progress: Progress | None = None) -> str:
     """Return the report as the text of an HTML page."""
     rows = comparison_rows(result)
     found = settings(rows_of(result))
-    suite = isinstance(result, SuiteResult)
-    runs = list(result.runs.values()) if isinstance(result, SuiteResult) else [result]
+    suite = result.cells is not None
+    runs = list(result.runs.values())
     pages = []
     for index, run in enumerate(runs):
         pages.append(_run_page(index, run, rows))
@@ -94,11 +95,13 @@ def render(result: RunResult | SuiteResult, progress: Progress | None = None) ->
             for row in rows
             if row.status not in ("done", "not applicable") and (suite or row.status != "not attacked")
         ],
-        evaluated=[row for row in rows if row.evaluation],
+        evaluated=[row for row in rows if row.headline],
         frontiers=list(frontiers(found)),
         rocs=list(rocs(rows)),
         levels=FPR_LEVELS,
         level_text=level_text,
+        measure_text=measure_text,
+        tpr_at=tpr_at,
         needs_text=needs_text,
         rate_text=rate_text,
         bytes_text=bytes_text,
@@ -109,18 +112,19 @@ def render(result: RunResult | SuiteResult, progress: Progress | None = None) ->
 
 
 def frontiers(found: Sequence[Setting]) -> Iterable[Markup]:
-    """Yield one panel a setting: the strongest attack's AUC against adapted accuracy, a point a defense and scale."""
+    """Yield one panel a setting and headline: the strongest attack against adapted accuracy, a point a line."""
     for setting in found:
-        best = setting.frontier()
-        points = [
-            FrontierPoint(
-                line.rows[0].defense_name, line.rows[0].scale, line.accuracy, strongest.strength, line in best
-            )
-            for line in setting.lines
-            if line.accuracy and (strongest := line.strongest())
-        ]
-        if points:
-            yield frontier(setting.title, points)
+        for measure in setting.measures:
+            best = setting.frontier(measure)
+            points = [
+                FrontierPoint(
+                    line.rows[0].defense_name, line.rows[0].scale, line.accuracy, strongest.strength, line in best
+                )
+                for line in setting.lines
+                if line.accuracy and (strongest := line.strongest(measure=measure))
+            ]
+            if points:
+                yield frontier(setting.title, points)
 
 
 def rocs(rows: Sequence[Row]) -> Iterable[Markup]:

@@ -1,13 +1,10 @@
-"""The comparison: one row a defense, scale and attack, from a run or a suite; its table for a terminal."""
+"""The comparison: one row a defense, scale and attack, from a run or a suite."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from metaleak.attacks.evaluation.membership import FPR_LEVELS, Estimate, Evaluation
+from metaleak.attacks.evaluation.membership import Estimate, Evaluation
 from metaleak.attacks.evaluation.roc import non_members_needed
 from metaleak.deploy.config.defense_words import (
     RULE_STRUCTURE,
@@ -16,8 +13,8 @@ from metaleak.deploy.config.defense_words import (
     describe_strength,
     describe_structure,
 )
-from metaleak.deploy.results.reading import AttackFiles, RunResult, SuiteResult
-from metaleak.deploy.results.schema import AttackResult, Cell
+from metaleak.deploy.results.reading import AttackFiles, Results, RunResult
+from metaleak.deploy.results.schema import AttackResult, Cell, Measure
 
 _CLEARLY = 0.05
 """A statistic's AUC must beat the score's by this much to be worth a word beside it."""
@@ -72,6 +69,16 @@ class Row:
         return self.attack_result.evaluation if self.attack_result else None
 
     @property
+    def headline(self) -> Measure | None:
+        """The measure by which the attack is compared with others, if it was measured."""
+        return self.attack_result.headline if self.attack_result else None
+
+    def measure(self, name: str) -> Measure | None:
+        """Return the attack's measure of this name, if it was measured."""
+        measures = self.attack_result.measures if self.attack_result else ()
+        return next((one for one in measures if one.name == name), None)
+
+    @property
     def accuracy(self) -> Estimate | None:
         """The run's last adapted accuracy, if it was measured."""
         return self.run.accuracy if self.run else None
@@ -107,17 +114,16 @@ def leak(auc: float) -> float:
     return max(auc, 1 - auc)
 
 
-def rows_of(result: RunResult | SuiteResult) -> list[Row]:
+def rows_of(result: Results) -> list[Row]:
     """Return the rows of a run (one an attack) or a suite (one a cell, failed ones too), in their own order."""
-    if isinstance(result, SuiteResult):
-        rows = [_cell_row(cell, result) for cell in result.cells]
+    if result.cells is not None:
+        rows = [_cell_row(cell, result.runs.get(cell.run)) for cell in result.cells]
     else:
-        attacks: Sequence[AttackFiles | None] = result.attacks or (None,)
-        rows = [_run_row(result, attack) for attack in attacks]
+        rows = [_run_row(run, attack) for run in result.runs.values() for attack in run.attacks or (None,)]
     return _with_settings(_with_structures(rows))
 
 
-def comparison_rows(result: RunResult | SuiteResult) -> list[Row]:
+def comparison_rows(result: Results) -> list[Row]:
     """Return the rows of `result` so that those of one setting and attack stand together.
 
     Of those the undefended come first, then by defense and rising scale.
@@ -130,11 +136,17 @@ def describe_run(run: RunResult) -> str:
     return _run_row(run, None).label
 
 
-def rate_text(estimate: Estimate, percent: bool = False) -> tuple[str, str]:
+def rate_text(estimate: Estimate | Measure, percent: bool = False) -> tuple[str, str]:
     """Return a rate and its interval: ("0.993", "0.988–0.997"), or in per cent ("99.3 %", "98.8–99.7")."""
     factor, digits, unit = (100, 1, " %") if percent else (1, 3, "")
     low, high = (f"{bound * factor:.{digits}f}" for bound in (estimate.low, estimate.high))
     return f"{estimate.value * factor:.{digits}f}{unit}", f"{low}–{high}"
+
+
+def measure_text(measure: Measure) -> str:
+    """Return a measure with its name and interval: "PSNR 23.1, 22.0–24.0"."""
+    value, interval = rate_text(measure)
+    return f"{measure.name} {value}, {interval}"
 
 
 def needs_text(level: str) -> str:
@@ -147,46 +159,15 @@ def level_text(level: str) -> str:
     return f"{float(level) * 100:g} %"
 
 
-def comparison_table(result: RunResult | SuiteResult) -> Table:
-    """Return the comparison as a table for a terminal of 80 columns or more, each rate with its 95 % interval.
-
-    The TPRs stand in the order of `FPR_LEVELS`, a dash where there are too few non-members; the report has more.
-    """
-    rows = comparison_rows(result)
-    needed = "; ".join(f"{level_text(level)} {needs_text(level)}" for level in FPR_LEVELS)
-    table = Table(
-        title="What each defense leaves to the attacker, and what it costs", caption=f"TPR at a FPR of {needed}."
-    )
-    levels = " / ".join(level_text(level).removesuffix(" %") for level in FPR_LEVELS)
-    for column in ("defense", "attack", "AUC", f"TPR % at {levels} % FPR", "adapted accuracy", "n"):
-        table.add_column(column)
-    for row in rows:
-        accuracy = "\n".join(rate_text(row.accuracy, percent=True)) if row.accuracy else "–"
-        if evaluation := row.evaluation:
-            rates = [evaluation.tpr.get(level) for level in FPR_LEVELS]
-            tpr = " / ".join(f"{100 * rate.value:.0f}" if rate else "–" for rate in rates)
-            auc = Text("\n".join(rate_text(evaluation.auc)))
-            if row.betrayed:
-                auc.append(f"\nbut {row.betrayed[0]} {row.betrayed[1]:.3f}", style="bold red")
-            counts = f"{evaluation.members} + {evaluation.non_members}"
-        else:
-            tpr = counts = "–"
-            auc = Text(f"{row.status}: {row.error}" if row.error else row.status, style="bold red")
-        shown = [Text(row.label), Text(row.attack), auc, Text(tpr), Text(accuracy), Text(counts)]
-        table.add_row(*shown, end_section=True)
-    return table
-
-
 def _run_row(run: RunResult, attack: AttackFiles | None) -> Row:
     status, error = str(run.state.status), run.state.error
-    if status == "done" and (attack is None or attack.result.evaluation is None):
+    if status == "done" and (attack is None or attack.result.headline is None):
         status = "not attacked" if attack is None else "not evaluated"
     config = _with_targets(run.config, attack.result.targets if attack else {})
     return Row(*_words(_defenses(run.config)), (), attack.name if attack else "–", status, error, config, run, attack)
 
 
-def _cell_row(cell: Cell, suite: SuiteResult) -> Row:
-    run = suite.runs.get(cell.run)
+def _cell_row(cell: Cell, run: RunResult | None) -> Row:
     attack = next((one for one in run.attacks if one.name == cell.attack), None) if run else None
     defenses = cell.defenses or (_defenses(run.config) if run else ())
     error: str | None

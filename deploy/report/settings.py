@@ -8,7 +8,7 @@ from typing import Any, Literal
 from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.deploy.config.defense_words import RULE_STRUCTURE
 from metaleak.deploy.report.rows import Row, flattened, short_key
-from metaleak.deploy.results.schema import Cost, Privacy
+from metaleak.deploy.results.schema import AUC, Cost, Measure, Privacy
 
 Asked = Literal["query", "support"]
 ASKED: tuple[Asked, ...] = ("query", "support")
@@ -27,15 +27,20 @@ _SECRET_NOISE = (
 
 @dataclass(frozen=True)
 class Found:
-    """What one attack achieved: `strength` is its AUC, from 0.5 on where it clearly ranks members lower."""
+    """What one attack achieved: `strength` is its headline; an AUC is reversed where members rank clearly lower."""
 
     row: Row
-    strength: Estimate
+    strength: Measure
 
     @property
     def reversed(self) -> bool:
         """Whether the attack ranks members below others."""
-        return self.row.evaluation is not None and self.strength.value != self.row.evaluation.auc.value
+        return self.row.headline is not None and self.strength.value != self.row.headline.value
+
+    @property
+    def leak(self) -> float:
+        """The strength, negative where lower leaks more: of two the higher is the stronger."""
+        return self.strength.value if self.strength.higher_leaks else -self.strength.value
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +74,21 @@ class Line:
         best = max(known, key=lambda one: one.lower_bound, default=None)
         return best and best.model_copy(update={"gaussian_lower_bound": max(gaussian, default=None)})
 
-    def strongest(self, asked: Asked | None = None) -> Found | None:
-        """Return the strongest attack on the set `asked`, or on either, by the AUC; `None` when none was evaluated.
+    def strongest(self, asked: Asked | None = None, measure: str = AUC) -> Found | None:
+        """Return the strongest attack on the set `asked`, or on any, of those whose headline is `measure`.
 
+        `None` when there is none.
         The best of several on the same targets: chance favors the attacker a little.
         """
         found = [
-            Found(row, strength(row.evaluation.auc))
+            Found(row, strength(row.headline))
             for row in self.rows
-            if row.evaluation and row.attack_result and asked in (None, row.attack_result.asks)
+            if row.headline
+            and row.headline.name == measure
+            and row.attack_result
+            and asked in (None, row.attack_result.asks)
         ]
-        return max(found, key=lambda one: one.strength.value, default=None)
+        return max(found, key=lambda one: one.leak, default=None)
 
     @property
     def troubles(self) -> list[str]:
@@ -94,10 +103,24 @@ class Setting:
     title: str
     lines: tuple[Line, ...]
 
-    def frontier(self) -> list[Line]:
-        """Return the lines that no other beats in both adapted accuracy and strongest attack, by rising accuracy."""
-        known = [(line, line.accuracy.value, found.strength.value) for line in self.lines
-                 if line.accuracy and (found := line.strongest())]  # fmt: skip
+    @property
+    def measures(self) -> list[str]:
+        """The headlines of its attacks, the AUC first."""
+        names = {row.headline.name for line in self.lines for row in line.rows if row.headline}
+        return sorted(names, key=lambda name: (name != AUC, name))
+
+    @property
+    def other_measures(self) -> list[str]:
+        """The headlines of its attacks that do not ask for membership."""
+        return [name for name in self.measures if name != AUC]
+
+    def frontier(self, measure: str = AUC) -> list[Line]:
+        """Return the lines that no other beats in both adapted accuracy and strongest attack, by rising accuracy.
+
+        Of the attacks those count whose headline is `measure`.
+        """
+        known = [(line, line.accuracy.value, found.leak) for line in self.lines
+                 if line.accuracy and (found := line.strongest(measure=measure))]  # fmt: skip
         best: list[Line] = []
         lowest = float("inf")
         for line, _, leak in sorted(known, key=lambda one: (-one[1], one[2])):
@@ -107,12 +130,15 @@ class Setting:
         return best[::-1]
 
 
-def strength(auc: Estimate) -> Estimate:
-    """Return how well an attack with this AUC tells members from others, whichever it ranks higher.
+def strength(headline: Measure) -> Measure:
+    """Return how much an attack with this headline learned; of an AUC, whichever of both kinds it ranks higher.
 
     An AUC that is below 0.5 with its whole interval counts as its reverse; others, which may be chance, as they are.
     """
-    return Estimate(value=1 - auc.value, low=1 - auc.high, high=1 - auc.low) if auc.high < 0.5 else auc
+    if headline.name != AUC or headline.high >= 0.5:
+        return headline
+    reverse = {"value": 1 - headline.value, "low": 1 - headline.high, "high": 1 - headline.low}
+    return headline.model_copy(update=reverse)
 
 
 def settings(rows: Sequence[Row]) -> list[Setting]:

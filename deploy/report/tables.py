@@ -1,20 +1,22 @@
-"""The tables of a suite for a terminal: one a setting, one line a defense."""
+"""The tables for a terminal: one of all attacks, and of a suite one a setting with a line a defense."""
 
 from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
 
-from metaleak.deploy.report.rows import level_text, rate_text, rows_of
-from metaleak.deploy.report.settings import ASKED, Asked, Line, Setting, condition_of_epsilon, knows, settings
-from metaleak.deploy.results.reading import SuiteResult
+from metaleak.attacks.evaluation.membership import FPR_LEVELS
+from metaleak.deploy.report.rows import comparison_rows, level_text, measure_text, needs_text, rate_text, rows_of
+from metaleak.deploy.report.settings import ASKED, Asked, Found, Line, Setting, condition_of_epsilon, knows, settings
+from metaleak.deploy.results.reading import Results
+from metaleak.deploy.results.schema import tpr_at
 from metaleak.deploy.simulate.record_size import size_text
 
 LEVELS = ("0.001", "0.01")
 """The false-positive rates whose true-positive rates stand in the tables."""
 
 
-def setting_tables(result: SuiteResult) -> list[Table]:
+def setting_tables(result: Results) -> list[Table]:
     """Return one table a setting, for a terminal of 100 columns or more; below the last, what each attack knows
     and, where an epsilon is promised, what the promise rests on."""
     rows = rows_of(result)
@@ -24,6 +26,39 @@ def setting_tables(result: SuiteResult) -> list[Table]:
         tables[-1].caption = "\n".join([*notes, *condition_of_epsilon(rows)])
         tables[-1].caption_justify = "left"
     return tables
+
+
+def comparison_table(result: Results) -> Table:
+    """Return the comparison as a table for a terminal of 80 columns or more, each rate with its 95 % interval.
+
+    The TPRs stand in the order of `FPR_LEVELS`, a dash where there are too few non-members; the report has more.
+    """
+    rows = comparison_rows(result)
+    needed = "; ".join(f"{level_text(level)} {needs_text(level)}" for level in FPR_LEVELS)
+    table = Table(
+        title="What each defense leaves to the attacker, and what it costs", caption=f"TPR at a FPR of {needed}."
+    )
+    levels = " / ".join(level_text(level).removesuffix(" %") for level in FPR_LEVELS)
+    for column in ("defense", "attack", "AUC", f"TPR % at {levels} % FPR", "adapted accuracy", "n"):
+        table.add_column(column)
+    for row in rows:
+        accuracy = "\n".join(rate_text(row.accuracy, percent=True)) if row.accuracy else "–"
+        if evaluation := row.evaluation:
+            rates = [evaluation.tpr.get(level) for level in FPR_LEVELS]
+            tpr = " / ".join(f"{100 * rate.value:.0f}" if rate else "–" for rate in rates)
+            auc = Text("\n".join(rate_text(evaluation.auc)))
+            if row.betrayed:
+                auc.append(f"\nbut {row.betrayed[0]} {row.betrayed[1]:.3f}", style="bold red")
+            counts = f"{evaluation.members} + {evaluation.non_members}"
+        elif row.headline:
+            tpr = counts = "–"
+            auc = Text(measure_text(row.headline).replace(", ", "\n"))
+        else:
+            tpr = counts = "–"
+            auc = Text(f"{row.status}: {row.error}" if row.error else row.status, style="bold red")
+        shown = [Text(row.label), Text(row.attack), auc, Text(tpr), Text(accuracy), Text(counts)]
+        table.add_row(*shown, end_section=True)
+    return table
 
 
 def bytes_text(line: Line) -> str:
@@ -47,9 +82,9 @@ def epsilon_text(line: Line) -> str:
 def tpr_text(line: Line, asked: Asked) -> str:
     """Return the strongest attack's true-positive rates at `LEVELS` in per cent, a dash where unresolved."""
     found = line.strongest(asked)
-    if found is None or found.row.evaluation is None:
+    if found is None:
         return "–"
-    rates = [found.row.evaluation.tpr.get(level) for level in LEVELS]
+    rates = [found.row.measure(tpr_at(level)) for level in LEVELS]
     return " / ".join(f"{100 * rate.value:.1f}" if rate else "–" for rate in rates)
 
 
@@ -59,6 +94,7 @@ def _table(setting: Setting) -> Table:
     columns = ["defense", "bytes", "accuracy"]
     for asked in ASKED:
         columns += [f"{asked}: AUC", f"TPR % at {levels} % FPR"]
+    columns += setting.other_measures
     for column in (*columns, "epsilon"):
         # Folded in a narrow terminal: half an interval would mislead.
         table.add_column(column, overflow="fold")
@@ -75,13 +111,14 @@ def _table(setting: Setting) -> Table:
             "\n".join(rate_text(line.accuracy, percent=True)) if line.accuracy else "–",
         ]
         for asked in ASKED:
-            cells += [_auc(line, asked), tpr_text(line, asked)]
+            cells += [_strongest(line.strongest(asked)), tpr_text(line, asked)]
+        cells += [_strongest(line.strongest(measure=name)) for name in setting.other_measures]
         table.add_row(*cells, Text(epsilon_text(line), style="bold red" if broken else ""), end_section=True)
     return table
 
 
-def _auc(line: Line, asked: Asked) -> Text:
-    if (found := line.strongest(asked)) is None:
+def _strongest(found: Found | None) -> Text:
+    if found is None:
         return Text("–")
     lines: Sequence[str] = (*rate_text(found.strength), found.row.attack + (" reversed" if found.reversed else ""))
     return Text("\n".join(lines))

@@ -5,7 +5,7 @@ from itertools import groupby
 
 from metaleak.attacks.evaluation.membership import Evaluation
 from metaleak.deploy.config.defense_words import UNDEFENDED
-from metaleak.deploy.report.rows import Row, leak, level_text, rate_text
+from metaleak.deploy.report.rows import Row, leak, level_text, measure_text, rate_text
 
 HELD_AUC = 0.60
 """A defense holds an attack when the AUC is no further from guessing than this."""
@@ -17,15 +17,21 @@ HELD_LOSS = 0.03
 def verdict(rows: Sequence[Row]) -> list[str]:
     """Return sentences about `rows`, grouped by attack and setting, in the rows' order.
 
-    Defenses are judged on the point estimates, by the attack's score and by each of its statistics; rows without an
-    evaluation say nothing.
+    Defenses are judged on the point estimates, by the attack's score and by each of its statistics. Of an attack that
+    does not ask for membership its headline is given, without a judgment; rows without a result give no sentence.
     """
     sentences = []
-    for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
+    for (attack, setting), members in groupby(rows, key=lambda row: (row.attack, row.setting)):
+        group = list(members)
         evaluated = [row for row in group if row.evaluation]
         about = f"the {attack} attack ({setting})" if setting else f"the {attack} attack"
         bare = [row for row in evaluated if row.defense == UNDEFENDED]
         defended = [row for row in evaluated if row.defense != UNDEFENDED]
+        sentences += [
+            f"Against {row.label}, {about} reaches {measure_text(row.headline)}."
+            for row in group
+            if row.headline and row.evaluation is None
+        ]
         for row in bare:
             sentences.append(f"Without a defense, {about} {describe(row)}.")
         if len(defended) == 1:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -42,6 +42,25 @@ class AttackFiles:
         return str(self.result.attack.get("name") or self.name)
 
 
+class Results(Protocol):
+    """What reports are about: `runs` by their path, and the `cells` of a suite, `None` where there is no suite."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        ...
+
+    @property
+    def runs(self) -> Mapping[str, "RunResult"]:
+        """The runs that exist, by their path relative to what was read."""
+        ...
+
+    @property
+    def cells(self) -> tuple[Cell, ...] | None:
+        """The cells of a suite."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class RunResult:
     """One run directory: its configuration, how it went, what was measured, what the attacks found."""
@@ -57,6 +76,16 @@ class RunResult:
     def name(self) -> str:
         """The experiment's name, or the directory's."""
         return str(self.config.get("name") or self.path.name)
+
+    @property
+    def runs(self) -> Mapping[str, "RunResult"]:
+        """The run itself."""
+        return {".": self}
+
+    @property
+    def cells(self) -> None:
+        """A run by itself is no cell."""
+        return
 
     @property
     def accuracy(self) -> Estimate | None:
@@ -79,7 +108,7 @@ class SuiteResult:
     runs: Mapping[str, RunResult]
 
 
-def read(path: Path) -> RunResult | SuiteResult:
+def read(path: Path) -> Results:
     """Return the run or suite in directory `path`; `ValueError` when it holds neither, or a damaged part."""
     return read_suite(path) if is_plain(path, SUITE_FILE) else read_run(path)
 

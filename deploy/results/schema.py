@@ -12,6 +12,7 @@ MAX_CELLS = 10_000
 
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -113,11 +114,48 @@ class Cost(Written):
     dense_bytes: Count
 
 
+AUC = "AUC"
+"""The headline of an attack that asks for membership."""
+
+
+def tpr_at(level: str) -> str:
+    """Return the name of the measure that is the true-positive rate at the false-positive rate `level`."""
+    return f"TPR at {level} FPR"
+
+
+class Measure(Written):
+    """A number that says how much an attack learned, with its 95 % interval `[low, high]`.
+
+    The more it leaked, the higher it is, or with `higher_leaks` false the lower. One measure of an attack is its
+    `headline`, by which it is compared with others of the same headline.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=40)]
+    value: Finite
+    low: Finite
+    high: Finite
+    higher_leaks: bool = True
+    headline: bool = False
+
+
+def membership_measures(evaluation: Evaluation) -> tuple[Measure, ...]:
+    """Return the measures of an attack that asks for membership; a rate that is not resolved is left out."""
+    rates = {tpr_at(level): rate for level, rate in evaluation.tpr.items()}
+    named = {AUC: evaluation.auc, **rates, "balanced accuracy": evaluation.balanced_accuracy}
+    return tuple(
+        Measure(name=name, headline=name == AUC, **estimate.model_dump())
+        for name, estimate in named.items()
+        if estimate is not None
+    )
+
+
 class AttackResult(Written):
     """`attack.json`: what one attack on one run was, and what it found.
 
     `attack` and `targets` are its settings, defaults included; `rounds` recorded rounds from `round` on were attacked
-    together. `statistics` are the AUC of each statistic by itself, taking small values for "member".
+    together. `evaluation` is there for an attack that asks for membership, with the AUC of each of its `statistics`
+    by itself, taking small values for "member". `measured` is what else was measured, such as how much
+    reconstructions resemble the truth.
     """
 
     attack: dict[str, Any] = {}
@@ -131,6 +169,17 @@ class AttackResult(Written):
     privacy: Privacy | None = None
     cost: Cost | None = None
     statistics: dict[str, Estimate] = {}
+    measured: Annotated[tuple[Measure, ...], Field(max_length=100)] = ()
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """All measures of the attack."""
+        return (*(membership_measures(self.evaluation) if self.evaluation else ()), *self.measured)
+
+    @property
+    def headline(self) -> Measure | None:
+        """The measure by which the attack is compared with others."""
+        return next((measure for measure in self.measures if measure.headline), None)
 
 
 class Cell(Written):

@@ -23,7 +23,7 @@ from metaleak.server.record.whole_file import numbered
 _FLOWER_LOG = logging.getLogger("flwr")
 
 if TYPE_CHECKING:
-    from metaleak.deploy.simulate.launch import RoundDone
+    from metaleak.deploy.simulate.rounds import RoundDone
 
 
 def experiment_of(context: Context, folder: Path) -> Experiment:
@@ -60,8 +60,8 @@ def flower_server(folder: Path) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         # A node starts a process a message, and needs none of this.
-        from metaleak.deploy.simulate.launch import Simulation
         from metaleak.deploy.simulate.run_directory import RunDirectory
+        from metaleak.deploy.simulate.simulation import Simulation
 
         # Absolute, because the SuperLink may have been started anywhere.
         asked = Path(str(context.run_config.get("out", "runs/flower"))).absolute()

@@ -1,236 +1,21 @@
-"""Running an experiment's simulation: what the server does, and where its actors are."""
+"""Running an experiment's simulation: on Ray actors or in this process, from the start or from its last round."""
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from flwr.app import Array, ArrayRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
-
 from metaleak.clients.app import client_app
-from metaleak.clients.device import torch_device
 from metaleak.deploy.config.experiment import Experiment, simulation_key
 from metaleak.deploy.engines.local_engine import LocalGrid
 from metaleak.deploy.engines.ray_engine import RayEngine
-from metaleak.deploy.errors import Interrupted, one_line
-from metaleak.deploy.results.schema import Round
-from metaleak.deploy.simulate.accuracy import Accuracy, HeldOutTasks
-from metaleak.deploy.simulate.measured_chunk import measured_chunk
-from metaleak.deploy.simulate.run_directory import RunDirectory, Status, read_parameters
+from metaleak.deploy.errors import Interrupted
+from metaleak.deploy.simulate.rounds import OnRound
+from metaleak.deploy.simulate.run_directory import RunDirectory
+from metaleak.deploy.simulate.simulation import Simulation
 from metaleak.deploy.simulate.trial import try_out
-from metaleak.server import CuriousServer, MeanRecorder, MetaLearner, RoundReport, WatchedGrid
-from metaleak.server.learning.checkpoint import Checkpoint, read_checkpoint
-from metaleak.server.learning.meta_learner import LARGEST_SHARE, sample_size
-from metaleak.server.record.background_writer import BackgroundWriter
-from metaleak.server.record.whole_file import write_whole
-from metaleak.server.record.writer import RecordWriter
 
 
-@dataclass(frozen=True)
-class RoundDone:
-    """What a caller hears after a round: `missing` learners gave no usable answer, `accuracy` may not be measured."""
-
-    round: int
-    rounds: int
-    missing: int
-    accuracy: Accuracy | None
-
-
-class Simulation:
-    """One experiment being simulated into a run directory.
-
-    Everything that can be wrong with the data or the models is found here, before any actor starts: raises
-    `ValueError` or `OSError` with one line. `resume` goes on with the run in `out`.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        out: Path,
-        on_round: Callable[[RoundDone], None] | None = None,
-        resume: bool = False,
-    ) -> None:
-        # Small tensors gain nothing from more threads, and lose much when the cores are busy.
-        torch.set_num_threads(1)
-        self.experiment = experiment
-        self.federation = experiment.federation()
-        self._initial = self.federation.initial_parameters()
-        if experiment.server.start_from is not None:
-            self._initial = read_parameters(experiment.server.start_from, like=self._initial)
-        self._tasks = HeldOutTasks(self.federation, experiment.evaluation)
-        try_out(self.federation)
-        self._on_round = on_round
-        self._engine: RayEngine | None = None
-        self._last: Checkpoint | None = None
-        self._means: MeanRecorder | None = None
-        self.run = RunDirectory.open(out) if resume else RunDirectory.create(out, experiment)
-        self._from = self._checkpoint() if resume else None
-        try:
-            self._chunk = self._chosen_chunk()
-        except BaseException:
-            if not resume:
-                # Nothing was simulated: what is left behind would only be in the way of the next try.
-                shutil.rmtree(self.run.path, ignore_errors=True)
-            raise
-
-    def serve(self, grid: Grid) -> RunDirectory:
-        """Be the server on `grid` until the last round; return the run.
-
-        However it ends, `run.json` says so. Raises `ValueError` before the first round when that file is damaged.
-        """
-        with self.run.held():
-            self.run.begin()
-            try:
-                with BackgroundWriter() as background:
-                    self.run.forget_metrics(self._done)
-                    self._strategy(background).start(
-                        WatchedGrid(grid, check=self._check),
-                        initial_arrays=ArrayRecord(
-                            {name: Array(value.numpy()) for name, value in self._initial.items()}
-                        ),
-                        num_rounds=self.experiment.server.rounds,
-                        timeout=self.experiment.engine.timeout,
-                    )
-            except Interrupted:
-                self._end("interrupted")
-                raise
-            except BaseException as error:
-                self._end("failed", one_line(error))
-                raise
-            self._end("done")
-        return self.run
-
-    def start_on(self, engine: RayEngine) -> RunDirectory:
-        """Simulate to the end on Ray actors; return the run. Raises `Interrupted` on Ctrl-C."""
-        self._engine = engine
-        engine.run(client_app(self.federation, self.experiment.engine.device), self.serve)
-        if engine.stopped:
-            raise Interrupted(
-                f"{self.run.path}: interrupted; `metaleak simulate --resume {self.run.path}` goes on from here"
-            )
-        return self.run
-
-    def start_here(self) -> RunDirectory:
-        """Simulate to the end in this process, without Ray; return the run, the same but for `seconds`."""
-        engine = self.experiment.engine
-        per_node = engine.learners_per_node
-        nodes = 1 if per_node == "auto" else -(-self.experiment.partition.learners // per_node)
-        return self.serve(LocalGrid(client_app(self.federation, engine.device), nodes))
-
-    def _strategy(self, background: BackgroundWriter) -> Strategy:
-        settings, engine = self.experiment.server, self.experiment.engine
-        self._background = background
-        strategy: Strategy = MetaLearner(
-            self.experiment.partition.learners,
-            fraction=settings.fraction,
-            optimizer=settings.optimizer,
-            seed=self.experiment.seed,
-            chunk=self._chunk,
-            learners_per_node=None if engine.learners_per_node == "auto" else engine.learners_per_node,
-            # A SuperNode starts a process a message; Ray's actors are there and share out the rest of the work
-            # better.
-            shares_per_node=1 if self._engine is None else 2,
-            largest_norm=settings.largest_norm,
-            resume_from=self._from,
-            on_round=self._after_round,
-        )
-        recorded = self.experiment.record.rounds
-        if recorded == 0:
-            return strategy
-        if (self.run.record / "format.json").exists():
-            writer = RecordWriter.resume(self.run.record, self._done, background)
-        else:
-            # Killed while its folders were made, it holds nothing yet.
-            shutil.rmtree(self.run.record, ignore_errors=True)
-            writer = RecordWriter(self.run.record, background, holds="gradient")
-        if any(defense.place == "aggregate" for defense in self.federation.defenses):
-            # No door to the replies: what is recorded is what a round comes to.
-            self._means = MeanRecorder(writer, recorded)
-            return strategy
-        return CuriousServer(strategy, writer, recorded, must_record=True)
-
-    def _check(self) -> None:
-        if self._engine is not None:
-            self._engine.check()
-            if self._engine.stopped:
-                raise Interrupted("stopped")
-
-    def _after_round(self, report: RoundReport) -> None:
-        rounds = self.experiment.server.rounds
-        accuracy = None
-        if report.round == rounds or report.round % self.experiment.evaluation.every == 0:
-            accuracy = self._tasks.accuracy(report.parameters)
-        self.run.add_metrics(
-            Round(
-                round=report.round,
-                loss=accuracy and accuracy.loss,
-                learners=report.learners,
-                dropped=report.dropped,
-                late=report.late,
-                failed=report.failed,
-                refused=report.refused,
-                seconds=round(report.seconds, 4),
-                accuracy=accuracy and accuracy.value,
-                accuracy_low=accuracy and accuracy.low,
-                accuracy_high=accuracy and accuracy.high,
-            )
-        )
-        if self._means is not None:
-            self._means.take(report)
-        self._last = report.checkpoint
-        content = report.checkpoint.content()
-        # Behind the round's replies in one queue: a checkpoint on disk means that its record is there too.
-        self._background.submit(len(content), lambda: write_whole(self.run.checkpoint, content))
-        if self._on_round is not None:
-            missing = report.dropped + report.late + report.failed + report.refused
-            self._on_round(RoundDone(report.round, rounds, missing, accuracy))
-
-    @property
-    def _done(self) -> int:
-        """How many rounds were done before this process began."""
-        return self._from.round if self._from is not None else 0
-
-    def _end(self, status: Status, error: str | None = None) -> None:
-        last = self._last or self._from
-        if status != "done":
-            # Said first: on a full disk the rest may fail.
-            self.run.end(status, error)
-        if last is not None:
-            self.run.save_parameters(last.parameters)
-        if status == "done":
-            self.run.end(status)
-
-    def _checkpoint(self) -> Checkpoint | None:
-        """Return where the run goes on, or `None` when its first round was never done."""
-        if not self.run.checkpoint.exists():
-            return None
-        checkpoint = read_checkpoint(self.run.checkpoint)
-        shapes = {name: value.shape for name, value in checkpoint.parameters.items()}
-        if shapes != {name: value.shape for name, value in self._initial.items()}:
-            raise ValueError(f"{self.run.checkpoint}: is of another model than experiment.yaml")
-        return checkpoint
-
-    def _chosen_chunk(self) -> int:
-        """Return how many learners are computed at once, and write it down: it decides the last bits."""
-        asked, known = self.experiment.engine.chunk, self.run.state().chunk
-        if asked == "auto" and known is not None:
-            return known
-        if asked == "auto":
-            asked = measured_chunk(self.federation, torch_device(self.experiment.engine.device))
-            # A round needs a few chunks to share out, whatever the number of actors, and none that fills the memory.
-            sampled = sample_size(self.experiment.partition.learners, self.experiment.server.fraction)
-            size = sum(value.numel() * value.element_size() for value in self._initial.values())
-            while asked > 1 and (4 * asked > sampled or asked * size > LARGEST_SHARE):
-                asked //= 2
-        self.run.keep_chunk(asked)
-        return asked
-
-
-def simulate(experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None = None) -> RunDirectory:
+def simulate(experiment: Experiment, out: Path, on_round: OnRound | None = None) -> RunDirectory:
     """Simulate `experiment` on Ray actors into the new directory `out` and return the run; see `Simulation`."""
     RunDirectory.must_be_free(out)
     return simulated_on_ray(experiment, out, on_round)
@@ -242,17 +27,17 @@ def simulate_here(experiment: Experiment, out: Path) -> RunDirectory:
     What is there already goes on, and what is done is returned as it is; see `resume`.
     """
     if not (out / "experiment.yaml").exists():
-        return Simulation(experiment, out).start_here()
+        return _in_this_process(Simulation(experiment, out))
     run = RunDirectory.open(out)
     # What the run was stored as is compared as it stands: it may name code, and only the experiment's own is run.
     _must_go_on_as_it_began(run, run.stored(), experiment)
-    return run if run.done else Simulation(experiment, out, resume=True).start_here()
+    return run if run.done else _in_this_process(Simulation(experiment, out, resume=True))
 
 
 def resume(
     out: Path,
     changes: Sequence[str] = (),
-    on_round: Callable[[RoundDone], None] | None = None,
+    on_round: OnRound | None = None,
     trust: bool = False,
 ) -> RunDirectory:
     """Go on with the run in `out` from its last round, and return it; one that is done is returned as it is.
@@ -273,7 +58,7 @@ def resume(
 
 
 def simulated_on_ray(
-    experiment: Experiment, out: Path, on_round: Callable[[RoundDone], None] | None, resume: bool = False
+    experiment: Experiment, out: Path, on_round: OnRound | None, resume: bool = False
 ) -> RunDirectory:
     """Simulate `experiment` to the end on Ray actors, into `out`; return the run."""
     with ThreadPoolExecutor(max_workers=1) as beside:
@@ -292,7 +77,34 @@ def simulated_on_ray(
     except BaseException:
         engine.close()
         raise
-    return simulation.start_on(engine)
+    return _on_ray(simulation, engine)
+
+
+def _on_ray(simulation: Simulation, engine: RayEngine) -> RunDirectory:
+    """Simulate to the end on Ray actors; return the run. Raises `Interrupted` on Ctrl-C."""
+
+    def check() -> None:
+        engine.check()
+        if engine.stopped:
+            raise Interrupted("stopped")
+
+    # Ray's actors are there, and share out the rest of the work better; a SuperNode starts a process a message.
+    engine.run(
+        client_app(simulation.federation, simulation.experiment.engine.device),
+        lambda grid: simulation.serve(grid, check, shares_per_node=2),
+    )
+    if engine.stopped:
+        path = simulation.run.path
+        raise Interrupted(f"{path}: interrupted; `metaleak simulate --resume {path}` goes on from here")
+    return simulation.run
+
+
+def _in_this_process(simulation: Simulation) -> RunDirectory:
+    """Simulate to the end in this process, without Ray; return the run, the same but for `seconds`."""
+    experiment = simulation.experiment
+    per_node = experiment.engine.learners_per_node
+    nodes = 1 if per_node == "auto" else -(-experiment.partition.learners // per_node)
+    return simulation.serve(LocalGrid(client_app(simulation.federation, experiment.engine.device), nodes))
 
 
 def _must_go_on_as_it_began(run: RunDirectory, before: object, experiment: Experiment) -> None:

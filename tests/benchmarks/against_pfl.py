@@ -46,8 +46,10 @@ from metaleak.clients.models import Model
 from metaleak.clients.rules import Perturb, cross_entropy
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.reading import experiment_from
-from metaleak.deploy.simulate.launch import RoundDone, Simulation, simulate
+from metaleak.deploy.simulate.launch import simulate
+from metaleak.deploy.simulate.rounds import RoundDone
 from metaleak.deploy.simulate.run_directory import RunDirectory, read_parameters
+from metaleak.deploy.simulate.simulation import Simulation
 
 _RATE = 0.1
 _WAYS = 10

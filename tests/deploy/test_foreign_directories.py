@@ -259,7 +259,7 @@ def test_a_suite_goes_on_with_runs_whose_code_it_names_itself(tmp_path, theirs, 
     mine = experiment_from({**SMALL, "model": {"name": f"{theirs}:MLP", "hidden": [8]}}, "mine")
     assert simulate_here(mine, tmp_path / "mine").done
     assert simulate_here(mine, tmp_path / "mine").done
-    monkeypatch.setattr(launch.Simulation, "start_here", lambda self: pytest.fail("was simulated"))
+    monkeypatch.setattr(launch.Simulation, "serve", lambda *_: pytest.fail("was simulated"))
     with pytest.raises(ValueError, match="goes on as it began"):
         simulate_here(experiment_from(SMALL, "mine"), tmp_path / "mine")
 

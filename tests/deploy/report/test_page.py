@@ -26,9 +26,9 @@ from metaleak.deploy.config.suite import Suite
 from metaleak.deploy.report.figures import Curve, log_roc
 from metaleak.deploy.report.leaderboard import leaderboard
 from metaleak.deploy.report.page import RunPage, facts, write_report
-from metaleak.deploy.report.rows import Row, comparison_rows, comparison_table, rows_of
+from metaleak.deploy.report.rows import Row, comparison_rows, rows_of
 from metaleak.deploy.report.settings import Line, Setting, settings
-from metaleak.deploy.report.tables import setting_tables
+from metaleak.deploy.report.tables import comparison_table, setting_tables
 from metaleak.deploy.report.verdict import describe, verdict
 from metaleak.deploy.results.arrays import Gallery
 from metaleak.deploy.results.reading import AttackFiles, RunResult, SuiteResult, read, read_run, read_suite

@@ -9,8 +9,9 @@ from torch import nn
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML
 from metaleak.deploy.config.reading import experiment_from
-from metaleak.deploy.simulate import launch
+from metaleak.deploy.simulate import chosen_chunk, launch
 from metaleak.deploy.simulate.launch import simulate, simulate_here
+from metaleak.deploy.simulate.simulation import Simulation
 
 SMALL = {
     "data": {"name": "digits"},
@@ -104,11 +105,11 @@ def test_a_rule_whose_decay_leaves_the_span_is_found(tmp_path, no_ray, error):
     ids=str,
 )
 def test_what_is_ours_keeps_its_promise(tmp_path, model, rule):
-    launch.Simulation(experiment_from({**SMALL, "model": model, "rule": {"name": rule}}, "test"), tmp_path / "run")
+    Simulation(experiment_from({**SMALL, "model": model, "rule": {"name": rule}}, "test"), tmp_path / "run")
 
 
 def test_a_model_that_says_nothing_of_itself_is_not_suspected(tmp_path):
-    launch.Simulation(of("Silent"), tmp_path / "run")
+    Simulation(of("Silent"), tmp_path / "run")
 
 
 def test_a_place_that_is_taken_is_told_before_ray_starts(tmp_path, no_ray):
@@ -194,7 +195,7 @@ def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path, monkeypatch):
     def out_of_memory(federation, device):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(launch, "measured_chunk", out_of_memory)
+    monkeypatch.setattr(chosen_chunk, "measured_chunk", out_of_memory)
     with pytest.raises(RuntimeError, match="out of memory"):
-        launch.Simulation(experiment_from(SMALL, "test"), tmp_path / "run")
+        Simulation(experiment_from(SMALL, "test"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -16,8 +16,9 @@ from metaleak.clients import client_app
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.simulate import launch
-from metaleak.deploy.simulate.launch import Simulation, resume, simulate
+from metaleak.deploy.simulate.launch import resume, simulate
 from metaleak.deploy.simulate.run_directory import RunDirectory
+from metaleak.deploy.simulate.simulation import Simulation
 from metaleak.server import Record
 from metaleak.server.learning.checkpoint import read_checkpoint
 

@@ -7,7 +7,8 @@ from metaleak.clients import client_app
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.simulate import launch
-from metaleak.deploy.simulate.launch import Simulation, resume
+from metaleak.deploy.simulate.launch import resume
+from metaleak.deploy.simulate.simulation import Simulation
 from metaleak.server import AGGREGATE, Record
 
 EXPERIMENT = {

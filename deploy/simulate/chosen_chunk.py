@@ -1,0 +1,25 @@
+"""How many learners a run computes at once: what the experiment says, or what is measured to be best for it."""
+
+from metaleak.clients.device import torch_device
+from metaleak.deploy.simulate.measured_chunk import measured_chunk
+from metaleak.deploy.simulate.prepared import Prepared
+from metaleak.server.learning.meta_learner import LARGEST_SHARE, sample_size
+
+
+def chosen_chunk(ready: Prepared, known: int | None) -> int:
+    """Return how many learners are computed at once; `known` is what the run was begun with, if it was.
+
+    It decides the last bits of every number, so a run keeps what was measured once.
+    """
+    experiment = ready.experiment
+    if experiment.engine.chunk != "auto":
+        return experiment.engine.chunk
+    if known is not None:
+        return known
+    chunk = measured_chunk(ready.federation, torch_device(experiment.engine.device))
+    # A round needs a few chunks to share out, whatever the number of actors, and none that fills the memory.
+    sampled = sample_size(experiment.partition.learners, experiment.server.fraction)
+    size = sum(value.numel() * value.element_size() for value in ready.initial.values())
+    while chunk > 1 and (4 * chunk > sampled or chunk * size > LARGEST_SHARE):
+        chunk //= 2
+    return chunk

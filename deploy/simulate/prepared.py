@@ -1,0 +1,35 @@
+"""An experiment that is ready to be simulated: its data are loaded, its model and rule were tried out."""
+
+from dataclasses import dataclass
+
+from metaleak.clients.episode import Parameters
+from metaleak.clients.federation import Federation
+from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.simulate.accuracy import HeldOutTasks
+from metaleak.deploy.simulate.run_directory import read_parameters
+from metaleak.deploy.simulate.trial import try_out
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An experiment with its learners, the `initial` parameters, and the held-out tasks of its evaluation."""
+
+    experiment: Experiment
+    federation: Federation
+    initial: Parameters
+    tasks: HeldOutTasks
+
+
+def prepared(experiment: Experiment) -> Prepared:
+    """Return `experiment`, ready to be simulated.
+
+    Everything that can be wrong with the data or the models is found here: raises `ValueError` or `OSError` in one
+    line.
+    """
+    federation = experiment.federation()
+    initial = federation.initial_parameters()
+    if experiment.server.start_from is not None:
+        initial = read_parameters(experiment.server.start_from, like=initial)
+    tasks = HeldOutTasks(federation, experiment.evaluation)
+    try_out(federation)
+    return Prepared(experiment, federation, initial, tasks)
