@@ -4,9 +4,16 @@ import re
 from pathlib import Path
 
 import numpy as np
+import torch
+import yaml
+from flower_apps.fedavg import run_app
+from flower_apps.networks import MLP
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from local_grid import LocalGrid
+
+from metaleak.deploy.config.app import read_app
+from metaleak.server import Record
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -24,7 +31,7 @@ def test_the_plug_in_and_the_three_lines_run_as_they_stand(tmp_path, monkeypatch
         content = {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}
         return Message(RecordDict(content), reply_to=message)
 
-    plug_in, reading, three_lines = marked_blocks()
+    plug_in, reading, _, three_lines = marked_blocks()
     lines = [line for line in three_lines.splitlines() if line]
     assert len(lines) == 3
     names = {"my_initial_arrays": lambda: ArrayRecord({"w": Array(np.arange(6, dtype="f4"))})}
@@ -34,3 +41,31 @@ def test_the_plug_in_and_the_three_lines_run_as_they_stand(tmp_path, monkeypatch
     assert capsys.readouterr().out == "weights dict_keys(['w']) {'server-round': 1} 1\n"
     exec(compile(three_lines, "README.md", "exec"), names)
     np.testing.assert_array_equal(names["received"]["w"], np.arange(6, dtype="f4"))
+
+
+def test_any_apps_record_is_attacked_by_the_lines_as_they_stand(tmp_path, capsys):
+    truth = run_app(tmp_path / "record", clients=3, fewest=20, most=30)
+    asked = [(example, learner, True) for learner, held in truth.members.items() for example in held]
+    asked += [(example, learner, False) for learner in truth.members for example in truth.outsiders[:40]]
+    examples, learners, member = zip(*asked, strict=True)
+    names = {
+        "record": Record(truth.record),
+        "Net": MLP,
+        "torch": torch,
+        "asked_learners": learners,
+        "images": truth.images[list(examples)],
+        "labels": truth.labels[list(examples)],
+        "member": member,
+    }
+    *_, ten_lines, _ = marked_blocks()
+    exec(compile(ten_lines, "README.md", "exec"), names)
+    assert capsys.readouterr().out == "value=1.0 low=1.0 high=1.0\n"
+
+
+def test_the_description_of_an_app_can_be_read_as_it_stands(tmp_path):
+    (text,) = re.findall(r"<!-- app.yaml, tested by tests/test_readme.py -->\n```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "app.yaml").write_text(text.replace("my_app:Net", "flower_apps.networks:MLP"))
+    app = read_app(tmp_path / "app.yaml")
+    assert app.rule.settings == {"epochs": 1, "batch": 16, "rate": 0.1}
+    assert app.candidates == tmp_path / "candidates.csv"
+    assert yaml.safe_load(text)["model"] == "my_app:Net"
