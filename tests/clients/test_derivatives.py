@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from metaleak.attacks.inversion.matching import Loss, matching_loss
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.clients.models import MLP, Conv4, LeNet, Model, TorchModule
+from metaleak.clients.models import MLP, Conv4, LeNet, Model, TorchModule, head_of
 from metaleak.clients.models.normalization import batch_statistics, normalize_by, normalize_over_groups
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import (
@@ -394,7 +394,7 @@ def test_an_inner_step_follows_the_gradient_of_its_loss(model: str, rule: str, w
         gradient = {
             name: (place[name] - value) / RATE
             for name, value in undefended.items()
-            if rule != "anil" or name.startswith("head.")
+            if rule != "anil" or name in head_of(network)
         }
         hold(gradient, slopes(loss, place, gradient, 2), f"step {step}")
         taken = gradient if defend is None else defend(gradient, step)
