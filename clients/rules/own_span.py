@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model, input_weight_of
-from metaleak.clients.rules.rule import Rule
+from metaleak.clients.rules.rule import Rule, support_entry
 
 _SQUARED_IMAGES_A_UNIT = 14
 """With more than sqrt(14 h) images to h units finding the basis takes longer than it saves: measured for h of 64 and
@@ -21,10 +21,16 @@ _SQUARED_IMAGES_A_UNIT = 14
 
 
 def own_span_pays(model: Model, rule: Rule, parameters: Parameters, images: int) -> bool:
-    """Return whether a learner of so many `images` may be computed in their span, and faster, with model and rule."""
+    """Return whether a learner of so many `images` may be computed in their span, and faster, with model and rule.
+
+    Not where the support set shows in the adapted parameters alone, as in first-order MAML: its images are no part of
+    what is shared, but rounding in their span, at 1e-8 of it, would tell them (span test, AUC 0.97 instead of chance).
+    """
     name = input_weight_of(model)
     # As with models, each class speaks for itself.
     if name is None or not vars(type(rule)).get("stays_in_span", False):
+        return False
+    if support_entry(rule) == "parameters":
         return False
     units, inputs = parameters[name].shape[-2:]
     few = images**2 <= _SQUARED_IMAGES_A_UNIT * units and images < inputs
