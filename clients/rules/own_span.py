@@ -24,7 +24,7 @@ def own_span_pays(model: Model, rule: Rule, parameters: Parameters, images: int)
     """Return whether a learner of so many `images` may be computed in their span, and faster, with model and rule.
 
     Not where the support set shows in the adapted parameters alone, as in first-order MAML: its images are no part of
-    what is shared, but rounding in their span, at 1e-8 of it, would tell them (span test, AUC 0.97 instead of chance).
+    what is shared, but rounding in their span, at 1e-8 of it, would tell them (span test, AUC 0.97).
     """
     name = input_weight_of(model)
     # As with models, each class speaks for itself.
