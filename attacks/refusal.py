@@ -20,7 +20,8 @@ def refusal(
     if threat_model is not None and (lacking := threat_model.lacks(attack.requires)):
         return f"requires {', '.join(lacking)}, which the threat model does not include"
     if isinstance(attack, Selective) and not attack.applies_to(model):
-        return f"does not apply to the model {type(model).__name__}"
+        # A model made of a module of the user's own goes by that module's name.
+        return f"does not apply to the model {type(getattr(model, 'module', model)).__name__}"
     if isinstance(attack, DefenseSelective) and (reason := attack.reason_against(defenses)):
         return f"does not apply: {reason}"
     return None

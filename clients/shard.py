@@ -76,7 +76,7 @@ def episodes(data: LabeledImages, draws: Sequence[Draw]) -> Episode:
     positions = torch.arange(support.shape[1])
 
     def images(indices: Tensor) -> Tensor:
-        flat = data.images[indices.flatten()].to(torch.float32) / 255.0
+        flat = data.pixels(indices.flatten())
         return flat.reshape(len(draws), -1, *data.image_shape)
 
     def labels(indices: Tensor) -> Tensor:

@@ -43,6 +43,10 @@ class LabeledImages:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
+    def pixels(self, places: Tensor) -> Tensor:
+        """Return the images at `places (m,)` as learners see them, float32 `(m, C, H, W)` in [0, 1]."""
+        return self.images[places].to(torch.float32) / 255.0
+
 
 @runtime_checkable
 class DataSet(Protocol):

@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
@@ -25,10 +23,10 @@ from metaleak.clients.datasets import LabeledImages
 from metaleak.deploy.assess.assessment import new_result_directory, result_name
 from metaleak.deploy.config.app import App
 from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.json_file import write_json
 from metaleak.deploy.results.schema import AttackResult
 from metaleak.server.record.reader import Record
-from metaleak.server.record.whole_file import write_whole
 
 MAX_CANDIDATES = 10_000_000
 """Questions of one attack."""
@@ -72,7 +70,7 @@ def assess_app(
         app.rule.built("rules"),
         app.examples or _typical_examples(opened, round),
         data.image_shape,
-        None if own is None else (_pixels(data, own), data.labels[own]),
+        None if own is None else (data.pixels(own), data.labels[own]),
         () if normalize is None else normalize.mean,
         () if normalize is None else normalize.std,
     )
@@ -83,7 +81,7 @@ def assess_app(
     out = new_result_directory(record.parent / "attacks", name or result_name(attack))
     row_of = {learner: row for row, learner in enumerate(update.learners)}
     targets = Targets(
-        _pixels(data, candidates.example),
+        data.pixels(candidates.example),
         torch.tensor([row_of[learner] for learner in candidates.learner.tolist()]),
         data.labels[candidates.example],
     )
@@ -196,10 +194,6 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _pixels(data: LabeledImages, places: Tensor) -> Tensor:
-    return data.images[places].to(torch.float32) / 255.0
-
-
 def _evaluation(candidates: Candidates, scores: Tensor) -> Evaluation | None:
     """Return how well the scores tell members, by resampling learners where there are several."""
     if candidates.member is None or candidates.member.all() or not candidates.member.any():
@@ -218,6 +212,4 @@ def _write_scores(path: Path, candidates: Candidates, answers: Answers, round: i
         "score": answers.scores,
         **answers.statistics,
     }
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({name: pa.array(values.numpy()) for name, values in columns.items()}), sink)
-    write_whole(path, sink.getvalue().to_pybytes())
+    write_columns(path, columns)

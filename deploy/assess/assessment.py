@@ -5,8 +5,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
@@ -24,6 +22,7 @@ from metaleak.deploy.assess.truth import Truth, ask, pixels
 from metaleak.deploy.config.experiment import Experiment, TargetSettings
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.errors import Interrupted
+from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.json_file import write_json
 from metaleak.deploy.results.schema import AttackResult
 from metaleak.deploy.simulate.run_directory import RunDirectory
@@ -231,10 +230,7 @@ def _write_scores(path: Path, truth: Truth, answers: Answers, round: int) -> Non
         "score": answers.scores,
         **answers.statistics,
     }
-    table = pa.table({name: pa.array(values.numpy()) for name, values in columns.items()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_whole(path, sink.getvalue().to_pybytes())
+    write_columns(path, columns)
 
 
 def _write_gallery(

@@ -44,7 +44,7 @@ class Truth:
 
 def pixels(federation: Federation, images: Tensor) -> Tensor:
     """Return the images of these indices as the learners see them, float32 `(n, C, H, W)` in [0, 1]."""
-    return federation.images().images[images].to(torch.float32) / 255.0
+    return federation.images().pixels(images)
 
 
 def ask(

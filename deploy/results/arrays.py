@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metaleak.server.record.plain_file import naming, plain_file
 from metaleak.server.record.tensor_file import Header, read_header, read_tensor
+from metaleak.server.record.whole_file import write_whole
 
 MEGABYTE = 1 << 20
 MAX_SCORES_FILE = 512 * MEGABYTE
@@ -40,6 +42,14 @@ class Gallery:
     truth: Images
     member: Bools
     score: Images
+
+
+def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
+    """Write columns `(T,)` by name to the Parquet file `path`, which is complete or as it was before."""
+    table = pa.table({name: pa.array(values.numpy()) for name, values in columns.items()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_whole(path, sink.getvalue().to_pybytes())
 
 
 def read_scores(root: Path, name: str) -> tuple[Scores, Bools]:

@@ -1,6 +1,7 @@
 """Why an attack cannot be made: one answer, whoever asks."""
 
 import pytest
+from flower_apps.networks import CNN
 from pydantic import ValidationError
 
 from metaleak.attacks.alignment.alignment import Alignment
@@ -8,7 +9,7 @@ from metaleak.attacks.likelihood_ratio import LikelihoodRatio
 from metaleak.attacks.refusal import refusal
 from metaleak.attacks.span.span_test import SpanTest
 from metaleak.attacks.threat_model import ThreatModel
-from metaleak.clients.models import MLP, LeNet
+from metaleak.clients.models import MLP, LeNet, TorchModule
 from metaleak.defenses import Noise
 
 
@@ -28,6 +29,7 @@ def test_what_an_attack_requires_and_the_adversary_does_not_have_is_named():
 
 def test_a_model_and_defenses_that_an_attack_does_not_apply_to_are_named():
     assert refusal(SpanTest(), LeNet()) == "does not apply to the model LeNet"
+    assert refusal(SpanTest(), TorchModule(CNN())) == "does not apply to the model CNN"
     said = refusal(LikelihoodRatio(), MLP(), (Noise(place="support"),))
     assert said is not None
     assert said.startswith("does not apply: the likelihood under Noise at the place 'support' is not known")
