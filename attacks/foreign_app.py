@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metaleak.attacks.observation import Observation, Update
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import TorchModule
+from metaleak.clients.models import TorchModule, blank_inputs
 from metaleak.clients.rules import Rule
 
 
@@ -28,14 +28,14 @@ def observed_app(
     module: nn.Module,
     rule: Rule,
     examples: int,
-    image_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     own: tuple[Tensor, Tensor] | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> Observation:
     """Return what attacks observe of `update`, the round of an app that trains `module` by `rule`.
 
-    `module` takes images `(B, C, H, W)` of `image_shape` and returns logits `(B, classes)`; `examples` is the number
+    `module` takes images `(B, C, H, W)` of `input_shape` and returns logits `(B, classes)`; `examples` is the number
     that a learner typically holds. Learners are simulated as holding as many of each class. `own` are the adversary's
     images `(N, C, H, W)` in [0, 1] and their classes `(N,)`. With `mean` and `std`, one value a channel, an image in
     [0, 1] is normalized before the module sees it. Positions of targets are classes.
@@ -47,7 +47,7 @@ def observed_app(
     update = _with_names_of(module, update)
     gradients = update.gradients(_rate(update, rule))
     model = TorchModule(normalized(module, mean, std) if mean or std else module)
-    ways = _classes(model, update.sent, image_shape)
+    ways = _classes(model, update.sent, input_shape)
     each = max(2, round(examples / ways))
     return Observation(
         model=model,
@@ -59,7 +59,7 @@ def observed_app(
         shots=each - each // 2,
         queries=each // 2,
         classes=torch.arange(ways).expand(len(update.learners), -1),
-        own_images=None if own is None else own[0],
+        own_examples=None if own is None else own[0],
         own_labels=None if own is None else own[1],
         defenses=(),
         mean_of=update.mean_of,
@@ -131,13 +131,13 @@ def _rate(update: Update, rule: Rule) -> float:
     return rule.rate
 
 
-def _classes(model: TorchModule, parameters: Parameters, image_shape: tuple[int, int, int]) -> int:
-    """Return the number of logits that the model makes of an image."""
+def _classes(model: TorchModule, parameters: Parameters, input_shape: tuple[int, ...]) -> int:
+    """Return the number of logits that the model makes of an example."""
     try:
-        logits = model(parameters, torch.zeros(2, *image_shape))
+        logits = model(parameters, blank_inputs(2, input_shape))
     except (RuntimeError, ValueError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"the model cannot take images of shape {image_shape}: {reason}") from None
+        raise ValueError(f"the model cannot take examples of shape {input_shape}: {reason}") from None
     if logits.ndim != 2 or len(logits) != 2:
-        raise ValueError(f"the model returns shape {tuple(logits.shape)} for 2 images, not (2, classes)")
+        raise ValueError(f"the model returns shape {tuple(logits.shape)} for 2 examples, not (2, classes)")
     return int(logits.shape[1])

@@ -100,7 +100,7 @@ class Observation(Tensors):
     `parameters` are what the server sent; `gradients` what the learners' replies amount to, stacked `(L, ...)`. The
     task's shape is known. All else is given only where the attack `requires` it: `known_support (L, ways*shots, C, H,
     W)` and `known_query (L, ways*queries, C, H, W)`, ordered by position; `classes (L, ways)` int64;
-    `own_images (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defenses`, of which an empty tuple says
+    `own_examples (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defenses`, of which an empty tuple says
     that there are none; the `rest` of the set around every target. `mean_of` is that of the `Update`.
     """
 
@@ -114,7 +114,7 @@ class Observation(Tensors):
     known_support: Tensor | None = None
     known_query: Tensor | None = None
     classes: Tensor | None = None
-    own_images: Tensor | None = None
+    own_examples: Tensor | None = None
     own_labels: Tensor | None = None
     defenses: tuple[Defense, ...] | None = None
     rest: Rest | None = None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from metaleak.clients.datasets import DataSet, LabeledImages
+from metaleak.clients.datasets import DataSet, LabeledExamples
 from metaleak.clients.episode import Parameters
 from metaleak.clients.faults import NO_FAULTS, Faults
 from metaleak.clients.learner import TaskLearner
@@ -34,7 +34,7 @@ class Federation:
     faults: Faults = NO_FAULTS
     secret: bytes | None = field(default=None, repr=False)
 
-    def images(self) -> LabeledImages:
+    def examples(self) -> LabeledExamples:
         """Return the data set's images, loaded once in this process."""
         return _images(self.data)
 
@@ -48,7 +48,7 @@ class Federation:
 
     def learners(self, numbers: Sequence[int]) -> list[TaskLearner]:
         """Return the task-learners with these numbers; raises `ValueError` for one outside the federation."""
-        shards, images = self.split().shards, self.images()
+        shards, images = self.split().shards, self.examples()
         strangers = [number for number in numbers if not 0 <= number < len(shards)]
         if strangers:
             raise ValueError(
@@ -87,11 +87,11 @@ class Federation:
         """Return the initialization that the server starts from, by the experiment's seed."""
         # The letters are part of a random key: others would draw other numbers.
         generator = keyed_generator(self.seed, "initialisation")
-        return self.model.initialize(self.images().image_shape, self.task.ways, generator)
+        return self.model.initialize(self.examples().input_shape, self.task.ways, generator)
 
 
 @lru_cache(maxsize=2)
-def _images(data: DataSet) -> LabeledImages:
+def _images(data: DataSet) -> LabeledExamples:
     return data.load()
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from metaleak.clients.datasets import LabeledImages
+from metaleak.clients.datasets import LabeledExamples
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.partition import ShardIndices, TaskShape
@@ -23,7 +23,7 @@ class TaskLearner:
 
     learner: int
     seed: int
-    data: LabeledImages
+    data: LabeledExamples
     shard: ShardIndices
     task: TaskShape
     model: Model
@@ -39,8 +39,8 @@ class TaskLearner:
         """Return this round's episode as the rule will see it: drawn from the shard, its images defended."""
         drawn = episode(self.data, self.drawn(round))
         return drawn._replace(
-            support_images=self._defend("support", {"images": drawn.support_images}, round)["images"],
-            query_images=self._defend("query", {"images": drawn.query_images}, round)["images"],
+            support_inputs=self._defend("support", {"inputs": drawn.support_inputs}, round)["inputs"],
+            query_inputs=self._defend("query", {"inputs": drawn.query_inputs}, round)["inputs"],
         )
 
     def meta_gradient(self, parameters: Parameters, round: int) -> tuple[Parameters, Tensor]:

@@ -26,7 +26,7 @@ class TaskShape(BaseModel):
 class Partition(BaseModel):
     """How a data set is dealt out.
 
-    `classes_per_learner: null` means the task's `ways`, `images_per_class: null` its `shots + queries`.
+    `classes_per_learner: null` means the task's `ways`, `examples_per_class: null` its `shots + queries`.
     `held_out` and `non_members` are fractions of every class's images; `held_out` is ignored for a data set
     that keeps whole classes for evaluation. Raises `ValueError` when the fractions leave nothing.
     """
@@ -35,7 +35,7 @@ class Partition(BaseModel):
 
     learners: Annotated[int, Field(ge=1)] = 100
     classes_per_learner: Annotated[int, Field(ge=2)] | None = None
-    images_per_class: Annotated[int, Field(ge=2)] | None = None
+    examples_per_class: Annotated[int, Field(ge=2)] | None = None
     held_out: Fraction = 0.1
     non_members: Fraction = 0.3
 
@@ -51,13 +51,13 @@ class Partition(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class ShardIndices:
-    """What one learner holds: `classes`, ascending, and the indices of its images.
+    """What one learner holds: `classes`, ascending, and the indices of its examples.
 
-    `images (classes, images_per_class)` is int64, and its row i belongs to `classes[i]`.
+    `examples (classes, examples_per_class)` is int64, and its row i belongs to `classes[i]`.
     """
 
     classes: tuple[int, ...]
-    images: Tensor
+    examples: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +110,11 @@ def _shard_size(partition: Partition, task: TaskShape) -> tuple[int, int]:
     """Return the classes per learner and the images per class, checked against the task."""
     needed = task.shots + task.queries
     classes_each = task.ways if partition.classes_per_learner is None else partition.classes_per_learner
-    images_each = needed if partition.images_per_class is None else partition.images_per_class
+    images_each = needed if partition.examples_per_class is None else partition.examples_per_class
     if classes_each < task.ways:
         raise ValueError(f"classes_per_learner is {classes_each}, the task needs at least ways = {task.ways}")
     if images_each < needed:
-        raise ValueError(f"images_per_class is {images_each}, the task needs at least shots + queries = {needed}")
+        raise ValueError(f"examples_per_class is {images_each}, the task needs at least shots + queries = {needed}")
     return classes_each, images_each
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from metaleak.clients.datasets.dataset import LabeledImages
+from metaleak.clients.datasets.dataset import LabeledExamples
 from metaleak.clients.episode import Episode
 from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.randomness import keyed_generator
@@ -34,7 +34,7 @@ def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: i
     round when the shard has just `shots + queries` images a class, and drawn without replacement otherwise.
     Raises `ValueError` when the shard is too small for the task.
     """
-    held, images_each = shard.images.shape
+    held, images_each = shard.examples.shape
     needed = task.shots + task.queries
     if held < task.ways or images_each < needed:
         raise ValueError(
@@ -57,7 +57,7 @@ def _drawn(
     shard: ShardIndices, task: TaskShape, class_key: tuple[int | str, ...], image_key: tuple[int | str, ...]
 ) -> Draw:
     rows = torch.randperm(len(shard.classes), generator=keyed_generator(*class_key))[: task.ways]
-    shuffled = _shuffle_rows(shard.images, keyed_generator(*image_key))[rows]
+    shuffled = _shuffle_rows(shard.examples, keyed_generator(*image_key))[rows]
     return Draw(
         classes=torch.tensor(shard.classes)[rows],
         support=shuffled[:, : task.shots],
@@ -65,19 +65,19 @@ def _drawn(
     )
 
 
-def episode(data: LabeledImages, draw: Draw) -> Episode:
+def episode(data: LabeledExamples, draw: Draw) -> Episode:
     """Return the tensors of `draw`: float32 images in [0, 1], rows ordered by label position."""
     return Episode(*(part[0] for part in episodes(data, [draw])))
 
 
-def episodes(data: LabeledImages, draws: Sequence[Draw]) -> Episode:
+def episodes(data: LabeledExamples, draws: Sequence[Draw]) -> Episode:
     """Return the tensors of `draws`, all of one task shape, with a leading axis; see `episode`."""
     support, query = (torch.stack([getattr(draw, part) for draw in draws]) for part in ("support", "query"))
     positions = torch.arange(support.shape[1])
 
     def images(indices: Tensor) -> Tensor:
-        flat = data.pixels(indices.flatten())
-        return flat.reshape(len(draws), -1, *data.image_shape)
+        flat = data.inputs(indices.flatten())
+        return flat.reshape(len(draws), -1, *data.input_shape)
 
     def labels(indices: Tensor) -> Tensor:
         return positions.repeat_interleave(indices.shape[2]).expand(len(draws), -1)

@@ -11,7 +11,7 @@ from metaleak.defenses.randomness import RandomSource
 Place = Literal["support", "query", "inner", "shared", "aggregate"]
 """The places where a defense can act: four in a learner's computation (Rafiei et al. 2024, section 5), one behind it.
 
-`support` and `query` see `{"images": (n, C, H, W)}` before anything is computed from them; `inner` sees the gradient
+`support` and `query` see `{"inputs": (n, C, H, W)}` before anything is computed from them; `inner` sees the gradient
 of every inner step, `shared` the meta-gradient that is about to leave, both as named tensors. A learner calls no
 defense of the place `aggregate`: it says what becomes of the messages of a round between learners and server.
 """

@@ -40,6 +40,10 @@ class Noise(BaseModel):
         """Return `tensors` plus noise; `scale` 0 returns them unchanged, an all-zero gradient stays zero."""
         if self.scale == 0:
             return tensors
+        if whole := [name for name, value in tensors.items() if not value.is_floating_point()]:
+            raise ValueError(
+                f"noise cannot be added to {self.place} {whole[0]} of {tensors[whole[0]].dtype}: no image"
+            )
         generator = random.generator
         deviation = self.scale if self.place in ("support", "query") else self.scale * _root_mean_square(tensors)
         return {name: value + deviation * _unit_noise(self.law, value, generator) for name, value in tensors.items()}

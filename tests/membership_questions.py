@@ -9,9 +9,9 @@ from metaleak.attacks.attack import Targets
 from metaleak.clients.federation import Federation
 
 
-def pixels(federation: Federation, images: Tensor) -> Tensor:
+def inputs(federation: Federation, images: Tensor) -> Tensor:
     """Return the images of these indices as the learners see them, float32 `(n, C, H, W)` in [0, 1]."""
-    return federation.images().images[images].to(torch.float32) / 255.0
+    return federation.examples().examples[images].to(torch.float32) / 255.0
 
 
 def held_classes(federation: Federation, learners: list[int], round: int) -> Tensor:
@@ -19,12 +19,12 @@ def held_classes(federation: Federation, learners: list[int], round: int) -> Ten
     return torch.stack([federation.learner(learner).drawn(round).classes for learner in learners])
 
 
-def held_images(
+def held_inputs(
     federation: Federation, learners: list[int], round: int, which: Literal["query", "support"]
 ) -> Tensor:
     """Return one set of every learner, `(L, n, C, H, W)`, ordered by position."""
     drawn = [getattr(federation.learner(learner).drawn(round), which).flatten() for learner in learners]
-    return torch.stack([pixels(federation, images) for images in drawn])
+    return torch.stack([inputs(federation, images) for images in drawn])
 
 
 def questions(
@@ -50,10 +50,10 @@ def questions(
     places = [places[place] for place in torch.randperm(len(places), generator=generator).tolist()]
     free = federation.split().non_members
     free = free[torch.randperm(len(free), generator=generator)]
-    labels = federation.images().labels[free]
+    labels = federation.examples().labels[free]
     unused = {label: free[labels == label].tolist() for label in set(labels.tolist())}
     outside = [(row, position, unused[label].pop()) for row, position, _, label in 10 * places if unused.get(label)]
     asked = [place[:3] for place in places[:members]] + outside[:non_members]
     rows, positions, images = torch.tensor(asked).T
-    targets = Targets(examples=pixels(federation, images), rows=rows, positions=positions)
+    targets = Targets(examples=inputs(federation, images), rows=rows, positions=positions)
     return targets, torch.arange(len(asked)) < min(members, len(places))

@@ -19,7 +19,7 @@ from torch import Tensor
 from metaleak.attacks.alignment.discriminant import Discriminant, fit_discriminant
 from metaleak.attacks.alignment.example_gradients import flattened, query_contributions, support_contributions
 from metaleak.attacks.alignment.gradient_metric import Whitening, fit
-from metaleak.attacks.alignment.own_images import OwnImages
+from metaleak.attacks.alignment.own_examples import OwnExamples
 from metaleak.attacks.alignment.shadows import Shadows, shadow_learners
 from metaleak.attacks.alignment.stand_ins import SeenLearner, StandIns, expected_gradient, stand_ins_for
 from metaleak.attacks.attack import Answers, Progress, Targets
@@ -66,7 +66,7 @@ class Alignment(BaseModel):
     @property
     def requires(self) -> frozenset[Capability]:
         """Labels, classes and own images; the other set and the defenses as the fields say."""
-        known: frozenset[Capability] = frozenset({"labels", "classes", "own images"})
+        known: frozenset[Capability] = frozenset({"labels", "classes", "own examples"})
         known |= {"other set"} if self.knows == "other" else set()
         return known | {"defenses"} if self.knows_defenses else known
 
@@ -77,7 +77,7 @@ class Alignment(BaseModel):
 
         Raises `ValueError` when the observation lacks what the attack requires.
         """
-        own = OwnImages.of(observation)
+        own = OwnExamples.of(observation)
         if observation.classes is None:
             raise ValueError("needs the class at each position, which the observation does not carry")
         observation = replace(observation, classes=own.present(observation.classes, generator_for(seed, "present")))
@@ -105,7 +105,7 @@ class Alignment(BaseModel):
         """Whether the query set's part can be taken off the observed gradient, which leaves the support set's."""
         return self.asks == "support" and self.knows == "other"
 
-    def _metric(self, observation: Observation, own: OwnImages, shadows: Shadows, seed: int) -> Whitening:
+    def _metric(self, observation: Observation, own: OwnExamples, shadows: Shadows, seed: int) -> Whitening:
         """Return the metric, estimated from own images in the place of the images that hide the target."""
         assert observation.classes is not None
         real = [self._seen(observation, row) for row in range(min(len(shadows.classes), len(observation.classes)))]
@@ -132,7 +132,7 @@ class Alignment(BaseModel):
         return fit(torch.cat(samples), shapes, noise, self.components)
 
     def _learned(
-        self, observation: Observation, own: OwnImages, shadows: Shadows, metric: Whitening, seed: int
+        self, observation: Observation, own: OwnExamples, shadows: Shadows, metric: Whitening, seed: int
     ) -> Discriminant:
         """Return how the features tell members from others, from the shadow learners."""
         held = shadows.query if self.asks == "query" else shadows.support
@@ -209,7 +209,7 @@ class Alignment(BaseModel):
         return [SeenLearner(*one) for one in zip(shadows.classes, gradients, known, strict=True)]
 
     def _stand_ins(
-        self, learner: SeenLearner, observation: Observation, own: OwnImages, generator: torch.Generator
+        self, learner: SeenLearner, observation: Observation, own: OwnExamples, generator: torch.Generator
     ) -> StandIns:
         return stand_ins_for(
             learner, observation, own, self.asks, self.stand_ins, self.choices, self.references, generator

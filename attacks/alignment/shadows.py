@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaleak.attacks.alignment.own_images import OwnImages
+from metaleak.attacks.alignment.own_examples import OwnExamples
 from metaleak.attacks.observation import Observation
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.rules import Perturb, batch_meta_gradients
@@ -33,7 +33,7 @@ class Shadows:
     undefended: Parameters
 
 
-def shadow_learners(observation: Observation, own: OwnImages, count: int, random: RandomSource) -> Shadows:
+def shadow_learners(observation: Observation, own: OwnExamples, count: int, random: RandomSource) -> Shadows:
     """Return `count` shadow learners with the classes of the observation's learners in turn.
 
     Needs `observation.classes`, all of them present in `own`. The same key of `random` gives the same shadows.
@@ -79,7 +79,7 @@ def _sent(
         return tensors
 
     def defended(place: Place, images: Tensor) -> Tensor:
-        return torch.stack([defend(place, {"images": one})["images"] for one in images.flatten(1, 2)])
+        return torch.stack([defend(place, {"inputs": one})["inputs"] for one in images.flatten(1, 2)])
 
     def labels(images: Tensor) -> Tensor:
         return torch.arange(images.shape[1]).repeat_interleave(images.shape[2]).expand(len(images), -1)

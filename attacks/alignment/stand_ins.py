@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaleak.attacks.alignment.example_gradients import flattened
-from metaleak.attacks.alignment.own_images import OwnImages
+from metaleak.attacks.alignment.own_examples import OwnExamples
 from metaleak.attacks.observation import Observation
 from metaleak.clients.episode import Episode
 from metaleak.clients.rules import batch_meta_gradients
@@ -46,7 +46,7 @@ class StandIns:
 def stand_ins_for(
     learner: SeenLearner,
     observation: Observation,
-    own: OwnImages,
+    own: OwnExamples,
     asks: Literal["query", "support"],
     count: int,
     choices: int,

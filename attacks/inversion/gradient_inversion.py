@@ -128,7 +128,7 @@ def invert(
     step = _stepper(problem, coordinates, known, schedule)
     values = start.tensors()
     # A step in K coordinates moves an image as far as the same step in all of its pixels.
-    rate = schedule.rate * math.sqrt(math.prod(coordinates.image_shape) / math.prod(coordinates.shape))
+    rate = schedule.rate * math.sqrt(math.prod(coordinates.input_shape) / math.prod(coordinates.shape))
     rates = {"asked": rate, "other": rate, "labels": schedule.rate * _LABEL_RATE}
     full = {name: torch.full((1,) * value.ndim, rates[name], device=value.device) for name, value in values.items()}
     held = {**full, "asked": full["asked"] * _free(start.asked, slots)}
@@ -197,7 +197,7 @@ def _stepper(
             parameters, observed = (
                 {**tensors, met_in_span: tensors[met_in_span] @ basis} for tensors in (parameters, observed)
             )
-            lengths = torch.cat([episode.support_images, episode.query_images]).diagonal().abs()
+            lengths = torch.cat([episode.support_inputs, episode.query_inputs]).diagonal().abs()
             independent = (lengths.min() / lengths.max()).detach()
         made, _ = rule.meta_gradient(model, parameters, episode)
         if first is not None:

@@ -29,7 +29,7 @@ class Coordinates:
     parameters: Parameters
     gradients: Parameters
     shape: tuple[int, ...]
-    image_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
     first: str | None = None
     basis: Tensor | None = None
     weights: Tensor | None = None
@@ -50,7 +50,7 @@ class Coordinates:
         """Return `inside (T, M, *shape)` as images `(T, M, C, H, W)`."""
         if self.basis is None:
             return inside
-        return (inside.flatten(2).double() @ self.basis.mT).float().reshape(*inside.shape[:2], *self.image_shape)
+        return (inside.flatten(2).double() @ self.basis.mT).float().reshape(*inside.shape[:2], *self.input_shape)
 
     def outside(self, inside: Tensor) -> Tensor:
         """Return the norm `(T,)` of the part of `inside (T, *shape)` off the first layer's observed row space.
@@ -61,9 +61,9 @@ class Coordinates:
         return length
 
 
-def pixels(parameters: Parameters, gradients: Parameters, image_shape: tuple[int, ...]) -> Coordinates:
+def pixels(parameters: Parameters, gradients: Parameters, input_shape: tuple[int, ...]) -> Coordinates:
     """Return the coordinates of an arbitrary model: the pixels themselves."""
-    return Coordinates(parameters, gradients, image_shape, image_shape)
+    return Coordinates(parameters, gradients, input_shape, input_shape)
 
 
 def row_space(gradient: Tensor, images: int) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ def seen_by_dense_layer(
         parameters={**parameters, first: (weight @ basis).float()},
         gradients={**gradients, first: (weighted * scale[:, None]).float()},
         shape=(1, 1, basis.shape[2]),
-        image_shape=tuple(images.shape[2:]),
+        input_shape=tuple(images.shape[2:]),
         first=first,
         basis=basis,
         weights=(weights * scale).float(),

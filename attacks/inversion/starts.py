@@ -40,13 +40,13 @@ def start_blurred(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tens
     return (blurred[:, None] + _NOISE * torch.stack(noise).to(targets.device)).clamp(0.0, 1.0)
 
 
-def start_random(images: int, image_shape: tuple[int, ...], rows: Tensor, seed: int) -> Tensor:
-    """Return normal noise of mean 0.5 and deviation 0.25 as `(T, images, *image_shape)`.
+def start_random(images: int, input_shape: tuple[int, ...], rows: Tensor, seed: int) -> Tensor:
+    """Return normal noise of mean 0.5 and deviation 0.25 as `(T, images, *input_shape)`.
 
     It is about a standard normal in the units of images that were brought to mean 0 and deviation 1, where DLG and
     inverting gradients draw theirs. The learner, in `rows (T,)`, and the seed decide on it.
     """
-    noise = [torch.randn((images, *image_shape), generator=_of(seed, row), device="cpu") for row in rows.tolist()]
+    noise = [torch.randn((images, *input_shape), generator=_of(seed, row), device="cpu") for row in rows.tolist()]
     return 0.5 + 0.25 * torch.stack(noise).to(rows.device)
 
 

@@ -56,8 +56,8 @@ class SpanTest(BaseModel):
     is what finds members under noise and tells query from support. `free` uses the span alone, `span_scores`: it has
     no idea which of the two sets a member is in, and no use for the other learners of the round.
 
-    `knows_defenses`: the learners' defenses and the adversary's `own images` are known; used for the deviation of the
-    noise that the defenses tell (see `Modeled`) and, where the images asked about are noisy, for the law of their
+    `knows_defenses`: the learners' defenses and the adversary's `own examples` are known; used for the deviation of
+    the noise that the defenses tell (see `Modeled`) and, where the images asked about are noisy, for the law of their
     span, see `noisy_span_evidence`.
 
     The scores are generalized likelihood ratios: maximized over coefficients that are not known, and not calibrated.
@@ -76,7 +76,7 @@ class SpanTest(BaseModel):
     @property
     def requires(self) -> frozenset[Capability]:
         """Nothing, unless it `knows_defenses`."""
-        return frozenset({"defenses", "own images"} if self.knows_defenses else ())
+        return frozenset({"defenses", "own examples"} if self.knows_defenses else ())
 
     def applies_to(self, model: Model) -> bool:
         """Return whether the model's first layer is dense."""
@@ -170,9 +170,9 @@ class SpanTest(BaseModel):
         known: float | None,
         deviation: float,
     ) -> Tensor:
-        if observation.own_images is None:
-            raise ValueError("knows_defenses needs the observation's own_images, which are None")
-        own = first.inputs(observation.own_images.double())
+        if observation.own_examples is None:
+            raise ValueError("knows_defenses needs the observation's own_examples, which are None")
+        own = first.inputs(observation.own_examples.double())
         # Without the bias: the one that it appends to every image bears no noise.
         width = own.shape[1]
         basis = row_space_above_noise(gradient[:, :width], known).basis

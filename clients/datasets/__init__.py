@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metaleak.clients.datasets.dataset import DataSet, LabeledImages
+    from metaleak.clients.datasets.dataset import DataSet, LabeledExamples
     from metaleak.clients.datasets.embedded import Digits, EmbeddedMNIST
     from metaleak.clients.datasets.image_folder import ImageFolder
     from metaleak.clients.datasets.mnist import MNIST, FashionMNIST
@@ -17,7 +17,7 @@ __all__ = [
     "EmbeddedMNIST",
     "FashionMNIST",
     "ImageFolder",
-    "LabeledImages",
+    "LabeledExamples",
     "Omniglot",
 ]
 
@@ -28,7 +28,7 @@ _MODULES = {
     "EmbeddedMNIST": "embedded",
     "FashionMNIST": "mnist",
     "ImageFolder": "image_folder",
-    "LabeledImages": "dataset",
+    "LabeledExamples": "dataset",
     "Omniglot": "omniglot",
 }
 

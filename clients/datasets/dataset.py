@@ -1,35 +1,52 @@
-"""What a data set is: images with labels, and the promise to load them."""
+"""What a data set is: labeled examples, images or token sequences, and the promise to load them."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+Modality = Literal["image", "tokens"]
+"""What the examples of a data set are: it decides how they are stored, computed with, compared and shown."""
+
+# What is stored of one example: type of the numbers, axes, and how both are written.
+_STORED: dict[Modality, tuple[torch.dtype, int, str]] = {
+    "image": (torch.uint8, 4, "uint8 (n, C, H, W)"),
+    "tokens": (torch.int64, 2, "int64 (n, T)"),
+}
+
 
 @dataclass(frozen=True, eq=False)
-class LabeledImages:
-    """All images of a data set, in an order that is the same on every machine.
+class LabeledExamples:
+    """All examples of a data set, in an order that is the same on every machine.
 
-    `images (n, C, H, W)` uint8 in 0..255; `labels (n,)` int64 in [0, len(classes)); `classes` are their
+    `examples` of the modality `image` are uint8 in 0..255 `(n, C, H, W)`, of the modality `tokens` the numbers of a
+    vocabulary's tokens, int64 from 0 on `(n, T)`. `labels (n,)` int64 in [0, len(classes)); `classes` are their
     names. `held_out_classes` are kept for evaluation tasks only; when there are none, evaluation holds out
-    images of the learners' own classes. Raises `ValueError` when these do not fit together.
+    examples of the learners' own classes. Raises `ValueError` when these do not fit together.
     """
 
-    images: Tensor
+    examples: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     held_out_classes: frozenset[int] = frozenset()
+    modality: Modality = "image"
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(f"images must be uint8 (n, C, H, W), not {self.images.dtype} {tuple(self.images.shape)}")
+        if self.modality not in _STORED:
+            raise ValueError(f"modality: {self.modality!r} is not allowed; {' or '.join(_STORED)}")
+        dtype, axes, written = _STORED[self.modality]
+        if self.examples.dtype != dtype or self.examples.ndim != axes:
+            given = f"{self.examples.dtype} {tuple(self.examples.shape)}"
+            raise ValueError(f"examples of the modality {self.modality} must be {written}, not {given}")
         if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
             raise ValueError(f"labels must be int64 (n,), not {self.labels.dtype} {tuple(self.labels.shape)}")
-        if self.images.numel() == 0:
-            raise ValueError(f"a data set needs images, not shape {tuple(self.images.shape)}")
-        if len(self.images) != len(self.labels):
-            raise ValueError(f"{len(self.images)} images do not go with {len(self.labels)} labels")
+        if self.examples.numel() == 0:
+            raise ValueError(f"a data set needs examples, not shape {tuple(self.examples.shape)}")
+        if self.modality == "tokens" and int(self.examples.min()) < 0:
+            raise ValueError(f"tokens are numbered from 0 on, not {int(self.examples.min())}")
+        if len(self.examples) != len(self.labels):
+            raise ValueError(f"{len(self.examples)} examples do not go with {len(self.labels)} labels")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.classes):
             raise ValueError(f"labels lie in [{low}, {high}], not in [0, {len(self.classes)}), the number of classes")
@@ -38,25 +55,28 @@ class LabeledImages:
             raise ValueError(f"held-out class {strangers[0]} is not one of the {len(self.classes)} classes")
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The shape `(C, H, W)` of one image."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one example: `(C, H, W)` of an image, `(T,)` of tokens."""
+        return tuple(self.examples.shape[1:])
 
-    def pixels(self, places: Tensor) -> Tensor:
-        """Return the images at `places (m,)` as learners see them, float32 `(m, C, H, W)` in [0, 1]."""
-        return self.images[places].to(torch.float32) / 255.0
+    def inputs(self, places: Tensor) -> Tensor:
+        """Return the examples at `places (m,)` as learners compute with them.
+
+        Images as float32 `(m, C, H, W)` in [0, 1], tokens as they are, int64 `(m, T)`.
+        """
+        chosen = self.examples[places]
+        return chosen.to(torch.float32) / 255.0 if self.modality == "image" else chosen
 
 
 @runtime_checkable
 class DataSet(Protocol):
-    """A source of labeled images; also its configuration, a frozen and hashable pydantic model.
+    """A source of labeled examples; also its configuration, a frozen and hashable pydantic model.
 
-    Two calls of `load` on equal data sets return equal images in the same order.
+    Two calls of `load` on equal data sets return equal examples in the same order.
     """
 
-    def load(self) -> LabeledImages:
-        """Return all images, or raise `ValueError` or `OSError` with one clear line."""
+    def load(self) -> LabeledExamples:
+        """Return all examples, or raise `ValueError` or `OSError` with one clear line."""
         ...
 
     def __hash__(self) -> int:

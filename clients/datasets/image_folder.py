@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from metaleak.clients.datasets.cache import digest, kept_images
-from metaleak.clients.datasets.dataset import LabeledImages
+from metaleak.clients.datasets.dataset import LabeledExamples
 from metaleak.clients.datasets.decoding import decode, head
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -51,7 +51,7 @@ class ImageFolder(BaseModel):
             return value
         raise ValueError("must be a list of class names, or a fraction above 0 and below 1")
 
-    def load(self) -> LabeledImages:
+    def load(self) -> LabeledExamples:
         """Return `images (n, 1 or 3, size, size)`, ordered by class and file name.
 
         Raises `ValueError` when there are fewer than two classes, a class without an image, too many images
@@ -71,8 +71,8 @@ class ImageFolder(BaseModel):
             labels += [label] * len(found)
         stamps = [f"{file.relative_to(self.path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
         key = digest("folder 2", str(self.path), str(self.size), str(self.gray), *stamps)
-        return LabeledImages(
-            images=torch.from_numpy(kept_images(f"folder-{key}", lambda: self._decode(files))),
+        return LabeledExamples(
+            examples=torch.from_numpy(kept_images(f"folder-{key}", lambda: self._decode(files))),
             labels=torch.tensor(labels),
             classes=classes,
             held_out_classes=held_out,

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from metaleak.clients.datasets.cache import cache_directory, digest, kept_directory
-from metaleak.clients.datasets.dataset import LabeledImages
+from metaleak.clients.datasets.dataset import LabeledExamples
 from metaleak.clients.datasets.published import Published
 
 _IMAGES = "train-images-idx3-ubyte"
@@ -31,7 +31,7 @@ class MNIST(Published):
     _name: ClassVar[str] = "MNIST"
     _folder: ClassVar[str] = "mnist"
 
-    def load(self) -> LabeledImages:
+    def load(self) -> LabeledExamples:
         """Return `images (60000, 1, 28, 28)`.
 
         Raises `ValueError` when a file is missing, damaged or of another data set, `OSError` when the cache
@@ -49,8 +49,8 @@ class MNIST(Published):
         import torchvision.datasets
 
         data = getattr(torchvision.datasets, self._name)(root, train=True)
-        return LabeledImages(
-            images=data.data.unsqueeze(1),
+        return LabeledExamples(
+            examples=data.data.unsqueeze(1),
             labels=data.targets.to(torch.int64),
             classes=tuple(str(name) for name in data.classes),
         )

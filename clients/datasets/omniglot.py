@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from metaleak.clients.datasets.cache import cache_directory, digest, kept_directory, kept_images
-from metaleak.clients.datasets.dataset import LabeledImages
+from metaleak.clients.datasets.dataset import LabeledExamples
 from metaleak.clients.datasets.decoding import decode
 from metaleak.clients.datasets.published import Published
 
@@ -35,7 +35,7 @@ class Omniglot(Published):
     size: Annotated[int, Field(ge=4, le=105)] = 28
     rotations: bool = True
 
-    def load(self) -> LabeledImages:
+    def load(self) -> LabeledExamples:
         """Return `images (n, 1, size, size)`, ink 255 on paper 0; n is 90 300 with rotations, else 32 460.
 
         Raises `ValueError` when an archive is missing or damaged.
@@ -49,8 +49,8 @@ class Omniglot(Published):
         held_names, held_labels = _labels(listings[1])
         turns = 4 if self.rotations else 1
         learned = len(names) * turns
-        return LabeledImages(
-            images=torch.cat([*(background.rot90(turn, (2, 3)) for turn in range(turns)), evaluation]),
+        return LabeledExamples(
+            examples=torch.cat([*(background.rot90(turn, (2, 3)) for turn in range(turns)), evaluation]),
             labels=torch.cat([*(labels + turn * len(names) for turn in range(turns)), held_labels + learned]),
             classes=(
                 *(f"{name} turned {90 * turn}" if turn else name for turn in range(turns) for name in names),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models.model import Model, uniform_weight
+from metaleak.clients.models.model import Model, image_sides, uniform_weight
 from metaleak.clients.models.normalization import (
     Statistics,
     batch_statistics,
@@ -35,12 +35,12 @@ class Conv4(BaseModel):
     normalization: Literal["batch", "group", "none"] = "batch"
     downsample: Literal["stride", "max"] = "stride"
 
-    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, input_shape: tuple[int, ...], ways: int, generator: torch.Generator) -> Parameters:
         """Return fresh parameters `block<i>.{weight,bias,gain,shift}`, `head.weight`, `head.bias`.
 
         Raises `ValueError` when the image is too small to be halved four times.
         """
-        channels, height, width = image_shape
+        channels, height, width = image_sides(input_shape)
         parameters: Parameters = {}
         for block in range(1, _BLOCKS + 1):
             inputs = channels if block == 1 else self.filters
@@ -55,7 +55,7 @@ class Conv4(BaseModel):
             else:
                 height, width = height // 2, width // 2
         if height * width == 0:
-            raise ValueError(f"conv4 halves an image four times; {image_shape[1]}x{image_shape[2]} is too small")
+            raise ValueError(f"conv4 halves an image four times; {input_shape[1]}x{input_shape[2]} is too small")
         parameters["head.weight"] = uniform_weight((ways, self.filters * height * width), generator)
         parameters["head.bias"] = torch.zeros(ways)
         return parameters
@@ -117,9 +117,9 @@ class _FixedStatistics:
     model: Conv4
     statistics: tuple[Statistics, ...]
 
-    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, input_shape: tuple[int, ...], ways: int, generator: torch.Generator) -> Parameters:
         """Return what the model returns."""
-        return self.model.initialize(image_shape, ways, generator)
+        return self.model.initialize(input_shape, ways, generator)
 
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         """Return logits `(B, ways)` for `images (B, C, H, W)`, each image by itself."""

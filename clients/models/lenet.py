@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models.model import Activation, activate, uniform_weight
+from metaleak.clients.models.model import Activation, activate, image_sides, uniform_weight
 
 
 class LeNet(BaseModel):
@@ -24,9 +24,9 @@ class LeNet(BaseModel):
     activation: Activation = "sigmoid"
     weight_bound: Annotated[float, Field(gt=0)] | None = 0.5
 
-    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, input_shape: tuple[int, ...], ways: int, generator: torch.Generator) -> Parameters:
         """Return fresh parameters `conv<i>.weight (F, in, 5, 5)`, `conv<i>.bias`, `head.weight`, `head.bias`."""
-        channels, height, width = image_shape
+        channels, height, width = image_sides(input_shape)
         parameters: Parameters = {}
         for depth, stride in enumerate(_STRIDES, start=1):
             inputs = channels if depth == 1 else self.filters

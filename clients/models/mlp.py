@@ -1,5 +1,6 @@
 """The fully connected network of Proposition 3.1 (Rafiei et al. 2024)."""
 
+import math
 from itertools import pairwise
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models.model import Activation, activate, uniform_weight
+from metaleak.clients.models.model import Activation, activate, image_sides, uniform_weight
 
 
 class MLP(BaseModel):
@@ -25,9 +26,9 @@ class MLP(BaseModel):
     activation: Activation = "relu"
     bias: bool = True
 
-    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, input_shape: tuple[int, ...], ways: int, generator: torch.Generator) -> Parameters:
         """Return fresh parameters `layer<i>.weight (h, in)`, `layer<i>.bias (h,)`, `head.weight`, `head.bias`."""
-        widths = [image_shape[0] * image_shape[1] * image_shape[2], *self.hidden]
+        widths = [math.prod(image_sides(input_shape)), *self.hidden]
         parameters: Parameters = {}
         for depth, (inputs, outputs) in enumerate(pairwise(widths), start=1):
             parameters[f"layer{depth}.weight"] = uniform_weight((outputs, inputs), generator)

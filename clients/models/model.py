@@ -31,12 +31,12 @@ class Model(Protocol):
     It may name its classifier (`NamesHead`), which head-only rules need, and its dense first layer (`LinearInput`).
     """
 
-    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
-        """Return fresh float32 parameters for images `(C, H, W)` and `ways` classes."""
+    def initialize(self, input_shape: tuple[int, ...], ways: int, generator: torch.Generator) -> Parameters:
+        """Return fresh float32 parameters for inputs of this shape, `(C, H, W)` of images, and `ways` classes."""
         ...
 
-    def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
-        """Return logits `(B, ways)` for `images (B, C, H, W)`."""
+    def __call__(self, parameters: Parameters, inputs: Tensor, /) -> Tensor:
+        """Return logits `(B, ways)` for `inputs (B, *input_shape)`: images as floats, tokens as int64."""
         ...
 
 
@@ -154,6 +154,19 @@ def input_weight_of(model: Model) -> str | None:
 def bias_of(weight: str) -> str:
     """Return the name of the bias that belongs to the weight of this name: `layer1.bias` to `layer1.weight`."""
     return weight.removesuffix("weight") + "bias"
+
+
+def image_sides(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return `(C, H, W)` of a shape that is an image's; raises `ValueError` for another's."""
+    if len(input_shape) != 3:
+        raise ValueError(f"the model takes images (C, H, W), and the data's examples have shape {input_shape}")
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def blank_inputs(count: int, input_shape: tuple[int, ...]) -> Tensor:
+    """Return `count` inputs of zeros, `(count, *input_shape)`: images as float32, tokens, of one axis, as int64."""
+    return torch.zeros(count, *input_shape, dtype=torch.int64 if len(input_shape) == 1 else torch.float32)
 
 
 def activate(name: Activation, values: Tensor) -> Tensor:

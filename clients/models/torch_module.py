@@ -15,13 +15,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models.dense_input import dense_input_of_module, without_images
-from metaleak.clients.models.model import DenseInput
+from metaleak.clients.models.model import DenseInput, blank_inputs
 
 _LOG = logging.getLogger("metaleak")
 
 
 class TorchModule:
-    """A `torch.nn.Module` that takes images and returns logits, as a pure function of its parameters.
+    """A `torch.nn.Module` that takes images, or tokens, and returns logits, as a pure function of its parameters.
 
     A copy of the module is used, in evaluation mode: dropout is off. Batch and instance norm use the statistics of
     the batch at hand, never running ones. Parameters that do not require a gradient stay as they are and are not
@@ -87,19 +87,19 @@ class TorchModule:
         with torch.random.fork_rng(devices=[]):
             return dense_input_of_module(self._computed, learned)
 
-    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+    def initialize(self, input_shape: tuple[int, ...], ways: int, generator: torch.Generator) -> Parameters:
         """Return the module's parameters, redrawn by each layer's own `reset_parameters`, seeded by `generator`.
 
-        Lazy layers take their sizes from the images. Raises `ValueError` when the module does not return
-        `(B, ways)` logits for images of this shape, or has parameters that are not float32.
+        Lazy layers take their sizes from the inputs. Raises `ValueError` when the module does not return
+        `(B, ways)` logits for inputs of this shape, or has parameters that are not float32.
         """
         if any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in self.module.modules()):
             _say_once("the model's dropout is off: a meta-gradient is a function of its parameters and images")
-        images = torch.zeros(2, *image_shape)
+        inputs = blank_inputs(2, input_shape)
         started = copy.deepcopy(self.module)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             if _is_lazy(started):
-                _first_call(started, images)
+                _first_call(started, inputs)
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             for layer in started.modules():
                 reset = getattr(layer, "reset_parameters", None)
@@ -109,12 +109,14 @@ class TorchModule:
         for name, value in learned.items():
             if value.dtype != torch.float32:
                 raise ValueError(f"the module's parameter {name} is {value.dtype}, it must be torch.float32")
-        logits = _first_call(started, images)
+        logits = _first_call(started, inputs)
         if not isinstance(logits, Tensor):
-            raise ValueError(f"the module returns a {type(logits).__name__}, not a tensor of logits (images, {ways})")
+            raise ValueError(
+                f"the module returns a {type(logits).__name__}, not a tensor of logits (examples, {ways})"
+            )
         if logits.shape != (2, ways):
             raise ValueError(
-                f"the module returns shape {tuple(logits.shape)} for 2 images, {ways} ways need (2, {ways})"
+                f"the module returns shape {tuple(logits.shape)} for 2 examples, {ways} ways need (2, {ways})"
             )
         if not logits.requires_grad:
             raise ValueError("the module's logits do not depend on its parameters (are they detached?)")
@@ -153,17 +155,17 @@ def _say_once(message: str) -> None:
     _LOG.warning(message)
 
 
-def _first_call(module: nn.Module, images: Tensor) -> object:
-    """Return what `module` makes of `images (B, C, H, W)`; raises `ValueError` when it cannot take them."""
+def _first_call(module: nn.Module, inputs: Tensor) -> object:
+    """Return what `module` makes of `inputs (B, ...)`; raises `ValueError` when it cannot take them."""
     try:
-        inspect.signature(module.forward).bind(images)
+        inspect.signature(module.forward).bind(inputs)
     except TypeError as error:
-        raise ValueError(f"the module's forward must take a batch of images and nothing else: {error}") from None
+        raise ValueError(f"the module's forward must take a batch of examples and nothing else: {error}") from None
     try:
-        return module(images)
+        return module(inputs)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(
-            f"the module cannot take images of shape {tuple(images.shape[1:])}: {reason}; "
+            f"the module cannot take examples of shape {tuple(inputs.shape[1:])}: {reason}; "
             "the data have this shape: choose data or a model that fit each other"
         ) from error

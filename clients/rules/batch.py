@@ -23,7 +23,7 @@ def batch_meta_gradients(
     """
     count = len(batch.support_labels)
     if count > 1 and not any(perturbs):
-        images = batch.support_images.shape[1] + batch.query_images.shape[1]
+        images = batch.support_inputs.shape[1] + batch.query_inputs.shape[1]
         if own_span_pays(model, rule, parameters, images):
             gradients, losses = own_span_meta_gradients(model, rule, parameters, batch)
         else:

@@ -44,7 +44,7 @@ class FedSGD(BaseModel):
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
     ) -> Parameters:
         """Return the parameters after gradient descent on the episode's support set."""
-        images, labels = episode.support_images, episode.support_labels
+        images, labels = episode.support_inputs, episode.support_labels
         return inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
 
     def outer_point(self, model: Model, parameters: Parameters, episode: Episode) -> Parameters:
@@ -92,7 +92,7 @@ class FedAvg(BaseModel):
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
     ) -> Parameters:
         """Return the local weights after training on the episode's support set alone."""
-        *_, local = self._trail(model, parameters, episode.support_images, episode.support_labels, perturb)
+        *_, local = self._trail(model, parameters, episode.support_inputs, episode.support_labels, perturb)
         return local
 
     def outer_point(self, model: Model, parameters: Parameters, episode: Episode) -> Parameters:

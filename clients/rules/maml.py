@@ -51,7 +51,7 @@ class MAML(BaseModel):
         return inner_steps(
             model,
             parameters,
-            episode.support_images,
+            episode.support_inputs,
             episode.support_labels,
             self.inner_steps,
             self.inner_rate,
@@ -69,7 +69,7 @@ class MAML(BaseModel):
         """
 
         def query_loss(adapted: Parameters) -> Tensor:
-            return cross_entropy(model, adapted, episode.query_images, episode.query_labels)
+            return cross_entropy(model, adapted, episode.query_inputs, episode.query_labels)
 
         def loss_after_adaptation(parameters: Parameters) -> Tensor:
             return query_loss(self.adapt(model, parameters, episode, perturb))

@@ -43,12 +43,12 @@ def own_coordinates(episode: Episode) -> tuple[Tensor, Episode]:
     There an image has n numbers, `(..., images, n)`. The episode may be a batch of episodes; n is at most the number
     of pixels. Differentiable where the images are linearly independent.
     """
-    support = episode.support_images.flatten(-3)
+    support = episode.support_inputs.flatten(-3)
     # Householder's: a basis also where images repeat or are empty.
-    basis, triangle = torch.linalg.qr(torch.cat([support, episode.query_images.flatten(-3)], dim=-2).mT)
+    basis, triangle = torch.linalg.qr(torch.cat([support, episode.query_inputs.flatten(-3)], dim=-2).mT)
     shots = support.shape[-2]
     inside = triangle.mT
-    return basis, episode._replace(support_images=inside[..., :shots, :], query_images=inside[..., shots:, :])
+    return basis, episode._replace(support_inputs=inside[..., :shots, :], query_inputs=inside[..., shots:, :])
 
 
 def own_span_meta_gradients(
@@ -67,5 +67,5 @@ def own_span_meta_gradients(
 
     gradients, losses = vmap(meta_gradient)(parameters[name] @ basis, inside)
     # Where no image has ink the derivative is exactly zero: an outer Adam would make steps of the basis' rounding.
-    inked = (batch.support_images.flatten(2) != 0).any(dim=1) | (batch.query_images.flatten(2) != 0).any(dim=1)
+    inked = (batch.support_inputs.flatten(2) != 0).any(dim=1) | (batch.query_inputs.flatten(2) != 0).any(dim=1)
     return {**gradients, name: gradients[name] @ (basis * inked[..., None]).mT}, losses

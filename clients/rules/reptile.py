@@ -37,7 +37,7 @@ class Reptile(BaseModel):
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
     ) -> Parameters:
         """Return the parameters after adaptation to the episode's support set."""
-        images, labels = episode.support_images, episode.support_labels
+        images, labels = episode.support_inputs, episode.support_labels
         return inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
 
     def meta_gradient(

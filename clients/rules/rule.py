@@ -112,7 +112,7 @@ def all_examples(episode: Episode) -> tuple[Tensor, Tensor]:
     if len(soft) == 1:
         ways = soft[0].shape[-1]
         labels = [one if one.is_floating_point() else F.one_hot(one, ways).to(soft[0].dtype) for one in labels]
-    return torch.cat([episode.support_images, episode.query_images]), torch.cat(labels)
+    return torch.cat([episode.support_inputs, episode.query_inputs]), torch.cat(labels)
 
 
 def cross_entropy(model: Model, parameters: Parameters, images: Tensor, labels: Tensor) -> Tensor:

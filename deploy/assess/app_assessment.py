@@ -19,7 +19,7 @@ from metaleak.attacks.foreign_app import observed_app
 from metaleak.attacks.observation import Update
 from metaleak.attacks.refusal import refusal
 from metaleak.attacks.threat_model import Capability, ThreatModel
-from metaleak.clients.datasets import LabeledImages
+from metaleak.clients.datasets import LabeledExamples
 from metaleak.deploy.assess.assessment import new_result_directory, result_name
 from metaleak.deploy.config.app import App
 from metaleak.deploy.config.plugins import Plugin
@@ -59,7 +59,7 @@ def assess_app(
     if round is None:
         raise ValueError(f"{record}: no reply was recorded")
     update = Update.of_record(opened, round, holds=app.holds)
-    data: LabeledImages = app.data.built("datasets").load()
+    data: LabeledExamples = app.data.built("datasets").load()
     candidates = _candidates(app, data, update)
     own = None if app.own is None else _own(app.own, data, candidates)
     module = _module(app)
@@ -69,19 +69,19 @@ def assess_app(
         module,
         app.rule.built("rules"),
         app.examples or _typical_examples(opened, round),
-        data.image_shape,
-        None if own is None else (data.pixels(own), data.labels[own]),
+        data.input_shape,
+        None if own is None else (data.inputs(own), data.labels[own]),
         () if normalize is None else normalize.mean,
         () if normalize is None else normalize.std,
     )
     known: frozenset[Capability] = frozenset({"labels", "classes", "defenses"})
-    threat_model = ThreatModel(knows=known | {"own images"} if own is not None else known)
+    threat_model = ThreatModel(knows=known | {"own examples"} if own is not None else known)
     if reason := refusal(made, observation.model, (), threat_model):
         raise ValueError(f"{attack.name} {reason}")
     out = new_result_directory(record.parent / "attacks", name or result_name(attack))
     row_of = {learner: row for row, learner in enumerate(update.learners)}
     targets = Targets(
-        data.pixels(candidates.example),
+        data.inputs(candidates.example),
         torch.tensor([row_of[learner] for learner in candidates.learner.tolist()]),
         data.labels[candidates.example],
     )
@@ -124,7 +124,7 @@ def _typical_examples(record: Record, round: int) -> int:
     return int(median(numbers))
 
 
-def _candidates(app: App, data: LabeledImages, update: Update) -> Candidates:
+def _candidates(app: App, data: LabeledExamples, update: Update) -> Candidates:
     if app.candidates is None:
         count, learners = len(data.labels), len(update.learners)
         if count * learners > MAX_CANDIDATES:
@@ -145,7 +145,7 @@ def _candidates(app: App, data: LabeledImages, update: Update) -> Candidates:
         return Candidates(example, learner, None if member is None else member == 1)
 
 
-def _own(path: Path, data: LabeledImages, candidates: Candidates) -> Tensor:
+def _own(path: Path, data: LabeledExamples, candidates: Candidates) -> Tensor:
     """Return the places of the adversary's own images, of which none may be a candidate."""
     with _naming(path):
         own = _places(_columns(path, ("example",))["example"], data)
@@ -155,7 +155,7 @@ def _own(path: Path, data: LabeledImages, candidates: Candidates) -> Tensor:
         return own
 
 
-def _places(examples: Tensor, data: LabeledImages) -> Tensor:
+def _places(examples: Tensor, data: LabeledExamples) -> Tensor:
     if len(examples) and not 0 <= int(examples.min()) <= int(examples.max()) < len(data.labels):
         raise ValueError(f"an example must be a place in the data, 0 to {len(data.labels) - 1}")
     return examples

@@ -18,7 +18,7 @@ from metaleak.deploy.assess.kept_parts import KeptParts, is_unfinished
 from metaleak.deploy.assess.observe import observe
 from metaleak.deploy.assess.privacy import measured_privacy, message_cost
 from metaleak.deploy.assess.time_limit import Advance, within_hours
-from metaleak.deploy.assess.truth import Truth, ask, pixels
+from metaleak.deploy.assess.truth import Truth, ask, inputs
 from metaleak.deploy.config.experiment import Experiment, TargetSettings
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.errors import Interrupted
@@ -224,7 +224,7 @@ def _write_scores(path: Path, truth: Truth, answers: Answers, round: int) -> Non
         "learner": truth.learner,
         "round": torch.full_like(truth.learner, round),
         "position": truth.position,
-        "image": truth.image,
+        "example": truth.example,
         "label": truth.label,
         "member": truth.member,
         "score": answers.scores,
@@ -240,9 +240,9 @@ def _write_gallery(
     non_members = torch.nonzero(~truth.member).flatten()[:_SHOWN]
     shown = torch.cat([members, non_members])
     gallery = {
-        "prior": pixels(federation, truth.image[shown]),
+        "prior": inputs(federation, truth.example[shown]),
         "reconstruction": reconstructions[shown].to(torch.float32).contiguous(),
-        "truth": pixels(federation, truth.held[shown]),
+        "truth": inputs(federation, truth.held[shown]),
         "member": truth.member[shown].to(torch.uint8),
         "score": answers.scores[shown].to(torch.float32),
     }

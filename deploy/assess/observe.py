@@ -4,7 +4,7 @@ from metaleak.attacks.attack import Attack
 from metaleak.attacks.observation import Observation, Update
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.federation import Federation
-from metaleak.deploy.assess.truth import SETS, Truth, held_classes, held_images, pixels, rest_of_sets
+from metaleak.deploy.assess.truth import SETS, Truth, held_classes, held_inputs, inputs, rest_of_sets
 from metaleak.server.record.reader import Record
 
 _SURROUNDED: frozenset[Capability] = frozenset({"rest of the set", "both candidates"})
@@ -26,9 +26,9 @@ def observe(
     """
     update = Update.of_record(record, round, learners)
     requires, task = attack.requires, federation.task
-    own = federation.split().held_out if "own images" in requires else None
+    own = federation.split().held_out if "own examples" in requires else None
     known = {
-        which: held_images(federation, learners, round, which)
+        which: held_inputs(federation, learners, round, which)
         for which in SETS
         if "other set" in requires and attack.asks != which
     }
@@ -43,8 +43,8 @@ def observe(
         known_support=known.get("support"),
         known_query=known.get("query"),
         classes=held_classes(federation, learners, round) if "classes" in requires else None,
-        own_images=None if own is None else pixels(federation, own),
-        own_labels=None if own is None else federation.images().labels[own],
+        own_examples=None if own is None else inputs(federation, own),
+        own_labels=None if own is None else federation.examples().labels[own],
         defenses=federation.defenses if "defenses" in requires else None,
         rest=rest_of_sets(federation, truth, round, attack.asks)
         if truth is not None and requires >= _SURROUNDED

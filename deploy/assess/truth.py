@@ -21,13 +21,13 @@ class Truth:
     """The questions that an attack is asked, with their answers kept apart.
 
     All tensors are `(T,)` int64 and speak of the same target, but `member`, which is bool: `learner` by number,
-    `position` in the learner's task, `image` as an index into the data set, its class `label`, and `held`, the image
-    that the learner really holds at that position.
+    `position` in the learner's task, `example` as an index into the data set, its class `label`, and `held`, the
+    example that the learner really holds at that position.
     """
 
     learner: Tensor
     position: Tensor
-    image: Tensor
+    example: Tensor
     label: Tensor
     held: Tensor
     member: Tensor
@@ -36,15 +36,15 @@ class Truth:
         """Return the questions as an attack sees them; `learners` are the rows of its observation."""
         row_of = {learner: row for row, learner in enumerate(learners)}
         return Targets(
-            examples=pixels(federation, self.image),
+            examples=inputs(federation, self.example),
             rows=torch.tensor([row_of[learner] for learner in self.learner.tolist()]),
             positions=self.position,
         )
 
 
-def pixels(federation: Federation, images: Tensor) -> Tensor:
-    """Return the images of these indices as the learners see them, float32 `(n, C, H, W)` in [0, 1]."""
-    return federation.images().pixels(images)
+def inputs(federation: Federation, places: Tensor) -> Tensor:
+    """Return the examples at these places in the data set as the learners see them, `(n, ...)`."""
+    return federation.examples().inputs(places)
 
 
 def ask(
@@ -90,7 +90,7 @@ def _outsiders(
     their class has images left.
     """
     indices = federation.split().non_members
-    labels = federation.images().labels[indices]
+    labels = federation.examples().labels[indices]
     pools = {
         label: pool[torch.randperm(len(pool), generator=generator)].tolist()
         for label in sorted({row[3] for row in held})
@@ -102,12 +102,12 @@ def _outsiders(
     return asked
 
 
-def held_images(
+def held_inputs(
     federation: Federation, learners: list[int], round: int, which: Literal["query", "support"]
 ) -> Tensor:
     """Return one set of every learner, `(L, n, C, H, W)`, for a threat model in which the adversary knows it."""
     indices = [_asked(federation.learner(learner).drawn(round), which).flatten() for learner in learners]
-    return torch.stack([pixels(federation, images) for images in indices])
+    return torch.stack([inputs(federation, images) for images in indices])
 
 
 def rest_of_sets(federation: Federation, truth: Truth, round: int, which: Literal["query", "support"]) -> Rest:
@@ -127,19 +127,19 @@ def rest_of_sets(federation: Federation, truth: Truth, round: int, which: Litera
     if not bool(there.flatten(1).any(dim=1).all()):
         raise ValueError(
             f"learners draw other episodes in round {round}, so that the asked image may be in none of their sets: "
-            "leave partition.images_per_class and classes_per_learner out, or attack one round"
+            "leave partition.examples_per_class and classes_per_learner out, or attack one round"
         )
     slots = there.flatten(1).int().argmax(dim=1)
-    images = pixels(federation, sets.flatten())
+    images = inputs(federation, sets.flatten())
     images = images.reshape(len(sets), sets.shape[1] * sets.shape[2], *images.shape[1:])
     images[torch.arange(len(sets)), slots] = 0
-    return Rest(images, slots, pixels(federation, _alternatives(federation, truth)))
+    return Rest(images, slots, inputs(federation, _alternatives(federation, truth)))
 
 
 def _alternatives(federation: Federation, truth: Truth) -> Tensor:
     """Return for each target the other of the two images of which the learner holds one, the same in every round."""
     indices = federation.split().non_members
-    labels = federation.images().labels[indices]
+    labels = federation.examples().labels[indices]
     generator = keyed_generator(federation.seed, "alternatives")
     others = truth.held.clone()
     for label in sorted(set(truth.label[truth.member].tolist())):

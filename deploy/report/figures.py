@@ -19,9 +19,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from metaleak.attacks.evaluation.measures import AUC, Measure
 from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.attacks.evaluation.roc import Bools, Floats, roc_curve
-from metaleak.deploy.results.schema import AUC, Measure
 
 SERIES = 8
 """How many colors a figure has; the page's style sheet gives each, `--c0` and on, for light and dark."""

@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from metaleak.attacks.evaluation.measures import AUC, Measure, tpr_at
 from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.deploy.report.rows import Row, rows_of
 from metaleak.deploy.results.reading import SuiteResult
-from metaleak.deploy.results.schema import AUC, Cell, Measure, tpr_at
+from metaleak.deploy.results.schema import Cell
 from metaleak.deploy.simulate.run_directory import write_text
 from metaleak.server.record.whole_file import write_whole
 

@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from metaleak.attacks.evaluation.measures import tpr_at
 from metaleak.attacks.evaluation.membership import FPR_LEVELS
 from metaleak.deploy.report.figures import Curve, FrontierPoint, frontier, log_roc, training_curve
 from metaleak.deploy.report.gallery import Tile, tiles
@@ -27,7 +28,7 @@ from metaleak.deploy.report.settings import ASKED, Setting, condition_of_epsilon
 from metaleak.deploy.report.tables import LEVELS, bytes_text, epsilon_text
 from metaleak.deploy.report.verdict import verdict
 from metaleak.deploy.results.reading import AttackFiles, Results, RunResult, read
-from metaleak.deploy.results.schema import Round, tpr_at
+from metaleak.deploy.results.schema import Round
 from metaleak.server.record.whole_file import write_whole
 
 Progress = Callable[[int, int], None]

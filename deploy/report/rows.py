@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from metaleak.attacks.evaluation.measures import Measure
 from metaleak.attacks.evaluation.membership import Estimate, Evaluation
 from metaleak.attacks.evaluation.roc import non_members_needed
 from metaleak.deploy.config.defense_words import (
@@ -14,7 +15,7 @@ from metaleak.deploy.config.defense_words import (
     describe_structure,
 )
 from metaleak.deploy.results.reading import AttackFiles, Results, RunResult
-from metaleak.deploy.results.schema import AttackResult, Cell, Measure
+from metaleak.deploy.results.schema import AttackResult, Cell
 
 _CLEARLY = 0.05
 """A statistic's AUC must beat the score's by this much to be worth a word beside it."""

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from metaleak.attacks.evaluation.measures import tpr_at
 from metaleak.attacks.evaluation.membership import FPR_LEVELS
 from metaleak.deploy.report.rows import comparison_rows, level_text, measure_text, needs_text, rate_text, rows_of
 from metaleak.deploy.report.settings import ASKED, Asked, Found, Line, Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.results.reading import Results
-from metaleak.deploy.results.schema import tpr_at
 from metaleak.deploy.simulate.record_size import size_text
 
 LEVELS = ("0.001", "0.01")

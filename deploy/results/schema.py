@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from metaleak.attacks.evaluation.measures import Measure, membership_measures
 from metaleak.attacks.evaluation.membership import Estimate, Evaluation
 
 MAX_CELLS = 10_000
@@ -12,7 +13,6 @@ MAX_CELLS = 10_000
 
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -112,41 +112,6 @@ class Cost(Written):
 
     bytes_per_learner: Count
     dense_bytes: Count
-
-
-AUC = "AUC"
-"""The headline of an attack that asks for membership."""
-
-
-def tpr_at(level: str) -> str:
-    """Return the name of the measure that is the true-positive rate at the false-positive rate `level`."""
-    return f"TPR at {level} FPR"
-
-
-class Measure(Written):
-    """A number that says how much an attack learned, with its 95 % interval `[low, high]`.
-
-    The more it leaked, the higher it is, or with `higher_leaks` false the lower. One measure of an attack is its
-    `headline`, by which it is compared with others of the same headline.
-    """
-
-    name: Annotated[str, Field(min_length=1, max_length=40)]
-    value: Finite
-    low: Finite
-    high: Finite
-    higher_leaks: bool = True
-    headline: bool = False
-
-
-def membership_measures(evaluation: Evaluation) -> tuple[Measure, ...]:
-    """Return the measures of an attack that asks for membership; a rate that is not resolved is left out."""
-    rates = {tpr_at(level): rate for level, rate in evaluation.tpr.items()}
-    named = {AUC: evaluation.auc, **rates, "balanced accuracy": evaluation.balanced_accuracy}
-    return tuple(
-        Measure(name=name, headline=name == AUC, **estimate.model_dump())
-        for name, estimate in named.items()
-        if estimate is not None
-    )
 
 
 class AttackResult(Written):

@@ -34,7 +34,7 @@ class HeldOutTasks:
 
     def __init__(self, federation: Federation, settings: EvaluationSettings) -> None:
         """Raises `ValueError` when the held-out images do not suffice for the tasks."""
-        images, held_out = federation.images(), federation.split().held_out
+        images, held_out = federation.examples(), federation.split().held_out
         shape = TaskShape(ways=federation.task.ways, shots=federation.task.shots, queries=settings.queries)
         drawn = [
             episode(images, held_out_episode(images.labels, held_out, shape, federation.seed, number))
@@ -49,7 +49,7 @@ class HeldOutTasks:
 
         def measured(one: Episode) -> tuple[Tensor, Tensor]:
             adapted = self._rule.adapt(self._model, parameters, one)
-            logits = self._model(adapted, one.query_images)
+            logits = self._model(adapted, one.query_inputs)
             loss = F.cross_entropy(logits, one.query_labels)
             return (logits.argmax(1) == one.query_labels).float().mean(), loss
 

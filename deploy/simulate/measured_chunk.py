@@ -117,7 +117,7 @@ def _batch(federation: Federation, parameters: Parameters, count: int) -> Episod
     device = next(iter(parameters.values())).device
     learners = len(federation.split().shards)
     drawn = [learner.drawn(1) for learner in federation.learners([number % learners for number in range(count)])]
-    return Episode(*(part.to(device) for part in episodes(federation.images(), drawn)))
+    return Episode(*(part.to(device) for part in episodes(federation.examples(), drawn)))
 
 
 def _key(federation: Federation, parameters: Parameters, device: torch.device, memory: int) -> str:
@@ -128,7 +128,7 @@ def _key(federation: Federation, parameters: Parameters, device: torch.device, m
         repr(federation.model),
         repr(federation.rule),
         repr(federation.task),
-        repr(federation.images().image_shape),
+        repr(federation.examples().input_shape),
         repr(shapes),
         torch.__version__,
         device.type,

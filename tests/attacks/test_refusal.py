@@ -22,7 +22,7 @@ def test_what_an_attack_requires_and_the_adversary_does_not_have_is_named():
     known = ThreatModel(knows=frozenset({"labels", "defenses"}))
     assert (
         refusal(Alignment(), LeNet(), threat_model=known)
-        == "requires classes, own images, which the threat model does not include"
+        == "requires classes, own examples, which the threat model does not include"
     )
     assert refusal(SpanTest(), MLP(), threat_model=known) is None
 
@@ -41,6 +41,6 @@ def test_a_capability_that_does_not_exist_is_refused():
 
 
 def test_what_is_written_of_a_threat_model_is_always_the_same():
-    known = ThreatModel(knows=frozenset({"own images", "labels", "classes"}))
-    assert known.model_dump(mode="json") == {"knows": ["classes", "labels", "own images"]}
+    known = ThreatModel(knows=frozenset({"own examples", "labels", "classes"}))
+    assert known.model_dump(mode="json") == {"knows": ["classes", "labels", "own examples"]}
     assert ThreatModel.model_validate(known.model_dump(mode="json")) == known

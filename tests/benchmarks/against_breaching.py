@@ -75,7 +75,7 @@ class PlainGradient:
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
     ) -> tuple[Parameters, Tensor]:
         gradient, loss = grad_and_value(
-            lambda moving: cross_entropy(model, moving, episode.query_images, episode.query_labels)
+            lambda moving: cross_entropy(model, moving, episode.query_inputs, episode.query_labels)
         )(parameters)
         return gradient, loss
 

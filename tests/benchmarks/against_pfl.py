@@ -40,7 +40,7 @@ from pydantic import BaseModel, ConfigDict
 from torch.func import grad_and_value
 
 from metaleak.clients import client_app
-from metaleak.clients.datasets import LabeledImages
+from metaleak.clients.datasets import LabeledExamples
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.rules import Perturb, cross_entropy
@@ -70,13 +70,13 @@ class LocalStep(BaseModel):
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
     ) -> Parameters:
         """Return the parameters after one step on the support set."""
-        return self._step(model, parameters, episode.support_images, episode.support_labels)[0]
+        return self._step(model, parameters, episode.support_inputs, episode.support_labels)[0]
 
     def meta_gradient(
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
     ) -> tuple[Parameters, torch.Tensor]:
         """Return w - theta, with theta after one step on all of the learner's images, and the loss at w."""
-        images = torch.cat([episode.support_images, episode.query_images])
+        images = torch.cat([episode.support_inputs, episode.query_inputs])
         labels = torch.cat([episode.support_labels, episode.query_labels])
         stepped, loss = self._step(model, parameters, images, labels)
         return {name: value - stepped[name] for name, value in parameters.items()}, loss
@@ -99,12 +99,12 @@ class NoiseImages(BaseModel):
 
     users: int = 1000
 
-    def load(self) -> LabeledImages:
+    def load(self) -> LabeledExamples:
         """Return the images, the same for the same `users`."""
         count = _WAYS * (_IMAGES * self.users + _HELD_OUT)
         generator = torch.Generator().manual_seed(0)
-        return LabeledImages(
-            images=torch.randint(256, (count, 1, 28, 28), generator=generator, dtype=torch.uint8),
+        return LabeledExamples(
+            examples=torch.randint(256, (count, 1, 28, 28), generator=generator, dtype=torch.uint8),
             labels=torch.arange(count) % _WAYS,
             classes=tuple(str(label) for label in range(_WAYS)),
         )
@@ -134,7 +134,7 @@ def write_inputs(folder: Path, users: int) -> None:
     """Write what pfl's side needs to compute the same: every user's images and labels, and the initial parameters."""
     federation = experiment(users, 1).federation()
     episodes = [federation.learner(number).episode(1) for number in range(users)]
-    images = [torch.cat([one.support_images, one.query_images]).numpy() for one in episodes]
+    images = [torch.cat([one.support_inputs, one.query_inputs]).numpy() for one in episodes]
     labels = [torch.cat([one.support_labels, one.query_labels]).numpy() for one in episodes]
     np.save(folder / "images.npy", np.stack(images))
     np.save(folder / "labels.npy", np.stack(labels))

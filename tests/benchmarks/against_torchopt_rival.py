@@ -50,10 +50,10 @@ def torchopt_loop(module: nn.Module, steps: int, rate: float) -> Callable[[Seque
         gradients = []
         module_state = torchopt.extract_state_dict(module, by="reference", detach_buffers=True)
         optimizer_state = torchopt.extract_state_dict(optimizer, by="reference")
-        for support_images, support_labels, query_images, query_labels in tasks:
+        for support_inputs, support_labels, query_inputs, query_labels in tasks:
             for _ in range(steps):
-                optimizer.step(F.cross_entropy(module(support_images), support_labels))
-            loss = F.cross_entropy(module(query_images), query_labels)
+                optimizer.step(F.cross_entropy(module(support_inputs), support_labels))
+            loss = F.cross_entropy(module(query_inputs), query_labels)
             gradients.append(torch.autograd.grad(loss, initial))
             torchopt.recover_state_dict(module, module_state)
             torchopt.recover_state_dict(optimizer, optimizer_state)
@@ -73,11 +73,11 @@ def learn2learn_loop(
 
     def loop(tasks: Sequence[Task]) -> list[tuple[Tensor, ...]]:
         gradients = []
-        for support_images, support_labels, query_images, query_labels in tasks:
+        for support_inputs, support_labels, query_inputs, query_labels in tasks:
             learner = maml.clone()
             for _ in range(steps):
-                learner.adapt(F.cross_entropy(learner(support_images), support_labels))
-            loss = F.cross_entropy(learner(query_images), query_labels)
+                learner.adapt(F.cross_entropy(learner(support_inputs), support_labels))
+            loss = F.cross_entropy(learner(query_inputs), query_labels)
             gradients.append(torch.autograd.grad(loss, initial))
         return gradients
 

@@ -30,7 +30,7 @@ from metaleak.clients.models import Conv4, LeNet, Model
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import MAML
 from metaleak.defenses import Noise
-from metaleak.deploy.assess.truth import ask, held_classes, held_images, pixels
+from metaleak.deploy.assess.truth import ask, held_classes, held_inputs, inputs
 from metaleak.deploy.config.experiment import TargetSettings
 from metaleak.server.learning.optimizer import OuterOptimizer
 
@@ -58,15 +58,15 @@ def observe(federation: Federation, attack: Alignment, parameters: Parameters, r
         task.shots,
         task.queries,
         classes=held_classes(federation, learners, round),
-        own_images=pixels(federation, own),
-        own_labels=federation.images().labels[own],
+        own_examples=inputs(federation, own),
+        own_labels=federation.examples().labels[own],
         defenses=federation.defenses if "defenses" in attack.requires else None,
     )
     if "other set" not in attack.requires:
         return seen
     if attack.asks == "query":
-        return replace(seen, known_support=held_images(federation, learners, round, "support"))
-    return replace(seen, known_query=held_images(federation, learners, round, "query"))
+        return replace(seen, known_support=held_inputs(federation, learners, round, "support"))
+    return replace(seen, known_query=held_inputs(federation, learners, round, "query"))
 
 
 def main() -> None:

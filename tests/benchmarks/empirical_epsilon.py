@@ -40,7 +40,7 @@ from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.episode import Parameters
 from metaleak.clients.federation import Federation
 from metaleak.defenses import GaussianMechanism, Noise
-from metaleak.deploy.assess.truth import Truth, ask, held_images, rest_of_sets
+from metaleak.deploy.assess.truth import Truth, ask, held_inputs, rest_of_sets
 from metaleak.deploy.config.experiment import TargetSettings
 from metaleak.deploy.config.reading import experiment_from
 
@@ -141,7 +141,7 @@ def _attacked(federation: Federation, truth: Truth, asks: Literal["query", "supp
     for start in range(0, len(truth.learner), TOGETHER):
         part = Truth(**{name: value[start : start + TOGETHER] for name, value in vars(truth).items()})
         learners = part.learner.tolist()
-        known = held_images(federation, learners, 1, "support" if asks == "query" else "query")
+        known = held_inputs(federation, learners, 1, "support" if asks == "query" else "query")
         observation = Observation(
             federation.model,
             federation.rule,

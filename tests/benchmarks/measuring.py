@@ -120,7 +120,7 @@ def _compute(connection: Connection, asked: Experiment, numbers: list[int]) -> N
     federation: Federation = asked.federation()
     parameters = federation.initial_parameters()
     drawn = [learner.drawn(1) for learner in federation.learners(numbers)]
-    everything = episodes(federation.images(), drawn)
+    everything = episodes(federation.examples(), drawn)
     connection.send("ready")
     while True:
         chunk = int(connection.recv())

@@ -27,7 +27,7 @@ from metaleak.clients.datasets import MNIST, FashionMNIST
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML
 from metaleak.defenses import Defense, Noise
-from metaleak.deploy.assess.truth import ask, pixels
+from metaleak.deploy.assess.truth import ask, inputs
 from metaleak.deploy.config.experiment import TargetSettings
 
 LEARNERS, NON_MEMBERS = 40, 6000
@@ -59,8 +59,8 @@ def observe(federation: Federation, learners: list[int]) -> Observation:
         federation.task.ways,
         federation.task.shots,
         federation.task.queries,
-        own_images=pixels(federation, own),
-        own_labels=federation.images().labels[own],
+        own_examples=inputs(federation, own),
+        own_labels=federation.examples().labels[own],
         defenses=federation.defenses,
     )
 

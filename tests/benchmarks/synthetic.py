@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from metaleak.clients.datasets import LabeledImages
+from metaleak.clients.datasets import LabeledExamples
 
 
 class Synthetic(BaseModel):
@@ -16,11 +16,11 @@ class Synthetic(BaseModel):
     images: Annotated[int, Field(ge=1)] = 20_000
     classes: Annotated[int, Field(ge=1)] = 20
 
-    def load(self) -> LabeledImages:
+    def load(self) -> LabeledExamples:
         """Return the images, the same every time."""
         generator = torch.Generator().manual_seed(0)
-        return LabeledImages(
-            images=torch.randint(0, 256, (self.images, 1, 28, 28), dtype=torch.uint8, generator=generator),
+        return LabeledExamples(
+            examples=torch.randint(0, 256, (self.images, 1, 28, 28), dtype=torch.uint8, generator=generator),
             labels=torch.arange(self.images) % self.classes,
             classes=tuple(str(label) for label in range(self.classes)),
         )

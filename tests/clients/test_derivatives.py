@@ -216,7 +216,7 @@ def cohort(side: int, soft: bool = False, size: int = COHORT) -> Episode:
 
 def whole(episode: Episode) -> Episode:
     """What Reptile and federated learning see: one set of images, support and query together."""
-    images = torch.cat([episode.support_images, episode.query_images])
+    images = torch.cat([episode.support_inputs, episode.query_inputs])
     labels = torch.cat([episode.support_labels, episode.query_labels])
     return Episode(images, labels, images, labels)
 
@@ -384,7 +384,7 @@ def perturb_of(way: str) -> Perturb | None:
 def test_an_inner_step_follows_the_gradient_of_its_loss(model: str, rule: str, way: str) -> None:
     network, parameters = MODELS[model], start(model)
     seen = whole(episode(side(model), LAST)) if rule == "reptile" else episode(side(model), LAST)
-    loss = loss_at(network, seen.support_images, seen.support_labels)
+    loss = loss_at(network, seen.support_inputs, seen.support_labels)
     once, twice = RULES[f"{rule}-1"], RULES[f"{rule}-2"]
     defend = perturb_of(way)
     place = parameters
@@ -408,7 +408,7 @@ def test_an_inner_step_follows_the_gradient_of_its_loss(model: str, rule: str, w
 def loss_after_adaptation(model: str, rule: str, defended: bool) -> tuple[Tensor, Slopes]:
     """The query loss of the adapted parameters, and its slopes at the start."""
     network, learner, seen = MODELS[model], RULES[rule], episode(side(model), LAST)
-    query_loss = loss_at(network, seen.query_images, seen.query_labels)
+    query_loss = loss_at(network, seen.query_inputs, seen.query_labels)
     perturb = inner_defense if defended else None
 
     def value(parameters: Parameters) -> Tensor:
@@ -432,7 +432,7 @@ def test_second_order_differentiates_through_the_adaptation(model: str, rule: st
 def test_first_order_is_the_query_gradient_at_the_adapted_parameters(model: str, rule: str, way: str) -> None:
     network, learner, seen = MODELS[model], RULES[rule], episode(side(model), LAST)
     adapted = learner.adapt(network, start(model), seen, perturb_of(way))
-    query_loss = loss_at(network, seen.query_images, seen.query_labels)
+    query_loss = loss_at(network, seen.query_inputs, seen.query_labels)
     gradient, loss = computed(model, rule, way)
     torch.testing.assert_close(loss, query_loss(adapted))
     hold(gradient, slopes(query_loss, adapted, gradient, 2))
@@ -444,7 +444,7 @@ def test_reptile_is_the_sum_of_the_inner_gradients(model: str, rule: str, way: s
     network, parameters, seen = MODELS[model], start(model), whole(episode(side(model), LAST))
     steps, perturb = RULES[rule].inner_steps, perturb_of(way)
     trail = [parameters, *(RULES[f"reptile-{n}"].adapt(network, parameters, seen, perturb) for n in (1, 2))]
-    loss = loss_at(network, seen.support_images, seen.support_labels)
+    loss = loss_at(network, seen.support_inputs, seen.support_labels)
     gradient, computed_loss = computed(model, rule, way)
     torch.testing.assert_close(computed_loss, loss(trail[steps]))
     if perturb is not None:
@@ -550,8 +550,8 @@ def test_shipped_noise_on_the_inner_gradients_is_a_constant_of_the_derivative(ru
 # Third order: what an attack differentiates.
 
 KNOWS: dict[str, tuple[bool, Loss, tuple[str, ...]]] = {
-    "labels": (False, "cosine", ("support_images", "query_images")),
-    "nothing": (True, "squared", ("support_images", "support_labels", "query_images", "query_labels")),
+    "labels": (False, "cosine", ("support_inputs", "query_inputs")),
+    "nothing": (True, "squared", ("support_inputs", "support_labels", "query_inputs", "query_labels")),
 }
 """What the attack knows: whether labels are probabilities, the matching loss, and what it takes the derivative of."""
 
@@ -635,8 +635,8 @@ class Wrong:
     order: int
     size: float
 
-    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
-        return self.model.initialize(image_shape, ways, generator)
+    def initialize(self, input_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+        return self.model.initialize(input_shape, ways, generator)
 
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
         logits = self.model(parameters, images)
@@ -649,13 +649,13 @@ def test_an_error_of_a_thousandth_in_one_order_is_seen_by_the_test_of_that_order
     right, wrong = MODELS["mlp-tanh"], Wrong(MODELS["mlp-tanh"], order, size)
     observed = row(cohort_computed("mlp-tanh", "maml-1", "loop"), 0)
     observed.pop(LOSS)
-    support_loss = loss_at(wrong, seen.support_images, seen.support_labels)
+    support_loss = loss_at(wrong, seen.support_inputs, seen.support_labels)
 
     def loss_after_adaptation(moved: Parameters) -> Tensor:
-        return loss_at(wrong, seen.query_images, seen.query_labels)(rule.adapt(wrong, moved, seen))
+        return loss_at(wrong, seen.query_inputs, seen.query_labels)(rule.adapt(wrong, moved, seen))
 
     def first(model: Model) -> Parameters:
-        gradient: Parameters = grad(loss_at(model, seen.support_images, seen.support_labels))(parameters)
+        gradient: Parameters = grad(loss_at(model, seen.support_inputs, seen.support_labels))(parameters)
         return gradient
 
     def second(model: Model) -> Parameters:
@@ -663,7 +663,7 @@ def test_an_error_of_a_thousandth_in_one_order_is_seen_by_the_test_of_that_order
 
     def third(model: Model) -> Parameters:
         distance = matching(model, rule, parameters, observed, "cosine")
-        return derivative_of(distance, ("support_images",))(seen)
+        return derivative_of(distance, ("support_inputs",))(seen)
 
     checks: dict[Callable[[Model], Parameters], Callable[[], None]] = {
         first: lambda: hold(first(wrong), slopes(support_loss, parameters, first(right), 2)),
@@ -710,9 +710,9 @@ class Normalized:
 
     norm: Norm
 
-    def initialize(self, image_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
-        blocks = Conv4(filters=4).initialize((image_shape[0], 16, 16), ways, generator)
-        pixels = -(-image_shape[1] // 4) * -(-image_shape[2] // 4)
+    def initialize(self, input_shape: tuple[int, int, int], ways: int, generator: torch.Generator) -> Parameters:
+        blocks = Conv4(filters=4).initialize((input_shape[0], 16, 16), ways, generator)
+        pixels = -(-input_shape[1] // 4) * -(-input_shape[2] // 4)
         kept = {name: value for name, value in blocks.items() if name.startswith(("block1", "block2"))}
         return kept | MLP(hidden=()).initialize((4, pixels, 1), ways, generator)
 
@@ -744,7 +744,7 @@ def test_of_torchs_own_norms_the_test_says_what_plain_operations_say(norm: str) 
         return lambda episode: rule.meta_gradient(model, parameters, episode)[0]
 
     def meta_loss(moved: Parameters) -> Tensor:
-        return loss_at(native, seen.query_images, seen.query_labels)(rule.adapt(native, moved, seen))
+        return loss_at(native, seen.query_inputs, seen.query_labels)(rule.adapt(native, moved, seen))
 
     distance: dict[Model, Callable[[Episode], Tensor]] = {
         model: matching(model, rule, parameters, gradient(plain)(episode(size, 0)), "cosine")
@@ -752,7 +752,7 @@ def test_of_torchs_own_norms_the_test_says_what_plain_operations_say(norm: str) 
     }
 
     def derivative(model: Model) -> PerEpisode:
-        return derivative_of(distance[model], ("support_images",))
+        return derivative_of(distance[model], ("support_inputs",))
 
     def match(parts: Parameters) -> Tensor:
         return distance[native](seen._replace(**parts))
@@ -801,7 +801,7 @@ def test_differences_do_not_step_over_a_kink(piece: str) -> None:
 
 @models
 def test_every_kink_of_a_model_is_noted(model: str) -> None:
-    images = episode(side(model), LAST).query_images
+    images = episode(side(model), LAST).query_inputs
     layers = 4 if model.startswith("conv4") else 3 if model.startswith("lenet") else 2
     expected = layers * (model.startswith("conv4") or model.endswith("lu")) + 4 * model.endswith("max")
     assert len(kinks_of(lambda: MODELS[model](start(model), images)).sides) == expected

@@ -33,8 +33,8 @@ def test_no_image_and_no_label_is_in_any_message_of_a_run():
     ]
     assert len(wire) == 8, "two rounds, two nodes, there and back"
     assert initial["head.weight"].numpy().tobytes() in wire[0], "or the search below sees nothing"
-    images = everyone.images().images
-    held = torch.cat([shard.images.flatten() for shard in everyone.split().shards])
+    images = everyone.examples().examples
+    held = torch.cat([shard.examples.flatten() for shard in everyone.split().shards])
     for index in held.tolist():
         for trace, message in itertools.product(image_traces(images[index].numpy()), wire):
             assert trace not in message
@@ -55,7 +55,7 @@ def image_traces(image):
 
 
 def test_the_search_would_find_an_image():
-    image = EmbeddedMNIST().load().images[0].numpy()
+    image = EmbeddedMNIST().load().examples[0].numpy()
     assert any(trace in (image / np.float32(255)).astype("f4").tobytes() for trace in image_traces(image))
 
 
@@ -140,7 +140,7 @@ def test_noise_on_the_inner_gradients_moves_the_adapted_parameters():
 
 def query_gradient(learner, parameters):
     episode = learner.episode(1)
-    return grad(lambda p: cross_entropy(learner.model, p, episode.query_images, episode.query_labels))(parameters)
+    return grad(lambda p: cross_entropy(learner.model, p, episode.query_inputs, episode.query_labels))(parameters)
 
 
 def test_a_learner_that_does_not_exist_is_named():

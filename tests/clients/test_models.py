@@ -169,8 +169,8 @@ def test_anil_adapts_the_last_layer_of_a_module(
 class Nameless:
     """A model that does not name its classifier."""
 
-    def initialize(self, image_shape, ways, generator):  # type: ignore[no-untyped-def]
-        return MLP().initialize(image_shape, ways, generator)
+    def initialize(self, input_shape, ways, generator):  # type: ignore[no-untyped-def]
+        return MLP().initialize(input_shape, ways, generator)
 
     def __call__(self, parameters, images):  # type: ignore[no-untyped-def]
         return MLP()(parameters, images)
@@ -191,7 +191,7 @@ def test_a_module_that_cannot_be_copied_is_refused() -> None:
 def test_a_module_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="no parameters"):
         TorchModule(nn.Flatten())
-    with pytest.raises(ValueError, match=r"returns shape \(2, 3\) for 2 images, 5 ways need \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"returns shape \(2, 3\) for 2 examples, 5 ways need \(2, 5\)"):
         TorchModule(small_module()).initialize((1, 8, 8), 5, keyed_generator(0))
 
 
@@ -286,13 +286,16 @@ class Asks(nn.Module):
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (lambda: nn.Sequential(nn.Conv2d(3, 2, 3)), r"cannot take images of shape \(1, 8, 8\): .*3 channels.*choose"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(9), nn.Linear(4, 3)), r"cannot take images of shape"),
-        (lambda: Asks(lambda linear, images, mask: linear(images)), "a batch of images and nothing else.*'mask'"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 2, 3)),
+            r"cannot take examples of shape \(1, 8, 8\): .*3 channels.*choose",
+        ),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(9), nn.Linear(4, 3)), r"cannot take examples of shape"),
+        (lambda: Asks(lambda linear, images, mask: linear(images)), "a batch of examples and nothing else.*'mask'"),
         (lambda: Asks(lambda linear, images: (linear(images.flatten(1)),) * 2), "returns a tuple, not a tensor"),
-        (lambda: Asks(lambda linear, images: linear(images.flatten(1)).T), r"returns shape \(3, 2\) for 2 images"),
+        (lambda: Asks(lambda linear, images: linear(images.flatten(1)).T), r"returns shape \(3, 2\) for 2 examples"),
         (lambda: Asks(lambda linear, images: linear(images.flatten(1)).detach()), "do not depend on its parameters"),
-        (lambda: Asks(lambda linear, images: 1 / 0), r"cannot take images of shape .*division"),
+        (lambda: Asks(lambda linear, images: 1 / 0), r"cannot take examples of shape .*division"),
         (lambda: Asks(lambda linear, images: linear(images), torch.float64), "linear.weight is torch.float64"),
     ],
     ids=["channels", "features", "arguments", "tuple", "transposed", "detached", "raises", "float64"],

@@ -31,7 +31,7 @@ POSITIONS = torch.arange(WAYS)
 def some_batch(shots: int = 1, queries: int = 1, dtype: torch.dtype = torch.float64) -> Episode:
     """Real images; which ones matters to nobody here."""
     count = LEARNERS * WAYS * (shots + queries)
-    images = EmbeddedMNIST().load().images[:count].to(dtype) / 255
+    images = EmbeddedMNIST().load().examples[:count].to(dtype) / 255
     parts = images.reshape(LEARNERS, -1, 1, 28, 28).split([WAYS * shots, WAYS * queries], dim=1)
     support, query = (POSITIONS.repeat_interleave(each).expand(LEARNERS, -1) for each in (shots, queries))
     return Episode(parts[0], support, parts[1], query)
@@ -85,8 +85,8 @@ def test_it_is_the_plain_meta_gradient(model: MLP, rule: Rule, dtype: torch.dtyp
 @pytest.mark.parametrize("case", ["repeated", "empty"])
 def test_images_that_span_less_than_their_number_are_no_trouble(case: str) -> None:
     model, rule, batch = MLP(hidden=(40, 8)), MAML(), some_batch()
-    batch.query_images[0, 1] = batch.support_images[0, 0] if case == "repeated" else 0.0
-    batch.query_images[1] = batch.support_images[1] if case == "repeated" else 0.0
+    batch.query_inputs[0, 1] = batch.support_inputs[0, 0] if case == "repeated" else 0.0
+    batch.query_inputs[1] = batch.support_inputs[1] if case == "repeated" else 0.0
     parameters = start(model)
     assert_same(
         own_span_meta_gradients(model, rule, parameters, batch), one_by_one(model, rule, parameters, batch), 1e-11
@@ -105,7 +105,7 @@ def test_a_pixel_that_is_empty_in_all_images_has_no_gradient() -> None:
     """An outer Adam would turn rounding errors into full steps."""
     model, batch = MLP(hidden=(40, 8)), some_batch(dtype=torch.float32)
     gradients, _ = own_span_meta_gradients(model, MAML(), start(model, torch.float32), batch)
-    empty = (torch.cat([batch.support_images, batch.query_images], dim=1).flatten(2) == 0).all(dim=1)
+    empty = (torch.cat([batch.support_inputs, batch.query_inputs], dim=1).flatten(2) == 0).all(dim=1)
     assert empty[:, 0].all()
     assert gradients["layer1.weight"].mT[empty].abs().max() == 0
     assert gradients["layer1.weight"].mT[~empty].abs().max() > 0

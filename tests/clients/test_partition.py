@@ -21,7 +21,7 @@ def labels_of(sizes: list[int]) -> Tensor:
 
 
 def same(one: ShardIndices, other: ShardIndices) -> bool:
-    return one.classes == other.classes and torch.equal(one.images, other.images)
+    return one.classes == other.classes and torch.equal(one.examples, other.examples)
 
 
 @st.composite
@@ -32,7 +32,7 @@ def deals(draw: st.DrawFn) -> tuple[Tensor, frozenset[int], Partition, int]:
     partition = Partition(
         learners=draw(st.integers(1, 12)),
         classes_per_learner=draw(st.none() | st.integers(2, 4)),
-        images_per_class=draw(st.none() | st.integers(2, 5)),
+        examples_per_class=draw(st.none() | st.integers(2, 5)),
         held_out=draw(st.sampled_from([0.0, 0.1, 0.33])),
         non_members=draw(st.sampled_from([0.0, 0.3, 0.5])),
     )
@@ -57,14 +57,14 @@ def deal(data: tuple[Tensor, frozenset[int], Partition, int]) -> Split:
 def test_no_image_stands_in_two_places(data: tuple[Tensor, frozenset[int], Partition, int]) -> None:
     labels, held_out_classes, partition, _ = data
     dealt = deal(data)
-    places = [shard.images.flatten() for shard in dealt.shards] + [dealt.non_members, dealt.held_out]
+    places = [shard.examples.flatten() for shard in dealt.shards] + [dealt.non_members, dealt.held_out]
     everything = torch.cat(places)
     assert everything.dtype == torch.int64
     assert len(set(everything.flatten().tolist())) == len(everything)
     for shard in dealt.shards:
-        assert shard.images.shape == (partition.classes_per_learner or 2, partition.images_per_class or 2)
+        assert shard.examples.shape == (partition.classes_per_learner or 2, partition.examples_per_class or 2)
         assert list(shard.classes) == sorted(set(shard.classes))
-        assert torch.equal(labels[shard.images], torch.tensor(shard.classes)[:, None].expand_as(shard.images))
+        assert torch.equal(labels[shard.examples], torch.tensor(shard.classes)[:, None].expand_as(shard.examples))
         assert not held_out_classes & set(shard.classes)
 
 
@@ -138,7 +138,7 @@ def test_too_few_images_name_what_is_possible() -> None:
     ("partition", "message"),
     [
         (Partition(classes_per_learner=4), "classes_per_learner is 4, the task needs at least ways = 5"),
-        (Partition(images_per_class=2), "images_per_class is 2, the task needs at least shots + queries = 3"),
+        (Partition(examples_per_class=2), "examples_per_class is 2, the task needs at least shots + queries = 3"),
     ],
 )
 def test_a_shard_smaller_than_the_task_is_refused(partition: Partition, message: str) -> None:

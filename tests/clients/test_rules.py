@@ -139,7 +139,7 @@ def test_federated_averaging_deals_its_examples_out_and_uses_each_once_an_epoch(
     """Nine examples in batches of at most four: three of three, for two epochs."""
     model = MODELS["mlp-relu"]
     parameters, episode = start(model), some_episode()
-    images = torch.cat([episode.support_images, episode.query_images])
+    images = torch.cat([episode.support_inputs, episode.query_inputs])
     labels = torch.cat([episode.support_labels, episode.query_labels])
     shared, _ = FedAvg(epochs=2, batch=4, rate=0.2).meta_gradient(model, parameters, episode)
     local = parameters
@@ -187,7 +187,7 @@ def test_a_rule_states_how_the_support_set_enters_and_where_gradients_are_taken(
             inner_steps(
                 model,
                 parameters,
-                torch.cat([episode.support_images, episode.query_images]),
+                torch.cat([episode.support_inputs, episode.query_inputs]),
                 torch.cat([episode.support_labels, episode.query_labels]),
                 steps,
                 0.2,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaleak.clients.datasets import LabeledImages
+from metaleak.clients.datasets import LabeledExamples
 from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.shard import Draw, draw, episode, held_out_episode
 
@@ -37,7 +37,7 @@ def test_a_draw_is_a_task_of_the_shard(
     images = torch.cat([drawn.support, drawn.query], dim=1)
     assert torch.equal(images // 100, drawn.classes[:, None].expand_as(images))
     assert len(set(images.flatten().tolist())) == ways * (shots + queries)
-    assert bool(torch.isin(images, shard.images).all())
+    assert bool(torch.isin(images, shard.examples).all())
     assert equal(drawn, draw(shard, task, seed, learner=3, round=7))
 
 
@@ -79,17 +79,17 @@ def test_a_shard_too_small_for_the_task_is_refused(shard: ShardIndices) -> None:
 
 def test_an_episode_is_ordered_by_position() -> None:
     images = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 3, 2, 2) * 20
-    data = LabeledImages(images, torch.arange(12) // 6, ("a", "b"))
+    data = LabeledExamples(images, torch.arange(12) // 6, ("a", "b"))
     drawn = Draw(torch.tensor([1, 0]), torch.tensor([[7, 6], [1, 0]]), torch.tensor([[11], [5]]))
     task = episode(data, drawn)
-    assert task.support_images.dtype == task.query_images.dtype == torch.float32
-    assert task.support_images.shape == (4, 3, 2, 2)
-    assert torch.equal(task.support_images[:, 0, 0, 0], torch.tensor([140, 120, 20, 0]) / 255)
-    assert task.query_images.shape == (2, 3, 2, 2)
+    assert task.support_inputs.dtype == task.query_inputs.dtype == torch.float32
+    assert task.support_inputs.shape == (4, 3, 2, 2)
+    assert torch.equal(task.support_inputs[:, 0, 0, 0], torch.tensor([140, 120, 20, 0]) / 255)
+    assert task.query_inputs.shape == (2, 3, 2, 2)
     assert task.support_labels.tolist() == [0, 0, 1, 1]
     assert task.query_labels.tolist() == [0, 1]
     assert task.query_labels.dtype == torch.int64
-    assert float(task.query_images.max()) <= 1
+    assert float(task.query_inputs.max()) <= 1
 
 
 def test_evaluation_tasks_use_held_out_images_of_large_enough_classes() -> None:

@@ -25,7 +25,7 @@ def test_it_is_a_defense():
 @pytest.mark.parametrize("place", ["support", "query"])
 def test_image_noise_has_the_scale_as_its_standard_deviation(law, place):
     images = torch.full((50, 1, 28, 28), 0.5)
-    noise = Noise(place=place, law=law, scale=0.3)({"images": images}, source())["images"] - images
+    noise = Noise(place=place, law=law, scale=0.3)({"inputs": images}, source())["inputs"] - images
     assert noise.std().item() == pytest.approx(0.3, rel=0.02)
     assert noise.mean().item() == pytest.approx(0.0, abs=0.01)
 
@@ -42,7 +42,7 @@ def test_gradient_noise_is_relative_to_the_gradient_as_a_whole(law, place):
 
 @pytest.mark.parametrize(("law", "distribution"), [("gaussian", "norm"), ("laplace", "laplace")])
 def test_the_law_is_the_one_that_is_named(law, distribution):
-    noise = Noise(place="query", law=law, scale=1.0)({"images": torch.zeros(20_000)}, source())["images"]
+    noise = Noise(place="query", law=law, scale=1.0)({"inputs": torch.zeros(20_000)}, source())["inputs"]
     scale = 1.0 if law == "gaussian" else 1 / np.sqrt(2)
     assert kstest(noise.numpy(), distribution, args=(0, scale)).pvalue > 0.01
     other = "laplace" if distribution == "norm" else "norm"

@@ -86,7 +86,7 @@ class Truth:
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
     digits = EmbeddedMNIST().load()
-    return (digits.images.float() / 255 - MEAN) / STD, digits.labels
+    return (digits.examples.float() / 255 - MEAN) / STD, digits.labels
 
 
 def _members(clients: int, fewest: int, most: int, seed: int) -> dict[int, list[int]]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from membership_questions import held_classes, held_images, pixels, questions
+from membership_questions import held_classes, held_inputs, inputs, questions
 from torch import Tensor
 
 from metaleak.attacks.alignment.alignment import Alignment
@@ -16,7 +16,7 @@ from metaleak.attacks.alignment.example_gradients import (
     support_contributions,
 )
 from metaleak.attacks.alignment.gradient_metric import fit
-from metaleak.attacks.alignment.own_images import OwnImages
+from metaleak.attacks.alignment.own_examples import OwnExamples
 from metaleak.attacks.alignment.shadows import shadow_learners
 from metaleak.attacks.attack import Targets
 from metaleak.attacks.evaluation.membership import evaluate
@@ -59,8 +59,8 @@ def observed(world: Federation) -> Observation:
         shots=2,
         queries=3,
         classes=held_classes(world, LEARNERS, 1),
-        own_images=pixels(world, own),
-        own_labels=world.images().labels[own],
+        own_examples=inputs(world, own),
+        own_labels=world.examples().labels[own],
         defenses=world.defenses,
     )
 
@@ -90,9 +90,9 @@ def test_the_mean_contribution_is_the_meta_gradient_of_a_first_order_rule(normal
     world = federation(Conv4(filters=8, normalization=normalization), first_order_maml())
     learner = world.learner(0)
     episode, parameters = learner.episode(1), world.initial_parameters()
-    support = episode.support_images.reshape(1, 5, 2, 1, 28, 28)
+    support = episode.support_inputs.reshape(1, 5, 2, 1, 28, 28)
     parts = query_contributions(
-        world.model, world.rule, parameters, support, episode.query_images, episode.query_labels
+        world.model, world.rule, parameters, support, episode.query_inputs, episode.query_labels
     )
     gradient, _ = learner.meta_gradient(parameters, 1)
     whole = flattened({name: value[None] for name, value in gradient.items()})[0]
@@ -109,9 +109,9 @@ def test_a_batch_normalized_model_is_taken_apart_at_the_batch_that_is_its_refere
     assert not torch.allclose(model(parameters, images[:2])[:1], model(parameters, images)[:1])
 
 
-def numbered() -> OwnImages:
+def numbered() -> OwnExamples:
     """Return forty images that are numbers, in four classes."""
-    return OwnImages(torch.arange(40.0).reshape(40, 1, 1, 1), torch.arange(40) % 4)
+    return OwnExamples(torch.arange(40.0).reshape(40, 1, 1, 1), torch.arange(40) % 4)
 
 
 def test_own_images_are_of_the_class_that_is_asked_for_and_differ():
@@ -136,7 +136,7 @@ def test_the_parts_of_own_images_share_nothing_and_hold_every_class():
 
 
 def test_shadows_without_a_free_image_are_refused(observation):
-    own = OwnImages(torch.rand((50, 1, 28, 28)), torch.arange(50) % 10)
+    own = OwnExamples(torch.rand((50, 1, 28, 28)), torch.arange(50) % 10)
     with pytest.raises(ValueError, match=r"needs 6 .* there are 5; raise partition.held_out"):
         shadow_learners(observation, own, 4, RandomSource.of(0))
 
@@ -194,7 +194,7 @@ def test_a_discriminant_returns_the_log_ratio_of_two_normal_laws():
 
 def test_shadows_send_what_learners_with_their_images_would(observation, world):
     noise = Noise(place="shared", scale=0.5)
-    own = OwnImages.of(observation)
+    own = OwnExamples.of(observation)
     told = replace(observation, defenses=(noise,))
     shadows = shadow_learners(told, own, 5, RandomSource.of(0))
     assert shadows.classes.tolist() == observation.classes[:5].tolist()
@@ -236,7 +236,7 @@ def test_what_adding_an_image_changes_is_its_own_gradient_where_both_sets_are_on
     world = federation(rule=short)
     episode, parameters = world.learner(0).episode(1), world.initial_parameters()
     support, query, images = (
-        part.double() for part in (episode.support_images, episode.query_images, world.learner(1).episode(1)[2])
+        part.double() for part in (episode.support_inputs, episode.query_inputs, world.learner(1).episode(1)[2])
     )
     given = world.model, short, {name: value.double() for name, value in parameters.items()}
     support, query = support.reshape(1, 5, 2, 1, 28, 28), query.reshape(1, 5, 3, 1, 28, 28)
@@ -249,7 +249,7 @@ def test_what_adding_an_image_changes_is_its_own_gradient_where_both_sets_are_on
 
 @pytest.mark.slow
 def test_support_members_are_found_by_who_knows_the_query_set(observation, world):
-    told = replace(observation, known_query=held_images(world, LEARNERS, 1, "query"))
+    told = replace(observation, known_query=held_inputs(world, LEARNERS, 1, "query"))
     assert auc(Alignment(asks="support", knows="other", **SMALL), world, told) > 0.65
 
 
@@ -284,7 +284,7 @@ def test_a_gradient_of_another_size_changes_no_order(observation, world):
     assert order[0] == order[1]
 
 
-@pytest.mark.parametrize("missing", ["classes", "own_images"])
+@pytest.mark.parametrize("missing", ["classes", "own_examples"])
 def test_what_is_assumed_and_missing_is_named(observation, world, missing):
     targets, _ = asked(world)
     with pytest.raises(ValueError, match=r"class|own images"):
@@ -292,8 +292,8 @@ def test_what_is_assumed_and_missing_is_named(observation, world, missing):
 
 
 def test_the_threat_model_is_declared():
-    assert Alignment().requires == {"labels", "classes", "own images", "defenses"}
-    assert Alignment(knows_defenses=False).requires == {"labels", "classes", "own images"}
+    assert Alignment().requires == {"labels", "classes", "own examples", "defenses"}
+    assert Alignment(knows_defenses=False).requires == {"labels", "classes", "own examples"}
 
 
 def test_scores_are_finite_when_nothing_can_be_learned(observation, world):

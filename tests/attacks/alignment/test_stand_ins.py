@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metaleak.attacks.alignment.example_gradients import flattened
-from metaleak.attacks.alignment.own_images import OwnImages
+from metaleak.attacks.alignment.own_examples import OwnExamples
 from metaleak.attacks.alignment.stand_ins import SeenLearner, expected_gradient, stand_ins_for
 from metaleak.attacks.observation import Observation
 from metaleak.clients.datasets import EmbeddedMNIST
@@ -19,7 +19,7 @@ CLASSES = torch.tensor([7, 1, 4])
 @pytest.fixture(scope="module")
 def own():
     data = EmbeddedMNIST().load()
-    return OwnImages(data.images.float() / 255, data.labels)
+    return OwnExamples(data.examples.float() / 255, data.labels)
 
 
 @pytest.fixture(scope="module")

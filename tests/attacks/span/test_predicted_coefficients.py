@@ -93,7 +93,7 @@ class TwoBranches:
     def input_weight(self):
         return "in.weight"
 
-    def initialize(self, image_shape, ways, generator):
+    def initialize(self, input_shape, ways, generator):
         shapes = {"in.weight": (8, 30), "in.bias": (8,), "head.square": (ways, 4), "head.plain": (ways, 4)}
         return {name: torch.randn(shape, generator=generator) / 4 for name, shape in shapes.items()}
 

@@ -32,7 +32,7 @@ def test_many_learners_computed_at_once_by_first_order_maml_do_not_give_their_su
     others = [*held[1:], held[0]]
     asked = [one for pair in zip(held, others, strict=True) for one in pair]
     targets = Targets(
-        torch.cat([one.support_images for one in asked]),
+        torch.cat([one.support_inputs for one in asked]),
         torch.arange(LEARNERS).repeat_interleave(2 * WAYS),
         torch.cat([one.support_labels for one in asked]),
     )

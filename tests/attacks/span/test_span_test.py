@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from membership_questions import pixels, questions
+from membership_questions import inputs, questions
 from pydantic import ValidationError
 
 from metaleak.attacks.attack import Attack, Targets
@@ -47,8 +47,8 @@ def observe(defenses=(), model=None, rule=None):
         parameters,
         gradients,
         *(5, 3, 4),
-        own_images=pixels(made, own),
-        own_labels=made.images().labels[own],
+        own_examples=inputs(made, own),
+        own_labels=made.examples().labels[own],
         defenses=defenses,
     )
 
@@ -76,7 +76,7 @@ def noise(place, scale):
 def test_it_is_an_attack_that_says_what_it_requires():
     assert isinstance(SpanTest(), Attack)
     assert SpanTest().requires == frozenset()
-    assert SpanTest(knows_defenses=True).requires == {"defenses", "own images"}
+    assert SpanTest(knows_defenses=True).requires == {"defenses", "own examples"}
     assert SpanTest(**SpanTest(asks="support").model_dump()) == SpanTest(asks="support")
     with pytest.raises(ValidationError, match="coefficients"):
         SpanTest(coefficients="none")
@@ -246,8 +246,8 @@ def test_what_does_not_fit_is_named():
         SpanTest()(observation, dataclasses.replace(targets, rows=targets.rows + 6), 0)
     with pytest.raises(ValueError, match="observation's defenses, which are None"):
         SpanTest(knows_defenses=True)(dataclasses.replace(observation, defenses=None), targets, 0)
-    blind = dataclasses.replace(observe(noise("query", 0.3)), own_images=None)
-    with pytest.raises(ValueError, match="observation's own_images, which are None"):
+    blind = dataclasses.replace(observe(noise("query", 0.3)), own_examples=None)
+    with pytest.raises(ValueError, match="observation's own_examples, which are None"):
         SpanTest(knows_defenses=True)(blind, targets, 0)
 
 
@@ -269,7 +269,7 @@ class Squares:
     def input_weight(self):
         return "in.weight"
 
-    def initialize(self, image_shape, ways, generator):
+    def initialize(self, input_shape, ways, generator):
         shapes = {"in.weight": (64, 784), "in.bias": (64,), "head.weight": (ways, 64)}
         return {name: torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for name, shape in shapes.items()}
 

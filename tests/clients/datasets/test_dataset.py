@@ -13,15 +13,15 @@ from metaleak.clients.datasets import (
     EmbeddedMNIST,
     FashionMNIST,
     ImageFolder,
-    LabeledImages,
+    LabeledExamples,
     Omniglot,
 )
 
 
 def test_labeled_images_must_fit_together() -> None:
     images, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1])
-    data = LabeledImages(images, labels, ("a", "b"), frozenset({1}))
-    assert data.image_shape == (1, 2, 2)
+    data = LabeledExamples(images, labels, ("a", "b"), frozenset({1}))
+    assert data.input_shape == (1, 2, 2)
     for wrong, message in [
         ((images.float(), labels, ("a", "b")), "images must be uint8"),
         ((images[:, 0], labels, ("a", "b")), "images must be uint8"),
@@ -33,7 +33,7 @@ def test_labeled_images_must_fit_together() -> None:
         ((images, labels, ("a", "b"), frozenset({2})), "held-out class 2"),
     ]:
         with pytest.raises(ValueError, match=message):
-            LabeledImages(*wrong)  # type: ignore[arg-type]
+            LabeledExamples(*wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ def test_a_folder_of_images_is_sorted_cut_and_resized(tmp_path: Path) -> None:
     data = ImageFolder(path=tmp_path / "pictures", size=8, gray=False).load()
     assert data.classes == ("birds", "cats")
     assert data.labels.tolist() == [0, 0, 1, 1]
-    assert data.images.shape == (4, 3, 8, 8)
-    assert data.images[:, :, 4, 4].tolist() == [[0, 255, 1], [0, 255, 2], [255, 0, 1], [255, 0, 2]]
-    assert int(data.images[:, 2].max()) < 30, "only the central square is left"
+    assert data.examples.shape == (4, 3, 8, 8)
+    assert data.examples[:, :, 4, 4].tolist() == [[0, 255, 1], [0, 255, 2], [255, 0, 1], [255, 0, 2]]
+    assert int(data.examples[:, 2].max()) < 30, "only the central square is left"
     gray = ImageFolder(path=tmp_path / "pictures", size=8, gray=True).load()
     assert gray.images.shape == (4, 1, 8, 8)
     (tmp_path / "pictures" / "cats" / "0.jpg").write_bytes((tmp_path / "pictures" / "cats" / "1.png").read_bytes())
@@ -123,25 +123,29 @@ def write_squares(folder: Path, classes: int = 2, mode: str = "RGB", size: int =
 
 def test_images_keep_their_size_and_colors_by_default(tmp_path: Path) -> None:
     data = ImageFolder(path=write_squares(tmp_path / "pictures")).load()
-    assert data.images.shape == (4, 3, 12, 12)
+    assert data.examples.shape == (4, 3, 12, 12)
     own = np.asarray(Image.open(tmp_path / "pictures" / "b" / "0.png")).transpose(2, 0, 1)
-    assert np.array_equal(data.images[2].numpy(), own), "not a pixel is changed"
-    assert ImageFolder(path=tmp_path / "pictures", size=8).load().images.shape == (4, 3, 8, 8)
-    assert ImageFolder(path=tmp_path / "pictures", gray=True).load().images.shape == (4, 1, 12, 12)
+    assert np.array_equal(data.examples[2].numpy(), own), "not a pixel is changed"
+    assert ImageFolder(path=tmp_path / "pictures", size=8).load().examples.shape == (4, 3, 8, 8)
+    assert ImageFolder(path=tmp_path / "pictures", gray=True).load().examples.shape == (4, 1, 12, 12)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("P", 3), ("RGBA", 3)])
 def test_images_are_gray_where_every_file_is(mode: str, channels: int, tmp_path: Path) -> None:
-    assert ImageFolder(path=write_squares(tmp_path / "pictures", mode=mode)).load().images.shape == (
+    assert ImageFolder(path=write_squares(tmp_path / "pictures", mode=mode)).load().examples.shape == (
         4,
         channels,
         12,
         12,
     )
     Image.new("L", (12, 12)).quantize(4).save(tmp_path / "pictures" / "a" / "2.png")
-    assert ImageFolder(path=tmp_path / "pictures").load().images.shape == (5, channels, 12, 12), "a palette of grays"
+    assert ImageFolder(path=tmp_path / "pictures").load().examples.shape == (5, channels, 12, 12), (
+        "a palette of grays"
+    )
     Image.new("RGB", (12, 12)).save(tmp_path / "pictures" / "a" / "3.png")
-    assert ImageFolder(path=tmp_path / "pictures").load().images.shape == (6, 3, 12, 12), "one in color makes all so"
+    assert ImageFolder(path=tmp_path / "pictures").load().examples.shape == (6, 3, 12, 12), (
+        "one in color makes all so"
+    )
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path: Path, complaint: Callable[[DataSet], str]) -> None:
@@ -152,7 +156,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path, complaint: Callable
     Image.new("RGB", (9, 9)).save(folder / "b" / "2.png")
     said = complaint(ImageFolder(path=folder))
     assert f"{folder / 'a' / '0.png'} has 12x12 pixels, {folder / 'b' / '2.png'} 9x9: choose a size" in said
-    assert ImageFolder(path=folder, size=8).load().images.shape == (5, 3, 8, 8)
+    assert ImageFolder(path=folder, size=8).load().examples.shape == (5, 3, 8, 8)
 
 
 def test_too_many_pixels_are_refused_before_one_is_decoded(

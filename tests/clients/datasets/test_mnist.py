@@ -67,8 +67,8 @@ def test_mnist_accepts_every_layout(
     before = sorted(folder.rglob("*"))
     monkeypatch.setenv("METALEAK_DATA", str(folder if by == "METALEAK_DATA" else tmp_path / "elsewhere"))
     data = (MNIST(data_dir=folder) if by == "data_dir" else MNIST()).load()
-    assert data.images.shape == (20, 1, 28, 28)
-    assert data.images.flatten().numpy().tobytes() == small_mnist()[IDX[0]][16:]
+    assert data.examples.shape == (20, 1, 28, 28)
+    assert data.examples.flatten().numpy().tobytes() == small_mnist()[IDX[0]][16:]
     assert data.labels.tolist() == [*range(10), *range(10)]
     assert len(data.classes) == 10
     assert sorted(folder.rglob("*")) == before, "the user's folder is only read"
@@ -181,7 +181,7 @@ def test_several_may_unpack_at_once(tmp_path: Path, cache: Path) -> None:
 
     def load(_: int) -> bytes:
         together.wait()
-        return MNIST(data_dir=folder).load().images.numpy().tobytes()
+        return MNIST(data_dir=folder).load().examples.numpy().tobytes()
 
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(load, range(4))) == {small_mnist()[IDX[0]][16:]}
@@ -193,8 +193,8 @@ def test_the_published_sets_load_and_are_not_mistaken(
     kind: type[MNIST], other: type[MNIST], shared_data: Path, complaint: Callable[[DataSet], str]
 ) -> None:
     data = kind(data_dir=shared_data).load()
-    assert data.images.shape == (60000, 1, 28, 28)
+    assert data.examples.shape == (60000, 1, 28, 28)
     assert torch.bincount(data.labels).min() > 5000
     folder = shared_data / ("mnist" if kind is MNIST else "fashion_mnist")
-    assert torch.equal(kind(data_dir=folder).load().images, data.images)
+    assert torch.equal(kind(data_dir=folder).load().examples, data.examples)
     assert f"holds {kind.__name__}, not {other.__name__}" in complaint(other(data_dir=folder))

@@ -45,21 +45,21 @@ def write_omniglot(folder: Path, **changed: bytes) -> Path:
 def test_omniglot_turns_background_characters_only(subfolder: str, tmp_path: Path, cache: Path) -> None:
     write_omniglot(tmp_path / "data" / subfolder)
     data = Omniglot(data_dir=tmp_path / "data").load()
-    assert data.images.shape == (27, 1, 28, 28)
+    assert data.examples.shape == (27, 1, 28, 28)
     assert data.classes[:3] == ("A/character02", "B/character01", "A/character02 turned 90")
     assert data.classes[8:] == ("C/c1",)
     assert data.held_out_classes == {8}
     assert torch.bincount(data.labels).tolist() == [3] * 9
-    assert torch.equal(data.images[6:12], data.images[:6].rot90(1, (2, 3)))
-    first, third = data.images[0, 0], data.images[2, 0]
+    assert torch.equal(data.examples[6:12], data.examples[:6].rot90(1, (2, 3)))
+    first, third = data.examples[0, 0], data.examples[2, 0]
     assert int(first.max()) == 255, "ink is bright"
     assert int(first[-1].max()) == 0, "paper is dark"
     assert first.sum(1).argmax() < third.sum(1).argmax(), "drawings are sorted"
     plain = Omniglot(data_dir=tmp_path / "data", rotations=False).load()
     assert plain.held_out_classes == {2}
-    assert torch.equal(plain.images, torch.cat([data.images[:6], data.images[24:]]))
+    assert torch.equal(plain.images, torch.cat([data.examples[:6], data.examples[24:]]))
     assert len(list(cache.iterdir())) == 1, "both are one cached array"
-    assert Omniglot(data_dir=tmp_path / "data", size=20).load().images.shape == (27, 1, 20, 20)
+    assert Omniglot(data_dir=tmp_path / "data", size=20).load().examples.shape == (27, 1, 20, 20)
 
 
 def test_damaged_omniglot_is_named(tmp_path: Path, complaint: Callable[[DataSet], str]) -> None:
@@ -83,7 +83,7 @@ def test_published_omniglot_is_complete(shared_data: Path, monkeypatch: pytest.M
     blank = np.zeros((32460, 1, 28, 28), dtype=np.uint8)
     monkeypatch.setattr("metaleak.clients.datasets.omniglot.kept_images", lambda name, make: blank)
     data = Omniglot(data_dir=shared_data).load()
-    assert data.images.shape == (90300, 1, 28, 28)
+    assert data.examples.shape == (90300, 1, 28, 28)
     assert len(data.classes) == 4 * 964 + 659
     assert set(torch.bincount(data.labels).tolist()) == {20}
     assert data.held_out_classes == frozenset(range(4 * 964, 4 * 964 + 659))
@@ -99,5 +99,5 @@ def test_published_drawings_are_bright_strokes_on_dark_paper(shared_data: Path, 
     data = Omniglot(data_dir=tmp_path, rotations=False).load()
     assert len(data.classes) == 17 + 25
     assert len(data.labels) == 20 * len(data.classes)
-    ink = data.images.float().mean(dim=(1, 2, 3)) / 255
+    ink = data.examples.float().mean(dim=(1, 2, 3)) / 255
     assert 0.01 < ink.min() < ink.max() < 0.4

@@ -78,7 +78,7 @@ def test_without_the_truth_there_are_plain_scores(folder, capsys):
 def test_an_attack_that_requires_what_is_not_stated_is_refused(folder, capsys):
     code, _, error = said(capsys, folder / "record", "alignment", "--app", app_file(folder))
     assert code == 1
-    assert "alignment requires own images, which the threat model does not include" in error
+    assert "alignment requires own examples, which the threat model does not include" in error
     light = ("--set", "samples=100", "--set", "shadows=4", "--set", "stand_ins=1")
     file = app_file(folder, "own.yaml", own="own.csv")
     code, out, _ = said(capsys, folder / "record", "alignment", "--app", file, *light)

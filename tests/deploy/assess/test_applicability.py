@@ -45,9 +45,9 @@ def test_an_attack_that_requires_more_than_the_threat_model_includes_is_not_appl
     assert reason("span", threat_model={"knows": ["labels"]}) is None
     assert (
         reason("alignment", threat_model={"knows": ["labels"]})
-        == "alignment requires classes, defenses, own images, which the threat model does not include"
+        == "alignment requires classes, defenses, own examples, which the threat model does not include"
     )
-    assert reason("alignment", threat_model={"knows": ["labels", "classes", "own images", "defenses"]}) is None
+    assert reason("alignment", threat_model={"knows": ["labels", "classes", "own examples", "defenses"]}) is None
 
 
 def test_the_threat_model_is_no_part_of_a_simulation():

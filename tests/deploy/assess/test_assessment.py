@@ -162,11 +162,11 @@ def test_the_rest_of_a_set_lacks_the_asked_image_and_the_candidates_are_the_two(
     shown = observe(Record(run.record), 1, learners, federation, attack, truth)
     targets = truth.targets(federation, learners)
     held = federation.split()
-    everyones = set(torch.cat([shard.images.flatten() for shard in held.shards]).tolist())
+    everyones = set(torch.cat([shard.examples.flatten() for shard in held.shards]).tolist())
     assert truth.member.any()
     assert not truth.member.all()
     for row, (learner, member) in enumerate(zip(truth.learner.tolist(), truth.member.tolist(), strict=True)):
-        real = federation.learner(learner).episode(1).query_images
+        real = federation.learner(learner).episode(1).query_inputs
         slot = int(shown.rest.slots[row])
         assert slot // 3 == int(truth.position[row])
         assert not shown.rest.images[row, slot].any()
@@ -176,12 +176,12 @@ def test_the_rest_of_a_set_lacks_the_asked_image_and_the_candidates_are_the_two(
         assert torch.equal(first if member else second, real[slot])
         outsider = second if member else first
         assert not torch.equal(outsider, real[slot])
-    assert not everyones & set(truth.image[~truth.member].tolist())
+    assert not everyones & set(truth.example[~truth.member].tolist())
 
 
 def test_learners_that_draw_anew_cannot_be_surrounded(tmp_path):
     run, experiment = simulated(
-        tmp_path, partition={"learners": 10, "images_per_class": 6}, targets={**SMALL["targets"], "rounds": 2}
+        tmp_path, partition={"learners": 10, "examples_per_class": 6}, targets={**SMALL["targets"], "rounds": 2}
     )
     with pytest.raises(ValueError, match="learners draw other episodes in round 2"):
         assess(run, experiment, EVERYTHING, "everything")

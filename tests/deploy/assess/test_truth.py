@@ -8,7 +8,7 @@ from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML
-from metaleak.deploy.assess.truth import ask, held_images
+from metaleak.deploy.assess.truth import ask, held_inputs
 from metaleak.deploy.config.experiment import TargetSettings
 
 LEARNERS = list(range(0, 30, 2))
@@ -29,17 +29,17 @@ def federation():
 @pytest.mark.parametrize("asks", ["query", "support"])
 def test_members_are_in_the_set_that_is_asked_about_and_non_members_in_nobodys(federation, asks):
     truth = ask(federation, LEARNERS, 1, asks, TargetSettings(members=60, non_members=80))
-    held_by_anyone = set(torch.cat([shard.images.flatten() for shard in federation.split().shards]).tolist())
+    held_by_anyone = set(torch.cat([shard.examples.flatten() for shard in federation.split().shards]).tolist())
     assert (int(truth.member.sum()), int((~truth.member).sum())) == (60, 80)
     for learner, position, image, label, held, member in zip(
-        *(values.tolist() for values in (truth.learner, truth.position, truth.image, truth.label, truth.held)),
+        *(values.tolist() for values in (truth.learner, truth.position, truth.example, truth.label, truth.held)),
         truth.member.tolist(),
         strict=True,
     ):
         drawn = federation.learner(learner).drawn(1)
         asked, other = (drawn.query, drawn.support) if asks == "query" else (drawn.support, drawn.query)
         assert held in asked[position].tolist()
-        assert label == int(drawn.classes[position]) == int(federation.images().labels[image])
+        assert label == int(drawn.classes[position]) == int(federation.examples().labels[image])
         if member:
             assert image == held
             assert image not in other.flatten().tolist()
@@ -62,7 +62,7 @@ def test_the_order_of_the_targets_says_nothing_about_membership(federation):
 
 def test_no_image_is_asked_about_twice_however_many_are_wanted(federation):
     truth = ask(federation, LEARNERS, 1, "query", TargetSettings(members=10_000, non_members=10_000))
-    members, non_members = truth.image[truth.member], truth.image[~truth.member]
+    members, non_members = truth.example[truth.member], truth.example[~truth.member]
     assert len(members) == len(set(members.tolist())) == 15 * 5 * 3
     assert len(non_members) == len(set(non_members.tolist())) <= len(federation.split().non_members)
     assert len(non_members) > 1000
@@ -71,8 +71,8 @@ def test_no_image_is_asked_about_twice_however_many_are_wanted(federation):
 def test_the_same_question_twice_is_the_same(federation):
     settings = TargetSettings(members=20, non_members=20)
     once, again = (ask(federation, LEARNERS, 1, "query", settings) for _ in range(2))
-    assert torch.equal(once.image, again.image)
-    assert not torch.equal(once.image, ask(federation, LEARNERS, 2, "query", settings).image)
+    assert torch.equal(once.example, again.example)
+    assert not torch.equal(once.example, ask(federation, LEARNERS, 2, "query", settings).example)
 
 
 def test_an_attack_sees_images_rows_and_positions_only(federation):
@@ -84,8 +84,8 @@ def test_an_attack_sees_images_rows_and_positions_only(federation):
 
 
 def test_the_other_set_is_ordered_like_the_episode(federation):
-    known = held_images(federation, [4, 6], 1, "query")
-    assert torch.equal(known[1], federation.learner(6).episode(1).query_images)
+    known = held_inputs(federation, [4, 6], 1, "query")
+    assert torch.equal(known[1], federation.learner(6).episode(1).query_inputs)
 
 
 def test_without_outsiders_there_are_no_non_members(federation):

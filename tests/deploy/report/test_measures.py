@@ -7,6 +7,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from metaleak.attacks.evaluation.measures import Measure
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.deploy.report.leaderboard import leaderboard, write_leaderboard
 from metaleak.deploy.report.page import write_report
@@ -16,7 +17,7 @@ from metaleak.deploy.report.tables import comparison_table, setting_tables
 from metaleak.deploy.report.verdict import verdict
 from metaleak.deploy.results.json_file import write_json
 from metaleak.deploy.results.reading import read_attack, read_suite
-from metaleak.deploy.results.schema import AttackResult, Cell, Measure, Round, RunState, SuiteState
+from metaleak.deploy.results.schema import AttackResult, Cell, Round, RunState, SuiteState
 
 NOISE = {"name": "noise", "place": "shared", "law": "gaussian", "scale": 1.0}
 EVALUATION = evaluate([3.0, 2.0, 1.0, 0.0] * 30, [True, True, False, False] * 30, resamples=20)

@@ -26,12 +26,12 @@ def test_it_is_the_mean_over_tasks_with_its_interval(steps):
     settings = EvaluationSettings(tasks=12, queries=4, inner_steps=steps)
     start = FEDERATION.initial_parameters()
     found = HeldOutTasks(FEDERATION, settings).accuracy(start, chunk=5)
-    shape, labels = TaskShape(ways=3, shots=1, queries=4), FEDERATION.images().labels
+    shape, labels = TaskShape(ways=3, shots=1, queries=4), FEDERATION.examples().labels
     rule, rates = MAML(inner_rate=1.0, inner_steps=steps or 1), []
     for number in range(12):
         drawn = held_out_episode(labels, FEDERATION.split().held_out, shape, FEDERATION.seed, number)
-        one = episode(FEDERATION.images(), drawn)
-        logits = FEDERATION.model(rule.adapt(FEDERATION.model, start, one), one.query_images)
+        one = episode(FEDERATION.examples(), drawn)
+        logits = FEDERATION.model(rule.adapt(FEDERATION.model, start, one), one.query_inputs)
         rates.append((logits.argmax(1) == one.query_labels).double().mean())
     expected = torch.stack(rates)
     assert found.value == pytest.approx(expected.mean().item())

@@ -25,7 +25,7 @@ from metaleak.server.learning.checkpoint import read_checkpoint
 EXPERIMENT = {
     "data": {"name": "digits"},
     "task": {"ways": 3},
-    "partition": {"learners": 24, "images_per_class": 6},
+    "partition": {"learners": 24, "examples_per_class": 6},
     "model": {"name": "mlp", "hidden": [16]},
     "defenses": [{"name": "noise", "place": "shared", "scale": 0.1}],
     "faults": {"dropout": 0.2},

@@ -14,7 +14,7 @@ from metaleak.server import AGGREGATE, Record
 EXPERIMENT = {
     "data": {"name": "digits"},
     "task": {"ways": 3},
-    "partition": {"learners": 12, "images_per_class": 6},
+    "partition": {"learners": 12, "examples_per_class": 6},
     "model": {"name": "mlp", "hidden": [8]},
     "defenses": [{"name": "pruning", "keep": 0.5}, {"name": "secure-aggregation"}],
     "faults": {"dropout": 0.2},

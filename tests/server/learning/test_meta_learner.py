@@ -212,10 +212,10 @@ class Moody:
     """A rule that fails for one learner, whose episode it knows by its first image."""
 
     def __init__(self, federation, learner):
-        self.bad = federation.learner(learner).episode(1).support_images[0]
+        self.bad = federation.learner(learner).episode(1).support_inputs[0]
 
     def meta_gradient(self, model, parameters, episode, perturb=None):
-        if torch.equal(episode.support_images[0], self.bad):
+        if torch.equal(episode.support_inputs[0], self.bad):
             raise ValueError("this one is ill")
         return MAML().meta_gradient(model, parameters, episode, perturb)
 
@@ -324,8 +324,8 @@ def test_a_norm_that_nobody_exceeds_changes_no_bit(federation):
 class Tempered(MLP):
     """An MLP with a temperature: a parameter without dimensions."""
 
-    def initialize(self, image_shape, ways, generator):
-        return {**super().initialize(image_shape, ways, generator), "temperature": torch.tensor(1.0)}
+    def initialize(self, input_shape, ways, generator):
+        return {**super().initialize(input_shape, ways, generator), "temperature": torch.tensor(1.0)}
 
     def __call__(self, parameters, images):
         return super().__call__(parameters, images) * parameters["temperature"]
@@ -339,8 +339,8 @@ def test_a_parameter_without_dimensions_is_learned_too(federation):
 
 
 class Precise(Tempered):
-    def initialize(self, image_shape, ways, generator):
-        start = super().initialize(image_shape, ways, generator)
+    def initialize(self, input_shape, ways, generator):
+        start = super().initialize(input_shape, ways, generator)
         return {**start, "temperature": start["temperature"].double()}
 
 

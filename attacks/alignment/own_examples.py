@@ -9,25 +9,25 @@ from metaleak.attacks.observation import Observation
 
 
 @dataclass(frozen=True)
-class OwnImages:
+class OwnExamples:
     """Images `(N, C, H, W)` in [0, 1] and their classes `labels (N,)`, none of which a learner holds."""
 
     images: Tensor
     labels: Tensor
 
     @classmethod
-    def of(cls, observation: Observation) -> "OwnImages":
+    def of(cls, observation: Observation) -> "OwnExamples":
         """Return those of the observation; raises `ValueError` when it carries none."""
-        if observation.own_images is None or observation.own_labels is None or not len(observation.own_labels):
+        if observation.own_examples is None or observation.own_labels is None or not len(observation.own_labels):
             raise ValueError("needs the adversary's own images, which the observation does not carry")
-        return cls(observation.own_images, observation.own_labels)
+        return cls(observation.own_examples, observation.own_labels)
 
-    def parted(self) -> tuple["OwnImages", "OwnImages"]:
+    def parted(self) -> tuple["OwnExamples", "OwnExamples"]:
         """Return two disjoint parts: a third of every class, and the rest."""
         order = torch.argsort(self.labels, stable=True)
         third = torch.arange(len(order)) % 3 == 0
         few, rest = order[third], order[~third]
-        return OwnImages(self.images[few], self.labels[few]), OwnImages(self.images[rest], self.labels[rest])
+        return OwnExamples(self.images[few], self.labels[few]), OwnExamples(self.images[rest], self.labels[rest])
 
     def least(self) -> int:
         """Return how many images the smallest class has."""
