@@ -53,6 +53,8 @@ def assess(
     made: Attack = attack.built("attacks")
     if reason := reason_against(experiment, attack):
         raise ValueError(reason)
+    if not (isinstance(made, AsksMembership) or targets.learners):
+        raise ValueError(f"targets.learners: must be at least 1 for {attack.name}, which only reconstructs, got 0")
     out = new_result_directory(run.path / "attacks", name or result_name(attack))
     attacked = _attacked(run, experiment)
     engine = experiment.engine
@@ -69,7 +71,7 @@ def assess(
         # What the server sent in a late round tells of every earlier one, so all up to it count.
         releases = experiment.releases(attacked.rounds[-1])
         asked = ask_membership(made, attacked, targets, releases, seed, device, kept, advance)
-    if isinstance(made, Reconstructs):
+    if isinstance(made, Reconstructs) and targets.learners:
         rebuilt = rebuild(made, attacked, targets.learners, seed, device, advance)
     result = AttackResult(
         attack=attack.resolved("attacks"),

@@ -57,4 +57,5 @@ def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None 
         if truth is not None and requires >= _SURROUNDED
         else None,
         mean_of=update.mean_of,
+        input_shape=federation.examples().input_shape,
     )

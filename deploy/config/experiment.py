@@ -82,7 +82,7 @@ class TargetSettings(BaseModel):
 
     members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     non_members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
-    learners: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    learners: Annotated[int, Field(ge=0, le=1_000_000)] = 50
     round: Annotated[int, Field(ge=1)] | Literal["first", "last"] = "first"
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 1
 
