@@ -1,7 +1,7 @@
 """The adversary of differential privacy: it knows all but one image, and weighs the two that it may be."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,6 +32,8 @@ class LikelihoodRatio(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    on_any_device: ClassVar[bool] = True
 
     asks: Literal["query", "support"] = "query"
     chunk: Annotated[int, Field(ge=1, le=100_000)] = 32
@@ -73,8 +75,8 @@ class LikelihoodRatio(BaseModel):
         if reason := self.reason_against(observation.defenses):
             raise ValueError(reason)
         noise = (noise_of(observation.defenses[-1]) if observation.defenses else None) or NO_NOISE
-        total = len(targets.rows)
-        scores, separation = torch.empty(total, dtype=torch.float64), torch.empty(total, dtype=torch.float64)
+        total, device = len(targets.rows), targets.rows.device
+        scores, separation = (torch.empty(total, dtype=torch.float64, device=device) for _ in range(2))
         for begin in range(0, total, self.chunk):
             some = slice(begin, min(begin + self.chunk, total))
             rows = targets.rows[some]
@@ -97,11 +99,11 @@ class LikelihoodRatio(BaseModel):
         images: Tensor,
     ) -> Tensor:
         """Return the meta-gradients `(t, D)` with `images (t, C, H, W)` in the open places, before any noise."""
-        asked = rest.images[some].clone()
-        asked[torch.arange(len(images)), rest.slots[some]] = images
+        asked, device = rest.images[some].clone(), images.device
+        asked[torch.arange(len(images), device=device), rest.slots[some]] = images
         support, query = (other, asked) if self.asks == "query" else (asked, other)
         support_labels, query_labels = (
-            torch.arange(observation.ways).repeat_interleave(each).expand(len(images), -1)
+            torch.arange(observation.ways, device=device).repeat_interleave(each).expand(len(images), -1)
             for each in (observation.shots, observation.queries)
         )
 

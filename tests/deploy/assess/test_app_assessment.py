@@ -85,6 +85,7 @@ def test_the_report_shows_the_attacks_on_the_record(folder, capsys):
     page = write_report(folder).read_text()
     assert "the shown attack tells members from non-members almost always: AUC 1.000" in page
     assert "not-compared: not evaluated" in page
+    assert "record of another app" in page
 
 
 def test_examples_can_be_asked_about_by_the_names_of_their_files(folder, tmp_path, capsys):
