@@ -20,7 +20,8 @@ def observe(
 ) -> Observation:
     """Return what the adversary holds about `learners` in `round`, row for row.
 
-    It sent the parameters and knows the model, the rule and the task's shape; all else only as far as the attack
+    It sent the parameters that are shared and knows the model with its initialization, which the others keep, the
+    rule and the task's shape; all else only as far as the attack
     requires it. Its own images are those kept for evaluation, which are the server's. Of the `truth` it takes what
     surrounds the targets of an attack that requires the rest of the set.
     """
@@ -35,7 +36,7 @@ def observe(
     return Observation(
         model=federation.model,
         rule=federation.rule,
-        parameters=update.sent,
+        parameters=federation.whole(update.sent),
         gradients=update.gradients(),
         ways=task.ways,
         shots=task.shots,
