@@ -1,4 +1,4 @@
-"""Models of the library `transformers`: any BERT- or GPT-like one from a directory, and a BERT of random parameters."""
+"""Models of `transformers`: any BERT- or GPT-like one from a directory, and a BERT of random parameters."""
 
 import contextlib
 import json
