@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metaleak.clients.models.conv4 import Conv4
-    from metaleak.clients.models.language_model import Attention, LanguageModel
+    from metaleak.clients.models.language_model import Attention, Embedding, LanguageModel
     from metaleak.clients.models.layers import INPUT, Layer, Layers, layers_of
     from metaleak.clients.models.lenet import LeNet
     from metaleak.clients.models.mlp import MLP
@@ -38,6 +38,7 @@ __all__ = [
     "Decoupled",
     "DenseInput",
     "ElementwiseFirst",
+    "Embedding",
     "FindsDenseInput",
     "LanguageModel",
     "Layer",
@@ -67,6 +68,7 @@ _MODULES = {
     "Decoupled": "model",
     "DenseInput": "model",
     "ElementwiseFirst": "model",
+    "Embedding": "language_model",
     "FindsDenseInput": "model",
     "LanguageModel": "language_model",
     "Layer": "layers",

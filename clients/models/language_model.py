@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -26,6 +27,26 @@ class Attention:
     query: str
     key: str
     heads: int
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the first layers take of a token at a place: `norm(tokens[v] + places[p]) * gain + offset`.
+
+    `tokens (V, d)`, `places (T, d)`, `gain` and `offset (d,)`; `norm` takes mean and deviation of the d values, with
+    `epsilon` under the root.
+    """
+
+    tokens: Tensor
+    places: Tensor
+    gain: Tensor
+    offset: Tensor
+    epsilon: float
+
+    def inputs(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """Return what the layer takes of the `tokens (n,)` at the `places (n,)`, `(n, d)`."""
+        added = self.tokens[tokens] + self.places[places]
+        return F.layer_norm(added, added.shape[-1:], self.gain, self.offset, self.epsilon)
 
 
 class LanguageModel(BaseModel):
@@ -128,6 +149,45 @@ class LanguageModel(BaseModel):
             handle.remove()
         return caught[0]
 
+    def embedding_of(self, weight: str, parameters: Parameters, length: int) -> Embedding | None:
+        """Return what the layer with the parameter `weight` takes of single tokens at the first `length` places.
+
+        `None` where this is not of the form of an `Embedding`: what a later layer takes depends on all tokens.
+        """
+        seen: list[tuple[nn.LayerNorm, Tensor, Tensor]] = []
+
+        def see(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            if isinstance(layer, nn.LayerNorm):
+                seen.append((layer, arguments[0], output))
+
+        norms = [layer for layer in self.module.modules() if isinstance(layer, nn.LayerNorm)]
+        handles = [layer.register_forward_hook(see) for layer in norms]
+        # Three tokens, one of them among the others: of the padding alone nothing would be seen.
+        other = [token for token in range(4) if token != self.padding]
+        tokens = torch.tensor(other)[:, None].repeat(1, length)
+        tokens[2, 1::2] = other[0]
+        try:
+            found = self.inputs_of(weight, parameters, tokens)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not seen or not torch.equal(seen[-1][2], found):
+            return None
+        every = {**self._every(), **parameters}
+        norm, added, _ = seen[-1]
+        name = next(name for name, layer in self.module.named_modules() if layer is norm)
+        table = next(key for key, value in self._every().items() if value is self._table())
+        places = added - every[table][tokens]
+        if not torch.allclose(places, places[:1].expand_as(places), atol=1e-5):
+            return None
+        return Embedding(
+            every[table].detach(),
+            places[0].detach(),
+            every[f"{name}.weight"].detach(),
+            every[f"{name}.bias"].detach(),
+            float(norm.eps),
+        )
+
     def over_inputs(self, weight: str, gradient: Tensor) -> Tensor:
         """Return the gradient of a matrix `weight` with the layer's inputs as its last axis, `(..., units, d)`."""
         layer = self.module.get_submodule(weight.rpartition(".")[0])
@@ -160,6 +220,9 @@ class LanguageModel(BaseModel):
         mask = additive_mask(tokens != self.padding, dtype, later=_bidirectional(self))
         with sdpa_kernel(SDPBackend.MATH):
             return functional_call(self.module, every, (), {"input_ids": tokens, "attention_mask": mask})
+
+    def _table(self) -> Tensor:
+        return self.module.get_input_embeddings().weight  # type: ignore[operator, no-any-return]
 
     def _every(self) -> dict[str, Tensor]:
         return dict(self.module.named_parameters())
