@@ -34,6 +34,16 @@ class Candidates:
         """Return the pairs at these indices."""
         return Candidates(self.tokens[chosen], self.places[chosen], self.inputs[chosen], self.ratios[chosen])
 
+    def inside(self) -> "Candidates":
+        """Return the pairs that the noise allows; a place before the last of them that has none keeps its nearest."""
+        chosen = self.ratios <= 1
+        last = int(self.places[chosen].max()) if bool(chosen.any()) else 0
+        for place in range(last):
+            at = self.places == place
+            if bool(at.any()) and not bool((chosen & at).any()):
+                chosen |= at & (self.ratios == self.ratios[at].min())
+        return self.at(chosen.nonzero().flatten())
+
 
 def near_candidates(
     model: LanguageModel, parameters: Parameters, weight: str, space: InputSpace, length: int
@@ -63,7 +73,7 @@ def single_inputs(
         return embedding.inputs(tokens, places)
     parts = [
         model.inputs_of(weight, parameters, some[:, None].expand(-1, length))[torch.arange(len(some)), at]
-        for some, at in zip(tokens.split(_CHUNK), places.split(_CHUNK), strict=True)
+        for some, at in zip(torch.split(tokens, _CHUNK), torch.split(places, _CHUNK), strict=True)
     ]
     return torch.cat(parts)
 
@@ -76,15 +86,13 @@ def takes_single_tokens(model: LanguageModel, parameters: Parameters, weight: st
     return inputs.ndim == 3 and torch.equal(inputs[0, 0], inputs[1, 0])
 
 
-def _one_by_one(
-    model: LanguageModel, parameters: Parameters, weight: str, space: InputSpace, length: int
-) -> Tensor:
+def _one_by_one(model: LanguageModel, parameters: Parameters, weight: str, space: InputSpace, length: int) -> Tensor:
     """Return the distances of all tokens at all places, `(V, length)`."""
     every = torch.arange(model.vocabulary_size)
     return torch.cat(
         [
             space.distances(model.inputs_of(weight, parameters, some[:, None].expand(-1, length)))
-            for some in every.split(max(1, _CHUNK // length))
+            for some in torch.split(every, max(1, _CHUNK // length))
         ]
     )
 

@@ -1,8 +1,8 @@
 """The space of the inputs that a linear layer took, as the gradient of its matrix shows it.
 
-With inputs Z `(tokens, d)` and derivatives D `(tokens, units)` by the layer's outputs the gradient is `D^T Z`: its rows
-are combinations of the inputs. With fewer tokens than d every input lies in a space that next to nothing else lies in
-(Petrov et al. 2024, "DAGER", section 4).
+With inputs Z `(tokens, d)` and derivatives D `(tokens, units)` by the layer's outputs the gradient is `D^T Z`: its
+rows are combinations of the inputs. With fewer tokens than d every input lies in a space that next to nothing else
+lies in (Petrov et al. 2024, "DAGER", section 4).
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,8 @@ class InputSpace:
     def distances(self, inputs: Tensor) -> Tensor:
         """Return how far `inputs (n, d)` lie from the space, `(n,)`: a part of their norms."""
         wide = inputs.double()
-        return (wide - wide @ self.basis.mT @ self.basis).norm(dim=-1) / wide.norm(dim=-1)
+        outside: Tensor = (wide - wide @ self.basis.mT @ self.basis).norm(dim=-1) / wide.norm(dim=-1)
+        return outside
 
     def tolerances(self, inputs: Tensor) -> Tensor:
         """Return how far inputs that are in the space can be found from it for the noise alone, `(n,)`.
@@ -40,7 +41,8 @@ class InputSpace:
         """
         wide = inputs.double()
         along = (wide @ self.basis.mT / self.values).norm(dim=-1)
-        return self.noise * along / wide.norm(dim=-1) + _ROUNDING
+        allowed: Tensor = self.noise * along / wide.norm(dim=-1) + _ROUNDING
+        return allowed
 
 
 def input_space(gradient: Tensor, known: Tensor | None = None) -> InputSpace:

@@ -1,85 +1,52 @@
-"""Telling apart the sentences of a batch from the gradient of one query matrix of the first layer.
+"""Telling apart the sentences of a batch: arrangements of candidates are improved until they fit what was seen."""
 
-The derivative by a token's query is a combination of the keys of its own sentence, head by head, whose coefficients
-add up to 0 (those of a softmax do). With the inputs known the gradient gives these derivatives, and the model the keys:
-an arrangement of the tokens in sentences is the better the less of the derivatives lies outside the differences of the
-keys. Nothing is told where a sentence has more tokens than a head has dimensions.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, combinations_with_replacement
 
 import torch
-from torch import Tensor
 
 from metaleak.attacks.text.candidates import Candidates
 
 Sentence = tuple[int, ...]
 """A sentence: which of the candidates stands at each place."""
 
-Cost = Callable[[Sentence, frozenset[int]], float]
-"""How little a sentence goes with what was observed, 0 or more, and which of its tokens other sentences share."""
+Costs = Callable[[list[Sentence]], list[float]]
+"""How little each of the sentences of an arrangement goes with what was observed, 0 or more."""
+
+_EVALUATIONS = 6000
+"""So many arrangements are judged at most, from one beginning on."""
 
 _ARRANGEMENTS = 24
 """So many arrangements of the sentences' lengths are tried at most."""
 
-_FITS = 1e-4
+FITS = 1e-4
 """An arrangement of this cost a sentence is the right one, and no other is tried."""
 
 
-@dataclass(frozen=True, eq=False)
-class HeadConsistency:
-    """How far the derivatives by a sentence's queries lie outside its keys, head by head.
+def single_sentence(candidates: Candidates, end: int | None) -> Sentence:
+    """Return the sentence of the nearest candidate at every place, up to the token `end`.
 
-    `derivatives (n, H, d)` by the query of each candidate, `keys (n, H, d)` of each, float64.
+    Without such a token, up to the first place of which no candidate lies in the space.
     """
-
-    derivatives: Tensor
-    keys: Tensor
-    _kept: dict[tuple[Sentence, frozenset[int]], float] = field(default_factory=dict)
-
-    def __call__(self, sentence: Sentence, shared: frozenset[int]) -> float:
-        """Return the part of the squared derivatives that lies outside, 0 where nothing can be told."""
-        known = self._kept.get((sentence, shared))
-        if known is not None:
-            return known
-        own = [one for one in sentence if one not in shared]
-        value = 0.0
-        if own and 1 < len(sentence) <= self.keys.shape[2]:
-            keys = self.keys[list(sentence)]
-            basis, _ = torch.linalg.qr((keys[1:] - keys[:1]).permute(1, 2, 0))
-            derivatives = self.derivatives[own].permute(1, 0, 2)
-            outside = derivatives - derivatives @ basis @ basis.mT
-            parts = outside.square().sum(dim=(0, 2)) / derivatives.square().sum(dim=(0, 2)).clamp(min=1e-300)
-            value = float(parts.mean())
-        self._kept[sentence, shared] = value
-        return value
-
-
-def head_consistency(
-    candidates: Candidates, gradient: Tensor, key_weight: Tensor, key_bias: Tensor, heads: int
-) -> HeadConsistency:
-    """Return the consistency of sentences made of `candidates` with the `gradient (d, d)` of a query matrix."""
-    derivatives = torch.linalg.lstsq(candidates.inputs.mT, gradient.double().mT, driver="gelsd").solution
-    keys = candidates.inputs @ key_weight.double().mT + key_bias.double()
-    return HeadConsistency(derivatives.unflatten(1, (heads, -1)), keys.unflatten(1, (heads, -1)))
-
-
-def single_sentence(candidates: Candidates) -> Sentence:
-    """Return the sentence of the nearest candidate at every place, up to the first place that has none."""
     best: dict[int, int] = {}
     for number, place in enumerate(candidates.places.tolist()):
         if place not in best or candidates.ratios[number] < candidates.ratios[best[place]]:
             best[place] = number
-    return tuple(best[place] for place in range(_length(best)))
+    sentence: list[int] = []
+    for place in range(_length(best)):
+        if end is None and candidates.ratios[best[place]] > 1:
+            break
+        sentence.append(best[place])
+        if candidates.tokens[best[place]] == end:
+            break
+    return tuple(sentence)
 
 
 def told_apart(
     candidates: Candidates,
     count: int,
     end: int | None,
-    cost: Cost,
+    cost: Costs,
     generator: torch.Generator,
     restarts: int = 6,
 ) -> tuple[list[Sentence], list[float]]:
@@ -89,11 +56,7 @@ def told_apart(
     at random arrangements, `restarts` for each way in which the sentences' lengths go with the places of the ends,
     and exchanges tokens and rests of two sentences while that lowers the sum of costs.
     """
-    places: dict[int, list[int]] = {}
-    for number, place in enumerate(candidates.places.tolist()):
-        places.setdefault(place, []).append(number)
-    at = [places[place] for place in range(_length(places))]
-    tokens = candidates.tokens.tolist()
+    at, tokens = _at_places(candidates), candidates.tokens.tolist()
     best: tuple[float, list[Sentence], list[float]] = (float("inf"), [], [])
     for lengths in _lengths(at, tokens, count, end):
         for _ in range(restarts):
@@ -101,12 +64,32 @@ def told_apart(
             total, sentences, costs = _improved(sentences, at, tokens, end, cost)
             if total < best[0]:
                 best = total, sentences, costs
-            if total < _FITS * count:
+            if total < FITS * count:
                 return best[1], best[2]
     return best[1], best[2]
 
 
-def _length(places: dict[int, object] | dict[int, int] | dict[int, list[int]]) -> int:
+def improved(
+    sentences: list[Sentence], candidates: Candidates, end: int | None, cost: Costs
+) -> tuple[list[Sentence], list[float]]:
+    """Return the sentences after all exchanges that lower the sum of costs, and the cost of each.
+
+    Any candidate may take the place of another, and be in no sentence.
+    """
+    at, tokens = _at_places(candidates), candidates.tokens.tolist()
+    _, sentences, costs = _improved(sentences, at, tokens, end, cost, free=True)
+    return sentences, costs
+
+
+def _at_places(candidates: Candidates) -> list[list[int]]:
+    """Return the candidates at every place, up to the first place that has none."""
+    places: dict[int, list[int]] = {}
+    for number, place in enumerate(candidates.places.tolist()):
+        places.setdefault(place, []).append(number)
+    return [places[place] for place in range(_length(places))]
+
+
+def _length(places: Mapping[int, object]) -> int:
     """Return how many places from the first on have a candidate."""
     return next(place for place in range(len(places) + 1) if place not in places)
 
@@ -150,24 +133,31 @@ def _random_arrangement(
 
 
 def _improved(
-    sentences: list[Sentence], at: list[list[int]], tokens: list[int], end: int | None, cost: Cost
+    sentences: list[Sentence],
+    at: list[list[int]],
+    tokens: list[int],
+    end: int | None,
+    cost: Costs,
+    free: bool = False,
 ) -> tuple[float, list[Sentence], list[float]]:
-    costs = _costs(sentences, cost)
+    """Return the arrangement that no exchange at a single place makes better; `free` leaves candidates out, too."""
+    costs = cost(sentences)
     total = sum(costs)
-    improved = True
-    while improved:
-        improved = False
+    left, changed = _EVALUATIONS, True
+    while changed and left > 0:
+        changed = False
         for place in range(1, len(at)):
             # The best move of a place is made: few are better than none.
-            tried = [(_costs(other, cost), other) for other in _moves(sentences, place, at, tokens, end)]
+            tried = [(cost(other), other) for other in _moves(sentences, place, at, tokens, end, free)]
+            left -= len(tried)
             found, other = min(tried, key=lambda one: sum(one[0]), default=(costs, sentences))
             if sum(found) < total * (1 - 1e-9):
-                sentences, costs, total, improved = other, found, sum(found), True
+                sentences, costs, total, changed = other, found, sum(found), True
     return total, sentences, costs
 
 
 def _moves(
-    sentences: list[Sentence], place: int, at: list[list[int]], tokens: list[int], end: int | None
+    sentences: list[Sentence], place: int, at: list[list[int]], tokens: list[int], end: int | None, free: bool
 ) -> Iterator[list[Sentence]]:
     """Yield the arrangements that differ at `place`, or in the rests of two sentences from there on."""
     for first, second in combinations(range(len(sentences)), 2):
@@ -186,7 +176,7 @@ def _moves(
     standing = [one[place] for one in sentences if len(one) > place]
     for row, one in enumerate(sentences):
         # What another sentence has here too may give way to another candidate.
-        if len(one) > place + 1 and standing.count(one[place]) > 1:
+        if len(one) > place + 1 and (free or standing.count(one[place]) > 1):
             for other_token in at[place]:
                 if other_token != one[place] and tokens[other_token] != end:
                     yield _with(sentences, {row: (*one[:place], other_token, *one[place + 1 :])})
@@ -194,11 +184,3 @@ def _moves(
 
 def _with(sentences: list[Sentence], changes: dict[int, Sentence]) -> list[Sentence]:
     return [changes.get(row, one) for row, one in enumerate(sentences)]
-
-
-def _costs(sentences: list[Sentence], cost: Cost) -> list[float]:
-    counted: dict[int, int] = {}
-    for sentence in sentences:
-        for one in sentence:
-            counted[one] = counted.get(one, 0) + 1
-    return [cost(one, frozenset(token for token in one if counted[token] > 1)) for one in sentences]

@@ -81,6 +81,21 @@ class LanguageModel(BaseModel):
         return int(self.module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
 
     @property
+    def begin(self) -> int | None:
+        """The token that every sentence begins with, `None` where there is none or it is not known."""
+        return None
+
+    @property
+    def end(self) -> int | None:
+        """The token that every sentence ends with, `None` where there is none or it is not known."""
+        return None
+
+    @property
+    def embedding_table(self) -> str:
+        """The name of the word embedding's weight `(V, d)`."""
+        return next(name for name, value in self._every().items() if value is self._table())
+
+    @property
     def vocabulary_size(self) -> int:
         """The number of tokens that the model knows."""
         return int(self.module.config.vocab_size)  # type: ignore[union-attr, arg-type]
@@ -176,7 +191,7 @@ class LanguageModel(BaseModel):
         every = {**self._every(), **parameters}
         norm, added, _ = seen[-1]
         name = next(name for name, layer in self.module.named_modules() if layer is norm)
-        table = next(key for key, value in self._every().items() if value is self._table())
+        table = self.embedding_table
         places = added - every[table][tokens]
         if not torch.allclose(places, places[:1].expand_as(places), atol=1e-5):
             return None

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from metaleak.clients.datasets.tokenizer import tokenizer_in
 from metaleak.clients.models.language_model import LanguageModel
 
 MISSING = "a transformer needs `transformers`, which the extra brings: pip install 'metaleak[text]'"
@@ -30,6 +31,20 @@ class Transformer(LanguageModel):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @property
+    def begin(self) -> int | None:
+        """The token that every sentence begins with, by the directory's tokenizer, if it has one."""
+        return tokenizer_in(self.directory).begin if self._has_tokenizer else None
+
+    @property
+    def end(self) -> int | None:
+        """The token that every sentence ends with, by the directory's tokenizer, if it has one."""
+        return tokenizer_in(self.directory).end if self._has_tokenizer else None
+
+    @property
+    def _has_tokenizer(self) -> bool:
+        return (self.directory / "tokenizer.json").is_file()
 
     def build(self, ways: int) -> nn.Module:
         """Return the model of the directory; a classifier that it lacks is drawn."""
@@ -74,8 +89,21 @@ class TinyBERT(LanguageModel):
     positions: Annotated[int, Field(ge=3, le=8192)] = 64
     deviation: Annotated[float, Field(gt=0, le=1)] = 0.1
 
+    @property
+    def begin(self) -> int | None:
+        """That of a data set's own words, see `word_tokenizer`."""
+        return 2
+
+    @property
+    def end(self) -> int | None:
+        """That of a data set's own words, see `word_tokenizer`."""
+        return 3
+
     def build(self, ways: int) -> nn.Module:
-        """Return a new model; weights are drawn with `deviation`, biases and the padding token's embedding are 0."""
+        """Return a new model, its weights drawn with `deviation`: those of layer norms about 1, their biases about 0.
+
+        Other biases and the padding token's embedding are 0.
+        """
         if self.width % self.heads:
             raise ValueError(f"width: {self.width} is not a multiple of the {self.heads} heads")
         library = _library()
@@ -90,7 +118,13 @@ class TinyBERT(LanguageModel):
             num_labels=ways,
             attn_implementation="eager",
         )
-        return library.BertForSequenceClassification(settings).eval()  # type: ignore[no-any-return]
+        module: nn.Module = library.BertForSequenceClassification(settings).eval()
+        # Those of trained models are no 1 and 0 either.
+        for layer in module.modules():
+            if isinstance(layer, nn.LayerNorm):
+                nn.init.normal_(layer.weight, 1.0, self.deviation)
+                nn.init.normal_(layer.bias, 0.0, self.deviation)
+        return module
 
 
 def _library() -> Any:

@@ -27,9 +27,9 @@ def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None 
     """Return what the adversary holds about the learners in `round`, row for row.
 
     It sent the parameters that are shared and knows the model with its initialization, which the others keep, the
-    rule and the task's shape; all else only as far as the attack
-    requires it. Its own images are those kept for evaluation, which are the server's. Of the `truth` it takes what
-    surrounds the targets of an attack that requires the rest of the set.
+    rule and the task's shape; all else only as far as the attack requires it. Its own images are those kept for
+    evaluation, which are the server's. Of the `truth` it takes what surrounds the targets of an attack that requires
+    the rest of the set.
     """
     federation, learners = attacked.federation, list(attacked.learners)
     update = Update.of_record(attacked.record, round, learners)
@@ -58,4 +58,5 @@ def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None 
         if truth is not None and requires >= _SURROUNDED
         else None,
         mean_of=update.mean_of,
+        input_shape=federation.examples().input_shape,
     )
