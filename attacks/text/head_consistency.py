@@ -26,9 +26,9 @@ class HeadConsistency:
 
     `candidates` are what the sentences are made of, `gradient (units, d)` is a matrix's, and `space` the one it
     shows. `keys (n, d)` are those of the candidates where the matrix is the query's, of so many `heads`; `None` for
-    another matrix, which tells nothing of who stands with whom. Where the candidates' inputs are dependent, as those of
-    (t1, p1), (t1, p2), (t2, p1), (t2, p2) may be, the derivatives are those that the tokens of the sentences at hand
-    would have, and what these leave of the gradient counts, too.
+    another matrix, which tells nothing of who stands with whom. Where the candidates' inputs are dependent, as those
+    of (t1, p1), (t1, p2), (t2, p1), (t2, p2) may be, the derivatives are those that the tokens of the sentences at
+    hand would have, and what these leave of the gradient counts, too.
     """
 
     def __init__(

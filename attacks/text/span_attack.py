@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaleak.attacks.attack import Progress, Reconstructions
 from metaleak.attacks.observation import Observation
+from metaleak.attacks.seeding import generator_for
 from metaleak.attacks.text.candidates import Candidates, near_candidates, single_inputs
 from metaleak.attacks.text.head_consistency import HeadConsistency
 from metaleak.attacks.text.input_space import InputSpace, input_space
@@ -17,7 +18,6 @@ from metaleak.attacks.text.matrices import Matrices, matrices_of
 from metaleak.attacks.text.sentences import FITS, Sentence, improved, single_sentence, told_apart
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.models import LanguageModel, Model
-from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import support_entry
 
 _POWERS = (0.7, 0.9, 0.5, 0.3)
@@ -67,7 +67,7 @@ class TextSpan(BaseModel):
         made = []
         for row in range(learners):
             gradients = {name: value[row] for name, value in observation.gradients.items()}
-            made.append(self._sentences(observation, matrices, gradients, keyed_generator(seed, row, "text span")))
+            made.append(self._sentences(observation, matrices, gradients, generator_for(seed, row, "text span")))
             if progress is not None:
                 progress(row + 1, learners)
         return Reconstructions(torch.stack([one for one, _ in made]), torch.stack([one for _, one in made]))

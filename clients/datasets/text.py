@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from metaleak.clients.datasets.dataset import LabeledExamples
-from metaleak.clients.datasets.tokenizer import tokenizer_in, word_tokenizer
+from metaleak.clients.models.tokenizer import tokenizer_in, word_tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from metaleak.clients.datasets.tokenizer import tokenizer_in
 from metaleak.clients.models.language_model import LanguageModel
+from metaleak.clients.models.tokenizer import tokenizer_in
 
 MISSING = "a transformer needs `transformers`, which the extra brings: pip install 'metaleak[text]'"
 """What is said where the extra is missing."""

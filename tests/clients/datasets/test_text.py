@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from metaleak.clients.datasets import SST2, CoLA, LabeledExamples, MadeUpSentences, OwnText, RottenTomatoes
-from metaleak.clients.datasets.tokenizer import tokenizer_in, word_tokenizer
+from metaleak.clients.models.tokenizer import tokenizer_in, word_tokenizer
 
 PUBLISHED = os.environ.get("METALEAK_DATA")
 
