@@ -72,7 +72,8 @@ class Attack(Protocol):
 
     Beside this it is one of `AsksMembership` and `Reconstructs`, or both. Its class may say `on_any_device = True`:
     it computes where the observation's and the targets' tensors lie, which may then be a GPU. Others are given
-    tensors on the CPU.
+    tensors on the CPU. One that says `takes_parts = True` can be made on the gradients of some parameters, too: those
+    of `observation.gradients`.
     """
 
     @property

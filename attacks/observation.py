@@ -98,11 +98,11 @@ class Observation(Tensors):
     """The gradients of L learners in one round, and what the threat model lets the adversary know beside them.
 
     `parameters` are what the server sent; `gradients` what the learners' replies amount to, stacked `(L, ...)`. The
-    task's shape is known. All else is given only where the attack `requires` it: `known_support (L, ways*shots, C, H,
-    W)` and `known_query (L, ways*queries, C, H, W)`, ordered by position; `classes (L, ways)` int64;
-    `own_examples (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defenses`, of which an empty tuple says
-    that there are none; the `rest` of the set around every target. `mean_of` is that of the `Update`, `input_shape`
-    the shape of one example.
+    task's shape is known, and the `input_shape` of an example. All else is given only where the attack `requires` it:
+    `known_support (L, ways*shots, C, H, W)` and `known_query (L, ways*queries, C, H, W)`, ordered by position;
+    `classes (L, ways)` int64; `own_examples (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defenses`,
+    of which an empty tuple says that there are none; the `rest` of the set around every target. `mean_of` is that of
+    the `Update`.
     """
 
     model: Model

@@ -11,17 +11,21 @@ def refusal(
     model: Model,
     defenses: tuple[Defense, ...] = (),
     threat_model: ThreatModel | None = None,
+    all_shared: bool = True,
 ) -> str | None:
     """Return why `attack` cannot be made, as the end of a line that begins with its name, or `None` when it can.
 
     It cannot when it requires a capability that the adversary of `threat_model` does not have, when it does not apply
-    to gradients of `model`, or not under `defenses`.
+    to gradients of `model`, or not under `defenses`; and when it needs the gradients of all parameters, and these are
+    not `all_shared`.
     """
     if threat_model is not None and (lacking := threat_model.lacks(attack.requires)):
         return f"requires {', '.join(lacking)}, which the threat model does not include"
     if isinstance(attack, Selective) and not attack.applies_to(model):
         # A model made of a module of the user's own goes by that module's name.
         return f"does not apply to the model {type(getattr(model, 'module', model)).__name__}"
+    if not all_shared and not getattr(attack, "takes_parts", False):
+        return "does not apply: it needs the gradients of all parameters, and the learners share a part of them"
     if isinstance(attack, DefenseSelective) and (reason := attack.reason_against(defenses)):
         return f"does not apply: {reason}"
     return None

@@ -22,9 +22,9 @@ _LOG = logging.getLogger("metaleak")
 def client_app(federation: Federation | Callable[[Context], Federation], device: Device = "auto") -> ClientApp:
     """Return the `ClientApp` of every node of `federation`, which may also be found from the node's context.
 
-    A training message holds the parameters under `arrays` and, under `config`, `server-round`, `learner-ids` and
-    `chunk` (how many learners are computed at once). The reply holds the meta-gradients of the learners that answer
-    under `arrays`, one array a parameter with a leading learner dimension in the order of `learner-ids`, which
+    A training message holds the shared parameters under `arrays` and, under `config`, `server-round`, `learner-ids`
+    and `chunk` (how many learners are computed at once). The reply holds the meta-gradients of the learners that
+    answer under `arrays`, one array a parameter with a leading learner dimension in the order of `learner-ids`, which
     stand under `config`; there also `missing-ids` of those who do not answer, with `missing-kinds` (`dropped`,
     `late` or `failed`) and `missing-reasons` (the type of the error). Neither ever holds an image or a label; a
     learner's loss, which no defense covers, stays with it too.
@@ -92,6 +92,7 @@ def _answer(federation: Federation, asked: _Asked, device: torch.device) -> _Ans
     federation = federation.answering(asked.parameters)
     parameters = {name: value.to(device) for name, value in asked.parameters.items()}
     stack = StackedArrays(len(asked.learners) - len(absent), like=parameters)
+    parameters = federation.whole(parameters)
     present: list[int] = []
     for start in range(0, len(asked.learners), asked.chunk):
         numbers = [number for number in asked.learners[start : start + asked.chunk] if number not in absent]

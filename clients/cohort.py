@@ -9,16 +9,18 @@ from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.learner import TaskLearner
 from metaleak.clients.rules import batch_meta_gradients, stacked
 from metaleak.clients.shard import episodes
+from metaleak.clients.sharing import computed_part, shared_part
 
 
 def cohort_meta_gradients(
     learners: Sequence[TaskLearner], parameters: Parameters, round: int, chunk: int = 16
 ) -> tuple[Parameters, Tensor]:
-    """Return the meta-gradients of `learners`, stacked `(L, ...)`, and their query losses `(L,)`.
+    """Return the meta-gradients of `learners`, stacked `(L, ...)`, of what is shared, and their query losses `(L,)`.
 
-    All learners share one model, rule and task shape. `chunk` episodes are computed at once, see
-    `batch_meta_gradients`; a learner's numbers depend, in their last bits, on the chunk it is in, so a caller who
-    wants the same bits again passes the same chunks. The arithmetic is done where `parameters` are (CPU or GPU).
+    `parameters` are all of the model, shared or not. All learners share one model, rule and task shape. `chunk`
+    episodes are computed at once, see `batch_meta_gradients`; a learner's numbers depend, in their last bits, on the
+    chunk it is in, so a caller who wants the same bits again passes the same chunks. The arithmetic is done where
+    `parameters` are (CPU or GPU).
     """
     parts = [
         _chunk_meta_gradients(learners[start : start + chunk], parameters, round)
@@ -26,7 +28,7 @@ def cohort_meta_gradients(
     ]
     if len(parts) == 1:
         return parts[0]
-    gradients = {name: torch.cat([part[0][name] for part in parts]) for name in parameters}
+    gradients = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
     return gradients, torch.cat([part[1] for part in parts])
 
 
@@ -42,7 +44,9 @@ def _chunk_meta_gradients(
         batch = episodes(first.data, [learner.drawn(round) for learner in learners])
     batch = Episode(*(part.to(device) for part in batch))
     perturbs = [learner.perturb(round) for learner in learners]
-    gradients, losses = batch_meta_gradients(first.model, first.rule, parameters, batch, perturbs)
+    model, moving = computed_part(first.shares, first.model, first.rule, parameters)
+    gradients, losses = batch_meta_gradients(model, first.rule, moving, batch, perturbs)
+    gradients = shared_part(first.shares, gradients)
     if any(defense.place == "shared" for learner in learners for defense in learner.defenses):
         gradients = stacked(
             [

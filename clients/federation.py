@@ -13,6 +13,7 @@ from metaleak.clients.models import Model
 from metaleak.clients.partition import Partition, Split, TaskShape, split
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import Rule
+from metaleak.clients.sharing import EVERYTHING, Patterns, computed_part, shared_part
 from metaleak.defenses import Defense, RandomSource
 
 
@@ -22,6 +23,9 @@ class Federation:
 
     The images are loaded and the shards drawn in the process that asks for a learner, once a process. `secret` keys
     the defenses' noise in the place of `seed`: only the nodes of a deployment have one, see `TaskLearner`.
+
+    `shares` are patterns of the names of the parameters that are shared. The others are in no message: every learner
+    has them from the initialization on, and they stay as they are but for what a rule adapts for an episode.
     """
 
     seed: int
@@ -32,6 +36,7 @@ class Federation:
     rule: Rule
     defenses: tuple[Defense, ...] = ()
     faults: Faults = NO_FAULTS
+    shares: Patterns = EVERYTHING
     secret: bytes | None = field(default=None, repr=False)
 
     def examples(self) -> LabeledExamples:
@@ -64,6 +69,7 @@ class Federation:
                 model=self.model,
                 rule=self.rule,
                 defenses=self.defenses,
+                shares=self.shares,
                 secret=self.secret,
             )
             for number in numbers
@@ -84,10 +90,24 @@ class Federation:
         return replace(self, secret=RandomSource.of(self.secret, digest.digest()).key)
 
     def initial_parameters(self) -> Parameters:
-        """Return the initialization that the server starts from, by the experiment's seed."""
-        # The letters are part of a random key: others would draw other numbers.
-        generator = keyed_generator(self.seed, "initialisation")
-        return self.model.initialize(self.examples().input_shape, self.task.ways, generator)
+        """Return the initialization, by the experiment's seed: of all parameters, shared or not."""
+        return _initialized(self.model, self.data, self.task.ways, self.seed)
+
+    def shared(self, parameters: Parameters) -> Parameters:
+        """Return those of `parameters` that are shared; raises `ValueError` for a pattern that matches none."""
+        return shared_part(self.shares, parameters)
+
+    def whole(self, shared: Parameters) -> Parameters:
+        """Return all parameters, where the `shared` ones are given: the others are those of the initialization."""
+        if self.shares == EVERYTHING:
+            return shared
+        device = next(iter(shared.values())).device
+        initial = _initial(self.model, self.data, self.task.ways, self.seed)  # type: ignore[arg-type]
+        return {name: shared[name] if name in shared else value.to(device) for name, value in initial.items()}
+
+    def computed(self, parameters: Parameters) -> tuple[Model, Parameters]:
+        """Return the model and the part of all `parameters` that learners compute meta-gradients with."""
+        return computed_part(self.shares, self.model, self.rule, parameters)
 
 
 @lru_cache(maxsize=2)
@@ -99,3 +119,14 @@ def _images(data: DataSet) -> LabeledExamples:
 def _split(data: DataSet, partition: Partition, task: TaskShape, seed: int) -> Split:
     images = _images(data)
     return split(images.labels, images.held_out_classes, partition, task, seed)
+
+
+def _initialized(model: Model, data: DataSet, ways: int, seed: int) -> Parameters:
+    # The letters are part of a random key: others would draw other numbers.
+    generator = keyed_generator(seed, "initialisation")
+    return model.initialize(_images(data).input_shape, ways, generator)
+
+
+@lru_cache(maxsize=2)
+def _initial(model: Model, data: DataSet, ways: int, seed: int) -> Parameters:
+    return _initialized(model, data, ways, seed)

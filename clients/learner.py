@@ -10,12 +10,15 @@ from metaleak.clients.models import Model
 from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.rules import Perturb, Rule
 from metaleak.clients.shard import Draw, draw, episode
+from metaleak.clients.sharing import EVERYTHING, Patterns, computed_part, shared_part
 from metaleak.defenses import Defense, Place, RandomSource
 
 
 @dataclass(frozen=True)
 class TaskLearner:
     """A learner: number `learner` of the federation, with its own images and its own order of classes.
+
+    It sends the meta-gradients of the parameters whose names a pattern of `shares` matches.
 
     Its defenses draw under `secret`, which no server has; without one (a simulation that can be repeated) under the
     experiment's seed.
@@ -29,6 +32,7 @@ class TaskLearner:
     model: Model
     rule: Rule
     defenses: tuple[Defense, ...] = ()
+    shares: Patterns = EVERYTHING
     secret: bytes | None = field(default=None, repr=False)
 
     def drawn(self, round: int) -> Draw:
@@ -44,9 +48,14 @@ class TaskLearner:
         )
 
     def meta_gradient(self, parameters: Parameters, round: int) -> tuple[Parameters, Tensor]:
-        """Return what the learner sends, shaped like `parameters`, and its query loss, a scalar that it keeps."""
-        gradient, loss = self.rule.meta_gradient(self.model, parameters, self.episode(round), self.perturb(round))
-        sent = self.defend_shared({name: value.detach() for name, value in gradient.items()}, round)
+        """Return what the learner sends, shaped like the shared of `parameters`, and the query loss that it keeps.
+
+        `parameters` are all of the model, the loss is a scalar.
+        """
+        model, moving = computed_part(self.shares, self.model, self.rule, parameters)
+        gradient, loss = self.rule.meta_gradient(model, moving, self.episode(round), self.perturb(round))
+        shared = shared_part(self.shares, gradient)
+        sent = self.defend_shared({name: value.detach() for name, value in shared.items()}, round)
         return sent, loss.detach()
 
     def defend_shared(self, gradient: Parameters, round: int) -> Parameters:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
 from metaleak.attacks.evaluation.measures import Measure
+from metaleak.attacks.evaluation.rouge import rouge_l, rouge_n
 
 Floats = NDArray[np.float64]
 
@@ -32,14 +33,22 @@ class Pairing:
 
 
 def similarity(
-    modality: str, made: ArrayLike, held: ArrayLike, *, resamples: int = 1000, seed: int = 0
+    modality: str,
+    made: ArrayLike,
+    held: ArrayLike,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    padding: int | None = None,
 ) -> tuple[Pairing, tuple[Measure, ...]]:
     """Return the pairing of examples `made (L, n, ...)` with `held (L, m, ...)`, of L learners, and its measures.
 
     Images, the modality `image`, are in [0, 1]. They are alike by their peak signal-to-noise ratio in decibels, the
     peak being 1, whose mean is the headline; pairs are chosen for the least sum of squared errors. A true image that
     nothing is paired with is compared with one of medium gray. Sequences `(T,)` of `tokens` are alike by the part of
-    tokens that are equal at the same place, whose mean is the headline; one that nothing is paired with has none.
+    tokens that are equal at the same place, whose mean is the headline; one that nothing is paired with has none. Of
+    sentences, of which a `padding` token is known, the places where both have it do not count, and ROUGE-1, ROUGE-2
+    and ROUGE-L are measured, too; the special tokens around a sentence are tokens as the others.
 
     Intervals are 95 % percentile bootstraps over learners, or over the examples of a single one. Raises `ValueError`
     for another modality, and for shapes or values that do not fit.
@@ -59,11 +68,17 @@ def similarity(
             measure("mean squared error", squared, higher_leaks=False),
         )
     if modality == "tokens":
-        partner, different = _paired(made, held, _parts_different, lambda true: np.ones(len(true)))
+
+        def different_parts(ours: Floats, true: Floats) -> Floats:
+            return _parts_different(ours, true, padding)
+
+        partner, different = _paired(made, held, different_parts, lambda true: np.ones(len(true)))
         equal = 1 - different
+        rouge = () if padding is None else _rouge(np.asarray(made), np.asarray(held), partner, padding)
         return Pairing(partner, equal), (
             measure("tokens recovered", equal, headline=True),
             measure("sequences recovered", np.asarray(equal == 1, np.float64)),
+            *(measure(name, values) for name, values in rouge),
         )
     raise ValueError(f"modality: {modality!r} is not allowed; image or tokens")
 
@@ -76,8 +91,26 @@ def _squared_errors_of_gray(true: Floats) -> Floats:
     return np.asarray(((true - 0.5) ** 2).mean(axis=-1))
 
 
-def _parts_different(ours: Floats, true: Floats) -> Floats:
-    return np.asarray((ours[:, None] != true[None]).mean(axis=-1), np.float64)
+def _parts_different(ours: Floats, true: Floats, padding: int | None) -> Floats:
+    different = ours[:, None] != true[None]
+    if padding is None:
+        return np.asarray(different.mean(axis=-1), np.float64)
+    counted = (ours != padding)[:, None] | (true != padding)[None]
+    return np.asarray(different.sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1), np.float64)
+
+
+def _rouge(
+    made: NDArray[np.int64], held: NDArray[np.int64], partner: NDArray[np.int64], padding: int
+) -> tuple[tuple[str, Floats], ...]:
+    """Return the names and values `(L, m)` of ROUGE between true sentences and their partners, 0 without one."""
+    values = np.zeros((3, *partner.shape))
+    for learner, place in np.argwhere(partner >= 0):
+        ours, true = (
+            [token for token in row.tolist() if token != padding]
+            for row in (made[learner, partner[learner, place]], held[learner, place])
+        )
+        values[:, learner, place] = rouge_n(ours, true, 1), rouge_n(ours, true, 2), rouge_l(ours, true)
+    return tuple(zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), values, strict=True))
 
 
 def _paired(

@@ -1,35 +1,47 @@
-"""Data sets: where the learners' images come from."""
+"""Data sets: where the learners' images and sentences come from."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from metaleak.clients.datasets.corpora import SST2, CoLA, RottenTomatoes
     from metaleak.clients.datasets.dataset import DataSet, LabeledExamples
     from metaleak.clients.datasets.embedded import Digits, EmbeddedMNIST
     from metaleak.clients.datasets.image_folder import ImageFolder
     from metaleak.clients.datasets.mnist import MNIST, FashionMNIST
     from metaleak.clients.datasets.omniglot import Omniglot
+    from metaleak.clients.datasets.own_text import MadeUpSentences, OwnText
 
 __all__ = [
     "MNIST",
+    "SST2",
+    "CoLA",
     "DataSet",
     "Digits",
     "EmbeddedMNIST",
     "FashionMNIST",
     "ImageFolder",
     "LabeledExamples",
+    "MadeUpSentences",
     "Omniglot",
+    "OwnText",
+    "RottenTomatoes",
 ]
 
 _MODULES = {
     "MNIST": "mnist",
+    "SST2": "corpora",
+    "CoLA": "corpora",
     "DataSet": "dataset",
     "Digits": "embedded",
     "EmbeddedMNIST": "embedded",
     "FashionMNIST": "mnist",
     "ImageFolder": "image_folder",
     "LabeledExamples": "dataset",
+    "MadeUpSentences": "own_text",
     "Omniglot": "omniglot",
+    "OwnText": "own_text",
+    "RottenTomatoes": "corpora",
 }
 
 if not TYPE_CHECKING:  # Type checkers would take any name for one of these.

@@ -1,5 +1,6 @@
 """What a data set is: labeled examples, images or token sequences, and the promise to load them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -24,7 +25,8 @@ class LabeledExamples:
     vocabulary's tokens, int64 from 0 on `(n, T)`. `labels (n,)` int64 in [0, len(classes)); `classes` are their
     names. `held_out_classes` are kept for evaluation tasks only; when there are none, evaluation holds out
     examples of the learners' own classes. `names` are those of the examples, such as their files, where they have
-    any. Raises `ValueError` when these do not fit together.
+    any. Of tokens, `padding` is the one that makes sentences equally long, and `text_of` turns the tokens of a
+    sentence into what can be read. Raises `ValueError` when these do not fit together.
     """
 
     examples: Tensor
@@ -33,6 +35,8 @@ class LabeledExamples:
     held_out_classes: frozenset[int] = frozenset()
     modality: Modality = "image"
     names: tuple[str, ...] = ()
+    padding: int | None = None
+    text_of: Callable[[Sequence[int]], str] | None = None
 
     def __post_init__(self) -> None:
         if self.modality not in _STORED:
@@ -47,6 +51,8 @@ class LabeledExamples:
             raise ValueError(f"a data set needs examples, not shape {tuple(self.examples.shape)}")
         if self.modality == "tokens" and int(self.examples.min()) < 0:
             raise ValueError(f"tokens are numbered from 0 on, not {int(self.examples.min())}")
+        if self.modality != "tokens" and (self.padding, self.text_of) != (None, None):
+            raise ValueError("padding and text_of are for the modality tokens")
         if len(self.examples) != len(self.labels):
             raise ValueError(f"{len(self.examples)} examples do not go with {len(self.labels)} labels")
         if self.names and len(self.names) != len(self.labels):

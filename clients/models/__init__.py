@@ -1,10 +1,11 @@
-"""Few-shot models: pure functions of named parameters."""
+"""Models: pure functions of named parameters."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metaleak.clients.models.conv4 import Conv4
+    from metaleak.clients.models.language_model import Attention, Embedding, LanguageModel
     from metaleak.clients.models.layers import INPUT, Layer, Layers, layers_of
     from metaleak.clients.models.lenet import LeNet
     from metaleak.clients.models.mlp import MLP
@@ -25,24 +26,30 @@ if TYPE_CHECKING:
         input_weight_of,
     )
     from metaleak.clients.models.torch_module import TorchModule
+    from metaleak.clients.models.transformer import TinyBERT, Transformer
 
 __all__ = [
     "INPUT",
     "MLP",
     "Activation",
     "Affine",
+    "Attention",
     "Conv4",
     "Decoupled",
     "DenseInput",
     "ElementwiseFirst",
+    "Embedding",
     "FindsDenseInput",
+    "LanguageModel",
     "Layer",
     "Layers",
     "LeNet",
     "LinearInput",
     "Model",
     "NamesHead",
+    "TinyBERT",
     "TorchModule",
+    "Transformer",
     "bias_of",
     "blank_inputs",
     "dense_input_of",
@@ -56,18 +63,23 @@ _MODULES = {
     "MLP": "mlp",
     "Activation": "model",
     "Affine": "model",
+    "Attention": "language_model",
     "Conv4": "conv4",
     "Decoupled": "model",
     "DenseInput": "model",
     "ElementwiseFirst": "model",
+    "Embedding": "language_model",
     "FindsDenseInput": "model",
+    "LanguageModel": "language_model",
     "Layer": "layers",
     "Layers": "layers",
     "LeNet": "lenet",
     "LinearInput": "model",
     "Model": "model",
     "NamesHead": "model",
+    "TinyBERT": "transformer",
     "TorchModule": "torch_module",
+    "Transformer": "transformer",
     "bias_of": "model",
     "blank_inputs": "model",
     "dense_input_of": "model",

@@ -40,6 +40,10 @@ class FedSGD(BaseModel):
         """Both sets are one."""
         return "direct"
 
+    def adapted_names(self, model: Model, parameters: Parameters) -> frozenset[str]:
+        """Return no name: what is shared does not depend on any adaptation."""
+        return frozenset()
+
     def adapt(
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
     ) -> Parameters:

@@ -1,5 +1,6 @@
 """MAML (Finn et al. 2017), its first-order form and ANIL."""
 
+from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -23,7 +24,7 @@ class MAML(BaseModel):
 
     `order: 2` differentiates through the adaptation; `order: 1` takes the query gradient at the adapted parameters
     as it is (FOMAML). `adapts: head` moves only the classifier, the model's `head`, in the inner loop (ANIL, Raghu et
-    al. 2020); all parameters learn in the outer one.
+    al. 2020), a list of patterns the parameters of such names; all parameters learn in the outer one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +34,7 @@ class MAML(BaseModel):
     inner_steps: InnerSteps = 1
     inner_rate: InnerRate = 0.4
     order: Literal[1, 2] = 2
-    adapts: Literal["all", "head"] = "all"
+    adapts: Literal["all", "head"] | tuple[str, ...] = "all"
 
     @property
     def support_enters(self) -> SupportEntry:
@@ -42,6 +43,8 @@ class MAML(BaseModel):
 
     def adapted_names(self, model: Model, parameters: Parameters) -> frozenset[str]:
         """Return the names of the parameters that the inner loop moves."""
+        if isinstance(self.adapts, tuple):
+            return frozenset(name for name in parameters if any(fnmatchcase(name, one) for one in self.adapts))
         return frozenset(parameters if self.adapts == "all" else head_of(model))
 
     def adapt(

@@ -1,6 +1,7 @@
 """Which attacks make sense on which experiments: what does not is no failure."""
 
 from metaleak.attacks.refusal import refusal
+from metaleak.clients.sharing import EVERYTHING
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.plugins import Plugin
 
@@ -12,5 +13,6 @@ def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
         experiment.model.built("models"),
         experiment.built_defenses(),
         experiment.threat_model,
+        all_shared=experiment.shares == EVERYTHING,
     )
     return None if reason is None else f"{attack.name} {reason}"

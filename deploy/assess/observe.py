@@ -26,9 +26,10 @@ class Attacked:
 def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None = None) -> Observation:
     """Return what the adversary holds about the learners in `round`, row for row.
 
-    It sent the parameters and knows the model, the rule and the task's shape; all else only as far as the attack
-    requires it. Its own images are those kept for evaluation, which are the server's. Of the `truth` it takes what
-    surrounds the targets of an attack that requires the rest of the set.
+    It sent the parameters that are shared and knows the model with its initialization, which the others keep, the
+    rule and the task's shape; all else only as far as the attack requires it. Its own images are those kept for
+    evaluation, which are the server's. Of the `truth` it takes what surrounds the targets of an attack that requires
+    the rest of the set.
     """
     federation, learners = attacked.federation, list(attacked.learners)
     update = Update.of_record(attacked.record, round, learners)
@@ -42,7 +43,7 @@ def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None 
     return Observation(
         model=federation.model,
         rule=federation.rule,
-        parameters=update.sent,
+        parameters=federation.whole(update.sent),
         gradients=update.gradients(),
         ways=task.ways,
         shots=task.shots,

@@ -64,5 +64,6 @@ def _gaussian(defense: Defense) -> bool:
 
 def message_cost(federation: Federation) -> Cost:
     """Return what one learner's message costs with the federation's defenses, without Flower's envelope."""
-    shapes = {name: tuple(value.shape) for name, value in federation.initial_parameters().items()}
+    shared = federation.shared(federation.initial_parameters())
+    shapes = {name: tuple(value.shape) for name, value in shared.items()}
     return Cost(bytes_per_learner=bytes_sent(federation.defenses, shapes), dense_bytes=dense_bytes(shapes))

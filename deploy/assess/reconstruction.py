@@ -67,7 +67,8 @@ def rebuild(
             f"the attack's confidence {tuple(made.confidence.shape)} does not fit its "
             f"{tuple(made.examples.shape[:2])} examples"
         )
-    pairing, measures = similarity(federation.examples().modality, made.examples.numpy(), held.numpy())
+    data = federation.examples()
+    pairing, measures = similarity(data.modality, made.examples.numpy(), held.numpy(), padding=data.padding)
     partner = torch.from_numpy(pairing.partner)
     rows = torch.arange(len(chosen))[:, None]
     found = partner >= 0

@@ -13,6 +13,7 @@ from metaleak.clients.device import Device
 from metaleak.clients.faults import Faults
 from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
+from metaleak.clients.sharing import EVERYTHING, Patterns
 from metaleak.defenses import Accounted, Defense
 from metaleak.deploy.config.plugins import Kind, Plugin
 from metaleak.deploy.config.releases import most_sampled
@@ -118,7 +119,10 @@ class EngineSettings(BaseModel):
 
 
 class Experiment(BaseModel):
-    """One experiment: a federation, how it is trained, what is recorded, and what the attacks are asked."""
+    """One experiment: a federation, how it is trained, what is recorded, and what the attacks are asked.
+
+    `shares` are patterns of the names of the parameters that learners share; see `Federation`.
+    """
 
     model_config = _STRICT
 
@@ -129,6 +133,7 @@ class Experiment(BaseModel):
     partition: Partition = Partition()
     model: Plugin = Plugin(name=DEFAULT_NAMES["model"])
     rule: Plugin = Plugin(name=DEFAULT_NAMES["rule"])
+    shares: Annotated[Patterns, Field(min_length=1)] = EVERYTHING
     defenses: tuple[Plugin, ...] = ()
     faults: Faults = Faults()
     server: ServerSettings = ServerSettings()
@@ -176,6 +181,7 @@ class Experiment(BaseModel):
             rule=self.rule.built("rules"),
             defenses=self.built_defenses(),
             faults=self.faults,
+            shares=self.shares,
         )
 
     def releases(self, rounds: int | None = None) -> int:
@@ -215,6 +221,9 @@ def simulation_key(resolved: Mapping[str, Any]) -> str:
     Nothing is built.
     """
     plain = {key: value for key, value in resolved.items() if key not in _NOT_SIMULATED}
+    if plain.get("shares") == list(EVERYTHING):
+        # As if there were no such key: what was stored before there was one is still the same.
+        del plain["shares"]
     if isinstance(data := plain.get("data"), Mapping):
         plain["data"] = {key: value for key, value in data.items() if key not in ("data_dir", "download")}
     if isinstance(server := plain.get("server"), Mapping):

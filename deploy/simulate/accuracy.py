@@ -12,8 +12,12 @@ from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.federation import Federation
 from metaleak.clients.partition import TaskShape
 from metaleak.clients.rules import Rule
+from metaleak.clients.rules.memory import memory_share
 from metaleak.clients.shard import episode, held_out_episode
 from metaleak.deploy.config.experiment import EvaluationSettings
+
+_COPIES = 4
+"""Copies of the parameters that one task's adaptation takes, about."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,22 @@ class HeldOutTasks:
             for number in range(settings.tasks)
         ]
         self._batch = Episode(*(torch.stack(tensors) for tensors in zip(*drawn, strict=True)))
-        self._model = federation.model
+        self._federation = federation
         self._rule = _with_steps(federation.rule, settings.inner_steps)
 
     def accuracy(self, parameters: Parameters, chunk: int = 16) -> Accuracy:
-        """Return the accuracy after adaptation of `parameters` to each task's support set."""
+        """Return the accuracy after adaptation to each task's support set, from the shared `parameters` on.
+
+        `chunk` tasks at most are computed at once, fewer of a model that would take too much memory.
+        """
+        parameters = self._federation.whole(parameters)
+        model = self._federation.model
+        size = sum(value.numel() * value.element_size() for value in parameters.values())
+        chunk = max(1, min(chunk, memory_share(torch.device("cpu")) // (_COPIES * size)))
 
         def measured(one: Episode) -> tuple[Tensor, Tensor]:
-            adapted = self._rule.adapt(self._model, parameters, one)
-            logits = self._model(adapted, one.query_inputs)
+            adapted = self._rule.adapt(model, parameters, one)
+            logits = model(adapted, one.query_inputs)
             loss = F.cross_entropy(logits, one.query_labels)
             return (logits.argmax(1) == one.query_labels).float().mean(), loss
 

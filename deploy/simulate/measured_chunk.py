@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import time
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def measured_chunk(
     """
     if any(defense.place == "inner" for defense in federation.defenses):
         return 1
-    parameters = {name: value.to(device) for name, value in federation.initial_parameters().items()}
+    every = {name: value.to(device) for name, value in federation.initial_parameters().items()}
+    model, parameters = federation.computed(every)
+    federation = replace(federation, model=model)
     memory = memory_share(device) if memory is None else memory
     key = _key(federation, parameters, device, memory)
     for known in CHUNKS:

@@ -12,7 +12,10 @@ from metaleak.deploy.simulate.trial import try_out
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An experiment with its learners, the `initial` parameters, and the held-out tasks of its evaluation."""
+    """An experiment with its learners and the held-out tasks of its evaluation.
+
+    `initial` are the parameters that the server begins with: those that are shared.
+    """
 
     experiment: Experiment
     federation: Federation
@@ -27,7 +30,7 @@ def prepared(experiment: Experiment) -> Prepared:
     line.
     """
     federation = experiment.federation()
-    initial = federation.initial_parameters()
+    initial = federation.shared(federation.initial_parameters())
     if experiment.server.start_from is not None:
         initial = read_parameters(experiment.server.start_from, like=initial)
     tasks = HeldOutTasks(federation, experiment.evaluation)

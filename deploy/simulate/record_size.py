@@ -16,7 +16,7 @@ def record_bytes(experiment: Experiment) -> int:
     federation = experiment.federation()
     # Learners that the data do not suffice for are told before anything is said of what they would send.
     federation.split()
-    parameters = sum(value.numel() for value in federation.initial_parameters().values())
+    parameters = sum(value.numel() for value in federation.shared(federation.initial_parameters()).values())
     recorded = experiment.record.rounds
     rounds = experiment.server.rounds if recorded is None else min(recorded, experiment.server.rounds)
     sampled = sample_size(experiment.partition.learners, experiment.server.fraction)

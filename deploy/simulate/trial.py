@@ -24,16 +24,18 @@ def try_out(federation: Federation) -> None:
     """
     learner, parameters = federation.learner(0), federation.initial_parameters()
     episode = learner.episode(1)
-    model, rule = federation.model, federation.rule
+    rule = federation.rule
+    federation.shared(parameters)
+    model, moving = federation.computed(parameters)
     try:
         learner.meta_gradient(parameters, 1)
     except Exception as error:
         raise ValueError(f"the model and the rule give no meta-gradient: {_inner(error)}") from error
     try:
-        batch_meta_gradients(model, rule, parameters, _twice(episode))
+        batch_meta_gradients(model, rule, moving, _twice(episode))
         images = federation.task.ways * (federation.task.shots + federation.task.queries)
-        if own_span_pays(model, rule, parameters, images):
-            _compare_in_span(model, rule, parameters, episode)
+        if own_span_pays(model, rule, moving, images):
+            _compare_in_span(model, rule, moving, episode)
     except _LeavesSpan:
         raise
     except Exception as error:

@@ -180,7 +180,8 @@ def test_a_rule_states_how_the_support_set_enters_and_where_gradients_are_taken(
     parameters, episode = start(model), some_episode()
     head = set(head_of(model))
     assert support_entry(rule) == entry
-    assert adapted_names(rule, model, parameters) == (head if rule == RULES["anil"] else set(parameters))
+    adapted = {RULES["anil"]: head, RULES["fedsgd"]: set()}.get(rule, set(parameters))
+    assert adapted_names(rule, model, parameters) == adapted
     found = outer_point(rule, model, parameters, episode)
     if at == "between":
         trail = [

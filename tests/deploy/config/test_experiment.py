@@ -36,7 +36,10 @@ def test_resolved_is_complete_and_gives_the_same_experiment():
     [
         ({"server": {"rounds": 0}}, ["server.rounds", "greater than or equal to 1", "got 0"]),
         ({"server": {"fraction": 1.5}}, ["server.fraction", "less than or equal to 1", "got 1.5"]),
-        ({"sever": {}}, ["sever: unknown key 'sever', did you mean 'server'? Allowed are", "server, targets, task"]),
+        (
+            {"sever": {}},
+            ["sever: unknown key 'sever', did you mean 'server'? Allowed are", "server, shares, targets, task"],
+        ),
         (
             {"server": {"round": 3}},
             [

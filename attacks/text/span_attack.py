@@ -1,0 +1,209 @@
+"""The exact attack on text: sentences from the gradient of one matrix of the first layer, or of more."""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from metaleak.attacks.attack import Progress, Reconstructions
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.seeding import generator_for
+from metaleak.attacks.text.candidates import Candidates, near_candidates, single_inputs
+from metaleak.attacks.text.head_consistency import HeadConsistency
+from metaleak.attacks.text.input_space import InputSpace, input_space
+from metaleak.attacks.text.layer_consistency import LayerConsistency
+from metaleak.attacks.text.matrices import Matrices, matrices_of
+from metaleak.attacks.text.sentences import FITS, Sentence, improved, single_sentence, told_apart
+from metaleak.attacks.threat_model import Capability
+from metaleak.clients.models import LanguageModel, Model
+from metaleak.clients.rules import support_entry
+
+_POWERS = (0.7, 0.9, 0.5, 0.3)
+_STRONG = 1e-8
+"""Derivatives below this part of the largest are none."""
+
+
+class TextSpan(BaseModel):
+    """Sentences from the space of the inputs that a matrix of the first layer took.
+
+    Every token at every place is tried: those in the space were there (Petrov et al. 2024, "DAGER"; the space's noise
+    is estimated, no threshold is set). What `uses` says how sentences are told apart:
+
+    - `one matrix`, a query or value matrix of the first layer: by the keys of the query's heads, see
+      `HeadConsistency`. A key matrix is completed by the known begin of a sentence. One sentence alone is certain; of
+      several, tokens may be left that this matrix cannot assign, and the confidence says so.
+    - `two matrices`: also by the inputs of a second layer, which belong to whole sentences.
+    - `embeddings`: also by the rows of the word embedding's gradient, which are 0 for tokens that are not there.
+
+    `matrix` is the name of the first layer's matrix; by default the best of those that are shared.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    takes_parts: ClassVar[bool] = True
+
+    asks: Literal["query", "support"] = "query"
+    uses: Literal["one matrix", "two matrices", "embeddings"] = "one matrix"
+    matrix: str | None = None
+
+    @property
+    def requires(self) -> frozenset[Capability]:
+        """Nothing beside what is seen: the model is public, and the number of sentences that of the task."""
+        return frozenset()
+
+    def applies_to(self, model: Model) -> bool:
+        """Return whether the model takes tokens and shows what its layers take."""
+        return isinstance(model, LanguageModel)
+
+    def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
+        """Return the sentences of every learner's support and query set, `(L, n, T)` int64.
+
+        Raises `ValueError` in one line where what is shared has no matrix that the attack can use.
+        """
+        matrices = matrices_of(observation, self.matrix, second=self.uses == "two matrices")
+        learners = len(next(iter(observation.gradients.values())))
+        made = []
+        for row in range(learners):
+            gradients = {name: value[row] for name, value in observation.gradients.items()}
+            made.append(self._sentences(observation, matrices, gradients, generator_for(seed, row, "text span")))
+            if progress is not None:
+                progress(row + 1, learners)
+        return Reconstructions(torch.stack([one for one, _ in made]), torch.stack([one for _, one in made]))
+
+    def _sentences(
+        self, observation: Observation, matrices: Matrices, gradients: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sentences of one learner `(n, T)`, and how sure each is, `(n,)` in [0, 1]."""
+        model, parameters = observation.model, observation.parameters
+        assert isinstance(model, LanguageModel)
+        (length,) = observation.input_shape
+        count = sentences_of(observation)
+        space, found = self._candidates(model, parameters, matrices.first, gradients, length)
+        if count == 1:
+            sentences = [single_sentence(found, model.end)]
+            inside = torch.bincount(found.places[found.ratios <= 1], minlength=length)[: len(sentences[0])]
+            sure = [float((inside > 0).all() / inside.clamp(min=1).prod())]
+        else:
+            found = found.inside()
+            sentences, costs = self._told_apart(observation, matrices, gradients, space, found, count, generator)
+            sure = [1 / (1 + cost / FITS) for cost in costs]
+        made = torch.full((count, length), model.padding)
+        for row, sentence in enumerate(sentences):
+            made[row, : len(sentence)] = found.tokens[list(sentence)]
+        return made, torch.tensor(sure + [0.0] * (count - len(sure)), dtype=torch.float64)
+
+    def _candidates(
+        self,
+        model: LanguageModel,
+        parameters: dict[str, Tensor],
+        weight: str,
+        gradients: dict[str, Tensor],
+        length: int,
+    ) -> tuple[InputSpace, Candidates]:
+        space, found = candidates_of(model, parameters, weight, gradients[weight], length)
+        if self.uses == "embeddings":
+            table = gradients.get(model.embedding_table)
+            if table is None:
+                raise ValueError(
+                    f"uses: embeddings needs the gradient of {model.embedding_table}, which is not shared"
+                )
+            found = found.at((table.abs().amax(dim=1) > 0)[found.tokens])
+        return space, found
+
+    def _told_apart(
+        self,
+        observation: Observation,
+        matrices: Matrices,
+        gradients: dict[str, Tensor],
+        space: InputSpace,
+        found: Candidates,
+        count: int,
+        generator: torch.Generator,
+    ) -> tuple[list[Sentence], list[float]]:
+        model, parameters = observation.model, observation.parameters
+        assert isinstance(model, LanguageModel)
+        heads, gradient = matrices.attention, model.over_inputs(matrices.first, gradients[matrices.first])
+        untold = 0.0 if matrices.second else 1.0
+
+        def by_heads(some: Candidates) -> HeadConsistency:
+            if heads is None or heads.query != matrices.first:
+                return HeadConsistency(some, space, gradient, None, 1, untold)
+            weight, bias = parameters[heads.key], parameters[heads.key.removesuffix("weight") + "bias"]
+            keys = some.inputs @ weight.double().mT + bias.double()
+            return HeadConsistency(some, space, gradient, keys, heads.heads, untold)
+
+        sentences, costs = arranged(found, count, model.end, by_heads, generator)
+        if matrices.second is None:
+            return sentences, costs
+        second = input_space(model.over_inputs(matrices.second, gradients[matrices.second]))
+        first = by_heads(found)
+        later = LayerConsistency(found, model, parameters, matrices.second, second)
+
+        def both(sentences: list[Sentence]) -> list[float]:
+            return [sum(pair) for pair in zip(first(sentences), later(sentences), strict=True)]
+
+        costs = both(sentences)
+        if sum(costs) > FITS * count:
+            sentences, costs = improved(sentences, found, model.end, both)
+        return sentences, costs
+
+
+def arranged(
+    found: Candidates,
+    count: int,
+    end: int | None,
+    costs_of: Callable[[Candidates], HeadConsistency],
+    generator: torch.Generator,
+) -> tuple[list[Sentence], list[float]]:
+    """Return `count` sentences of the candidates that go best with the gradient, and the cost of each.
+
+    Where more candidates lie in the space than it has dimensions, those are tried of which the gradient is a sparse
+    combination, in several ways.
+    """
+    whole = costs_of(found)
+    if not whole.dependent:
+        return told_apart(found, count, end, whole, generator)
+    best: tuple[list[Sentence], list[float]] = ([], [])
+    for power in _POWERS:
+        strengths = whole.strengths(power)
+        kept = (strengths > _STRONG * strengths.max()).nonzero().flatten()
+        part = found.at(kept)
+        sentences, costs = told_apart(part, count, end, costs_of(part), generator, 3)
+        if not sentences:
+            continue
+        sentences = [tuple(kept[list(sentence)].tolist()) for sentence in sentences]
+        sentences, costs = improved(sentences, found, end, whole)
+        if not best[0] or sum(costs) < sum(best[1]):
+            best = sentences, costs
+        if sum(costs) < FITS * count:
+            break
+    return best if best[0] else told_apart(found, count, end, whole, generator)
+
+
+def sentences_of(observation: Observation) -> int:
+    """Return how many sentences of a learner enter what it shares: those of both sets, or of the query set alone."""
+    both = support_entry(observation.rule) != "parameters"
+    return observation.ways * (observation.queries + (observation.shots if both else 0))
+
+
+def candidates_of(
+    model: LanguageModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
+) -> tuple[InputSpace, Candidates]:
+    """Return the space of the inputs of the layer of `weight`, and the pairs of token and place near it.
+
+    The known begin of a sentence completes the space where the gradient does not show it, as that of a key matrix;
+    then no other token may stand at the first place.
+    """
+    rows = model.over_inputs(weight, gradient)
+    space = input_space(rows)
+    if model.begin is not None:
+        begin, first = torch.tensor([model.begin]), torch.tensor([0])
+        known = single_inputs(model, parameters, weight, begin, first, length)
+        if float(space.distances(known)) > float(space.tolerances(known)):
+            space = input_space(rows, known)
+    near = near_candidates(model, parameters, weight, space, length)
+    if model.begin is not None:
+        near = near.at(((near.tokens == model.begin) == (near.places == 0)).nonzero().flatten())
+    return space, near

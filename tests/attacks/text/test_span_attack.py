@@ -1,0 +1,130 @@
+"""On a tiny BERT of random parameters and sentences of random words, from what learners send on."""
+
+import pytest
+import torch
+from pydantic import BaseModel, ConfigDict
+
+pytest.importorskip("transformers")
+
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.text.span_attack import TextSpan
+from metaleak.clients.cohort import cohort_meta_gradients
+from metaleak.clients.datasets import LabeledExamples
+from metaleak.clients.federation import Federation
+from metaleak.clients.models import MLP, TinyBERT
+from metaleak.clients.partition import Partition, TaskShape
+from metaleak.clients.rules import FedSGD
+from metaleak.clients.shard import episode
+
+FIRST = "bert.encoder.layer.0.attention.self.{}.weight"
+SECOND = "bert.encoder.layer.1.attention.self.query.weight"
+MODEL = TinyBERT(layers=3, width=96, heads=4, positions=16)
+LENGTH = 10
+
+
+class RandomWords(BaseModel):
+    """Forty sentences of each of two classes: four to eight of 190 words, between a begin and an end."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(4, 194, (80, LENGTH), generator=generator)
+        tokens[:, 0] = MODEL.begin
+        for row, size in enumerate(torch.randint(5, LENGTH, (80,), generator=generator).tolist()):
+            tokens[row, size] = MODEL.end
+            tokens[row, size + 1 :] = 0
+        return LabeledExamples(tokens, torch.arange(80) % 2, ("a", "b"), modality="tokens", padding=0)
+
+
+def observed(*shares, model=MODEL):
+    federation = Federation(
+        seed=3,
+        data=RandomWords(),
+        task=TaskShape(ways=2),
+        partition=Partition(learners=3),
+        model=model,
+        rule=FedSGD(),
+        shares=shares,
+    )
+    parameters = federation.initial_parameters()
+    learners = federation.learners([0, 1, 2])
+    gradients, _ = cohort_meta_gradients(learners, parameters, 1)
+    sentences = []
+    for learner in learners:
+        held = episode(learner.data, learner.drawn(1))
+        sentences.append(torch.cat([held.support_inputs, held.query_inputs]))
+    observation = Observation(
+        model, FedSGD(), parameters, gradients, ways=2, shots=1, queries=1, input_shape=(LENGTH,)
+    )
+    return observation, torch.stack(sentences)
+
+
+def rows(sentences):
+    return [{tuple(sentence) for sentence in learner} for learner in sentences.tolist()]
+
+
+@pytest.mark.parametrize("kind", ["query", "value", "key"])
+def test_every_token_of_the_sentences_is_found_in_one_matrix(kind):
+    observation, held = observed(FIRST.format(kind))
+    made = TextSpan().reconstruct(observation, seed=0).examples
+    for ours, true in zip(made, held, strict=True):
+        for place in range(LENGTH):
+            assert set(ours[:, place].tolist()) == set(true[:, place].tolist())
+
+
+def test_the_query_matrix_tells_sentences_apart_and_says_how_sure_it_is():
+    observation, held = observed(FIRST.format("query"))
+    made = TextSpan().reconstruct(observation, seed=0)
+    found = [ours & true for ours, true in zip(rows(made.examples), rows(held), strict=True)]
+    sure = made.confidence > 0.9
+    # Whatever it is sure of is right.
+    assert all(
+        tuple(sentence.tolist()) in true
+        for learner, true in enumerate(rows(held))
+        for sentence in made.examples[learner][sure[learner]]
+    )
+    assert sum(len(one) for one in found) >= int(sure.sum()) > 0
+
+
+def test_a_second_layer_tells_all_sentences_apart():
+    observation, held = observed(FIRST.format("query"), SECOND)
+    made = TextSpan(uses="two matrices").reconstruct(observation, seed=0)
+    assert rows(made.examples) == rows(held)
+    assert (made.confidence > 0.9).all()
+
+
+def test_the_rows_of_the_word_embedding_leave_the_tokens_that_are_there():
+    observation, held = observed(FIRST.format("query"), "*word_embeddings*")
+    made = TextSpan(uses="embeddings").reconstruct(observation, seed=0).examples
+    assert all(
+        set(ours.flatten().tolist()) <= set(true.flatten().tolist()) for ours, true in zip(made, held, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shares", "attack", "said"),
+    [
+        (["classifier.*"], TextSpan(), "query, key or value matrix of the first layer"),
+        ([SECOND], TextSpan(), "query, key or value matrix of the first layer"),
+        ([FIRST.format("query")], TextSpan(uses="two matrices"), "needs that of a second layer"),
+        ([FIRST.format("query")], TextSpan(uses="embeddings"), "needs the gradient of bert.embeddings"),
+        ([FIRST.format("query")], TextSpan(matrix=SECOND), "is not shared"),
+    ],
+)
+def test_what_is_not_shared_cannot_be_attacked(shares, attack, said):
+    observation, _ = observed(*shares)
+    with pytest.raises(ValueError, match=said):
+        attack.reconstruct(observation, seed=0)
+
+
+def test_the_gradient_of_another_model_is_refused():
+    observation, _ = observed(FIRST.format("query"))
+    name = FIRST.format("query")
+    observation.gradients[name] = observation.gradients[name][:, :8]
+    with pytest.raises(ValueError, match="is not the gradient of a parameter of the model"):
+        TextSpan().reconstruct(observation, seed=0)
+
+
+def test_images_are_not_its_matter():
+    assert not TextSpan().applies_to(MLP())
