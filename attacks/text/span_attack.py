@@ -21,6 +21,9 @@ from metaleak.clients.models import LanguageModel, Model
 from metaleak.clients.rules import support_entry
 
 _POWERS = (0.7, 0.9, 0.5, 0.3)
+_EVALUATIONS = 1_500_000
+"""So many arrangements are judged, times the squared rank, where each needs the derivatives anew."""
+
 _STRONG = 1e-8
 """Derivatives below this part of the largest are none."""
 
@@ -165,21 +168,22 @@ def arranged(
     whole = costs_of(found)
     if not whole.dependent:
         return told_apart(found, count, end, whole, generator)
+    allowed = max(100, _EVALUATIONS // whole.rank**2)
     best: tuple[list[Sentence], list[float]] = ([], [])
     for power in _POWERS:
         strengths = whole.strengths(power)
         kept = (strengths > _STRONG * strengths.max()).nonzero().flatten()
         part = found.at(kept)
-        sentences, costs = told_apart(part, count, end, costs_of(part), generator, 3)
+        sentences, costs = told_apart(part, count, end, costs_of(part), generator, 3, allowed)
         if not sentences:
             continue
         sentences = [tuple(kept[list(sentence)].tolist()) for sentence in sentences]
-        sentences, costs = improved(sentences, found, end, whole)
+        sentences, costs = improved(sentences, found, end, whole, allowed)
         if not best[0] or sum(costs) < sum(best[1]):
             best = sentences, costs
         if sum(costs) < FITS * count:
             break
-    return best if best[0] else told_apart(found, count, end, whole, generator)
+    return best if best[0] else told_apart(found, count, end, whole, generator, evaluations=allowed)
 
 
 def sentences_of(observation: Observation) -> int:
