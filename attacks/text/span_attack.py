@@ -192,21 +192,31 @@ def sentences_of(observation: Observation) -> int:
     return observation.ways * (observation.queries + (observation.shots if both else 0))
 
 
+def space_of(
+    model: LanguageModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
+) -> InputSpace:
+    """Return the space of the inputs of the layer of `weight`.
+
+    The known begin of a sentence completes it where the gradient does not show it, as that of a key matrix.
+    """
+    rows = model.over_inputs(weight, gradient)
+    space = input_space(rows)
+    if model.begin is None:
+        return space
+    begin, first = torch.tensor([model.begin]), torch.tensor([0])
+    known = single_inputs(model, parameters, weight, begin, first, length)
+    inside = float(space.distances(known)) <= float(space.tolerances(known))
+    return space if inside else input_space(rows, known)
+
+
 def candidates_of(
     model: LanguageModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
 ) -> tuple[InputSpace, Candidates]:
     """Return the space of the inputs of the layer of `weight`, and the pairs of token and place near it.
 
-    The known begin of a sentence completes the space where the gradient does not show it, as that of a key matrix;
-    then no other token may stand at the first place.
+    At the first place none but the known begin of a sentence may stand, if one is known, and this nowhere else.
     """
-    rows = model.over_inputs(weight, gradient)
-    space = input_space(rows)
-    if model.begin is not None:
-        begin, first = torch.tensor([model.begin]), torch.tensor([0])
-        known = single_inputs(model, parameters, weight, begin, first, length)
-        if float(space.distances(known)) > float(space.tolerances(known)):
-            space = input_space(rows, known)
+    space = space_of(model, parameters, weight, gradient, length)
     near = near_candidates(model, parameters, weight, space, length)
     if model.begin is not None:
         near = near.at(((near.tokens == model.begin) == (near.places == 0)).nonzero().flatten())
