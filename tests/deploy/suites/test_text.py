@@ -57,7 +57,9 @@ def test_rouge_is_measured_and_the_report_shows_the_sentences(suite):
     assert names[2:] == ["ROUGE-1", "ROUGE-2", "ROUGE-L"]
     kept = load_file(undefended.path / "attacks" / attack.name / "reconstructions.safetensors")
     assert kept["truth"].shape == kept["reconstruction"].shape == (6, 13)
-    assert '<p class="tokens">' in write_report(suite).read_text()
+    page = write_report(suite).read_text()
+    assert '<p class="tokens">' in page
+    assert "<span>was</span>" in page
 
 
 def test_the_record_holds_one_matrix_and_what_is_attacked_is_what_the_defense_left(suite):
