@@ -58,8 +58,7 @@ def near_candidates(
     near = rough < _NEAR
     near.scatter_(0, rough.topk(min(_FEW, len(rough)), dim=0, largest=False).indices, True)
     tokens, places = near.nonzero(as_tuple=True)
-    wide = {name: value.double() for name, value in parameters.items()}
-    inputs = single_inputs(model, wide, weight, tokens, places, length)
+    inputs = single_inputs(model, parameters, weight, tokens, places, length)
     ratios = space.distances(inputs) / space.tolerances(inputs)
     return Candidates(tokens, places, inputs, ratios).at(ratios.argsort())
 
@@ -67,7 +66,7 @@ def near_candidates(
 def single_inputs(
     model: LanguageModel, parameters: Parameters, weight: str, tokens: Tensor, places: Tensor, length: int
 ) -> Tensor:
-    """Return what the layer of `weight` takes of `tokens (n,)` at `places (n,)`, each for itself, `(n, d)`."""
+    """Return what the layer of `weight` takes of `tokens (n,)` at `places (n,)`, each by itself, `(n, d)` float64."""
     embedding = model.embedding_of(weight, parameters, length)
     if embedding is not None:
         return embedding.inputs(tokens, places)
@@ -75,7 +74,7 @@ def single_inputs(
         model.inputs_of(weight, parameters, some[:, None].expand(-1, length))[torch.arange(len(some)), at]
         for some, at in zip(torch.split(tokens, _CHUNK), torch.split(places, _CHUNK), strict=True)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts).double()
 
 
 def takes_single_tokens(model: LanguageModel, parameters: Parameters, weight: str) -> bool:
@@ -103,7 +102,7 @@ def _by_tables(embedding: Embedding, space: InputSpace) -> Tensor:
     Of z = (e + b) gain / s + offset, s the deviation of e + b, the part outside the space is a sum of three parts
     outside it, and its square a sum of their products: none of the V times length inputs is made.
     """
-    basis = space.basis.float()
+    basis = space.basis.to(embedding.tokens.dtype)
 
     def outside(values: Tensor) -> Tensor:
         return values - values @ basis.mT @ basis

@@ -42,6 +42,7 @@ class HeadConsistency:
     ) -> None:
         self._inputs = candidates.inputs @ space.basis.mT
         self._untold = untold
+        self.rank = len(space.basis)
         self._gradient = (gradient.double() @ space.basis.mT).mT
         self._keys = None if keys is None else keys.reshape(len(self._inputs), heads, -1)
         values = torch.linalg.svdvals(self._inputs)
@@ -67,7 +68,7 @@ class HeadConsistency:
         and Rao 1997; here over rows).
         """
         system = self._inputs.mT
-        found = torch.linalg.lstsq(system, self._gradient, driver="gelsd").solution
+        found = torch.linalg.lstsq(system, self._gradient, driver="gelsy").solution
         identity = torch.eye(len(system), dtype=torch.float64)
         for _ in range(iterations):
             weights = found.norm(dim=1).clamp(min=1e-14) ** (2 - power)
@@ -81,7 +82,7 @@ class HeadConsistency:
         """Return the derivatives `(n, units)` if only the candidates `used` stood there, and what they leave."""
         if used not in self._solved:
             order = sorted(used)
-            solution = torch.linalg.lstsq(self._inputs[order].mT, self._gradient, driver="gelsd").solution
+            solution = torch.linalg.lstsq(self._inputs[order].mT, self._gradient, driver="gelsy").solution
             every = torch.zeros(len(self._inputs), self._gradient.shape[1], dtype=torch.float64)
             every[order] = solution
             rest = self._gradient - self._inputs.mT @ every

@@ -13,9 +13,6 @@ Sentence = tuple[int, ...]
 Costs = Callable[[list[Sentence]], list[float]]
 """How little each of the sentences of an arrangement goes with what was observed, 0 or more."""
 
-_EVALUATIONS = 6000
-"""So many arrangements are judged at most, from one beginning on."""
-
 _ARRANGEMENTS = 24
 """So many arrangements of the sentences' lengths are tried at most."""
 
@@ -49,35 +46,37 @@ def told_apart(
     cost: Costs,
     generator: torch.Generator,
     restarts: int = 6,
+    evaluations: int = 6000,
 ) -> tuple[list[Sentence], list[float]]:
     """Return `count` sentences of `candidates`, and the cost of each.
 
     Every candidate is in one sentence at least; a sentence ends with the token `end`, or at the last place. Begins
     at random arrangements, `restarts` for each way in which the sentences' lengths go with the places of the ends,
-    and exchanges tokens and rests of two sentences while that lowers the sum of costs.
+    and exchanges tokens and rests of two sentences while that lowers the sum of costs, of about `evaluations`
+    arrangements at most.
     """
     at, tokens = _at_places(candidates), candidates.tokens.tolist()
     best: tuple[float, list[Sentence], list[float]] = (float("inf"), [], [])
     for lengths in _lengths(at, tokens, count, end):
         for _ in range(restarts):
             sentences = _random_arrangement(at, tokens, lengths, end, generator)
-            total, sentences, costs = _improved(sentences, at, tokens, end, cost)
+            total, sentences, costs, evaluations = _improved(sentences, at, tokens, end, cost, evaluations)
             if total < best[0]:
                 best = total, sentences, costs
-            if total < FITS * count:
+            if total < FITS * count or evaluations <= 0:
                 return best[1], best[2]
     return best[1], best[2]
 
 
 def improved(
-    sentences: list[Sentence], candidates: Candidates, end: int | None, cost: Costs
+    sentences: list[Sentence], candidates: Candidates, end: int | None, cost: Costs, evaluations: int = 6000
 ) -> tuple[list[Sentence], list[float]]:
     """Return the sentences after all exchanges that lower the sum of costs, and the cost of each.
 
-    Any candidate may take the place of another, and be in no sentence.
+    Any candidate may take the place of another, and be in no sentence. About `evaluations` arrangements are judged.
     """
     at, tokens = _at_places(candidates), candidates.tokens.tolist()
-    _, sentences, costs = _improved(sentences, at, tokens, end, cost, free=True)
+    _, sentences, costs, _ = _improved(sentences, at, tokens, end, cost, evaluations, free=True)
     return sentences, costs
 
 
@@ -138,22 +137,28 @@ def _improved(
     tokens: list[int],
     end: int | None,
     cost: Costs,
+    left: int,
     free: bool = False,
-) -> tuple[float, list[Sentence], list[float]]:
-    """Return the arrangement that no exchange at a single place makes better; `free` leaves candidates out, too."""
+) -> tuple[float, list[Sentence], list[float], int]:
+    """Return the arrangement that no exchange at a single place makes better; `free` leaves candidates out, too.
+
+    Of the `left` evaluations it returns what is not used.
+    """
     costs = cost(sentences)
     total = sum(costs)
-    left, changed = _EVALUATIONS, True
+    changed = True
     while changed and left > 0:
         changed = False
         for place in range(1, len(at)):
+            if left <= 0:
+                break
             # The best move of a place is made: few are better than none.
             tried = [(cost(other), other) for other in _moves(sentences, place, at, tokens, end, free)]
             left -= len(tried)
             found, other = min(tried, key=lambda one: sum(one[0]), default=(costs, sentences))
             if sum(found) < total * (1 - 1e-9):
                 sentences, costs, total, changed = other, found, sum(found), True
-    return total, sentences, costs
+    return total, sentences, costs, left
 
 
 def _moves(

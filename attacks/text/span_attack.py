@@ -21,6 +21,9 @@ from metaleak.clients.models import LanguageModel, Model
 from metaleak.clients.rules import support_entry
 
 _POWERS = (0.7, 0.9, 0.5, 0.3)
+_EVALUATIONS = 1_500_000
+"""So many arrangements are judged, times the squared rank, where each needs the derivatives anew."""
+
 _STRONG = 1e-8
 """Derivatives below this part of the largest are none."""
 
@@ -165,21 +168,22 @@ def arranged(
     whole = costs_of(found)
     if not whole.dependent:
         return told_apart(found, count, end, whole, generator)
+    allowed = max(100, _EVALUATIONS // whole.rank**2)
     best: tuple[list[Sentence], list[float]] = ([], [])
     for power in _POWERS:
         strengths = whole.strengths(power)
         kept = (strengths > _STRONG * strengths.max()).nonzero().flatten()
         part = found.at(kept)
-        sentences, costs = told_apart(part, count, end, costs_of(part), generator, 3)
+        sentences, costs = told_apart(part, count, end, costs_of(part), generator, 3, allowed)
         if not sentences:
             continue
         sentences = [tuple(kept[list(sentence)].tolist()) for sentence in sentences]
-        sentences, costs = improved(sentences, found, end, whole)
+        sentences, costs = improved(sentences, found, end, whole, allowed)
         if not best[0] or sum(costs) < sum(best[1]):
             best = sentences, costs
         if sum(costs) < FITS * count:
             break
-    return best if best[0] else told_apart(found, count, end, whole, generator)
+    return best if best[0] else told_apart(found, count, end, whole, generator, evaluations=allowed)
 
 
 def sentences_of(observation: Observation) -> int:
@@ -188,21 +192,31 @@ def sentences_of(observation: Observation) -> int:
     return observation.ways * (observation.queries + (observation.shots if both else 0))
 
 
+def space_of(
+    model: LanguageModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
+) -> InputSpace:
+    """Return the space of the inputs of the layer of `weight`.
+
+    The known begin of a sentence completes it where the gradient does not show it, as that of a key matrix.
+    """
+    rows = model.over_inputs(weight, gradient)
+    space = input_space(rows)
+    if model.begin is None:
+        return space
+    begin, first = torch.tensor([model.begin]), torch.tensor([0])
+    known = single_inputs(model, parameters, weight, begin, first, length)
+    inside = float(space.distances(known)) <= float(space.tolerances(known))
+    return space if inside else input_space(rows, known)
+
+
 def candidates_of(
     model: LanguageModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
 ) -> tuple[InputSpace, Candidates]:
     """Return the space of the inputs of the layer of `weight`, and the pairs of token and place near it.
 
-    The known begin of a sentence completes the space where the gradient does not show it, as that of a key matrix;
-    then no other token may stand at the first place.
+    At the first place none but the known begin of a sentence may stand, if one is known, and this nowhere else.
     """
-    rows = model.over_inputs(weight, gradient)
-    space = input_space(rows)
-    if model.begin is not None:
-        begin, first = torch.tensor([model.begin]), torch.tensor([0])
-        known = single_inputs(model, parameters, weight, begin, first, length)
-        if float(space.distances(known)) > float(space.tolerances(known)):
-            space = input_space(rows, known)
+    space = space_of(model, parameters, weight, gradient, length)
     near = near_candidates(model, parameters, weight, space, length)
     if model.begin is not None:
         near = near.at(((near.tokens == model.begin) == (near.places == 0)).nonzero().flatten())

@@ -44,9 +44,9 @@ class Embedding:
     epsilon: float
 
     def inputs(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Return what the layer takes of the `tokens (n,)` at the `places (n,)`, `(n, d)`."""
-        added = self.tokens[tokens] + self.places[places]
-        return F.layer_norm(added, added.shape[-1:], self.gain, self.offset, self.epsilon)
+        """Return what the layer takes of the `tokens (n,)` at the `places (n,)`, `(n, d)` float64."""
+        added = self.tokens[tokens].double() + self.places[places].double()
+        return F.layer_norm(added, added.shape[-1:], self.gain.double(), self.offset.double(), self.epsilon)
 
 
 class LanguageModel(BaseModel):

@@ -1,5 +1,7 @@
 """An attack that rebuilds what learners held, compared with what they held."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +23,8 @@ class Rebuilt:
     """What an attack rebuilt of L learners with m examples each, as far as it is paired with what they held.
 
     `learner (L,)` int64; `truth (L, m, ...)`; of the example that each is paired with `reconstruction (L, m, ...)`,
-    zeros where there is none, `confidence (L, m)` and how alike the two are, `alike (L, m)`.
+    zeros where there is none, `confidence (L, m)` and how alike the two are, `alike (L, m)`. `words` are what tokens
+    stand for, empty where that is not known.
     """
 
     measures: tuple[Measure, ...]
@@ -30,9 +33,10 @@ class Rebuilt:
     reconstruction: Tensor
     confidence: Tensor
     alike: Tensor
+    words: Mapping[int, str]
 
     def write(self, path: Path) -> None:
-        """Write the pairs, a row each, to a safetensors file."""
+        """Write the pairs, a row each, to a safetensors file; what tokens stand for is in its metadata, as JSON."""
         rows = {
             "learner": self.learner[:, None].expand(self.alike.shape).flatten(),
             "truth": self.truth.flatten(0, 1),
@@ -40,7 +44,8 @@ class Rebuilt:
             "confidence": self.confidence.flatten(),
             "alike": self.alike.flatten(),
         }
-        write_whole(path, save({name: value.contiguous() for name, value in rows.items()}))
+        metadata = {"words": json.dumps(self.words)} if self.words else None
+        write_whole(path, save({name: value.contiguous() for name, value in rows.items()}, metadata))
 
 
 def rebuild(
@@ -73,11 +78,14 @@ def rebuild(
     rows = torch.arange(len(chosen))[:, None]
     found = partner >= 0
     at = (rows, partner.clamp(min=0))
+    paired = made.examples[at].to(held.dtype) * found.reshape(*found.shape, *[1] * (held.ndim - 2))
+    seen = torch.unique(torch.cat([held, paired])).tolist() if data.text_of is not None else []
     return Rebuilt(
         measures=measures,
         learner=torch.tensor(chosen),
         truth=held,
-        reconstruction=made.examples[at].to(held.dtype) * found.reshape(*found.shape, *[1] * (held.ndim - 2)),
+        reconstruction=paired,
         confidence=made.confidence[at].to(torch.float32) * found,
         alike=torch.from_numpy(pairing.alike).to(torch.float32),
+        words={token: data.text_of([token]) for token in seen} if data.text_of is not None else {},
     )

@@ -45,14 +45,15 @@ def tiles(gallery: Gallery) -> list[Tile]:
 class Pair:
     """An example that learner `learner` held and its reconstruction; `alike` says how alike they are.
 
-    Of images the two are `data:` addresses. Of tokens `tokens` are true and reconstructed token at each place.
+    Of images the two are `data:` addresses. Of tokens `tokens` are true and reconstructed token at each place, as
+    words where these are known.
     """
 
     learner: int
     alike: float
     truth: str = ""
     reconstruction: str = ""
-    tokens: tuple[tuple[int, int], ...] = ()
+    tokens: tuple[tuple[int | str, int | str], ...] = ()
 
 
 def shown_pairs(pairs: Pairs) -> list[Pair]:
@@ -60,7 +61,8 @@ def shown_pairs(pairs: Pairs) -> list[Pair]:
     shown = []
     for true, made, learner, alike in zip(pairs.truth, pairs.reconstruction, pairs.learner, pairs.alike, strict=True):
         if true.ndim == 1:
-            tokens = tuple(zip(true[:_TOKENS].tolist(), made[:_TOKENS].tolist(), strict=True))
+            places = zip(true[:_TOKENS].tolist(), made[:_TOKENS].tolist(), strict=True)
+            tokens = tuple((pairs.words.get(one, one), pairs.words.get(other, other)) for one, other in places)
             shown.append(Pair(int(learner), float(alike), tokens=tokens))
         else:
             shown.append(Pair(int(learner), float(alike), png_address(true), png_address(made)))

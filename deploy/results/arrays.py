@@ -1,10 +1,11 @@
 """Reading an attack's scores and galleries: shapes are known, and bounded, before anything is loaded."""
 
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ MAX_GALLERY_FILE = 1024 * MEGABYTE
 MAX_RECONSTRUCTIONS_FILE = 4096 * MEGABYTE
 MAX_IMAGE_VALUES = 3 * 1024 * 1024
 SHOWN = 8
+_LONGEST_WORD = 40
 
 Scores = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -51,13 +53,15 @@ class Pairs:
     """Some examples that learners held, each with the reconstruction that it was paired with; at most 16.
 
     `truth` and `reconstruction` are images `(n, C, H, W)` float32, meant to lie in [0, 1], C 1 or 3, or sequences of
-    tokens `(n, T)` int64. `learner (n,)` is the learner's number; `alike (n,)` says how alike the two are.
+    tokens `(n, T)` int64. `learner (n,)` is the learner's number; `alike (n,)` says how alike the two are. `words`
+    are what tokens stand for, as far as it is known.
     """
 
     truth: NDArray[Any]
     reconstruction: NDArray[Any]
     learner: NDArray[np.int64]
     alike: NDArray[np.float64]
+    words: Mapping[int, str] = field(default_factory=dict)
 
 
 def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
@@ -190,7 +194,19 @@ def _pairs(file: int, header: Header) -> Pairs:
         chosen("reconstruction", kind),
         chosen("learner", np.int64),
         chosen("alike", np.float64),
+        _words(header),
     )
+
+
+def _words(header: Header) -> dict[int, str]:
+    """Return what tokens stand for by the file's metadata; what is damaged is left out: numbers are shown then."""
+    try:
+        found = json.loads(header.metadata.get("words", "{}"))
+    except ValueError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {int(token): str(word)[:_LONGEST_WORD] for token, word in found.items() if token.isdecimal()}
 
 
 @contextmanager

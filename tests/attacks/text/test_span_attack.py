@@ -6,14 +6,17 @@ from pydantic import BaseModel, ConfigDict
 
 pytest.importorskip("transformers")
 
+from metaleak.attacks.attack import Targets
 from metaleak.attacks.observation import Observation
-from metaleak.attacks.text.span_attack import TextSpan
+from metaleak.attacks.text.membership import TextMembership
+from metaleak.attacks.text.span_attack import TextSpan, candidates_of
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import LabeledExamples
+from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
 from metaleak.clients.models import MLP, TinyBERT
 from metaleak.clients.partition import Partition, TaskShape
-from metaleak.clients.rules import FedSGD
+from metaleak.clients.rules import MAML, FedSGD
 from metaleak.clients.shard import episode
 
 FIRST = "bert.encoder.layer.0.attention.self.{}.weight"
@@ -128,3 +131,35 @@ def test_the_gradient_of_another_model_is_refused():
 
 def test_images_are_not_its_matter():
     assert not TextSpan().applies_to(MLP())
+
+
+def test_members_have_all_their_tokens_in_the_space_and_others_have_not():
+    observation, held = observed(FIRST.format("query"))
+    others = RandomWords().load().examples[-40:]
+    known = {tuple(sentence) for sentence in held.flatten(0, 1).tolist()}
+    outsiders = torch.stack([one for one in others if tuple(one.tolist()) not in known])
+    rows = torch.arange(3).repeat_interleave(4)
+    asked = Targets(
+        torch.cat([held.flatten(0, 1), outsiders]),
+        torch.cat([rows, torch.zeros(len(outsiders)).long()]),
+        torch.zeros(12 + len(outsiders)).long(),
+    )
+    scores = TextMembership()(observation, asked, seed=0).scores
+    assert scores[:12].min() > 0 > scores[12:].max()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_meta_gradient_holds_the_query_tokens_and_at_second_order_those_of_the_support_set(order):
+    parameters = {name: value.double() for name, value in MODEL.initialize((LENGTH,), 2, torch.Generator()).items()}
+    data = RandomWords().load()
+    tokens, labels, weight = data.examples[:4], torch.tensor([0, 1]), FIRST.format("query")
+    rule = MAML(inner_rate=0.1, order=order, adapts=("bert.encoder.*", "classifier.*"))
+    shared = rule.meta_gradient(MODEL, parameters, Episode(tokens[:2], labels, tokens[2:], labels))[0][weight]
+    _, near = candidates_of(MODEL, parameters, weight, shared.detach(), LENGTH)
+    inside = near.ratios <= 1
+    found = set(zip(near.tokens[inside].tolist(), near.places[inside].tolist(), strict=True))
+    support, query = (
+        {(token, place) for row in some.tolist() for place, token in enumerate(row) if token}
+        for some in (tokens[:2], tokens[2:])
+    )
+    assert found == (query if order == 1 else support | query)

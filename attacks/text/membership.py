@@ -1,0 +1,67 @@
+"""Membership of a sentence: whether all of its tokens lie in the space of what a layer took."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from metaleak.attacks.attack import Answers, Progress, Targets
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.text.candidates import single_inputs
+from metaleak.attacks.text.input_space import InputSpace
+from metaleak.attacks.text.matrices import matrices_of
+from metaleak.attacks.text.span_attack import space_of
+from metaleak.attacks.threat_model import Capability
+from metaleak.clients.models import LanguageModel, Model
+
+
+class TextMembership(BaseModel):
+    """Was this sentence in the learner's set? By one matrix of the first layer, see `TextSpan`.
+
+    A sentence scores by that of its tokens which lies farthest from the space of the layer's inputs, as a multiple of
+    what the noise allows. A sentence that a learner holds has none outside; one that it does not hold may have all
+    inside, where every token stands at the same place of one that it holds. Support and query set are in one space:
+    the support set's, through second-order rules, as far as the inner rate lifts it above the rounding. First-order
+    rules leave nothing of the support set in it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    takes_parts: ClassVar[bool] = True
+
+    asks: Literal["query", "support"] = "query"
+    matrix: str | None = None
+
+    @property
+    def requires(self) -> frozenset[Capability]:
+        """Nothing beside what is seen."""
+        return frozenset()
+
+    def applies_to(self, model: Model) -> bool:
+        """Return whether the model takes tokens and shows what its layers take."""
+        return isinstance(model, LanguageModel)
+
+    def __call__(
+        self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
+    ) -> Answers:
+        """Return the score of every target sentence `(T, tokens)`.
+
+        Raises `ValueError` in one line where what is shared has no matrix that the attack can use.
+        """
+        model, parameters = observation.model, observation.parameters
+        assert isinstance(model, LanguageModel)
+        weight = matrices_of(observation, self.matrix, second=False).first
+        spaces: dict[int, InputSpace] = {}
+        scores = torch.empty(len(targets.rows), dtype=torch.float64)
+        length = targets.examples.shape[1]
+        for number, (sentence, row) in enumerate(zip(targets.examples, targets.rows.tolist(), strict=True)):
+            if row not in spaces:
+                gradient = observation.gradients[weight][row]
+                spaces[row] = space_of(model, parameters, weight, gradient, length)
+            places = (sentence != model.padding).nonzero().flatten()
+            inputs = single_inputs(model, parameters, weight, sentence[places], places, length)
+            ratios = spaces[row].distances(inputs) / spaces[row].tolerances(inputs)
+            scores[number] = -ratios.clamp(min=1e-9).log().amax()
+            if progress is not None:
+                progress(number + 1, len(scores))
+        return Answers(scores)
