@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metaleak.clients.models.conv4 import Conv4
-    from metaleak.clients.models.layers import INPUT, Layer, Layers, layers_of
+    from metaleak.clients.models.layers import INPUT, Layer, Layers, Sliding, layers_of
     from metaleak.clients.models.lenet import LeNet
     from metaleak.clients.models.mlp import MLP
     from metaleak.clients.models.model import (
@@ -42,6 +42,7 @@ __all__ = [
     "LinearInput",
     "Model",
     "NamesHead",
+    "Sliding",
     "TorchModule",
     "bias_of",
     "blank_inputs",
@@ -67,6 +68,7 @@ _MODULES = {
     "LinearInput": "model",
     "Model": "model",
     "NamesHead": "model",
+    "Sliding": "layers",
     "TorchModule": "torch_module",
     "bias_of": "model",
     "blank_inputs": "model",
