@@ -1,4 +1,4 @@
-"""What an attack is: whom it asks, what it requires, and what it answers."""
+"""What an attack is: what it asks about, what it requires, and what it answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -54,12 +54,25 @@ class Answers(Tensors):
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Reconstructions(Tensors):
+    """The sets that an attack rebuilt: `examples (L, n, ...)` of the L learners of an observation, in any order.
+
+    They are as models take them: images as floats `(C, H, W)` in [0, 1], tokens as int64 `(T,)`. `n` need not be the
+    number that a learner holds. `confidence (L, n)` is higher the surer the attack is of an example.
+    """
+
+    examples: Tensor
+    confidence: Tensor
+
+
 @runtime_checkable
 class Attack(Protocol):
-    """A membership attack; also its configuration, a frozen pydantic model.
+    """What all attacks are; also an attack's configuration, a frozen pydantic model.
 
-    An attack's class may say `on_any_device = True`: it computes where the observation's and the targets' tensors
-    lie, which may then be a GPU. Others are given tensors on the CPU.
+    Beside this it is one of `AsksMembership` and `Reconstructs`, or both. Its class may say `on_any_device = True`:
+    it computes where the observation's and the targets' tensors lie, which may then be a GPU. Others are given
+    tensors on the CPU.
     """
 
     @property
@@ -72,10 +85,24 @@ class Attack(Protocol):
         """The capabilities that the adversary must have beside what it sees."""
         ...
 
+
+@runtime_checkable
+class AsksMembership(Attack, Protocol):
+    """An attack that says of examples how likely a learner held them."""
+
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
         """Return an answer for every target; the same arguments give the same answers."""
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Attack, Protocol):
+    """An attack that rebuilds what learners held."""
+
+    def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
+        """Return what it makes of the set of every learner in the observation; the same for the same arguments."""
         ...
 
 
@@ -99,7 +126,7 @@ class DefenseSelective(Protocol):
 
 @runtime_checkable
 class Divisible(Protocol):
-    """An attack whose targets can be asked about part by part: what is done is kept when it is interrupted."""
+    """An attack that can be asked about its targets part by part: what is done is kept when it is interrupted."""
 
     def parts(self, observation: Observation, targets: Targets) -> Sequence[Tensor]:
         """Return the places `(n,)` int64 of the targets that are computed together, each target in one part.

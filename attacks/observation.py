@@ -101,7 +101,8 @@ class Observation(Tensors):
     task's shape is known. All else is given only where the attack `requires` it: `known_support (L, ways*shots, C, H,
     W)` and `known_query (L, ways*queries, C, H, W)`, ordered by position; `classes (L, ways)` int64;
     `own_examples (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defenses`, of which an empty tuple says
-    that there are none; the `rest` of the set around every target. `mean_of` is that of the `Update`.
+    that there are none; the `rest` of the set around every target. `mean_of` is that of the `Update`, `input_shape`
+    the shape of one example.
     """
 
     model: Model
@@ -119,3 +120,4 @@ class Observation(Tensors):
     defenses: tuple[Defense, ...] | None = None
     rest: Rest | None = None
     mean_of: int = 1
+    input_shape: tuple[int, ...] = ()

@@ -11,9 +11,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from metaleak.attacks.evaluation.membership import Evaluation
 from metaleak.deploy.assess.app_assessment import assess_app
-from metaleak.deploy.assess.assessment import assess, result_name
+from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.config.app import read_app
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.reading import attack_from, experiment_from, in_long_form, read_experiment, refuse_code
@@ -23,7 +22,8 @@ from metaleak.deploy.progress import Shown, shown_progress
 from metaleak.deploy.report.leaderboard import write_leaderboard
 from metaleak.deploy.report.page import write_report
 from metaleak.deploy.report.tables import comparison_table, setting_tables
-from metaleak.deploy.results.reading import read, read_attack, read_run, read_suite
+from metaleak.deploy.results.reading import read, read_run, read_suite
+from metaleak.deploy.results.schema import AttackResult
 from metaleak.deploy.simulate.launch import resume, simulate
 from metaleak.deploy.simulate.record_size import free_bytes, record_bytes, size_text
 from metaleak.deploy.simulate.rounds import RoundDone
@@ -90,7 +90,7 @@ def attack_command(
     plugin = experiment.attacks[0]
     with shown_progress() as progress:
         bar = progress.add_task(f"{name} attack", total=None)
-        evaluation = assess(
+        found = assess(
             run,
             experiment,
             plugin,
@@ -98,11 +98,10 @@ def attack_command(
             lambda done, total: progress.update(bar, completed=done, total=total),
         )
     if as_json:
-        typer.echo(evaluation.model_dump_json())
+        typer.echo(found.model_dump_json())
         return
-    typer.echo(_sentence(name, evaluation))
-    written = read_attack(path, f"attacks/{result or result_name(plugin)}")
-    alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in written.result.statistics.items())
+    typer.echo(_sentence(name, found))
+    alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in found.statistics.items())
     if alone:
         typer.echo(f"AUC by each statistic alone, small for members: {alone}")
     _print(comparison_table(read(path)))
@@ -130,7 +129,7 @@ def app_attack_command(
     elif found.evaluation is None:
         typer.echo(f"{name} attack: no member is known in the candidates, so there is nothing to compare with")
     else:
-        typer.echo(_sentence(name, found.evaluation))
+        typer.echo(_sentence(name, found))
     if not as_json:
         typer.echo(f"scores: {out / 'scores.parquet'}")
 
@@ -209,12 +208,13 @@ def _show_standing(progress: Shown, bar: Any, standing: Standing) -> None:
     progress.update(bar, description=now or "done", completed=standing.done, total=standing.total, left=left)
 
 
-def _sentence(name: str, evaluation: Evaluation) -> str:
-    auc = evaluation.auc
-    return (
-        f"{name}: AUC {auc.value:.3f} (95 % interval {auc.low:.3f} to {auc.high:.3f}) "
-        f"on {evaluation.members} members and {evaluation.non_members} non-members"
-    )
+def _sentence(name: str, found: AttackResult) -> str:
+    headline, evaluation = found.headline, found.evaluation
+    if headline is None:
+        return f"{name}: done"
+    number = f"{headline.value:.3f} (95 % interval {headline.low:.3f} to {headline.high:.3f})"
+    asked = f" on {evaluation.members} members and {evaluation.non_members} non-members" if evaluation else ""
+    return f"{name}: {headline.name} {number}{asked}"
 
 
 def _percent(estimate: Any) -> str:

@@ -31,59 +31,53 @@ class Pairing:
     alike: Floats
 
 
-def paired_images(made: ArrayLike, held: ArrayLike) -> Pairing:
-    """Return the pairing of images `made (L, n, ...)` with those `held (L, m, ...)`, in [0, 1], alike by PSNR in dB.
+def similarity(
+    modality: str, made: ArrayLike, held: ArrayLike, *, resamples: int = 1000, seed: int = 0
+) -> tuple[Pairing, tuple[Measure, ...]]:
+    """Return the pairing of examples `made (L, n, ...)` with `held (L, m, ...)`, of L learners, and its measures.
 
-    Pairs are chosen for the least sum of squared errors. The peak is 1. An image that nothing is paired with counts
-    as one of medium gray, 0.5 everywhere. Raises `ValueError` for shapes that do not fit.
+    Images, the modality `image`, are in [0, 1]. They are alike by their peak signal-to-noise ratio in decibels, the
+    peak being 1, whose mean is the headline; pairs are chosen for the least sum of squared errors. A true image that
+    nothing is paired with is compared with one of medium gray. Sequences `(T,)` of `tokens` are alike by the part of
+    tokens that are equal at the same place, whose mean is the headline; one that nothing is paired with has none.
+
+    Intervals are 95 % percentile bootstraps over learners, or over the examples of a single one. Raises `ValueError`
+    for another modality, and for shapes or values that do not fit.
     """
 
-    def errors(ours: Floats, true: Floats) -> Floats:
-        return np.asarray(((ours[:, None] - true[None]) ** 2).mean(axis=-1))
+    def measure(name: str, values: Floats, headline: bool = False, higher_leaks: bool = True) -> Measure:
+        low, high = _interval(values, resamples, seed)
+        value = float(values.mean())
+        return Measure(name=name, value=value, low=low, high=high, headline=headline, higher_leaks=higher_leaks)
 
-    def left(true: Floats) -> Floats:
-        return np.asarray(((true - 0.5) ** 2).mean(axis=-1))
-
-    pairing = _paired(made, held, errors, left)
-    with np.errstate(divide="ignore"):
-        return Pairing(pairing.partner, np.minimum(LARGEST_PSNR, -10 * np.log10(pairing.alike)))
-
-
-def paired_tokens(made: ArrayLike, held: ArrayLike) -> Pairing:
-    """Return the pairing of sequences `made (L, n, T)` with `held (L, m, T)`, alike by the part of equal tokens.
-
-    A token is equal when it stands at the same place. A sequence that nothing is paired with has none. Raises
-    `ValueError` for shapes that do not fit.
-    """
-
-    def different(ours: Floats, true: Floats) -> Floats:
-        return np.asarray((ours[:, None] != true[None]).mean(axis=-1), np.float64)
-
-    pairing = _paired(made, held, different, lambda true: np.ones(len(true)))
-    return Pairing(pairing.partner, 1 - pairing.alike)
+    if modality == "image":
+        partner, squared = _paired(made, held, _squared_errors, _squared_errors_of_gray)
+        with np.errstate(divide="ignore"):
+            decibels = np.minimum(LARGEST_PSNR, -10 * np.log10(squared))
+        return Pairing(partner, decibels), (
+            measure("PSNR", decibels, headline=True),
+            measure("mean squared error", squared, higher_leaks=False),
+        )
+    if modality == "tokens":
+        partner, different = _paired(made, held, _parts_different, lambda true: np.ones(len(true)))
+        equal = 1 - different
+        return Pairing(partner, equal), (
+            measure("tokens recovered", equal, headline=True),
+            measure("sequences recovered", np.asarray(equal == 1, np.float64)),
+        )
+    raise ValueError(f"modality: {modality!r} is not allowed; image or tokens")
 
 
-def image_measures(pairing: Pairing, *, resamples: int = 1000, seed: int = 0) -> tuple[Measure, ...]:
-    """Return the mean peak signal-to-noise ratio of the pairs in dB, the headline, and the mean squared error.
-
-    Intervals resample learners, or the examples of a single one (percentile bootstrap).
-    """
-    squared = 10 ** (-pairing.alike / 10)
-    return (
-        _measure("PSNR", pairing.alike, resamples, seed, headline=True),
-        _measure("mean squared error", squared, resamples, seed, higher_leaks=False),
-    )
+def _squared_errors(ours: Floats, true: Floats) -> Floats:
+    return np.asarray(((ours[:, None] - true[None]) ** 2).mean(axis=-1))
 
 
-def token_measures(pairing: Pairing, *, resamples: int = 1000, seed: int = 0) -> tuple[Measure, ...]:
-    """Return the part of tokens that were recovered, the headline, and of sequences recovered as a whole.
+def _squared_errors_of_gray(true: Floats) -> Floats:
+    return np.asarray(((true - 0.5) ** 2).mean(axis=-1))
 
-    Intervals are those of `image_measures`.
-    """
-    return (
-        _measure("tokens recovered", pairing.alike, resamples, seed, headline=True),
-        _measure("sequences recovered", (pairing.alike == 1).astype(np.float64), resamples, seed),
-    )
+
+def _parts_different(ours: Floats, true: Floats) -> Floats:
+    return np.asarray((ours[:, None] != true[None]).mean(axis=-1), np.float64)
 
 
 def _paired(
@@ -91,8 +85,12 @@ def _paired(
     held: ArrayLike,
     cost: Callable[[Floats, Floats], Floats],
     left: Callable[[Floats], Floats],
-) -> Pairing:
-    """Return for each true example its partner and the cost of the two, with least costs in sum for each learner."""
+) -> tuple[NDArray[np.int64], Floats]:
+    """Return for each true example its partner and the cost of the two, with least costs in sum for each learner.
+
+    `cost` of reconstructions `(n, d)` and true examples `(m, d)` is `(n, m)`, and `left` `(m,)` that of true examples
+    that nothing is paired with.
+    """
     ours, true = np.asarray(made, np.float64), np.asarray(held, np.float64)
     if ours.ndim < 3 or ours.ndim != true.ndim or len(ours) != len(true) or ours.shape[2:] != true.shape[2:]:
         raise ValueError(
@@ -110,22 +108,13 @@ def _paired(
         costs[learner] = left(other)
         costs[learner, columns] = table[rows, columns]
         partner[learner, columns] = rows
-    return Pairing(partner, costs)
+    return partner, costs
 
 
-def _measure(
-    name: str, values: Floats, resamples: int, seed: int, *, headline: bool = False, higher_leaks: bool = True
-) -> Measure:
+def _interval(values: Floats, resamples: int, seed: int) -> tuple[float, float]:
+    """Return the interval of the mean of `values (L, m)`."""
     units = values.mean(axis=1) if len(values) > 1 else values[0]
     random = np.random.default_rng(seed)
     means = [units[random.integers(0, len(units), len(units))].mean() for _ in range(resamples)]
     low, high = np.quantile(means, [0.025, 0.975])
-    value = float(values.mean())
-    return Measure(
-        name=name,
-        value=value,
-        low=min(value, float(low)),
-        high=max(value, float(high)),
-        headline=headline,
-        higher_leaks=higher_leaks,
-    )
+    return float(low), float(high)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metaleak.attacks.attack import Answers, Attack, Progress, Targets
+from metaleak.attacks.attack import Answers, AsksMembership, Attack, Progress, Targets
 from metaleak.attacks.evaluation.membership import Evaluation, evaluate
 from metaleak.attacks.foreign_app import observed_app
 from metaleak.attacks.observation import Update
@@ -54,6 +54,8 @@ def assess_app(
     """
     torch.set_num_threads(1)
     made: Attack = attack.built("attacks")
+    if not isinstance(made, AsksMembership):
+        raise ValueError(f"{attack.name} does not ask about membership: it needs the learners of a simulation")
     opened = Record(record)
     round = app.round or next(iter(opened.rounds), None)
     if round is None:

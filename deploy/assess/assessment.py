@@ -1,36 +1,30 @@
-"""One attack on one run: read the record, ask, compare with the truth, write what was found."""
+"""One attack on one run: read the record, attack, compare with the truth, write what was found."""
 
 import time
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
-from metaleak.attacks.attack import Answers, Attack, Divisible, Progress, joined
-from metaleak.attacks.evaluation.membership import Evaluation, evaluate
+from metaleak.attacks.attack import AsksMembership, Attack, Progress, Reconstructs
 from metaleak.clients.device import torch_device
-from metaleak.clients.federation import Federation
 from metaleak.clients.randomness import derived_seed
 from metaleak.deploy.assess.applicability import reason_against
 from metaleak.deploy.assess.kept_parts import KeptParts, is_unfinished
-from metaleak.deploy.assess.observe import observe
-from metaleak.deploy.assess.privacy import measured_privacy, message_cost
-from metaleak.deploy.assess.time_limit import Advance, within_hours
-from metaleak.deploy.assess.truth import Truth, ask, inputs
+from metaleak.deploy.assess.membership import Asked, ask_membership
+from metaleak.deploy.assess.observe import Attacked
+from metaleak.deploy.assess.privacy import message_cost
+from metaleak.deploy.assess.reconstruction import Rebuilt, rebuild
+from metaleak.deploy.assess.time_limit import within_hours
 from metaleak.deploy.config.experiment import Experiment, TargetSettings
 from metaleak.deploy.config.plugins import Plugin
-from metaleak.deploy.errors import Interrupted
-from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.json_file import write_json
 from metaleak.deploy.results.schema import AttackResult
 from metaleak.deploy.simulate.run_directory import RunDirectory
 from metaleak.server import Record
-from metaleak.server.record.whole_file import remove_parts, whole_of, write_whole
+from metaleak.server.record.whole_file import remove_parts, whole_of
 
-_SHOWN = 8
-_WRITTEN = ("scores.parquet", "gallery.safetensors", "attack.json")
+_SCORES, _GALLERY, _RECONSTRUCTIONS = "scores.parquet", "gallery.safetensors", "reconstructions.safetensors"
+_WRITTEN = (_SCORES, _GALLERY, _RECONSTRUCTIONS, "attack.json")
 
 
 def assess(
@@ -39,10 +33,11 @@ def assess(
     attack: Plugin,
     name: str | None = None,
     progress: Progress | None = None,
-) -> Evaluation:
-    """Run `attack` on what the server recorded in `run` and write `attacks/<name>/`; return the evaluation.
+) -> AttackResult:
+    """Run `attack` on what the server recorded in `run` and write `attacks/<name>/`; return what was found.
 
-    Beside it stands the AUC of every statistic by itself, taking small values for "member".
+    An attack that asks for membership is asked about the experiment's targets, one that reconstructs to rebuild the
+    sets of some learners in the first of the rounds, one that is both does both.
 
     What is done of an attack is kept part by part where its targets can be parted, so that the same call goes on
     after an interruption. It computes on `engine.device` where it can, see `Attack`.
@@ -58,93 +53,52 @@ def assess(
     made: Attack = attack.built("attacks")
     if reason := reason_against(experiment, attack):
         raise ValueError(reason)
+    if not (isinstance(made, AsksMembership) or targets.learners):
+        raise ValueError(f"targets.learners: must be at least 1 for {attack.name}, which only reconstructs, got 0")
     out = new_result_directory(run.path / "attacks", name or result_name(attack))
-    federation = experiment.federation()
-    record = Record(run.record)
-    recorded = _rounds(record, targets)
-    learners = _learners(record, recorded)
-    truth = ask(federation, learners, recorded[0], made.asks, targets)
-    # Not the experiment's own seed, from which the truth could be rebuilt.
-    attack_seed = derived_seed(experiment.seed, "attack")
-    started = time.monotonic()
-    decides = (experiment.simulation_key(), attack.resolved("attacks"), targets.model_dump(mode="json"), attack_seed)
-    kept = KeptParts(out, repr(decides))
+    attacked = _attacked(run, experiment)
     engine = experiment.engine
     device = torch_device(engine.device if getattr(made, "on_any_device", False) else "cpu")
-    told = within_hours(progress, engine.longest_hours, _lowers(made))
-    try:
-        answers = _answers(made, record, recorded, learners, federation, truth, attack_seed, told, kept, device)
-    except Interrupted:
-        if not kept.count:
-            raise
-        raise Interrupted(
-            f"interrupted; {kept.count} parts of the attack are kept, the same command goes on from there"
-        ) from None
-    seconds = time.monotonic() - started
-    evaluation = evaluate(answers.scores.numpy(), truth.member.numpy(), groups=_groups(truth))
-    # What the server sent in a late round tells of every earlier one, so all up to it count.
-    releases, together = experiment.releases(recorded[-1]), any(record.mean_of(round) for round in recorded)
-    privacy = measured_privacy(federation, releases, truth, answers.scores, together)
-    out.mkdir(parents=True, exist_ok=True)
-    remove_parts(out, _WRITTEN)
-    _write_scores(out / "scores.parquet", truth, answers, recorded[0])
-    if answers.reconstructions is not None:
-        _write_gallery(out / "gallery.safetensors", federation, truth, answers, answers.reconstructions)
+    # Not the experiment's own seed, from which the truth could be rebuilt.
+    seed = derived_seed(experiment.seed, "attack")
+    advance = within_hours(progress, engine.longest_hours, _lowers(made))
+    started = time.monotonic()
+    asked: Asked | None = None
+    rebuilt: Rebuilt | None = None
+    if isinstance(made, AsksMembership):
+        decides = (experiment.simulation_key(), attack.resolved("attacks"), targets.model_dump(mode="json"), seed)
+        kept = KeptParts(out, repr(decides))
+        # What the server sent in a late round tells of every earlier one, so all up to it count.
+        releases = experiment.releases(attacked.rounds[-1])
+        asked = ask_membership(made, attacked, targets, releases, seed, device, kept, advance)
+    if isinstance(made, Reconstructs) and targets.learners:
+        rebuilt = rebuild(made, attacked, targets.learners, seed, device, advance)
     result = AttackResult(
         attack=attack.resolved("attacks"),
         targets=targets.model_dump(mode="json"),
         asks=made.asks,
-        round=recorded[0],
-        rounds=len(recorded),
+        round=attacked.rounds[0],
+        rounds=len(attacked.rounds) if asked else 1,
         knows=", ".join(sorted(made.requires)) or "nothing",
-        seconds=round(seconds, 3),
-        evaluation=evaluation,
-        privacy=privacy,
-        cost=message_cost(federation),
-        statistics={
-            name: evaluate(-values.numpy(), truth.member.numpy(), groups=_groups(truth)).auc
-            for name, values in answers.statistics.items()
-        },
+        seconds=round(time.monotonic() - started, 3),
+        evaluation=asked.evaluation if asked else None,
+        privacy=asked.privacy if asked else None,
+        cost=message_cost(attacked.federation),
+        statistics=asked.statistics if asked else {},
+        measured=rebuilt.measures if rebuilt else (),
     )
+    out.mkdir(parents=True, exist_ok=True)
+    remove_parts(out, _WRITTEN)
+    if asked:
+        asked.write(out / _SCORES, out / _GALLERY, attacked)
+    if rebuilt:
+        rebuilt.write(out / _RECONSTRUCTIONS)
     # Written last: an attack without it was not finished.
     write_json(out / "attack.json", result)
-    kept.forget()
-    privacy.check()
-    return evaluation
-
-
-def _answers(
-    attack: Attack,
-    record: Record,
-    rounds: list[int],
-    learners: list[int],
-    federation: Federation,
-    truth: Truth,
-    seed: int,
-    advance: Advance,
-    kept: KeptParts,
-    device: torch.device,
-) -> Answers:
-    """Return the attack's answers over `rounds`: scores add up, the rest is the last round's."""
-    asked = truth.targets(federation, learners).to(device)
-    whole = torch.arange(len(asked.rows), device=device)
-    total = torch.zeros(len(asked.rows), dtype=torch.float64)
-    for number, round in enumerate(rounds):
-        observation = observe(record, round, learners, federation, attack, truth).to(device)
-        # Nothing is kept of an attack whose targets cannot be parted: there is one part, and it has ended.
-        parts = attack.parts(observation, asked) if isinstance(attack, Divisible) else ()
-        found, before = [], number * len(whole)
-        for places in parts or [whole]:
-
-            def tell(done: int, of: int, before: int = before, size: int = len(places)) -> None:
-                advance(before + size * done / max(1, of), len(rounds) * len(whole))
-
-            ask = partial(attack, observation, asked.at(places), seed, tell)
-            found.append(kept.answers(round, places, ask) if parts else ask().to("cpu"))
-            before += len(places)
-        answers = joined([places.cpu() for places in parts], found) if parts else found[0]
-        total += answers.scores
-    return replace(answers, scores=answers.scores if len(rounds) == 1 else total)
+    if asked:
+        asked.forget_parts()
+        asked.privacy.check()
+    return result
 
 
 def result_name(attack: Plugin) -> str:
@@ -186,7 +140,13 @@ def new_result_directory(attacks: Path, name: str) -> Path:
 
 
 def _unfinished(name: str) -> bool:
-    return whole_of(name) in _WRITTEN or name in _WRITTEN[:2] or is_unfinished(name)
+    return whole_of(name) in _WRITTEN or name in _WRITTEN[:-1] or is_unfinished(name)
+
+
+def _attacked(run: RunDirectory, experiment: Experiment) -> Attacked:
+    record = Record(run.record)
+    rounds = _rounds(record, experiment.targets)
+    return Attacked(record, rounds, _learners(record, rounds), experiment.federation())
 
 
 def _rounds(record: Record, targets: TargetSettings) -> list[int]:
@@ -211,39 +171,3 @@ def _learners(record: Record, rounds: list[int]) -> list[int]:
     if not learners:
         raise ValueError(f"{record.path}: no learner answered in all of the rounds {rounds[0]} to {rounds[-1]}")
     return learners
-
-
-def _groups(truth: Truth) -> list[int] | None:
-    """Return the learner of each target, or `None` when there is but one learner to resample."""
-    learners = truth.learner.tolist()
-    return learners if len(set(learners)) > 1 else None
-
-
-def _write_scores(path: Path, truth: Truth, answers: Answers, round: int) -> None:
-    columns = {
-        "learner": truth.learner,
-        "round": torch.full_like(truth.learner, round),
-        "position": truth.position,
-        "example": truth.example,
-        "label": truth.label,
-        "member": truth.member,
-        "score": answers.scores,
-        **answers.statistics,
-    }
-    write_columns(path, columns)
-
-
-def _write_gallery(
-    path: Path, federation: Federation, truth: Truth, answers: Answers, reconstructions: torch.Tensor
-) -> None:
-    members = torch.nonzero(truth.member).flatten()[:_SHOWN]
-    non_members = torch.nonzero(~truth.member).flatten()[:_SHOWN]
-    shown = torch.cat([members, non_members])
-    gallery = {
-        "prior": inputs(federation, truth.example[shown]),
-        "reconstruction": reconstructions[shown].to(torch.float32).contiguous(),
-        "truth": inputs(federation, truth.held[shown]),
-        "member": truth.member[shown].to(torch.uint8),
-        "score": answers.scores[shown].to(torch.float32),
-    }
-    write_whole(path, save(gallery))

@@ -1,5 +1,8 @@
 """What an adversary observes of a run: the record, and what the attack requires beside it, taken from the truth."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from metaleak.attacks.attack import Attack
 from metaleak.attacks.observation import Observation, Update
 from metaleak.attacks.threat_model import Capability
@@ -10,21 +13,25 @@ from metaleak.server.record.reader import Record
 _SURROUNDED: frozenset[Capability] = frozenset({"rest of the set", "both candidates"})
 
 
-def observe(
-    record: Record,
-    round: int,
-    learners: list[int],
-    federation: Federation,
-    attack: Attack,
-    truth: Truth | None = None,
-) -> Observation:
-    """Return what the adversary holds about `learners` in `round`, row for row.
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """What of a run is attacked: the `rounds` of its `record`, and the `learners` that answered in all of them."""
+
+    record: Record
+    rounds: Sequence[int]
+    learners: Sequence[int]
+    federation: Federation
+
+
+def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None = None) -> Observation:
+    """Return what the adversary holds about the learners in `round`, row for row.
 
     It sent the parameters and knows the model, the rule and the task's shape; all else only as far as the attack
     requires it. Its own images are those kept for evaluation, which are the server's. Of the `truth` it takes what
     surrounds the targets of an attack that requires the rest of the set.
     """
-    update = Update.of_record(record, round, learners)
+    federation, learners = attacked.federation, list(attacked.learners)
+    update = Update.of_record(attacked.record, round, learners)
     requires, task = attack.requires, federation.task
     own = federation.split().held_out if "own examples" in requires else None
     known = {
@@ -50,4 +57,5 @@ def observe(
         if truth is not None and requires >= _SURROUNDED
         else None,
         mean_of=update.mean_of,
+        input_shape=federation.examples().input_shape,
     )

@@ -1,5 +1,6 @@
 """The truth about membership, rebuilt from the experiment's seed: only the evaluation may ask for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +33,7 @@ class Truth:
     held: Tensor
     member: Tensor
 
-    def targets(self, federation: Federation, learners: list[int]) -> Targets:
+    def targets(self, federation: Federation, learners: Sequence[int]) -> Targets:
         """Return the questions as an attack sees them; `learners` are the rows of its observation."""
         row_of = {learner: row for row, learner in enumerate(learners)}
         return Targets(
@@ -49,7 +50,7 @@ def inputs(federation: Federation, places: Tensor) -> Tensor:
 
 def ask(
     federation: Federation,
-    learners: list[int],
+    learners: Sequence[int],
     round: int,
     asks: Literal["query", "support"],
     settings: TargetSettings,
@@ -103,7 +104,7 @@ def _outsiders(
 
 
 def held_inputs(
-    federation: Federation, learners: list[int], round: int, which: Literal["query", "support"]
+    federation: Federation, learners: Sequence[int], round: int, which: Literal["query", "support"]
 ) -> Tensor:
     """Return one set of every learner, `(L, n, C, H, W)`, for a threat model in which the adversary knows it."""
     indices = [_asked(federation.learner(learner).drawn(round), which).flatten() for learner in learners]
@@ -151,7 +152,7 @@ def _alternatives(federation: Federation, truth: Truth) -> Tensor:
     return others
 
 
-def held_classes(federation: Federation, learners: list[int], round: int) -> Tensor:
+def held_classes(federation: Federation, learners: Sequence[int], round: int) -> Tensor:
     """Return the class at each of every learner's positions, `(L, ways)` int64."""
     return torch.stack([federation.learner(learner).drawn(round).classes for learner in learners])
 

@@ -70,17 +70,19 @@ class EvaluationSettings(BaseModel):
 
 
 class TargetSettings(BaseModel):
-    """Which images an attack is asked about, in which recorded rounds.
+    """Which examples an attack is asked about, in which recorded rounds.
 
-    At most `members` images that learners hold are drawn, and at most `non_members` of the same classes that no
+    At most `members` examples that learners hold are drawn, and at most `non_members` of the same classes that no
     learner does. Several `rounds` (from `round` on, or up to the last) are attacked together, of the learners that
-    answered in all of them; what learners hold is told by the first.
+    answered in all of them; what learners hold is told by the first. An attack that reconstructs rebuilds the sets of
+    at most `learners` learners.
     """
 
     model_config = _STRICT
 
     members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     non_members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    learners: Annotated[int, Field(ge=0, le=1_000_000)] = 50
     round: Annotated[int, Field(ge=1)] | Literal["first", "last"] = "first"
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 1
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from torch import nn
 from typing_extensions import get_protocol_members
 
-from metaleak.attacks.attack import Attack
+from metaleak.attacks.attack import AsksMembership, Reconstructs
 from metaleak.clients.datasets import DataSet
 from metaleak.clients.models import Model, TorchModule
 from metaleak.clients.rules import Rule
@@ -23,13 +23,14 @@ from metaleak.deploy.config.unknown import did_you_mean, unknown
 
 Kind = Literal["models", "rules", "datasets", "defenses", "attacks"]
 
-_PROTOCOLS: dict[Kind, type] = {
-    "models": Model,
-    "rules": Rule,
-    "datasets": DataSet,
-    "defenses": Defense,
-    "attacks": Attack,
+_PROTOCOLS: dict[Kind, tuple[type, ...]] = {
+    "models": (Model,),
+    "rules": (Rule,),
+    "datasets": (DataSet,),
+    "defenses": (Defense,),
+    "attacks": (AsksMembership, Reconstructs),
 }
+"""What a thing of each kind must be; where there are several, one of them."""
 
 
 def is_code(name: object) -> bool:
@@ -101,8 +102,7 @@ class Plugin(BaseModel):
             except ValueError as error:
                 raise ValueError(f"name: {self.name}: {error}") from None
         if not isinstance(thing, _PROTOCOLS[kind]):
-            wanted = _PROTOCOLS[kind].__name__
-            raise ValueError(f"name: {self.name} made a {type(thing).__name__}, which is not a {wanted}")
+            raise ValueError(f"name: {self.name} made a {type(thing).__name__}, which is not a {_wanted(kind)}")
         return thing
 
     def resolved(self, kind: Kind) -> dict[str, Any]:
@@ -188,18 +188,27 @@ def _find(kind: Kind, name: str) -> Any:
 
 def _must_make(kind: Kind, name: str, factory: object) -> None:
     """Refuse what cannot make a thing of this kind, before it is called: it may be any function on this machine."""
-    protocol, made = _PROTOCOLS[kind], _made_by(factory)
+    made, wanted = _made_by(factory), _wanted(kind)
     if kind == "models" and isinstance(made, type) and issubclass(made, nn.Module):
         return
-    module = " or torch.nn.Module" if kind == "models" else ""
     if made is None:
         raise ValueError(
             f"name: {name} is neither a class nor a function that says in its return annotation which "
-            f"{protocol.__name__}{module} it makes"
+            f"{wanted} it makes"
         )
-    members = get_protocol_members(protocol)
-    if made is not protocol and (missing := sorted(name for name in members if not _has(made, name))):
-        raise ValueError(f"name: {name} is not a {protocol.__name__}{module}: it has no {', '.join(missing)}")
+    if made in _PROTOCOLS[kind]:
+        return
+    members = map(get_protocol_members, _PROTOCOLS[kind])
+    missing = [sorted(name for name in needed if not _has(made, name)) for needed in members]
+    if all(missing):
+        lacking = " or ".join(", ".join(names) for names in sorted(missing, key=len))
+        raise ValueError(f"name: {name} is not a {wanted}: it has no {lacking}")
+
+
+def _wanted(kind: Kind) -> str:
+    """Return what a thing of this kind may be, in words."""
+    names = [protocol.__name__ for protocol in _PROTOCOLS[kind]]
+    return " or ".join([*names, "torch.nn.Module"] if kind == "models" else names)
 
 
 def _made_by(factory: object) -> type | None:

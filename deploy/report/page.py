@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from metaleak.attacks.evaluation.measures import tpr_at
 from metaleak.attacks.evaluation.membership import FPR_LEVELS
+from metaleak.deploy.report.examples import Pair, Tile, shown_pairs, tiles
 from metaleak.deploy.report.figures import Curve, FrontierPoint, frontier, log_roc, training_curve
-from metaleak.deploy.report.gallery import Tile, tiles
 from metaleak.deploy.report.rows import (
     Row,
     comparison_rows,
@@ -37,14 +37,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class RunPage:
-    """What the report shows of one run; its attacks come with a label and the images that they left."""
+    """What the report shows of one run; its attacks come with a label and the examples that they left."""
 
     anchor: str
     label: str
     run: RunResult
     facts: Sequence[tuple[str, str]]
     curves: Sequence[Markup]
-    attacks: Sequence[tuple[AttackFiles, str, Sequence[Tile]]]
+    attacks: Sequence[tuple[AttackFiles, str, Sequence[Tile], Sequence[Pair]]]
 
 
 def write_report(path: Path, out: Path | None = None, progress: Progress | None = None) -> Path:
@@ -198,7 +198,12 @@ def _run_page(index: int, run: RunResult, rows: Sequence[Row]) -> RunPage:
         facts=facts(run.config),
         curves=training_curves(label, run.rounds),
         attacks=[
-            (attack, labels.get(id(attack), label), tiles(attack.gallery) if attack.gallery else [])
+            (
+                attack,
+                labels.get(id(attack), label),
+                tiles(attack.gallery) if attack.gallery else [],
+                shown_pairs(attack.pairs) if attack.pairs else [],
+            )
             for attack in run.attacks
         ],
     )

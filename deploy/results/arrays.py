@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ MEGABYTE = 1 << 20
 MAX_SCORES_FILE = 512 * MEGABYTE
 MAX_TARGETS = 5_000_000
 MAX_GALLERY_FILE = 1024 * MEGABYTE
+MAX_RECONSTRUCTIONS_FILE = 4096 * MEGABYTE
 MAX_IMAGE_VALUES = 3 * 1024 * 1024
 SHOWN = 8
 
@@ -42,6 +44,20 @@ class Gallery:
     truth: Images
     member: Bools
     score: Images
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Some examples that learners held, each with the reconstruction that it was paired with; at most 16.
+
+    `truth` and `reconstruction` are images `(n, C, H, W)` float32, meant to lie in [0, 1], C 1 or 3, or sequences of
+    tokens `(n, T)` int64. `learner (n,)` is the learner's number; `alike (n,)` says how alike the two are.
+    """
+
+    truth: NDArray[Any]
+    reconstruction: NDArray[Any]
+    learner: NDArray[np.int64]
+    alike: NDArray[np.float64]
 
 
 def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
@@ -130,6 +146,45 @@ def _gallery(file: int, header: Header) -> Gallery:
         truth=chosen("truth"),
         member=member[rows],
         score=chosen("score"),
+    )
+
+
+def read_pairs(root: Path, name: str) -> Pairs | None:
+    """Return some rows of the reconstructions `root/name`, evenly apart, `None` when there are none.
+
+    Only those rows are loaded. Raises `ValueError` for a damaged file, shapes that do not fit, or examples of more
+    than 3 million values.
+    """
+    try:
+        with naming(root, name), _sized(root, name, MAX_RECONSTRUCTIONS_FILE) as file:
+            return _pairs(file, _header(file))
+    except FileNotFoundError:
+        return None
+
+
+def _pairs(file: int, header: Header) -> Pairs:
+    if missing := sorted({"truth", "reconstruction", "learner", "alike"} - set(header.tensors)):
+        raise ValueError(f"no {', '.join(missing)}")
+    shape = header.tensors["truth"].shape
+    images = len(shape) == 4 and shape[1] in (1, 3)
+    if not (images or len(shape) == 2) or not 0 < math.prod(shape[1:]) <= MAX_IMAGE_VALUES:
+        raise ValueError(f"truth {shape} is neither (n, 1 or 3, height, width) nor (n, T) of a showable size")
+    for one in ("reconstruction", "learner", "alike"):
+        expected = shape if one == "reconstruction" else shape[:1]
+        if (found := header.tensors[one].shape) != expected:
+            raise ValueError(f"{one} {found} does not fit truth {shape}")
+    rows = range(0, shape[0], max(1, math.ceil(shape[0] / (2 * SHOWN))))
+
+    def chosen(one: str, dtype: type[np.generic]) -> NDArray[Any]:
+        parts = [read_tensor(file, header, one, slice(row, row + 1)) for row in rows]
+        return np.concatenate([np.empty((0, *header.tensors[one].shape[1:])), *parts]).astype(dtype)
+
+    kind = np.float32 if images else np.int64
+    return Pairs(
+        chosen("truth", kind),
+        chosen("reconstruction", kind),
+        chosen("learner", np.int64),
+        chosen("alike", np.float64),
     )
 
 

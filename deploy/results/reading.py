@@ -11,7 +11,16 @@ from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.deploy.config.experiment import MAX_ROUNDS
 from metaleak.deploy.config.reading import MAX_FILE, in_long_form, yaml_from
 from metaleak.deploy.printable import printable
-from metaleak.deploy.results.arrays import MEGABYTE, Bools, Gallery, Scores, read_gallery, read_scores
+from metaleak.deploy.results.arrays import (
+    MEGABYTE,
+    Bools,
+    Gallery,
+    Pairs,
+    Scores,
+    read_gallery,
+    read_pairs,
+    read_scores,
+)
 from metaleak.deploy.results.json_file import first_complaint, read_json
 from metaleak.deploy.results.schema import AttackResult, Cell, Round, RunState, SuiteState
 from metaleak.server.record.plain_file import is_plain, naming, plain_folders, read_plain
@@ -35,6 +44,7 @@ class AttackFiles:
     scores: Scores
     member: Bools
     gallery: Gallery | None
+    pairs: Pairs | None = None
 
     @property
     def kind(self) -> str:
@@ -166,6 +176,7 @@ def read_attack(root: Path, inside: str = "") -> AttackFiles:
         scores=scores,
         member=member,
         gallery=read_gallery(root, _name(inside, "gallery.safetensors")),
+        pairs=read_pairs(root, _name(inside, "reconstructions.safetensors")),
     )
 
 

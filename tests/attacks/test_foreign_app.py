@@ -113,7 +113,7 @@ def test_a_module_normalizes_what_it_is_given_and_keeps_its_names(mlp):
             "'1.weight' is not in the record, which has fc1",
         ),
         ({"rule": FedSGD()}, "replies hold weights: the rule must state its local learning rate, as fedavg does"),
-        ({"input_shape": (3, 32, 32)}, r"cannot take images of shape \(3, 32, 32\)"),
+        ({"input_shape": (3, 32, 32)}, r"cannot take examples of shape \(3, 32, 32\)"),
     ],
 )
 def test_what_does_not_go_with_the_record_is_named(mlp, changes, said):

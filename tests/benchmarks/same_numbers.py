@@ -92,12 +92,13 @@ def numbers(folder: Path) -> dict[str, Any]:
 def _attacked(run: Any, experiment: Any, name: str, attack: dict[str, Any]) -> dict[str, Any]:
     result = name.replace(",", "").replace(" ", "-")
     try:
-        evaluation = assess(run, experiment, Plugin(**attack), result)
+        found = assess(run, experiment, Plugin(**attack), result)
     except Exception as error:  # noqa: BLE001 (whatever it says, it is to say the same afterwards)
         return {"error": f"{type(error).__name__}: {error}".replace(str(run.path), "RUN")}
     table = pq.read_table(run.path / "attacks" / result / "scores.parquet")
     columns = {column: table[column].to_numpy() for column in table.column_names}
-    return {"auc": evaluation.auc.value, "columns": {name: _digest({name: one}) for name, one in columns.items()}}
+    auc = found.evaluation.auc.value if found.evaluation else None
+    return {"auc": auc, "columns": {name: _digest({name: one}) for name, one in columns.items()}}
 
 
 def _digest(arrays: dict[str, Any]) -> str:

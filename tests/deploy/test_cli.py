@@ -117,7 +117,7 @@ def test_init_simulate_attack_report(capsys):
 def test_json_is_for_machines(capsys, run):
     code, out, _ = call(capsys, "attack", run, "query", "--as", "for-machines", "--json")
     found = json.loads(out)
-    assert (code, found["members"], 0 <= found["auc"]["value"] <= 1) == (0, 6, True)
+    assert (code, found["evaluation"]["members"], 0 <= found["evaluation"]["auc"]["value"] <= 1) == (0, 6, True)
 
 
 def test_changes_reach_the_attack_and_the_targets(capsys, run):

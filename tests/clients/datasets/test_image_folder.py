@@ -58,7 +58,7 @@ def test_a_folder_of_images_is_sorted_cut_and_resized(tmp_path: Path) -> None:
     assert data.examples[:, :, 4, 4].tolist() == [[0, 255, 1], [0, 255, 2], [255, 0, 1], [255, 0, 2]]
     assert int(data.examples[:, 2].max()) < 30, "only the central square is left"
     gray = ImageFolder(path=tmp_path / "pictures", size=8, gray=True).load()
-    assert gray.images.shape == (4, 1, 8, 8)
+    assert gray.examples.shape == (4, 1, 8, 8)
     (tmp_path / "pictures" / "cats" / "0.jpg").write_bytes((tmp_path / "pictures" / "cats" / "1.png").read_bytes())
     assert len(ImageFolder(path=tmp_path / "pictures", size=8).load().labels) == 5
 

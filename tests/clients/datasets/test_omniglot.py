@@ -57,7 +57,7 @@ def test_omniglot_turns_background_characters_only(subfolder: str, tmp_path: Pat
     assert first.sum(1).argmax() < third.sum(1).argmax(), "drawings are sorted"
     plain = Omniglot(data_dir=tmp_path / "data", rotations=False).load()
     assert plain.held_out_classes == {2}
-    assert torch.equal(plain.images, torch.cat([data.examples[:6], data.examples[24:]]))
+    assert torch.equal(plain.examples, torch.cat([data.examples[:6], data.examples[24:]]))
     assert len(list(cache.iterdir())) == 1, "both are one cached array"
     assert Omniglot(data_dir=tmp_path / "data", size=20).load().examples.shape == (27, 1, 20, 20)
 

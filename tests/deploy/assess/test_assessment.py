@@ -11,7 +11,8 @@ from local_grid import local_simulate
 from metaleak.attacks.attack import Answers
 from metaleak.defenses import AddedNoise, GaussianMechanism, gaussian_epsilon
 from metaleak.deploy.assess import assessment
-from metaleak.deploy.assess.assessment import assess, observe
+from metaleak.deploy.assess.assessment import assess
+from metaleak.deploy.assess.observe import Attacked, observe
 from metaleak.deploy.assess.truth import ask
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.config.reading import experiment_from
@@ -46,8 +47,8 @@ def test_under_secure_aggregation_every_learner_is_shown_the_one_mean(tmp_path):
     answered = record.mean_of(1)
     assert 0 < len(answered) < 40
     some = answered[::3]
-    shown = observe(record, 1, some, federation, attack)
-    own = observe(Record(plain.record), 1, answered, federation, attack)
+    shown = observe(Attacked(record, [1], some, federation), 1, attack)
+    own = observe(Attacked(Record(plain.record), [1], answered, federation), 1, attack)
     assert (shown.mean_of, own.mean_of) == (len(answered), 1)
     for name, value in shown.gradients.items():
         assert value.shape == (len(some), *shown.parameters[name].shape)
@@ -64,7 +65,7 @@ def test_under_secure_aggregation_every_learner_is_shown_the_one_mean(tmp_path):
 def test_without_secure_aggregation_rows_are_the_learners_own(tmp_path):
     plain, experiment = simulated(tmp_path)
     attack = experiment.attacks[0].build("attacks")
-    shown = observe(Record(plain.record), 1, [5, 3], experiment.federation(), attack)
+    shown = observe(Attacked(Record(plain.record), [1], [5, 3], experiment.federation()), 1, attack)
     learners, gradients = Record(plain.record).received(1)
     assert learners[3] == 3
     assert torch.equal(shown.gradients["head.bias"][1], torch.from_numpy(gradients["head.bias"][3]))
@@ -159,7 +160,7 @@ def test_the_rest_of_a_set_lacks_the_asked_image_and_the_candidates_are_the_two(
     federation, attack = experiment.federation(), EVERYTHING.build("attacks")
     learners = list(range(20))
     truth = ask(federation, learners, 1, "query", experiment.targets)
-    shown = observe(Record(run.record), 1, learners, federation, attack, truth)
+    shown = observe(Attacked(Record(run.record), [1], learners, federation), 1, attack, truth)
     targets = truth.targets(federation, learners)
     held = federation.split()
     everyones = set(torch.cat([shard.examples.flatten() for shard in held.shards]).tolist())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from local_grid import local_simulate
 
-from metaleak.attacks import ReconstructionAttack
+from metaleak.attacks import InversionFromTarget
 from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import Interrupted
@@ -29,7 +29,7 @@ def run(tmp_path):
 
 def counted(monkeypatch, stop_after=None):
     """Return the list of parts' sizes that are really computed; the call after so many is interrupted."""
-    computed, real = [], ReconstructionAttack.__call__
+    computed, real = [], InversionFromTarget.__call__
 
     def call(self, observation, targets, *rest):
         if len(computed) == stop_after:
@@ -37,7 +37,7 @@ def counted(monkeypatch, stop_after=None):
         computed.append(len(targets.rows))
         return real(self, observation, targets, *rest)
 
-    monkeypatch.setattr(ReconstructionAttack, "__call__", call)
+    monkeypatch.setattr(InversionFromTarget, "__call__", call)
     return computed
 
 

@@ -1,4 +1,4 @@
-"""Images inside the page: galleries of prior, reconstruction and true image as PNG data addresses."""
+"""Examples inside the page: images as PNG data addresses, sequences of tokens with those that differ marked."""
 
 import base64
 import io
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from metaleak.deploy.results.arrays import Gallery, Images
+from metaleak.deploy.results.arrays import Gallery, Images, Pairs
 
 _LARGEST = 128
 """Longest side in pixels of an image in the page; larger ones are scaled down."""
+
+
+_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,32 @@ def tiles(gallery: Gallery) -> list[Tile]:
         )
         for row in range(len(gallery.member))
     ]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An example that learner `learner` held and its reconstruction; `alike` says how alike they are.
+
+    Of images the two are `data:` addresses. Of tokens `tokens` are true and reconstructed token at each place.
+    """
+
+    learner: int
+    alike: float
+    truth: str = ""
+    reconstruction: str = ""
+    tokens: tuple[tuple[int, int], ...] = ()
+
+
+def shown_pairs(pairs: Pairs) -> list[Pair]:
+    """Return the pairs as the page shows them, of sequences the first 128 tokens."""
+    shown = []
+    for true, made, learner, alike in zip(pairs.truth, pairs.reconstruction, pairs.learner, pairs.alike, strict=True):
+        if true.ndim == 1:
+            tokens = tuple(zip(true[:_TOKENS].tolist(), made[:_TOKENS].tolist(), strict=True))
+            shown.append(Pair(int(learner), float(alike), tokens=tokens))
+        else:
+            shown.append(Pair(int(learner), float(alike), png_address(true), png_address(made)))
+    return shown
 
 
 def png_address(image: Images) -> str:

@@ -1,0 +1,139 @@
+"""An attack that asks for membership: its answers to the targets, and how well they tell members."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from metaleak.attacks.attack import Answers, AsksMembership, Divisible, joined
+from metaleak.attacks.evaluation.membership import Estimate, Evaluation, evaluate
+from metaleak.deploy.assess.kept_parts import KeptParts
+from metaleak.deploy.assess.observe import Attacked, observe
+from metaleak.deploy.assess.privacy import measured_privacy
+from metaleak.deploy.assess.time_limit import Advance
+from metaleak.deploy.assess.truth import Truth, ask, inputs
+from metaleak.deploy.config.experiment import TargetSettings
+from metaleak.deploy.errors import Interrupted
+from metaleak.deploy.results.arrays import write_columns
+from metaleak.deploy.results.schema import Privacy
+from metaleak.server.record.whole_file import write_whole
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The targets that an attack was asked about, with the truth, its answers, and what they prove of a guarantee."""
+
+    truth: Truth
+    answers: Answers
+    privacy: Privacy
+    kept: KeptParts
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """How well the scores tell members from non-members."""
+        return self._evaluated(self.answers.scores)
+
+    @cached_property
+    def statistics(self) -> dict[str, Estimate]:
+        """The AUC of every statistic by itself, taking small values for "member"."""
+        return {name: self._evaluated(-values).auc for name, values in self.answers.statistics.items()}
+
+    def forget_parts(self) -> None:
+        """Remove the parts that were kept for going on after an interruption."""
+        self.kept.forget()
+
+    def write(self, scores: Path, gallery: Path, attacked: Attacked) -> None:
+        """Write a row a target to the Parquet file `scores`, and some images, where there are any, to `gallery`."""
+        columns = {
+            "learner": self.truth.learner,
+            "round": torch.full_like(self.truth.learner, attacked.rounds[0]),
+            "position": self.truth.position,
+            "example": self.truth.example,
+            "label": self.truth.label,
+            "member": self.truth.member,
+            "score": self.answers.scores,
+            **self.answers.statistics,
+        }
+        write_columns(scores, columns)
+        if self.answers.reconstructions is not None:
+            members = torch.nonzero(self.truth.member).flatten()[:_SHOWN]
+            non_members = torch.nonzero(~self.truth.member).flatten()[:_SHOWN]
+            shown = torch.cat([members, non_members])
+            tensors = {
+                "prior": inputs(attacked.federation, self.truth.example[shown]),
+                "reconstruction": self.answers.reconstructions[shown].to(torch.float32).contiguous(),
+                "truth": inputs(attacked.federation, self.truth.held[shown]),
+                "member": self.truth.member[shown].to(torch.uint8),
+                "score": self.answers.scores[shown].to(torch.float32),
+            }
+            write_whole(gallery, save(tensors))
+
+    def _evaluated(self, scores: torch.Tensor) -> Evaluation:
+        learners = self.truth.learner.tolist()
+        # One learner alone has no spread to resample.
+        groups = learners if len(set(learners)) > 1 else None
+        return evaluate(scores.numpy(), self.truth.member.numpy(), groups=groups)
+
+
+def ask_membership(
+    attack: AsksMembership,
+    attacked: Attacked,
+    settings: TargetSettings,
+    releases: int,
+    seed: int,
+    device: torch.device,
+    kept: KeptParts,
+    advance: Advance,
+) -> Asked:
+    """Return what `attack` answers about the targets that `settings` draw; a guarantee is that of `releases`.
+
+    Raises `Interrupted` with what is kept, `ValueError` when there are no targets.
+    """
+    truth = ask(attacked.federation, attacked.learners, attacked.rounds[0], attack.asks, settings)
+    try:
+        answers = _answers(attack, attacked, truth, seed, device, kept, advance)
+    except Interrupted:
+        if not kept.count:
+            raise
+        raise Interrupted(
+            f"interrupted; {kept.count} parts of the attack are kept, the same command goes on from there"
+        ) from None
+    together = any(attacked.record.mean_of(round) for round in attacked.rounds)
+    return Asked(
+        truth, answers, measured_privacy(attacked.federation, releases, truth, answers.scores, together), kept
+    )
+
+
+def _answers(
+    attack: AsksMembership,
+    attacked: Attacked,
+    truth: Truth,
+    seed: int,
+    device: torch.device,
+    kept: KeptParts,
+    advance: Advance,
+) -> Answers:
+    """Return the attack's answers over the rounds: scores add up, the rest is the last round's."""
+    asked = truth.targets(attacked.federation, attacked.learners).to(device)
+    whole = torch.arange(len(asked.rows), device=device)
+    total = torch.zeros(len(asked.rows), dtype=torch.float64)
+    for number, round in enumerate(attacked.rounds):
+        observation = observe(attacked, round, attack, truth).to(device)
+        # Nothing is kept of an attack whose targets cannot be parted: there is one part, and it has ended.
+        parts = attack.parts(observation, asked) if isinstance(attack, Divisible) else ()
+        found, before = [], number * len(whole)
+        for places in parts or [whole]:
+
+            def tell(done: int, of: int, before: int = before, size: int = len(places)) -> None:
+                advance(before + size * done / max(1, of), len(attacked.rounds) * len(whole))
+
+            ask = partial(attack, observation, asked.at(places), seed, tell)
+            found.append(kept.answers(round, places, ask) if parts else ask().to("cpu"))
+            before += len(places)
+        answers = joined([places.cpu() for places in parts], found) if parts else found[0]
+        total += answers.scores
+    return replace(answers, scores=answers.scores if len(attacked.rounds) == 1 else total)

@@ -1,0 +1,82 @@
+"""An attack that rebuilds what learners held, compared with what they held."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from metaleak.attacks.attack import Progress, Reconstructs
+from metaleak.attacks.evaluation.measures import Measure
+from metaleak.attacks.evaluation.similarity import similarity
+from metaleak.clients.randomness import keyed_generator
+from metaleak.deploy.assess.observe import Attacked, observe
+from metaleak.deploy.assess.truth import held_inputs
+from metaleak.server.record.whole_file import write_whole
+
+
+@dataclass(frozen=True, eq=False)
+class Rebuilt:
+    """What an attack rebuilt of L learners with m examples each, as far as it is paired with what they held.
+
+    `learner (L,)` int64; `truth (L, m, ...)`; of the example that each is paired with `reconstruction (L, m, ...)`,
+    zeros where there is none, `confidence (L, m)` and how alike the two are, `alike (L, m)`.
+    """
+
+    measures: tuple[Measure, ...]
+    learner: Tensor
+    truth: Tensor
+    reconstruction: Tensor
+    confidence: Tensor
+    alike: Tensor
+
+    def write(self, path: Path) -> None:
+        """Write the pairs, a row each, to a safetensors file."""
+        rows = {
+            "learner": self.learner[:, None].expand(self.alike.shape).flatten(),
+            "truth": self.truth.flatten(0, 1),
+            "reconstruction": self.reconstruction.flatten(0, 1),
+            "confidence": self.confidence.flatten(),
+            "alike": self.alike.flatten(),
+        }
+        write_whole(path, save({name: value.contiguous() for name, value in rows.items()}))
+
+
+def rebuild(
+    attack: Reconstructs,
+    attacked: Attacked,
+    most: int,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Rebuilt:
+    """Return what `attack` rebuilds of at most `most` learners, drawn at random, from the first of the rounds.
+
+    Raises `ValueError` when its reconstructions are not those of the learners' kind of examples.
+    """
+    federation, round = attacked.federation, attacked.rounds[0]
+    generator = keyed_generator(federation.seed, round, "reconstructed", attack.asks)
+    places = torch.randperm(len(attacked.learners), generator=generator)[:most].tolist()
+    chosen = sorted(attacked.learners[place] for place in places)
+    observation = observe(replace(attacked, learners=chosen), round, attack).to(device)
+    made = attack.reconstruct(observation, seed, progress).to("cpu")
+    held = held_inputs(federation, chosen, round, attack.asks)
+    if made.confidence.shape != made.examples.shape[:2]:
+        raise ValueError(
+            f"the attack's confidence {tuple(made.confidence.shape)} does not fit its "
+            f"{tuple(made.examples.shape[:2])} examples"
+        )
+    pairing, measures = similarity(federation.examples().modality, made.examples.numpy(), held.numpy())
+    partner = torch.from_numpy(pairing.partner)
+    rows = torch.arange(len(chosen))[:, None]
+    found = partner >= 0
+    at = (rows, partner.clamp(min=0))
+    return Rebuilt(
+        measures=measures,
+        learner=torch.tensor(chosen),
+        truth=held,
+        reconstruction=made.examples[at].to(held.dtype) * found.reshape(*found.shape, *[1] * (held.ndim - 2)),
+        confidence=made.confidence[at].to(torch.float32) * found,
+        alike=torch.from_numpy(pairing.alike).to(torch.float32),
+    )
