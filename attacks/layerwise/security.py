@@ -140,7 +140,7 @@ def security(ranks: Sequence[Rank]) -> float:
 def contributions(ranks: Sequence[Rank]) -> list[float]:
     """Return the terms of `security`, one a convolution, each 0 or less."""
     depth = len(ranks)
-    return [-(depth - place) / depth * rank.deficit for place, rank in enumerate(ranks)]
+    return [(depth - place) / depth * (rank.rank - rank.unknowns) for place, rank in enumerate(ranks)]
 
 
 def _rank_of_channel(shape: ConvolutionShape, dz: Tensor) -> int:
