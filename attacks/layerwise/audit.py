@@ -160,7 +160,8 @@ def _i2f(model: Compute, parameters: Parameters, images: Tensor) -> float | None
         return F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.int64))
 
     def shares(images: Tensor) -> Parameters:
-        return grad(loss)(parameters, images)
+        gradient: Parameters = grad(loss)(parameters, images)
+        return gradient
 
     for count in range(1, len(images) + 1):
         some = images[:count]

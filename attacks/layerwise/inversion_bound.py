@@ -22,13 +22,14 @@ def inversion_bound(shares: Shares, examples: Tensor, change: Parameters, iterat
     together; the largest eigenvalue is found by `iterations` of the power method, on Jacobian-vector products alone.
     Infinity where what is shared does not depend on the examples.
     """
-    _, pull = vjp(shares, examples)
+    pull = vjp(shares, examples)[1]
 
     def push(direction: Tensor) -> Parameters:
         with warnings.catch_warnings():
             # Torch's own forward derivatives are compiled in a way that torch itself warns of.
             warnings.simplefilter("ignore", FutureWarning)
-            return jvp(shares, (examples,), (direction,))[1]
+            moved: Parameters = jvp(shares, (examples,), (direction,))[1]
+        return moved
 
     direction = torch.randn(examples.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(
         examples
