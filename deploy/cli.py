@@ -1,4 +1,4 @@
-"""The command line: `metaleak init | simulate | attack | benchmark | report`."""
+"""The command line: `metaleak init | simulate | attack | benchmark | report | audit`."""
 
 import sys
 from collections.abc import Callable
@@ -41,6 +41,9 @@ Trust = Annotated[
         "whose author you trust as you would to run a script.",
     ),
 ]
+audits = typer.Typer(no_args_is_help=True, help="Ask what something gives away before any learner is simulated.")
+app.add_typer(audits, name="audit")
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
@@ -158,6 +161,29 @@ def report(
     from metaleak.deploy.commands import report_command
 
     report_command(path, out)
+
+
+@audits.command("model")
+def audit_model(
+    model: Annotated[str, typer.Argument(help="A model by name, or `module:factory` of your own.", metavar="MODEL")],
+    changes: Changes = None,
+    shape: Annotated[
+        str, typer.Option("--input", metavar="CxHxW", help="The shape of an example.", show_default=True)
+    ] = "3x32x32",
+    ways: Annotated[
+        int | None,
+        typer.Option("--ways", min=1, max=10_000, help="Classes; default: those of a module, and else 5."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the parameters and the image of I2F.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Say layer by layer what a network's gradient gives away, and how safe its architecture is.
+
+    Example: `metaleak audit model lenet --input 1x28x28`; any network `metaleak audit model my_networks:Net`
+    """
+    from metaleak.deploy.audit import audit_command
+
+    audit_command(model, tuple(changes or ()), shape, ways, seed, as_json)
 
 
 def _with_data(changes: list[str] | None, data_dir: Path | None, download: bool) -> tuple[str, ...]:
