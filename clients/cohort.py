@@ -42,7 +42,8 @@ def _chunk_meta_gradients(
         batch = episodes(first.data, [learner.drawn(round) for learner in learners])
     batch = Episode(*(part.to(device) for part in batch))
     perturbs = [learner.perturb(round) for learner in learners]
-    gradients, losses = batch_meta_gradients(first.model, first.rule, parameters, batch, perturbs)
+    means = [learner.means(round) for learner in learners]
+    gradients, losses = batch_meta_gradients(first.model, first.rule, parameters, batch, perturbs, means)
     if any(defense.place == "shared" for learner in learners for defense in learner.defenses):
         gradients = stacked(
             [

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
         AddedNoise,
         Costed,
         Defense,
+        ExampleMechanism,
+        ExampleSet,
         Modeled,
         Place,
+        Reading,
         Shapes,
         noise_of,
     )
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from metaleak.defenses.pruning import Pruning
     from metaleak.defenses.quantization import Quantization, Sign
     from metaleak.defenses.randomness import RandomSource
+    from metaleak.defenses.record_level import RecordLevel
     from metaleak.defenses.secure_aggregation import SecureAggregation
     from metaleak.defenses.selection import Selection
 
@@ -31,6 +35,8 @@ __all__ = [
     "AddedNoise",
     "Costed",
     "Defense",
+    "ExampleMechanism",
+    "ExampleSet",
     "GaussianMechanism",
     "Modeled",
     "Noise",
@@ -38,6 +44,8 @@ __all__ = [
     "Pruning",
     "Quantization",
     "RandomSource",
+    "Reading",
+    "RecordLevel",
     "SecureAggregation",
     "Selection",
     "Shapes",
@@ -55,6 +63,8 @@ _MODULES = {
     "AddedNoise": "defense",
     "Costed": "defense",
     "Defense": "defense",
+    "ExampleMechanism": "defense",
+    "ExampleSet": "defense",
     "GaussianMechanism": "gaussian_mechanism",
     "Modeled": "defense",
     "Noise": "noise",
@@ -62,6 +72,8 @@ _MODULES = {
     "Pruning": "pruning",
     "Quantization": "quantization",
     "RandomSource": "randomness",
+    "Reading": "defense",
+    "RecordLevel": "record_level",
     "SecureAggregation": "secure_aggregation",
     "Selection": "selection",
     "Shapes": "defense",

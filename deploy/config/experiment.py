@@ -13,7 +13,8 @@ from metaleak.clients.device import Device
 from metaleak.clients.faults import Faults
 from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
-from metaleak.defenses import Accounted, Defense
+from metaleak.clients.rules import reads_means
+from metaleak.defenses import Accounted, Defense, ExampleMechanism
 from metaleak.deploy.config.plugins import Kind, Plugin
 from metaleak.deploy.config.releases import most_sampled
 from metaleak.server.learning.optimizer import OuterOptimizer
@@ -184,14 +185,21 @@ class Experiment(BaseModel):
         return most_sampled(self.partition.learners, self.server.fraction, self.seed, rounds)
 
     def built_defenses(self) -> tuple[Defense, ...]:
-        """Return the defenses, those with an accounted guarantee over all rounds that a learner may take part in."""
+        """Return the defenses, those with an accounted guarantee over all that a learner may release."""
         built = [defense.built("defenses") for defense in self.defenses]
+        acting = [defense.place for defense in built]
+        if acting.count("example") + ("inner" in acting and "example" in acting) > 1:
+            raise ValueError("defenses: one of the place 'example' excludes another, and those of the place 'inner'")
+        readings = reads_means(self.rule.built("rules")).readings if "example" in acting else {}
         for place, defense in enumerate(built):
-            if isinstance(defense, Accounted):
-                try:
-                    built[place] = defense.for_releases(self.releases())
-                except ValueError as error:
-                    raise ValueError(f"defenses.{place}.{error}") from None
+            try:
+                if isinstance(defense, ExampleMechanism):
+                    defense = defense.for_readings(readings)
+                if isinstance(defense, Accounted):
+                    defense = defense.for_releases(self.releases())
+            except ValueError as error:
+                raise ValueError(f"defenses.{place}.{error}") from None
+            built[place] = defense
         return tuple(built)
 
     def resolved(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def measured_chunk(
     divided by the cores. Measuring goes on for about `seconds`; the result is remembered in the user's cache
     directory, for this machine, torch, model, rule, task and image shape.
     """
-    if any(defense.place == "inner" for defense in federation.defenses):
+    if any(defense.place in ("inner", "example") for defense in federation.defenses):
         return 1
     parameters = {name: value.to(device) for name, value in federation.initial_parameters().items()}
     memory = memory_share(device) if memory is None else memory
