@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         Place,
         Reading,
         Shapes,
+        SharesNoise,
         noise_of,
     )
+    from metaleak.defenses.distributed_gaussian import DistributedGaussian
     from metaleak.defenses.gaussian_mechanism import GaussianMechanism
     from metaleak.defenses.noise import Noise
     from metaleak.defenses.pruning import Pruning
@@ -35,6 +37,7 @@ __all__ = [
     "AddedNoise",
     "Costed",
     "Defense",
+    "DistributedGaussian",
     "ExampleMechanism",
     "ExampleSet",
     "GaussianMechanism",
@@ -49,6 +52,7 @@ __all__ = [
     "SecureAggregation",
     "Selection",
     "Shapes",
+    "SharesNoise",
     "Sign",
     "bytes_sent",
     "gaussian_epsilon",
@@ -63,6 +67,7 @@ _MODULES = {
     "AddedNoise": "defense",
     "Costed": "defense",
     "Defense": "defense",
+    "DistributedGaussian": "distributed_gaussian",
     "ExampleMechanism": "defense",
     "ExampleSet": "defense",
     "GaussianMechanism": "gaussian_mechanism",
@@ -77,6 +82,7 @@ _MODULES = {
     "SecureAggregation": "secure_aggregation",
     "Selection": "selection",
     "Shapes": "defense",
+    "SharesNoise": "defense",
     "Sign": "quantization",
     "bytes_sent": "cost",
     "gaussian_epsilon": "accounting",

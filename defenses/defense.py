@@ -130,6 +130,21 @@ class Accounted(Protocol):
 
 
 @runtime_checkable
+class SharesNoise(Protocol):
+    """An `Accounted` defense of the shared gradient whose guarantee is about the sum over learners alone.
+
+    It stands beside a defense of the place `aggregate`: of a learner's own message it promises nothing.
+    """
+
+    def for_learners(self, learners: int) -> Self:
+        """Return the defense of a learner of a federation in which at least so many `learners` answer in each round.
+
+        Raises `ValueError` in one line, which begins with the key at fault, when it was set up for more.
+        """
+        ...
+
+
+@runtime_checkable
 class ExampleMechanism(Protocol):
     """A defense of the place `example`: what a rule gets in place of a mean over examples.
 

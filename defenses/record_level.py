@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier
+from metaleak.defenses.accounting import gaussian_epsilon
+from metaleak.defenses.budget import Budget
 from metaleak.defenses.defense import ExampleSet, Reading
 from metaleak.defenses.randomness import RandomSource
 
@@ -22,7 +23,7 @@ _READ_BY: Mapping[ExampleSet, tuple[Reading, ...]] = {
 }
 
 
-class RecordLevel(BaseModel):
+class RecordLevel(Budget):
     """Clips the contribution of every example to every mean, and adds Gaussian noise to that mean (DP-SGD).
 
     The *task-global* setting of Li et al. 2020 ("Differentially Private Meta-Learning"): the inner steps are those of
@@ -56,26 +57,12 @@ class RecordLevel(BaseModel):
         one with batch normalization, sees batches of one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     place: Literal["example"] = "example"
     clip: _Clip = 1.0
     support_clip: _Clip | None = None
     curvature_clip: _Clip | None = None
     query_clip: _Clip | None = None
-    noise_multiplier: Annotated[float, Field(ge=0, le=1e12)] | None = None
-    epsilon: Annotated[float, Field(gt=0, le=10_000)] | None = None
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    releases: Annotated[int, Field(ge=1)] | None = None
     readings: dict[Reading, Annotated[int, Field(ge=1)]] | None = None
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.noise_multiplier is None) == (self.epsilon is None):
-            raise ValueError("epsilon: give either epsilon, for the whole run, or noise_multiplier")
-        if self.epsilon is None and self.releases is not None:
-            raise ValueError("releases: is for epsilon alone, a noise_multiplier does not depend on it")
-        return self
 
     def clip_of(self, reading: Reading) -> float:
         """Return the L2 norm to which contributions to such a mean are clipped."""
@@ -88,11 +75,8 @@ class RecordLevel(BaseModel):
         Raises `ValueError` when `epsilon` is given, and `releases` or `readings` not yet.
         """
         if self.epsilon is None:
-            return self.noise_multiplier or 0.0
-        if self.releases is None:
-            raise ValueError("releases: must be given with epsilon: the rounds in which one learner takes part")
-        most = max(self.means_a_round(one) for one, read in _READ_BY.items() if reading in read)
-        return gaussian_noise_multiplier(self.epsilon, self.releases * max(1, most), self.delta)
+            return self._multiplier_of(1)
+        return self._multiplier_of(max(self.means_a_round(one) for one, read in _READ_BY.items() if reading in read))
 
     def standard_deviation(self, reading: Reading, count: int) -> float:
         """Return the standard deviation of the noise on every entry of such a mean over `count` examples."""
@@ -116,24 +100,12 @@ class RecordLevel(BaseModel):
             raise ValueError(f"readings: the rule takes {dict(readings)} in one round, got {self.readings}")
         return self.model_copy(update={"readings": dict(readings)})
 
-    def for_releases(self, releases: int) -> Self:
-        """Return the mechanism of a learner that takes part in at most `releases` rounds.
-
-        Raises `ValueError` in one line when `epsilon` was asked for over fewer.
-        """
-        if self.epsilon is None or (self.releases or 0) >= releases:
-            return self
-        if self.releases is None:
-            return self.model_copy(update={"releases": releases})
-        raise ValueError(f"releases: a learner takes part in {releases} rounds, epsilon covers {self.releases}")
-
     def epsilons_after(self, releases: int) -> dict[ExampleSet, float]:
         """Return for each set the epsilon at `delta` of all that one learner sends in `releases` rounds."""
         found: dict[ExampleSet, float] = {}
         for examples, read in _READ_BY.items():
             most = self.means_a_round(examples)
-            multiplier = self.multiplier(read[0])
-            found[examples] = gaussian_epsilon(multiplier, releases * most, self.delta) if most else 0.0
+            found[examples] = gaussian_epsilon(self.multiplier(read[0]), releases * most, self.delta) if most else 0.0
         return found
 
     def epsilon_after(self, releases: int) -> float:

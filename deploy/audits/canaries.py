@@ -13,10 +13,13 @@ from metaleak.clients.learner import TaskLearner
 from metaleak.clients.models import MLP
 from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.rules import MAML, Rule, reads_means
-from metaleak.defenses import Accounted, Defense, ExampleMechanism, ExampleSet, RecordLevel
+from metaleak.defenses import Accounted, Defense, ExampleMechanism, ExampleSet, RecordLevel, SharesNoise
 
 _LARGE = 1e6
 """In units of any clipping norm: what is not clipped, or only after the noise, shows."""
+
+_SHARING = 5
+"""How many learners share the noise of a sum, where they do."""
 
 _NO_DATA = LabeledExamples(torch.zeros(1, 1, 1, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("none",))
 _NO_SHARD = ShardIndices((), torch.zeros(0, 0, dtype=torch.int64))
@@ -50,6 +53,8 @@ def canary_for(defense: Defense, rule: Rule, asks: ExampleSet, rounds: int, seed
     """
     if isinstance(defense, ExampleMechanism):
         defense = defense.for_readings(reads_means(rule).readings)
+    if isinstance(defense, SharesNoise):
+        defense = defense.for_learners(_SHARING)
     if not isinstance(defense, Accounted):
         raise ValueError(f"name: {type(defense).__name__} has no guarantee that could be audited")
     defense = defense.for_releases(rounds)
@@ -61,7 +66,8 @@ def canary_for(defense: Defense, rule: Rule, asks: ExampleSet, rounds: int, seed
         return CanaryImage(defense, rule, asks, rounds, accounted, seed), delta
     if defense.place != "shared":
         raise ValueError(f"name: no canary is known for {type(defense).__name__} at the place {defense.place!r}")
-    return CanaryGradient(defense, rounds, defense.epsilon_after(rounds), seed), delta
+    learners = _SHARING if isinstance(defense, SharesNoise) else 1
+    return CanaryGradient(defense, rounds, defense.epsilon_after(rounds), seed, learners), delta
 
 
 @dataclass(frozen=True)
@@ -69,20 +75,26 @@ class CanaryGradient:
     """Two meta-gradients of opposite directions, of a norm far beyond any clipping norm.
 
     Their signs change from round to round, as the parameters that a server sends could change them: noise that is
-    drawn once for two rounds cancels.
+    drawn once for two rounds cancels. Where a guarantee is about the sum of several `learners`, the others send
+    nothing but their noise, and the sum is what is seen.
     """
 
     defense: Defense
     rounds: int
     accounted: float
     seed: int
+    learners: int = 1
 
     def sent(self, learner: int, first: bool, round: int) -> float:
         """Return the sum of the entries of what is sent, of which each has the same part of the canary."""
         size = _LARGE * (1 if first else -1) * _sign(round)
-        canary = {name: torch.full((2, 2), size, dtype=torch.float64) for name in ("layer1.weight", "head.weight")}
-        sent = _learner(self.defense, MAML(), learner, self.seed).defend_shared(canary, round)
-        return _sign(round) * float(sum(value.sum() for value in sent.values()))
+        seen = 0.0
+        for number in range(self.learners):
+            entries = torch.full((2, 2), 0.0 if number else size, dtype=torch.float64)
+            one = _learner(self.defense, MAML(), learner * self.learners + number, self.seed)
+            sent = one.defend_shared({"layer1.weight": entries, "head.weight": entries}, round)
+            seen += float(sum(value.sum() for value in sent.values()))
+        return _sign(round) * seen
 
 
 @dataclass(frozen=True)

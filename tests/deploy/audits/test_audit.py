@@ -6,7 +6,14 @@ import torch
 
 from metaleak.attacks.evaluation.empirical_epsilon import gaussian_epsilon_of_guesses
 from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile, first_order_maml
-from metaleak.defenses import GaussianMechanism, Noise, RandomSource, RecordLevel, gaussian_epsilon
+from metaleak.defenses import (
+    DistributedGaussian,
+    GaussianMechanism,
+    Noise,
+    RandomSource,
+    RecordLevel,
+    gaussian_epsilon,
+)
 from metaleak.defenses.gaussian_mechanism import clipped
 from metaleak.deploy.audits.audit import Trials, audit
 from metaleak.deploy.audits.canaries import canary_for
@@ -85,6 +92,12 @@ def test_the_gaussian_mechanism_keeps_its_promise_and_just_so(rounds):
     found = audited(GaussianMechanism(clip=0.5, epsilon=8), rounds=rounds)
     found.check()
     assert 0.8 * found.accounted < found.lower_bound <= found.accounted == pytest.approx(8)
+
+
+def test_the_sum_of_shares_of_noise_keeps_its_promise():
+    found = audited(DistributedGaussian(clip=0.5, epsilon=4), trials=Trials(trials=1500))
+    found.check()
+    assert 0.6 * found.accounted < found.lower_bound
 
 
 @pytest.mark.parametrize(
