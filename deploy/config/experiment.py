@@ -13,10 +13,12 @@ from metaleak.clients.device import Device
 from metaleak.clients.faults import Faults
 from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
+from metaleak.clients.rules import reads_means
 from metaleak.clients.sharing import EVERYTHING, Patterns
-from metaleak.defenses import Accounted, Defense
+from metaleak.defenses import Accounted, Defense, ExampleMechanism, SharesNoise
 from metaleak.deploy.config.plugins import Kind, Plugin
 from metaleak.deploy.config.releases import most_sampled
+from metaleak.server.learning.meta_learner import sample_size
 from metaleak.server.learning.optimizer import OuterOptimizer
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
@@ -190,15 +192,32 @@ class Experiment(BaseModel):
         return most_sampled(self.partition.learners, self.server.fraction, self.seed, rounds)
 
     def built_defenses(self) -> tuple[Defense, ...]:
-        """Return the defenses, those with an accounted guarantee over all rounds that a learner may take part in."""
+        """Return the defenses, those with an accounted guarantee over all that a learner may release."""
         built = [defense.built("defenses") for defense in self.defenses]
+        acting = [defense.place for defense in built]
+        if acting.count("example") + ("inner" in acting and "example" in acting) > 1:
+            raise ValueError("defenses: one of the place 'example' excludes another, and those of the place 'inner'")
+        readings = reads_means(self.rule.built("rules")).readings if "example" in acting else {}
         for place, defense in enumerate(built):
-            if isinstance(defense, Accounted):
-                try:
-                    built[place] = defense.for_releases(self.releases())
-                except ValueError as error:
-                    raise ValueError(f"defenses.{place}.{error}") from None
+            try:
+                if isinstance(defense, ExampleMechanism):
+                    defense = defense.for_readings(readings)
+                if isinstance(defense, SharesNoise):
+                    if "aggregate" not in acting:
+                        raise ValueError("name: its guarantee is about the sum of a round; add secure-aggregation")
+                    defense = defense.for_learners(self._answering())
+                if isinstance(defense, Accounted):
+                    defense = defense.for_releases(self.releases())
+            except ValueError as error:
+                raise ValueError(f"defenses.{place}.{error}") from None
+            built[place] = defense
         return tuple(built)
+
+    def _answering(self) -> int:
+        """Return how many learners answer in every round; raises `ValueError` where faults leave that open."""
+        if self.faults != Faults():
+            raise ValueError("least_learners: with faults no number of learners answers for sure in every round")
+        return sample_size(self.partition.learners, self.server.fraction)
 
     def resolved(self) -> dict[str, Any]:
         """Return the experiment as plain data with every default written out; `Experiment(**resolved)` is equal."""
