@@ -12,5 +12,6 @@ def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
         experiment.model.built("models"),
         experiment.built_defenses(),
         experiment.threat_model,
+        min(experiment.targets.rounds, experiment.recorded_rounds()),
     )
     return None if reason is None else f"{attack.name} {reason}"
