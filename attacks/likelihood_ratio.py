@@ -1,6 +1,7 @@
 """The adversary of differential privacy: it knows all but one image, and weighs the two that it may be."""
 
 import math
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch.func import vmap
 
 from metaleak.attacks.attack import Answers, Progress, Targets
 from metaleak.attacks.observation import Observation, Rest
+from metaleak.attacks.rounds import Round, Rounds
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.defenses import NO_NOISE, AddedNoise, Defense, Modeled, noise_of
@@ -89,6 +91,31 @@ class LikelihoodRatio(BaseModel):
             if progress is not None:
                 progress(some.stop, total)
         return Answers(scores, statistics={"separation": separation})
+
+    def reason_against_rounds(self) -> None:
+        """Return `None`: every round's noise is its own, so that log-likelihood ratios add up."""
+        return
+
+    def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
+        """Return the sum of the rounds' log-likelihood ratios, and as `separation` the root of the sum of squares.
+
+        Both are exact: given what is held, the rounds differ by independent noise alone.
+        """
+        scores, squares = (torch.zeros(len(targets.rows), dtype=torch.float64) for _ in range(2))
+
+        def add(round: Round) -> None:
+            places, asked = round.asked(targets)
+            rest = round.observation.rest
+            some = None if rest is None else Rest(rest.images[places], rest.slots[places], rest.alternatives[places])
+            answers = self(replace(round.observation, rest=some), asked, seed)
+            scores[places] += answers.scores
+            squares[places] += answers.statistics["separation"].square()
+
+        for number in range(len(rounds)):
+            add(rounds[number])
+            if progress is not None:
+                progress(number + 1, len(rounds))
+        return Answers(scores, statistics={"separation": squares.sqrt()})
 
     def _mean(
         self,

@@ -76,9 +76,9 @@ class TargetSettings(BaseModel):
     """Which examples an attack is asked about, in which recorded rounds.
 
     At most `members` examples that learners hold are drawn, and at most `non_members` of the same classes that no
-    learner does. Several `rounds` (from `round` on, or up to the last) are attacked together, of the learners that
-    answered in all of them; what learners hold is told by the first. An attack that reconstructs rebuilds the sets of
-    at most `learners` learners.
+    learner does. Several `rounds` (from `round` on, or up to the last) are attacked together, by attacks that see
+    several: a member is then what a learner held in any of those in which it answered. An attack that reconstructs
+    rebuilds the sets of at most `learners` learners in the first of them.
     """
 
     model_config = _STRICT
@@ -158,7 +158,7 @@ class Experiment(BaseModel):
             raise ValueError("server.largest_norm: the server sees no learner's own norm under secure aggregation")
         if self.attacks and self.record.rounds == 0:
             raise ValueError("record.rounds: must be at least 1 for the attacks to have a record, got 0")
-        recorded = min(self.server.rounds, self.record.rounds or self.server.rounds)
+        recorded = self.recorded_rounds()
         if self.attacks and isinstance(self.targets.round, int) and self.targets.round > recorded:
             raise ValueError(
                 f"targets.round: must be one of the {recorded} recorded rounds, got {self.targets.round}"
@@ -185,6 +185,10 @@ class Experiment(BaseModel):
             faults=self.faults,
             shares=self.shares,
         )
+
+    def recorded_rounds(self) -> int:
+        """Return of how many rounds there is a record once all are done."""
+        return self.server.rounds if self.record.rounds is None else min(self.server.rounds, self.record.rounds)
 
     def releases(self, rounds: int | None = None) -> int:
         """Return the most of the first `rounds` (default: all) in which any one learner is sampled, or a bound."""

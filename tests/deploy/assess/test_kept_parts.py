@@ -17,8 +17,8 @@ SMALL = {
     "model": {"name": "mlp", "hidden": [8]},
     "server": {"rounds": 2},
     "evaluation": {"tasks": 2, "queries": 2},
-    "attacks": [{"name": "query", "iterations": 2, "fit": 0, "chunk": 8}],
-    "targets": {"members": 20, "non_members": 20, "rounds": 2},
+    "attacks": [{"name": "query", "iterations": 2, "fit": 0, "chunk": 4}],
+    "targets": {"members": 20, "non_members": 20},
 }
 
 
@@ -54,12 +54,12 @@ def test_the_same_command_goes_on_and_ends_as_if_never_interrupted(run, monkeypa
             Interrupted, match="interrupted; 7 parts of the attack are kept, the same command goes on"
         ):
             assess(run, experiment, attack)
-    assert first == [8, 8, 8, 8, 8, 8, 8]
+    assert first == [4, 4, 4, 4, 4, 4, 4]
     assert not (run.path / "attacks" / "query" / "attack.json").exists()
     with monkeypatch.context() as patch:
         rest = counted(patch)
         assess(run, experiment, attack)
-    assert rest == [8, 8, 8]
+    assert rest == [4, 4, 4]
     assess(run, experiment, attack, "afresh")
     assert np.array_equal(found(run), found(run, "afresh"))
     names = {path.name for path in (run.path / "attacks" / "query").iterdir()}
