@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metaleak.attacks.inversion.classical import cosine_tv_attack, dlg_attack, inverting_gradients_attack
-    from metaleak.attacks.inversion.reconstruction import ReconstructionAttack, query_attack, support_attack
+    from metaleak.attacks.inversion.from_noise import InversionFromNoise
+    from metaleak.attacks.inversion.from_target import InversionFromTarget, query_attack, support_attack
 
 __all__ = [
-    "ReconstructionAttack",
+    "InversionFromNoise",
+    "InversionFromTarget",
     "cosine_tv_attack",
     "dlg_attack",
     "inverting_gradients_attack",
@@ -17,12 +19,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ReconstructionAttack": "inversion.reconstruction",
+    "InversionFromNoise": "inversion.from_noise",
+    "InversionFromTarget": "inversion.from_target",
     "cosine_tv_attack": "inversion.classical",
     "dlg_attack": "inversion.classical",
     "inverting_gradients_attack": "inversion.classical",
-    "query_attack": "inversion.reconstruction",
-    "support_attack": "inversion.reconstruction",
+    "query_attack": "inversion.from_target",
+    "support_attack": "inversion.from_target",
 }
 
 if not TYPE_CHECKING:  # Type checkers would take any name for one of these.

@@ -34,16 +34,22 @@ class Targets(Tensors):
         """Return the questions at these places."""
         return Targets(self.examples[places], self.rows[places], self.positions[places])
 
+    def and_then(self, others: "Targets") -> "Targets":
+        """Return these questions and the `others` behind them."""
+        return Targets(
+            torch.cat([self.examples, others.examples]),
+            torch.cat([self.rows, others.rows]),
+            torch.cat([self.positions, others.positions]),
+        )
+
 
 @dataclass(frozen=True)
 class Answers(Tensors):
     """An attack's answers: `scores (T,)`, higher means "member", and what it made on the way.
 
-    Only the order of the scores is evaluated. Those of one target in several rounds are added up, which weighs the
-    rounds rightly only if the scores are log-likelihood ratios. Few attacks give those: `LikelihoodRatio`, and
-    `Alignment` as far as its shadow learners are like the learners. The scores of the others are not calibrated (the
-    span test maximizes over what it does not know, reconstructions give distances): a round in which they spread
-    more counts more, whether it tells more or not.
+    Only the order of the scores is evaluated. Few are calibrated: the span test maximizes over what it does not know,
+    reconstructions give distances. Scores of several rounds are therefore never added up by the evaluation; see
+    `AsksOverRounds` for attacks that weigh rounds themselves.
 
     `reconstructions (T, C, H, W)` show what each target image became (`None` for attacks that make no image);
     `statistics` are further per-target numbers `(T,)` by name, such as the matching loss.

@@ -63,7 +63,7 @@ def observed_app(
         own_labels=None if own is None else own[1],
         defenses=(),
         mean_of=update.mean_of,
-        input_shape=input_shape,
+        input_shape=tuple(input_shape),
     )
 
 

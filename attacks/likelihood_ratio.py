@@ -1,7 +1,8 @@
 """The adversary of differential privacy: it knows all but one image, and weighs the two that it may be."""
 
 import math
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +11,7 @@ from torch.func import vmap
 
 from metaleak.attacks.attack import Answers, Progress, Targets
 from metaleak.attacks.observation import Observation, Rest
+from metaleak.attacks.rounds import Round, Rounds
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.defenses import NO_NOISE, AddedNoise, Defense, Modeled, noise_of
@@ -32,6 +34,8 @@ class LikelihoodRatio(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    on_any_device: ClassVar[bool] = True
 
     asks: Literal["query", "support"] = "query"
     chunk: Annotated[int, Field(ge=1, le=100_000)] = 32
@@ -73,8 +77,8 @@ class LikelihoodRatio(BaseModel):
         if reason := self.reason_against(observation.defenses):
             raise ValueError(reason)
         noise = (noise_of(observation.defenses[-1]) if observation.defenses else None) or NO_NOISE
-        total = len(targets.rows)
-        scores, separation = torch.empty(total, dtype=torch.float64), torch.empty(total, dtype=torch.float64)
+        total, device = len(targets.rows), targets.rows.device
+        scores, separation = (torch.empty(total, dtype=torch.float64, device=device) for _ in range(2))
         for begin in range(0, total, self.chunk):
             some = slice(begin, min(begin + self.chunk, total))
             rows = targets.rows[some]
@@ -88,6 +92,31 @@ class LikelihoodRatio(BaseModel):
                 progress(some.stop, total)
         return Answers(scores, statistics={"separation": separation})
 
+    def reason_against_rounds(self) -> None:
+        """Return `None`: every round's noise is its own, so that log-likelihood ratios add up."""
+        return
+
+    def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
+        """Return the sum of the rounds' log-likelihood ratios, and as `separation` the root of the sum of squares.
+
+        Both are exact: given what is held, the rounds differ by independent noise alone.
+        """
+        scores, squares = (torch.zeros(len(targets.rows), dtype=torch.float64) for _ in range(2))
+
+        def add(round: Round) -> None:
+            places, asked = round.asked(targets)
+            rest = round.observation.rest
+            some = None if rest is None else Rest(rest.images[places], rest.slots[places], rest.alternatives[places])
+            answers = self(replace(round.observation, rest=some), asked, seed)
+            scores[places] += answers.scores
+            squares[places] += answers.statistics["separation"].square()
+
+        for number in range(len(rounds)):
+            add(rounds[number])
+            if progress is not None:
+                progress(number + 1, len(rounds))
+        return Answers(scores, statistics={"separation": squares.sqrt()})
+
     def _mean(
         self,
         observation: Observation,
@@ -97,11 +126,11 @@ class LikelihoodRatio(BaseModel):
         images: Tensor,
     ) -> Tensor:
         """Return the meta-gradients `(t, D)` with `images (t, C, H, W)` in the open places, before any noise."""
-        asked = rest.images[some].clone()
-        asked[torch.arange(len(images)), rest.slots[some]] = images
+        asked, device = rest.images[some].clone(), images.device
+        asked[torch.arange(len(images), device=device), rest.slots[some]] = images
         support, query = (other, asked) if self.asks == "query" else (asked, other)
         support_labels, query_labels = (
-            torch.arange(observation.ways).repeat_interleave(each).expand(len(images), -1)
+            torch.arange(observation.ways, device=device).repeat_interleave(each).expand(len(images), -1)
             for each in (observation.shots, observation.queries)
         )
 

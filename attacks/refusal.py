@@ -1,6 +1,7 @@
 """Why an attack cannot be made: the one answer for the command line, suites and Python."""
 
-from metaleak.attacks.attack import Attack, DefenseSelective, Selective
+from metaleak.attacks.attack import AsksMembership, Attack, DefenseSelective, Selective
+from metaleak.attacks.rounds import AsksOverRounds
 from metaleak.attacks.threat_model import ThreatModel
 from metaleak.clients.models import Model
 from metaleak.defenses import Defense
@@ -12,12 +13,13 @@ def refusal(
     defenses: tuple[Defense, ...] = (),
     threat_model: ThreatModel | None = None,
     all_shared: bool = True,
+    rounds: int = 1,
 ) -> str | None:
     """Return why `attack` cannot be made, as the end of a line that begins with its name, or `None` when it can.
 
     It cannot when it requires a capability that the adversary of `threat_model` does not have, when it does not apply
-    to gradients of `model`, or not under `defenses`; and when it needs the gradients of all parameters, and these are
-    not `all_shared`.
+    to gradients of `model`, or not under `defenses`; when it needs the gradients of all parameters, and these are not
+    `all_shared`; and when it asks for membership in several `rounds` but sees one.
     """
     if threat_model is not None and (lacking := threat_model.lacks(attack.requires)):
         return f"requires {', '.join(lacking)}, which the threat model does not include"
@@ -28,4 +30,9 @@ def refusal(
         return "does not apply: it needs the gradients of all parameters, and the learners share a part of them"
     if isinstance(attack, DefenseSelective) and (reason := attack.reason_against(defenses)):
         return f"does not apply: {reason}"
+    if rounds > 1 and isinstance(attack, AsksMembership):
+        if not isinstance(attack, AsksOverRounds):
+            return f"sees one round, and is asked about {rounds} (targets.rounds)"
+        if reason := attack.reason_against_rounds():
+            return f"sees one round, and is asked about {rounds} (targets.rounds): {reason}"
     return None

@@ -44,8 +44,9 @@ def _chunk_meta_gradients(
         batch = episodes(first.data, [learner.drawn(round) for learner in learners])
     batch = Episode(*(part.to(device) for part in batch))
     perturbs = [learner.perturb(round) for learner in learners]
+    means = [learner.means(round) for learner in learners]
     model, moving = computed_part(first.shares, first.model, first.rule, parameters)
-    gradients, losses = batch_meta_gradients(model, first.rule, moving, batch, perturbs)
+    gradients, losses = batch_meta_gradients(model, first.rule, moving, batch, perturbs, means)
     gradients = shared_part(first.shares, gradients)
     if any(defense.place == "shared" for learner in learners for defense in learner.defenses):
         gradients = stacked(

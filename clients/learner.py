@@ -8,10 +8,10 @@ from metaleak.clients.datasets import LabeledExamples
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.partition import ShardIndices, TaskShape
-from metaleak.clients.rules import Perturb, Rule
+from metaleak.clients.rules import Perturb, ReleasedMeans, Rule, meta_gradient
 from metaleak.clients.shard import Draw, draw, episode
 from metaleak.clients.sharing import EVERYTHING, Patterns, computed_part, shared_part
-from metaleak.defenses import Defense, Place, RandomSource
+from metaleak.defenses import Defense, ExampleMechanism, Place, RandomSource, Reading
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class TaskLearner:
         `parameters` are all of the model, the loss is a scalar.
         """
         model, moving = computed_part(self.shares, self.model, self.rule, parameters)
-        gradient, loss = self.rule.meta_gradient(model, moving, self.episode(round), self.perturb(round))
+        gradient, loss = meta_gradient(
+            model, self.rule, moving, self.episode(round), self.perturb(round), self.means(round)
+        )
         shared = shared_part(self.shares, gradient)
         sent = self.defend_shared({name: value.detach() for name, value in shared.items()}, round)
         return sent, loss.detach()
@@ -68,10 +70,24 @@ class TaskLearner:
             return None
         return lambda gradient, step: self._defend("inner", gradient, round, step)
 
+    def means(self, round: int) -> ReleasedMeans | None:
+        """Return how the rule takes means over examples, or `None` when no defense has a part in them."""
+        for order, defense in enumerate(self.defenses):
+            if defense.place == "example" and isinstance(defense, ExampleMechanism):
+
+                def source(reading: Reading, step: int, order: int = order) -> RandomSource:
+                    return RandomSource.of(self._held, round, self.learner, "example", order, reading, step)
+
+                return ReleasedMeans(defense, source)
+        return None
+
+    @property
+    def _held(self) -> int | bytes:
+        return self.seed if self.secret is None else self.secret
+
     def _defend(self, place: Place, tensors: dict[str, Tensor], round: int, step: int = 0) -> dict[str, Tensor]:
         for order, defense in enumerate(self.defenses):
             if defense.place == place:
-                held = self.seed if self.secret is None else self.secret
                 # The letters are part of a random key: others would draw other numbers.
-                tensors = defense(tensors, RandomSource.of(held, round, self.learner, "defence", order, step))
+                tensors = defense(tensors, RandomSource.of(self._held, round, self.learner, "defence", order, step))
         return tensors

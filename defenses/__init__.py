@@ -12,16 +12,22 @@ if TYPE_CHECKING:
         AddedNoise,
         Costed,
         Defense,
+        ExampleMechanism,
+        ExampleSet,
         Modeled,
         Place,
+        Reading,
         Shapes,
+        SharesNoise,
         noise_of,
     )
+    from metaleak.defenses.distributed_gaussian import DistributedGaussian
     from metaleak.defenses.gaussian_mechanism import GaussianMechanism
     from metaleak.defenses.noise import Noise
     from metaleak.defenses.pruning import Pruning
     from metaleak.defenses.quantization import Quantization, Sign
     from metaleak.defenses.randomness import RandomSource
+    from metaleak.defenses.record_level import RecordLevel
     from metaleak.defenses.secure_aggregation import SecureAggregation
     from metaleak.defenses.selection import Selection
 
@@ -31,6 +37,9 @@ __all__ = [
     "AddedNoise",
     "Costed",
     "Defense",
+    "DistributedGaussian",
+    "ExampleMechanism",
+    "ExampleSet",
     "GaussianMechanism",
     "Modeled",
     "Noise",
@@ -38,9 +47,12 @@ __all__ = [
     "Pruning",
     "Quantization",
     "RandomSource",
+    "Reading",
+    "RecordLevel",
     "SecureAggregation",
     "Selection",
     "Shapes",
+    "SharesNoise",
     "Sign",
     "bytes_sent",
     "gaussian_epsilon",
@@ -55,6 +67,9 @@ _MODULES = {
     "AddedNoise": "defense",
     "Costed": "defense",
     "Defense": "defense",
+    "DistributedGaussian": "distributed_gaussian",
+    "ExampleMechanism": "defense",
+    "ExampleSet": "defense",
     "GaussianMechanism": "gaussian_mechanism",
     "Modeled": "defense",
     "Noise": "noise",
@@ -62,9 +77,12 @@ _MODULES = {
     "Pruning": "pruning",
     "Quantization": "quantization",
     "RandomSource": "randomness",
+    "Reading": "defense",
+    "RecordLevel": "record_level",
     "SecureAggregation": "secure_aggregation",
     "Selection": "selection",
     "Shapes": "defense",
+    "SharesNoise": "defense",
     "Sign": "quantization",
     "bytes_sent": "cost",
     "gaussian_epsilon": "accounting",

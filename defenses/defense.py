@@ -8,13 +8,25 @@ from torch import Tensor
 
 from metaleak.defenses.randomness import RandomSource
 
-Place = Literal["support", "query", "inner", "shared", "aggregate"]
-"""The places where a defense can act: four in a learner's computation (Rafiei et al. 2024, section 5), one behind it.
+Place = Literal["support", "query", "inner", "example", "shared", "aggregate"]
+"""The places where a defense can act: four in a learner's computation (Rafiei et al. 2024, section 5), and two more.
 
 `support` and `query` see `{"inputs": (n, C, H, W)}` before anything is computed from them; `inner` sees the gradient
-of every inner step, `shared` the meta-gradient that is about to leave, both as named tensors. A learner calls no
-defense of the place `aggregate`: it says what becomes of the messages of a round between learners and server.
+of every inner step, `shared` the meta-gradient that is about to leave, both as named tensors. A defense of the place
+`example` decides how much each example contributes to every mean that a rule takes over examples, and what noise that
+mean gets: an `ExampleMechanism`. A learner calls no defense of the place `aggregate`: it says what becomes of the
+messages of a round between learners and server.
 """
+
+Reading = Literal["support", "curvature", "query", "all"]
+"""Which mean over examples a rule takes.
+
+Of the gradients of the support set (an inner step), of the products of its Hessians with a vector (the derivative of
+an inner step), of the gradients of the query set, or of the gradients of both sets as one.
+"""
+
+ExampleSet = Literal["support", "query"]
+"""The sets of an episode that a guarantee is about."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shapes of a gradient's tensors, by name."""
@@ -114,4 +126,47 @@ class Accounted(Protocol):
 
     def epsilon_after(self, releases: int) -> float:
         """Return the epsilon at `delta` of all that one learner sends in `releases` rounds; may be infinite."""
+        ...
+
+
+@runtime_checkable
+class SharesNoise(Protocol):
+    """An `Accounted` defense of the shared gradient whose guarantee is about the sum over learners alone.
+
+    It stands beside a defense of the place `aggregate`: of a learner's own message it promises nothing.
+    """
+
+    def for_learners(self, learners: int) -> Self:
+        """Return the defense of a learner of a federation in which at least so many `learners` answer in each round.
+
+        Raises `ValueError` in one line, which begins with the key at fault, when it was set up for more.
+        """
+        ...
+
+
+@runtime_checkable
+class ExampleMechanism(Protocol):
+    """A defense of the place `example`: what a rule gets in place of a mean over examples.
+
+    The rule computes each example's contribution, a vector, multiplies it by its entry of `weights` and adds up; what
+    `noisy_mean` makes of the sum is all that the rule ever learns of these examples. One that is also `Accounted`
+    promises that its guarantee is that of Gaussian mechanisms: each mean is mu-GDP in every example, and so is all
+    that a learner sends (Dong, Roth and Su 2022).
+    """
+
+    def for_readings(self, readings: Mapping[Reading, int]) -> Self:
+        """Return the mechanism of a rule that takes so many means of each kind in one round.
+
+        Raises `ValueError` in one line, which begins with the key at fault, when it was set up for others.
+        """
+        ...
+
+    def weights(self, norms: Tensor, reading: Reading) -> Tensor:
+        """Return the factors `(n,)` of contributions of these L2 `norms (n,)`: at least 0, and 0 for no number."""
+        ...
+
+    def noisy_mean(
+        self, total: dict[str, Tensor], count: int, reading: Reading, random: RandomSource
+    ) -> dict[str, Tensor]:
+        """Return the mean over `count` examples, with noise, of what adds up to `total`; same shapes and dtypes."""
         ...

@@ -1,17 +1,18 @@
 """The Gaussian mechanism: a defense with a guarantee."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier
+from metaleak.defenses.accounting import gaussian_epsilon
+from metaleak.defenses.budget import Budget
 from metaleak.defenses.defense import AddedNoise
 from metaleak.defenses.randomness import RandomSource
 
 
-class GaussianMechanism(BaseModel):
+class GaussianMechanism(Budget):
     """Clips a learner's meta-gradient to the L2 norm `clip`, all tensors as one vector, and adds Gaussian noise.
 
     Every entry gets independent noise with standard deviation `noise_multiplier` times the sensitivity, 2 `clip`: two
@@ -43,23 +44,9 @@ class GaussianMechanism(BaseModel):
         on the lowest bits of floating point noise (Mironov 2012) are not considered.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     place: Literal["shared"] = "shared"
     clip: Annotated[float, Field(gt=0, le=1e12)]
-    noise_multiplier: Annotated[float, Field(ge=0, le=1e12)] | None = None
-    epsilon: Annotated[float, Field(gt=0, le=10_000)] | None = None
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     unit: Literal["learner", "image"] = "learner"
-    releases: Annotated[int, Field(ge=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.noise_multiplier is None) == (self.epsilon is None):
-            raise ValueError("epsilon: give either epsilon, for the whole run, or noise_multiplier")
-        if self.epsilon is None and self.releases is not None:
-            raise ValueError("releases: is for epsilon alone, a noise_multiplier does not depend on it")
-        return self
 
     @property
     def sensitivity(self) -> float:
@@ -72,27 +59,12 @@ class GaussianMechanism(BaseModel):
 
         Raises `ValueError` when `epsilon` is given and `releases` not yet.
         """
-        if self.epsilon is None:
-            return self.noise_multiplier or 0.0
-        if self.releases is None:
-            raise ValueError("releases: must be given with epsilon: the rounds in which one learner takes part")
-        return gaussian_noise_multiplier(self.epsilon, self.releases, self.delta)
+        return self._multiplier_of(1)
 
     @property
     def standard_deviation(self) -> float:
         """The standard deviation of the noise on every entry, in the gradient's own units."""
         return self.multiplier * self.sensitivity
-
-    def for_releases(self, releases: int) -> Self:
-        """Return the mechanism of a learner that takes part in at most `releases` rounds.
-
-        Raises `ValueError` in one line when `epsilon` was asked for over fewer.
-        """
-        if self.epsilon is None or (self.releases or 0) >= releases:
-            return self
-        if self.releases is None:
-            return self.model_copy(update={"releases": releases})
-        raise ValueError(f"releases: a learner takes part in {releases} rounds, epsilon covers {self.releases}")
 
     def epsilon_after(self, releases: int) -> float:
         """Return the epsilon at `delta` of all that one learner sends in `releases` rounds."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Files that start Ray: one worker runs them, one after the other. Two clusters at once would share the same cores,
 # and some of these tests look for the only actors of the machine.
@@ -14,6 +15,9 @@ RAY = ("test_extending.py", "test_launch.py", "test_ray_engine.py", "test_ray_st
 # Ray would let its processes wait for every other: beside the tests of another worker they would hardly come to run.
 os.environ.setdefault("RAY_worker_niceness", "0")
 LONGEST_FIRST = (*RAY, "test_deployment.py")
+# No test is about how long an example takes.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

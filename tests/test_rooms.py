@@ -38,9 +38,7 @@ LIGHT = {
 
 MOST_MODULES = 15
 MOST_LINES = 300
-LONGER = {
-    "attacks/inversion/reconstruction.py": "the settings of all reconstructions and what becomes of each",
-}
+LONGER = {}
 """The modules that are longer than `MOST_LINES`, and why."""
 
 KNOWN = modules()

@@ -9,23 +9,35 @@ anew from shadow models with and without it. The idea of scoring by alignment fo
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from metaleak.attacks.alignment.discriminant import Discriminant, fit_discriminant
 from metaleak.attacks.alignment.example_gradients import flattened, query_contributions, support_contributions
 from metaleak.attacks.alignment.gradient_metric import Whitening, fit
-from metaleak.attacks.alignment.own_examples import OwnExamples
-from metaleak.attacks.alignment.shadows import Shadows, shadow_learners
 from metaleak.attacks.alignment.stand_ins import SeenLearner, StandIns, expected_gradient, stand_ins_for
 from metaleak.attacks.attack import Answers, Progress, Targets
 from metaleak.attacks.observation import Observation
+from metaleak.attacks.rounds import Round, Rounds
 from metaleak.attacks.seeding import generator_for, random_for
+from metaleak.attacks.shadows.discriminant import fit_discriminant
+from metaleak.attacks.shadows.own_examples import OwnExamples
+from metaleak.attacks.shadows.shadow_learners import Shadows, in_means, shadow_learners
+from metaleak.attacks.shadows.weighed_rounds import weighed
 from metaleak.attacks.threat_model import Capability
+from metaleak.defenses import RandomSource
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Log-likelihood ratios of the `targets (T,)`, and of shadows' `members (M,)` and `others (N,)`."""
+
+    targets: Tensor
+    members: Tensor
+    others: Tensor
 
 
 class Alignment(BaseModel):
@@ -77,15 +89,63 @@ class Alignment(BaseModel):
 
         Raises `ValueError` when the observation lacks what the attack requires.
         """
+        return Answers(self._told(observation, targets, seed, None, progress).targets)
+
+    def reason_against_rounds(self) -> None:
+        """Return `None`: rounds are weighed as shadow learners tell."""
+        return
+
+    def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
+        """Return log-likelihood ratios from those of single rounds, weighed by shadow learners; see `weighed`.
+
+        The shadows hold the same images in every round, and their defenses draw anew. Where the server sees a mean,
+        theirs is that mean with one learner more.
+        """
+        told = []
+        for number in range(len(rounds)):
+            told.append(self._of_round(rounds[number], targets, seed))
+            if progress is not None:
+                progress(number + 1, len(rounds))
+        ratios, members, others = (
+            torch.stack(part, dim=1)
+            for part in zip(*((one.targets, one.members, one.others) for one in told), strict=True)
+        )
+        return Answers(weighed(ratios, members, others, rounds[0].chance))
+
+    def _of_round(self, round: Round, targets: Targets, seed: int) -> "_Told":
+        places, asked = round.asked(targets)
+        told = self._told(round.observation, asked, seed, random_for(seed, "noise", round.number), None)
+        ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64)
+        ratios[places] = told.targets
+        return replace(told, targets=ratios)
+
+    def _told(
+        self,
+        observation: Observation,
+        targets: Targets,
+        seed: int,
+        noise: RandomSource | None,
+        progress: Progress | None,
+    ) -> "_Told":
+        """Return the log-likelihood ratios in one round; with `noise` the shadows are those of several rounds."""
         own = OwnExamples.of(observation)
         if observation.classes is None:
             raise ValueError("needs the class at each position, which the observation does not carry")
         observation = replace(observation, classes=own.present(observation.classes, generator_for(seed, "present")))
         # Learners' images are in no sample of the metric and stand in for nothing: nor may those of the shadows.
         for_metric, for_shadows = own.parted()
-        shadows = shadow_learners(observation, for_shadows, self.shadows, random_for(seed, "shadows"))
+        like = observation.classes
+        if noise is not None:
+            # Not those of the learners that answer in this round: shadows are the same in all of them.
+            like = own.tasks(observation.ways, self.shadows, generator_for(seed, "classes"))
+        shadows = shadow_learners(
+            replace(observation, classes=like), for_shadows, self.shadows, random_for(seed, "shadows"), noise
+        )
+        if noise is not None:
+            shadows = in_means(observation, shadows)
         metric = self._metric(observation, for_metric, shadows, seed)
-        learned = self._learned(observation, for_metric, shadows, metric, seed)
+        known = self._known(observation, for_metric, shadows, metric, seed)
+        learned = fit_discriminant(*known)
         scores = torch.empty(len(targets.rows), dtype=torch.float64)
         done = 0
         for row, places in _by_learner(targets.rows):
@@ -98,7 +158,7 @@ class Alignment(BaseModel):
             done += len(places)
             if progress is not None:
                 progress(done, len(targets.rows))
-        return Answers(scores)
+        return _Told(scores, *(learned.log_ratio(found) for found in known))
 
     @property
     def _only_support(self) -> bool:
@@ -131,10 +191,10 @@ class Alignment(BaseModel):
         )
         return fit(torch.cat(samples), shapes, noise, self.components)
 
-    def _learned(
+    def _known(
         self, observation: Observation, own: OwnExamples, shadows: Shadows, metric: Whitening, seed: int
-    ) -> Discriminant:
-        """Return how the features tell members from others, from the shadow learners."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return the features of what shadow learners hold, `(M, F)`, and of other images, `(N, F)`."""
         held = shadows.query if self.asks == "query" else shadows.support
         found: dict[bool, list[Tensor]] = {True: [], False: []}
         for number, learner in enumerate(self._seen_shadows(shadows)):
@@ -149,7 +209,7 @@ class Alignment(BaseModel):
             count = members.shape[0] * members.shape[1]
             found[True].append(features[:count])
             found[False].append(features[count:])
-        return fit_discriminant(torch.cat(found[True]), torch.cat(found[False]))
+        return torch.cat(found[True]), torch.cat(found[False])
 
     def _features(
         self,

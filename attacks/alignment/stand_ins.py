@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaleak.attacks.alignment.example_gradients import flattened
-from metaleak.attacks.alignment.own_examples import OwnExamples
 from metaleak.attacks.observation import Observation
+from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.clients.episode import Episode
 from metaleak.clients.rules import batch_meta_gradients
 

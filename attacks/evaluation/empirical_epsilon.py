@@ -74,6 +74,22 @@ def gaussian_epsilon_lower_bound(
     return gaussian_epsilon(1 / apart, 1, delta) if apart > 0 else 0.0
 
 
+def gaussian_epsilon_of_guesses(right: int, guesses: int, *, delta: float = 1e-5, confidence: float = 0.95) -> float:
+    """Return a lower bound on the epsilon at `delta` of a mechanism *known to be Gaussian*, in [0, inf).
+
+    Of `guesses` independent guesses, each about a fair coin of its own that chose between two neighbors, `right` were
+    right. No test of a mu-GDP mechanism is right with a chance above Phi(mu / 2) (Dong, Roth and Su 2022, where
+    both of its errors are equal), so the Clopper-Pearson bound on that chance bounds mu. One bound on one number, and
+    so sharper than `gaussian_epsilon_lower_bound`, where the threshold was fixed before these scores were seen.
+    Raises `ValueError` for counts or settings outside their ranges.
+    """
+    _check_settings(delta, confidence)
+    if not 0 <= right <= guesses:
+        raise ValueError(f"right: must be in [0, {guesses}], the number of guesses, got {right}")
+    apart = 2 * float(ndtri(_at_least(right, guesses, 1 - confidence)))
+    return gaussian_epsilon(1 / apart, 1, delta) if apart > 0 else 0.0
+
+
 def one_run_lower_bound(
     scores: ArrayLike, member: ArrayLike, *, delta: float = 1e-5, confidence: float = 0.95
 ) -> float:

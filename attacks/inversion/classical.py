@@ -1,4 +1,4 @@
-"""The classical gradient inversions as reconstruction attacks: a random start, and the nearest image answers.
+"""The classical gradient inversions.
 
 They were made for the plain gradient of a batch. Here they invert whatever the learners' rule sends, with all of the
 learner's unknown images as dummies, so their results on meta-gradients are nobody's published numbers.
@@ -6,13 +6,11 @@ learner's unknown images as dummies, so their results on meta-gradients are nobo
 
 from typing import Any
 
-from metaleak.attacks.inversion.reconstruction import ReconstructionAttack
-
-_BLIND = {"start": "random", "fit": 0, "decision": "distance", "whitening": 0.0}
+from metaleak.attacks.inversion.from_noise import InversionFromNoise
 
 
-def dlg_attack(**settings: Any) -> ReconstructionAttack:
-    """Return "deep leakage from gradients" (Zhu et al. 2019) with these fields of `ReconstructionAttack`.
+def dlg_attack(**settings: Any) -> InversionFromNoise:
+    """Return "deep leakage from gradients" (Zhu et al. 2019) with these fields of `InversionFromNoise`.
 
     Theirs: the squared distance of all parameters together, L-BFGS, no box, no prior on images, soft labels that are
     optimized too. Ours: the distance is divided by the observed norm, which L-BFGS does not feel beyond its first
@@ -21,11 +19,11 @@ def dlg_attack(**settings: Any) -> ReconstructionAttack:
     pydantic's `ValidationError` for a setting that is unknown or not allowed.
     """
     theirs = {"loss": "squared", "optimizer": "lbfgs", "boxed": False, "knows": "nothing"}
-    return ReconstructionAttack(**{**_BLIND, **theirs, "rate": 0.1, "iterations": 1000, **settings})
+    return InversionFromNoise(**{**theirs, "rate": 0.1, "iterations": 1000, **settings})
 
 
-def inverting_gradients_attack(**settings: Any) -> ReconstructionAttack:
-    """Return "inverting gradients" (Geiping et al. 2020) with these fields of `ReconstructionAttack`.
+def inverting_gradients_attack(**settings: Any) -> InversionFromNoise:
+    """Return "inverting gradients" (Geiping et al. 2020) with these fields of `InversionFromNoise`.
 
     Theirs: the cosine of all parameters together, total variation of weight 0.1 and 4 800 steps (the defaults of
     their code; `breaching` has 0.2 and 24 000), known labels, Adam on the gradient's signs, a box, the rate divided
@@ -34,10 +32,10 @@ def inverting_gradients_attack(**settings: Any) -> ReconstructionAttack:
     `ValidationError` for a setting that is unknown or not allowed.
     """
     theirs = {"loss": "cosine", "total_variation": 0.1, "signed": True, "decay": "steps", "iterations": 4800}
-    return ReconstructionAttack(**{**_BLIND, **theirs, "rate": 0.025, **settings})
+    return InversionFromNoise(**{**theirs, "rate": 0.025, **settings})
 
 
-def cosine_tv_attack(**settings: Any) -> ReconstructionAttack:
+def cosine_tv_attack(**settings: Any) -> InversionFromNoise:
     """Return cosine matching with a total variation, the baseline of R-GAP's successors (Chen & Campbell 2021).
 
     Theirs: cosine, total variation of weight 0.01, known labels, Adam on the gradient itself, 4 800 steps. Ours: the
@@ -45,4 +43,4 @@ def cosine_tv_attack(**settings: Any) -> ReconstructionAttack:
     setting that is unknown or not allowed.
     """
     theirs = {"loss": "cosine", "total_variation": 0.01, "iterations": 4800}
-    return ReconstructionAttack(**{**_BLIND, **theirs, "rate": 0.025, **settings})
+    return InversionFromNoise(**{**theirs, "rate": 0.025, **settings})

@@ -45,11 +45,22 @@ def whitened(gradient: Tensor, others: Tensor | None, deviation: float) -> White
     `others (P, P)` is the second moment of rows of other learners' gradients, of any scale; `None`: nothing is known
     of images.
     """
+    root = prior_root(gradient, others, deviation)
+    return whitened_by(root, gradient)
+
+
+def prior_root(gradient: Tensor, others: Tensor | None, deviation: float) -> Tensor:
+    """Return the lower triangular root `(P, P)` of Lambda for a gradient like `gradient (H, P)`; see `whitened`."""
     height, width = gradient.shape
     prior = torch.eye(width, dtype=gradient.dtype, device=gradient.device)
     if others is not None:
         prior = prior + _SHARE * height / others.trace().clamp(min=1e-300) * others
-    root = torch.linalg.cholesky(prior * (deviation**2 * width))
+    root: Tensor = torch.linalg.cholesky(prior * (deviation**2 * width))
+    return root
+
+
+def whitened_by(root: Tensor, gradient: Tensor) -> WhitenedGradient:
+    """Return the decomposition of `gradient (H, P)` for the root `(P, P)` of Lambda."""
     white = torch.linalg.solve_triangular(root, gradient.mT, upper=False)
     # The singular values of the small triangle: three times faster than those of the whole matrix.
     tall, triangle = torch.linalg.qr(white)

@@ -8,17 +8,26 @@ from torch import Tensor
 _BISECTIONS = 50
 
 
-def noisy_span_evidence(images: Tensor, basis: Tensor, covariance: Tensor, deviation: float) -> Tensor:
+def noisy_precision(covariance: Tensor, deviation: float) -> Tensor:
+    """Return the inverse second moment `(P, P)` of noisy images, `covariance (P, P)` being that of clean ones."""
+    inverse: Tensor = torch.linalg.inv(covariance + deviation**2 * torch.ones_like(covariance.diagonal()).diag())
+    return inverse
+
+
+def noisy_span_evidence(
+    images: Tensor, basis: Tensor, precision: Tensor, deviation: float, dimensions: int | None = None
+) -> Tensor:
     """Return the log-likelihood ratio, up to a constant of the space, that a noisy version of an image lies in it.
 
     The ratio of an approximate model, whose constant differs from gradient to gradient: it ranks the targets of one.
 
-    `images (T, P)` are clean, `basis (n, P)` has orthonormal rows, `covariance (P, P)` is the second moment of clean
-    images, `deviation` > 0 that of the independent noise on every pixel of the versions y = x + noise. Float64.
+    `images (T, P)` are clean, `basis (n, P)` has orthonormal rows, `precision (P, P)` is the `noisy_precision` W,
+    `deviation` > 0 that of the independent noise on every pixel of the versions y = x + noise. All lie in a subspace
+    of `dimensions`, by default P. Float64.
 
-    Without x the space is that of random noisy images: whitened by W = (covariance + deviation^2)^-1 it points in any
-    direction alike. If y is one of the images that span it, its density at the spaces through y grows as
-    (y^T W y)^(k/2), k = P - n: the longer y, the narrower the angle that a given distance is. So with x a member
+    Without x the space is that of random noisy images: whitened by W it points in any direction alike. If y is one
+    of the images that span it, its density at the spaces through y grows as (y^T W y)^(k/2), k = dimensions - n: the
+    longer y, the narrower the angle that a given distance is. So with x a member
 
         LR(x) = integral over y in the space of  N(y; x, deviation^2) (y^T W y)^(k/2) dy.
 
@@ -26,11 +35,12 @@ def noisy_span_evidence(images: Tensor, basis: Tensor, covariance: Tensor, devia
     Its two parts: the distance from x to the space, and how likely the versions near the foot of x are images of
     noise and not what any span of so many images has to offer.
     """
-    precision = torch.linalg.inv(covariance + deviation**2 * torch.ones_like(covariance.diagonal()).diag())
     values, vectors = torch.linalg.eigh(basis @ precision @ basis.mT)
     foot = images @ basis.mT
     distance = (images - foot @ basis).square().sum(dim=1)
-    moment = _log_moment(foot @ vectors, values.clamp(min=0), deviation, (basis.shape[1] - basis.shape[0]) / 2)
+    moment = _log_moment(
+        foot @ vectors, values.clamp(min=0), deviation, ((dimensions or basis.shape[1]) - basis.shape[0]) / 2
+    )
     return moment - distance / (2 * deviation**2)
 
 

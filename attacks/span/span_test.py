@@ -29,15 +29,24 @@ from torch import Tensor
 
 from metaleak.attacks.attack import Answers, Progress, Targets
 from metaleak.attacks.observation import Observation
-from metaleak.attacks.span.evidence import evidence_of_direction, evidence_of_units, seen, whitened
-from metaleak.attacks.span.noisy_images import noisy_span_evidence
-from metaleak.attacks.span.predicted_coefficients import activity, dense_input, query_direction, support_direction
+from metaleak.attacks.rounds import Round, Rounds
+from metaleak.attacks.span.evidence import whitened
+from metaleak.attacks.span.first_layer import (
+    image_noise,
+    layer_inputs,
+    second_moments,
+    shared_noise,
+    with_bias_column,
+)
+from metaleak.attacks.span.lasting_span import clean_images_over_rounds, noisy_images_over_rounds
+from metaleak.attacks.span.noisy_images import noisy_precision, noisy_span_evidence
+from metaleak.attacks.span.predicted_coefficients import dense_input
+from metaleak.attacks.span.predicted_evidence import evidence_features, predicted_evidence
 from metaleak.attacks.span.spectrum import RowSpace, row_space_above_noise
+from metaleak.attacks.span.weighed_evidence import weighed_over_rounds
 from metaleak.attacks.threat_model import Capability
-from metaleak.clients.episode import Parameters
-from metaleak.clients.models import DenseInput, Model, bias_of, dense_input_of
-from metaleak.clients.rules import support_entry
-from metaleak.defenses import NO_NOISE, Defense, noise_of
+from metaleak.clients.models import DenseInput, Model, dense_input_of
+from metaleak.defenses import Defense
 
 _BLOCK = 1024
 
@@ -96,8 +105,8 @@ class SpanTest(BaseModel):
         defenses = self._defenses(observation)
         gradients = with_bias_column(observation.gradients, first.weight)
         # The rows of a mean are all the same: there are no others to learn from.
-        moments = _second_moments(gradients) if len(gradients) > 1 and observation.mean_of == 1 else None
-        noisy = _image_noise(defenses, self.asks)
+        moments = second_moments(gradients) if len(gradients) > 1 and observation.mean_of == 1 else None
+        noisy = image_noise(defenses, self.asks)
         scores = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
         outside = torch.ones_like(scores)
         for row in range(len(gradients)):
@@ -105,18 +114,18 @@ class SpanTest(BaseModel):
             gradient = gradients[row].double()
             # A learner that sends nothing of this layer has said nothing.
             if len(asked) and bool(gradient.any()):
-                known = _shared_noise(
+                known = shared_noise(
                     defenses, {name: value[row] for name, value in observation.gradients.items()}, observation.mean_of
                 )
                 space = row_space_above_noise(gradient, known)
-                images = _inputs(first, targets.examples[asked], gradient.shape[1])
+                images = layer_inputs(first, targets.examples[asked], gradient.shape[1])
                 outside[asked] = _outside(images, space.basis)
                 if noisy:
                     scores[asked] = self._noisy(first, observation, targets.examples[asked], gradient, known, noisy)
                 elif self.coefficients == "free":
                     scores[asked] = _free(images, images.square().sum(dim=1), space)
                 else:
-                    others = None if moments is None else moments - _second_moments(gradients[row : row + 1])
+                    others = None if moments is None else moments - second_moments(gradients[row : row + 1])
                     some = Targets(targets.examples[asked], targets.rows[asked], targets.positions[asked])
                     scores[asked] = self._predicted(
                         model, observation, some, images, gradient, others, space.deviation
@@ -124,6 +133,45 @@ class SpanTest(BaseModel):
             if progress is not None:
                 progress(row + 1, len(gradients))
         return Answers(scores, statistics={"outside": outside})
+
+    def reason_against_rounds(self) -> str | None:
+        """Return why a test that does not know the defenses sees one round: its scores cannot be weighed."""
+        return None if self.knows_defenses else "knows_defenses must be true for rounds to be weighed"
+
+    def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
+        """Return log-likelihood ratios from all rounds.
+
+        Where images are noisy by what lasts of a learner's row spaces and what does not (`lasting_span`), else, and
+        where learners draw new episodes or are seen in a mean, by the evidence in each round, which is computed with
+        the parameters sent in it and weighed as shadow learners tell. Raises `ValueError` without known defenses.
+        """
+        if reason := self.reason_against_rounds():
+            raise ValueError(reason)
+        noisy, around = self._noise_that_turns(rounds[0])
+        if noisy:
+            return Answers(noisy_images_over_rounds(rounds, targets, self.asks, noisy, progress))
+        if around:
+            return Answers(clean_images_over_rounds(rounds, targets, progress))
+        return Answers(weighed_over_rounds(rounds, targets, self.asks, self._features, seed, progress))
+
+    def _noise_that_turns(self, round: Round) -> tuple[float, float]:
+        """Return the deviations of the noise on the images asked about and on the others, of learners with one set.
+
+        They are 0 where learners draw new episodes or are seen in a mean: then no set's span lasts.
+        """
+        if round.chance < 1 or round.observation.mean_of > 1:
+            return 0.0, 0.0
+        defenses = self._defenses(round.observation)
+        query, support = image_noise(defenses, "query"), image_noise(defenses, "support")
+        return (query, support) if self.asks == "query" else (support, query)
+
+    def _features(self, observation: Observation, targets: Targets, real: int) -> Tensor:
+        """Return the evidence for each target as features `(T, F)`; the first `real` rows are learners."""
+        _dense(observation, targets)
+        noisy = image_noise(self._defenses(observation), self.asks)
+        if noisy:
+            return self(observation, targets, 0).scores[:, None]
+        return evidence_features(observation, self.asks, targets, real, self._defenses(observation))
 
     def _defenses(self, observation: Observation) -> tuple[Defense, ...]:
         if not self.knows_defenses:
@@ -142,24 +190,16 @@ class SpanTest(BaseModel):
         others: Tensor | None,
         deviation: float,
     ) -> Tensor:
-        parameters = {name: value.double() for name, value in observation.parameters.items()}
-        clean = targets.examples.double()
-        observed = {name: value[targets.rows[0]].double() for name, value in observation.gradients.items()}
-        white = whitened(gradient, others, deviation)
-        image = seen(white, images)
-        units = evidence_of_units(white, image, activity(model, parameters, clean))
-        if self.asks == "support" and support_entry(observation.rule) != "direct":
-            direction = support_direction(model, observation.rule, parameters, observed, clean, targets.positions)
-            if direction is None:
-                return units
+        found = predicted_evidence(observation, self.asks, targets, images, whitened(gradient, others, deviation))
+        if found.along is None:
+            return found.units
+        if found.from_support:
             # Either sign: a large inner rate times curvature turns the observed gradient against the query gradient.
-            along = evidence_of_direction(white, image, direction).abs()
             noise = deviation * math.sqrt(gradient.numel()) / float(gradient.norm())
             weight = _UNITS_OF_SUPPORT * max(0.0, 1 - noise) ** 2
-            return along + weight * units
-        direction = query_direction(model, parameters, clean, targets.positions)
+            return found.along.abs() + weight * found.units
         # Two views of one thing: this one is sharper under much noise, the other where adapting turned the direction.
-        return units + evidence_of_direction(white, image, direction)
+        return found.units + found.along
 
     def _noisy(
         self,
@@ -182,7 +222,8 @@ class SpanTest(BaseModel):
         if first.affine is not None:
             # Scaled with the pixels; by one number, where channels are scaled by several of much the same size.
             deviation *= float(first.affine.gain.double().square().mean().sqrt())
-        return noisy_span_evidence(first.inputs(images.double()), basis, own.mT @ own / len(own), deviation)
+        precision = noisy_precision(own.mT @ own / len(own), deviation)
+        return noisy_span_evidence(first.inputs(images.double()), basis, precision, deviation)
 
 
 def span_scores(gradient: Tensor, images: Tensor) -> Tensor:
@@ -208,16 +249,6 @@ def span_scores(gradient: Tensor, images: Tensor) -> Tensor:
     return scores
 
 
-def with_bias_column(gradients: Parameters, first: str) -> Tensor:
-    """Return the first layer's gradients `(L, H, P)`, with the bias's as one more column where there is a bias.
-
-    The bias's gradient is the sum of the coefficients: it is to an input of 1, which every image has, what the
-    weight's is to a pixel.
-    """
-    bias = gradients.get(bias_of(first))
-    return gradients[first] if bias is None else torch.cat([gradients[first], bias[:, :, None]], dim=2)
-
-
 def _dense(observation: Observation, targets: Targets) -> DenseInput:
     dense = dense_input(observation.model)
     first = dense.weight
@@ -228,21 +259,6 @@ def _dense(observation: Observation, targets: Targets) -> DenseInput:
     if len(targets.rows) and not 0 <= int(targets.rows.min()) <= int(targets.rows.max()) < learners:
         raise ValueError(f"targets.rows holds values outside [0, {learners})")
     return dense
-
-
-def _inputs(first: DenseInput, images: Tensor, width: int) -> Tensor:
-    """Return images as the layer's inputs `(T, width)`, with the bias's 1 where the width has room for it."""
-    flat = first.inputs(images.double())
-    return flat if flat.shape[1] == width else torch.cat([flat, flat.new_ones((len(flat), 1))], dim=1)
-
-
-def _second_moments(gradients: Tensor) -> Tensor:
-    """Return the second moment `(P, P)` of all learners' rows, summed with each learner counting alike."""
-    moments = gradients.new_zeros((gradients.shape[2],) * 2, dtype=torch.float64)
-    for one in gradients:
-        rows = one.double()
-        moments += rows.mT @ rows / rows.square().sum().clamp(min=1e-300)
-    return moments
 
 
 def _outside(images: Tensor, basis: Tensor) -> Tensor:
@@ -257,28 +273,3 @@ def _free(images: Tensor, squares: Tensor, space: RowSpace) -> Tensor:
     residual /= max(1, space.basis.shape[1] - len(space.basis))
     allowed = inside @ space.values.clamp(min=1e-150).square().reciprocal() * space.deviation**2
     return allowed.clamp(min=1e-300).log() - residual.clamp(min=1e-300).log()
-
-
-def _image_noise(defenses: tuple[Defense, ...], asks: Literal["query", "support"]) -> float:
-    """Return the standard deviation of the noise on the images asked about, as far as it is told in pixel values."""
-    noises = [noise_of(one) for one in defenses if one.place == asks]
-    return math.hypot(*(noise.deviation for noise in noises if noise is not None and not noise.relative))
-
-
-def _shared_noise(defenses: tuple[Defense, ...], gradient: Parameters, learners: int) -> float | None:
-    """Return the deviation of the noise on the mean of `learners` gradients, `None` where it is not told."""
-    shared = [one for one in defenses if one.place == "shared"]
-    if len(shared) != 1:
-        return None
-    noise = noise_of(shared[0])
-    if noise == NO_NOISE or noise is None:
-        return None
-    if not noise.relative:
-        return noise.deviation / math.sqrt(learners)
-    if learners > 1:
-        # Relative noise goes by each gradient's size, which a mean does not tell.
-        return None
-    # The scale is in units of the gradient before the noise, which added its own part of the energy.
-    energy = sum(float(value.double().square().sum()) for value in gradient.values())
-    entries = sum(value.numel() for value in gradient.values())
-    return float(noise.deviation * (energy / entries / (1 + noise.deviation**2)) ** 0.5)

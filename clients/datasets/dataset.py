@@ -24,9 +24,9 @@ class LabeledExamples:
     `examples` of the modality `image` are uint8 in 0..255 `(n, C, H, W)`, of the modality `tokens` the numbers of a
     vocabulary's tokens, int64 from 0 on `(n, T)`. `labels (n,)` int64 in [0, len(classes)); `classes` are their
     names. `held_out_classes` are kept for evaluation tasks only; when there are none, evaluation holds out
-    examples of the learners' own classes. Of tokens, `padding` is the one that makes sentences equally long, and
-    `text_of` turns the tokens of a sentence into what can be read. Raises `ValueError` when these do not fit
-    together.
+    examples of the learners' own classes. `names` are those of the examples, such as their files, where they have
+    any. Of tokens, `padding` is the one that makes sentences equally long, and `text_of` turns the tokens of a
+    sentence into what can be read. Raises `ValueError` when these do not fit together.
     """
 
     examples: Tensor
@@ -34,6 +34,7 @@ class LabeledExamples:
     classes: tuple[str, ...]
     held_out_classes: frozenset[int] = frozenset()
     modality: Modality = "image"
+    names: tuple[str, ...] = ()
     padding: int | None = None
     text_of: Callable[[Sequence[int]], str] | None = None
 
@@ -54,6 +55,8 @@ class LabeledExamples:
             raise ValueError("padding and text_of are for the modality tokens")
         if len(self.examples) != len(self.labels):
             raise ValueError(f"{len(self.examples)} examples do not go with {len(self.labels)} labels")
+        if self.names and len(self.names) != len(self.labels):
+            raise ValueError(f"{len(self.names)} names do not go with {len(self.labels)} examples")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.classes):
             raise ValueError(f"labels lie in [{low}, {high}], not in [0, {len(self.classes)}), the number of classes")

@@ -76,6 +76,7 @@ class ImageFolder(BaseModel):
             labels=torch.tensor(labels),
             classes=classes,
             held_out_classes=held_out,
+            names=tuple(file.relative_to(self.path).as_posix() for file in files),
         )
 
     def _class_folders(self) -> list[Path]:

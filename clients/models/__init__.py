@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from metaleak.clients.models.conv4 import Conv4
     from metaleak.clients.models.language_model import Attention, Embedding, LanguageModel
-    from metaleak.clients.models.layers import INPUT, Layer, Layers, layers_of
+    from metaleak.clients.models.layers import INPUT, Layer, Layers, Sliding, layers_of
     from metaleak.clients.models.lenet import LeNet
     from metaleak.clients.models.mlp import MLP
     from metaleak.clients.models.model import (
@@ -47,6 +47,7 @@ __all__ = [
     "LinearInput",
     "Model",
     "NamesHead",
+    "Sliding",
     "TinyBERT",
     "TorchModule",
     "Transformer",
@@ -78,6 +79,7 @@ _MODULES = {
     "Model": "model",
     "NamesHead": "model",
     "TinyBERT": "transformer",
+    "Sliding": "layers",
     "TorchModule": "torch_module",
     "Transformer": "transformer",
     "bias_of": "model",

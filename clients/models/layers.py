@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +28,25 @@ _BIASED = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 
 
 @dataclass(frozen=True)
+class Sliding:
+    """How the kernel of a two-dimensional convolution moves over its input: pairs are rows and columns."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
 class Layer:
     """One call of a torch function with parameters.
 
     `name` is what the names of its parameters begin with, made unique by the function's name; `kind` is the torch
     function: `linear`, `conv2d`, `batch_norm`. `takes` names the layers whose outputs it is called with, `INPUT` for
     the example itself; `after` the functions that its own output passes before the next layer, reshapes left out.
-    Shapes are those of one example.
+    Shapes are those of one example. `sliding` is that of a `conv2d`, `None` where its padding is no pair of numbers.
+    `constants` are the numbers that the activation is called with, such as the slope of `leaky_relu`, as far as they
+    are stated.
     """
 
     name: str
@@ -44,6 +57,8 @@ class Layer:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     after: tuple[str, ...] = ()
+    sliding: Sliding | None = None
+    constants: tuple[float, ...] = ()
 
     @property
     def activation(self) -> str | None:
@@ -53,10 +68,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of a model in the order of their calls, and the names of those that the logits are made of."""
+    """The layers of a model in the order of their calls, and the names of those that the logits are made of.
+
+    `before` are the functions that the example passes before its first layer, reshapes left out.
+    """
 
     layers: tuple[Layer, ...]
     output: tuple[str, ...]
+    before: tuple[str, ...] = ()
 
     def chain(self) -> tuple[Layer, ...]:
         """Return the layers, each of which takes the output of the one before and nothing else.
@@ -100,6 +119,7 @@ def follow(model: Compute, parameters: Parameters, images: Tensor) -> "Followed"
 class _Call:
     layer: Layer
     after: list[str] = field(default_factory=list)
+    constants: tuple[float, ...] = ()
 
 
 class Followed(TorchFunctionMode):
@@ -114,6 +134,7 @@ class Followed(TorchFunctionMode):
         self.uses: Counter[str] = Counter()
         self.output: tuple[str, ...] = ()
         self._calls: dict[str, _Call] = {}
+        self._before: list[str] = []
         self._sources: dict[int, tuple[str, ...]] = {id(images): (INPUT,)}
         self._parameters: dict[int, tuple[str, ...]] = {id(value): (name,) for name, value in parameters.items()}
         # A tensor that ended would give its identity to another.
@@ -121,8 +142,10 @@ class Followed(TorchFunctionMode):
 
     def layers(self) -> Layers:
         """Return the layers of what was followed."""
-        layers = (replace(call.layer, after=tuple(call.after)) for call in self._calls.values())
-        return Layers(tuple(layers), self.output)
+        layers = (
+            replace(call.layer, after=tuple(call.after), constants=call.constants) for call in self._calls.values()
+        )
+        return Layers(tuple(layers), self.output, tuple(self._before))
 
     def takes_of(self, tensors: list[Tensor]) -> tuple[str, ...]:
         """Return the names of the layers that `tensors` are made of."""
@@ -133,10 +156,10 @@ class Followed(TorchFunctionMode):
         made = list(_tensors(result))
         if made:
             given = list(_tensors([*args, *(kwargs or {}).values()]))
-            self._note(func.__name__.strip("_"), given, made)
+            self._note(func.__name__.strip("_"), given, made, (args, kwargs or {}))
         return result
 
-    def _note(self, kind: str, given: list[Tensor], made: list[Tensor]) -> None:
+    def _note(self, kind: str, given: list[Tensor], made: list[Tensor], called: "_Arguments") -> None:
         self._alive += [*given, *made]
         takes = self.takes_of(given)
         named = [self._parameters.get(id(one), ()) for one in given if id(one) not in self._sources]
@@ -148,9 +171,16 @@ class Followed(TorchFunctionMode):
             return
         if names:
             takes = self._layer(kind, takes, [next(iter(one), None) for one in named], given, made[0])
+            if kind == "conv2d" and takes[0] in self._calls:
+                call = self._calls[takes[0]]
+                call.layer = replace(call.layer, sliding=_sliding(*called))
         elif kind not in _RESHAPES:
             for call in (self._calls[name] for name in takes if name != INPUT):
                 call.after.append(kind)
+                if kind in _ACTIVATIONS:
+                    call.constants = _numbers(*called)
+            if INPUT in takes:
+                self._before.append(kind)
         self._sources.update({id(one): takes for one in made})
 
     def _layer(
@@ -175,6 +205,33 @@ class Followed(TorchFunctionMode):
         shapes = tuple(example.shape[1:]), tuple(made.shape[1:])
         self._calls[name] = _Call(Layer(name, kind, weight, bias, takes, *shapes))
         return (name,)
+
+
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _sliding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sliding | None:
+    """Return how the kernel of `conv2d` moves, from the arguments that it is called with."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    padding = given.get("padding", 0)
+    if isinstance(padding, str):
+        if padding != "valid":
+            return None
+        padding = 0
+    stride, dilation = given.get("stride", 1), given.get("dilation", 1)
+    return Sliding(_pair(stride), _pair(padding), _pair(dilation), int(given.get("groups", 1)))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    rows, columns = (value, value) if isinstance(value, int) else (*value, *value)[:2]
+    return int(rows), int(columns)
+
+
+def _numbers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
+    """Return the numbers, switches left out, that a function is called with."""
+    given = [*args, *(value for name, value in kwargs.items() if name != "inplace")]
+    return tuple(float(one) for one in given if isinstance(one, int | float) and not isinstance(one, bool))
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metaleak.clients.rules.batch import batch_meta_gradients, stacked
+    from metaleak.clients.rules.batch import batch_meta_gradients, meta_gradient, stacked
     from metaleak.clients.rules.federated import FedAvg, FedSGD
     from metaleak.clients.rules.maml import MAML, anil, first_order_maml
     from metaleak.clients.rules.own_span import own_coordinates, own_span_pays
+    from metaleak.clients.rules.released_means import ReadsMeans, ReleasedMeans, reads_means
     from metaleak.clients.rules.reptile import Reptile
     from metaleak.clients.rules.rule import (
         Perturb,
@@ -25,6 +26,8 @@ __all__ = [
     "FedAvg",
     "FedSGD",
     "Perturb",
+    "ReadsMeans",
+    "ReleasedMeans",
     "Reptile",
     "Rule",
     "SupportEntry",
@@ -34,9 +37,11 @@ __all__ = [
     "cross_entropy",
     "first_order_maml",
     "inner_steps",
+    "meta_gradient",
     "outer_point",
     "own_coordinates",
     "own_span_pays",
+    "reads_means",
     "stacked",
     "support_entry",
 ]
@@ -46,6 +51,8 @@ _MODULES = {
     "FedAvg": "federated",
     "FedSGD": "federated",
     "Perturb": "rule",
+    "ReadsMeans": "released_means",
+    "ReleasedMeans": "released_means",
     "Reptile": "reptile",
     "Rule": "rule",
     "SupportEntry": "rule",
@@ -55,9 +62,11 @@ _MODULES = {
     "cross_entropy": "rule",
     "first_order_maml": "maml",
     "inner_steps": "rule",
+    "meta_gradient": "batch",
     "outer_point": "rule",
     "own_coordinates": "own_span",
     "own_span_pays": "own_span",
+    "reads_means": "released_means",
     "stacked": "batch",
     "support_entry": "rule",
 }

@@ -9,20 +9,26 @@ from torch.func import vmap
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.rules.own_span import own_span_meta_gradients, own_span_pays
+from metaleak.clients.rules.released_means import ReleasedMeans, reads_means
 from metaleak.clients.rules.rule import Perturb, Rule
 
 
 def batch_meta_gradients(
-    model: Model, rule: Rule, parameters: Parameters, batch: Episode, perturbs: Sequence[Perturb | None] = ()
+    model: Model,
+    rule: Rule,
+    parameters: Parameters,
+    batch: Episode,
+    perturbs: Sequence[Perturb | None] = (),
+    means: Sequence[ReleasedMeans | None] = (),
 ) -> tuple[Parameters, Tensor]:
     """Return the meta-gradients of a batch of episodes, stacked `(L, ...)`, and the losses `(L,)`.
 
-    One episode, or any with an inner defense in `perturbs`, is computed by a plain call of the rule: an inner defense
-    draws its noise inside it. All others are computed at once under `vmap`, in the span of their own images where
-    that is possible and less work.
+    One episode, or any with an inner defense in `perturbs` or with released `means`, is computed by a plain call of
+    the rule: such a defense draws its noise inside it. All others are computed at once under `vmap`, in the span of
+    their own images where that is possible and less work.
     """
     count = len(batch.support_labels)
-    if count > 1 and not any(perturbs):
+    if count > 1 and not any(perturbs) and not any(means):
         images = batch.support_inputs.shape[1] + batch.query_inputs.shape[1]
         if own_span_pays(model, rule, parameters, images):
             gradients, losses = own_span_meta_gradients(model, rule, parameters, batch)
@@ -30,10 +36,31 @@ def batch_meta_gradients(
             gradients, losses = vmap(lambda one: rule.meta_gradient(model, parameters, one))(batch)
         return {name: value.detach() for name, value in gradients.items()}, losses.detach()
     computed = [
-        rule.meta_gradient(model, parameters, Episode(*(part[row] for part in batch)), perturb)
-        for row, perturb in zip(range(count), perturbs or [None] * count, strict=True)
+        meta_gradient(model, rule, parameters, Episode(*(part[row] for part in batch)), perturb, released)
+        for row, perturb, released in zip(
+            range(count), perturbs or [None] * count, means or [None] * count, strict=True
+        )
     ]
     return stacked([gradient for gradient, _ in computed]), torch.stack([loss for _, loss in computed]).detach()
+
+
+def meta_gradient(
+    model: Model,
+    rule: Rule,
+    parameters: Parameters,
+    episode: Episode,
+    perturb: Perturb | None = None,
+    means: ReleasedMeans | None = None,
+) -> tuple[Parameters, Tensor]:
+    """Return the meta-gradient of one episode and the loss, from released `means` where there are any.
+
+    Raises `ValueError` for these together with an inner defense, or for a rule that does not read means alone.
+    """
+    if means is None:
+        return rule.meta_gradient(model, parameters, episode, perturb)
+    if perturb is not None:
+        raise ValueError("defenses: one of the place 'inner' and one of the place 'example' exclude one another")
+    return reads_means(rule).released_meta_gradient(model, parameters, episode, means)
 
 
 def stacked(gradients: Sequence[Parameters]) -> Parameters:

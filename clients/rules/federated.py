@@ -1,6 +1,6 @@
 """Ordinary federated learning: FedSGD and FedAvg (McMahan et al. 2017), which know no support and query set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from torch.func import grad_and_value
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
+from metaleak.clients.rules.released_means import ReleasedMeans
 from metaleak.clients.rules.rule import (
     InnerRate,
     InnerSteps,
@@ -19,6 +20,7 @@ from metaleak.clients.rules.rule import (
     cross_entropy,
     inner_steps,
 )
+from metaleak.defenses import Reading
 
 
 class FedSGD(BaseModel):
@@ -66,6 +68,19 @@ class FedSGD(BaseModel):
 
         gradient, value = grad_and_value(loss)(parameters)
         return gradient if perturb is None else perturb(gradient, 0), value
+
+    @property
+    def readings(self) -> Mapping[Reading, int]:
+        """One mean of all examples."""
+        return {"all": 1}
+
+    def released_meta_gradient(
+        self, model: Model, parameters: Parameters, episode: Episode, means: ReleasedMeans
+    ) -> tuple[Parameters, Tensor]:
+        """Return the released mean over support and query set together, and the loss."""
+        images, labels = all_examples(episode)
+        gradient = means.gradient(model, parameters, frozenset(parameters), images, labels, "all")
+        return gradient, cross_entropy(model, parameters, images, labels)
 
 
 class FedAvg(BaseModel):

@@ -1,5 +1,6 @@
 """MAML (Finn et al. 2017), its first-order form and ANIL."""
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
@@ -9,6 +10,7 @@ from torch.func import grad_and_value
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model, head_of
+from metaleak.clients.rules.released_means import ReleasedMeans
 from metaleak.clients.rules.rule import (
     InnerRate,
     InnerSteps,
@@ -17,6 +19,7 @@ from metaleak.clients.rules.rule import (
     cross_entropy,
     inner_steps,
 )
+from metaleak.defenses import Reading
 
 
 class MAML(BaseModel):
@@ -82,6 +85,32 @@ class MAML(BaseModel):
         else:
             gradient, loss = grad_and_value(query_loss)(self.adapt(model, parameters, episode, perturb))
         return gradient, loss
+
+    @property
+    def readings(self) -> Mapping[Reading, int]:
+        """One mean of the support set an inner step, one more for its derivative, and one of the query set."""
+        first_order: dict[Reading, int] = {"support": self.inner_steps, "query": 1}
+        return {**first_order, "curvature": self.inner_steps} if self.order == 2 else first_order
+
+    def released_meta_gradient(
+        self, model: Model, parameters: Parameters, episode: Episode, means: ReleasedMeans
+    ) -> tuple[Parameters, Tensor]:
+        """Return the meta-gradient from `means` alone, and the query loss after adaptation.
+
+        Order 1 post-processes the adapted parameters. Order 2 does not: d theta'/d theta = 1 - rate H(theta) has the
+        Hessian of the support set, which reads its examples again. So each product with H is a mean of its own, over
+        the examples' Hessians, taken backward from the last step: one more mechanism a step, on the support set.
+        """
+        names = self.adapted_names(model, parameters)
+        support = episode.support_inputs, episode.support_labels
+        query = episode.query_inputs, episode.query_labels
+        trail = means.descent(model, parameters, *support, self.inner_steps, self.inner_rate, "support", names)
+        gradient = means.gradient(model, trail[-1], frozenset(parameters), *query, "query")
+        for step in reversed(range(self.inner_steps if self.order == 2 else 0)):
+            moved = {name: value for name, value in gradient.items() if name in names}
+            product = means.curvature(model, trail[step], moved, *support, step)
+            gradient = {name: value - self.inner_rate * product[name] for name, value in gradient.items()}
+        return gradient, cross_entropy(model, trail[-1], *query)
 
 
 def first_order_maml(inner_steps: int = 1, inner_rate: float = 0.4) -> MAML:

@@ -1,5 +1,6 @@
 """Reptile (Nichol et al. 2018)."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
+from metaleak.clients.rules.released_means import ReleasedMeans
 from metaleak.clients.rules.rule import (
     InnerRate,
     InnerSteps,
@@ -16,6 +18,7 @@ from metaleak.clients.rules.rule import (
     cross_entropy,
     inner_steps,
 )
+from metaleak.defenses import Reading
 
 
 class Reptile(BaseModel):
@@ -50,5 +53,19 @@ class Reptile(BaseModel):
         """
         images, labels = all_examples(episode)
         adapted = inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
+        gradient = {name: (value - adapted[name]) / self.inner_rate for name, value in parameters.items()}
+        return gradient, cross_entropy(model, adapted, images, labels)
+
+    @property
+    def readings(self) -> Mapping[Reading, int]:
+        """One mean of all images an inner step."""
+        return {"all": self.inner_steps}
+
+    def released_meta_gradient(
+        self, model: Model, parameters: Parameters, episode: Episode, means: ReleasedMeans
+    ) -> tuple[Parameters, Tensor]:
+        """Return the sum of the released means, and the loss on all images at theta."""
+        images, labels = all_examples(episode)
+        *_, adapted = means.descent(model, parameters, images, labels, self.inner_steps, self.inner_rate, "all")
         gradient = {name: (value - adapted[name]) / self.inner_rate for name, value in parameters.items()}
         return gradient, cross_entropy(model, adapted, images, labels)

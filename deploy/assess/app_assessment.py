@@ -135,8 +135,8 @@ def _candidates(app: App, data: LabeledExamples, update: Update) -> Candidates:
             torch.arange(count).repeat(learners), torch.tensor(update.learners).repeat_interleave(count), None
         )
     with _naming(app.candidates):
-        columns = _columns(app.candidates, ("example", "learner"), ("member",))
-        example, learner = _places(columns["example"], data), columns["learner"]
+        columns = _columns(app.candidates, data, ("example", "learner"), ("member",))
+        example, learner = columns["example"], columns["learner"]
         strangers = sorted(set(learner.tolist()) - set(update.learners))
         if strangers:
             there = ", ".join(str(one) for one in update.learners[:10])
@@ -150,21 +150,18 @@ def _candidates(app: App, data: LabeledExamples, update: Update) -> Candidates:
 def _own(path: Path, data: LabeledExamples, candidates: Candidates) -> Tensor:
     """Return the places of the adversary's own images, of which none may be a candidate."""
     with _naming(path):
-        own = _places(_columns(path, ("example",))["example"], data)
+        own = _columns(path, data, ("example",))["example"]
         both = set(own.tolist()) & set(candidates.example.tolist())
         if both:
             raise ValueError(f"example {min(both)} is a candidate too: the adversary's own images are no learner's")
         return own
 
 
-def _places(examples: Tensor, data: LabeledExamples) -> Tensor:
-    if len(examples) and not 0 <= int(examples.min()) <= int(examples.max()) < len(data.labels):
-        raise ValueError(f"an example must be a place in the data, 0 to {len(data.labels) - 1}")
-    return examples
-
-
-def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Return the integer columns of a CSV file by name."""
+def _columns(
+    path: Path, data: LabeledExamples, needed: tuple[str, ...], also: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Return the columns of a CSV file by name: numbers, and an `example` by its place in the data or its name."""
+    places = {name: place for place, name in enumerate(data.names)}
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         names = tuple(reader.fieldnames or ())
@@ -176,13 +173,19 @@ def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...] = ()) ->
             if len(rows[names[0]]) == MAX_CANDIDATES:
                 raise ValueError(f"more than {MAX_CANDIDATES} rows")
             for name in names:
-                value = line[name]
-                if value is None or not value.strip().isdecimal() or len(value) > 18:
-                    raise ValueError(f"line {reader.line_num}: {name} must be a number, got {str(value)[:40]!r}")
-                rows[name].append(int(value))
+                value = (line[name] or "").strip()
+                known = places.get(value) if name == "example" else None
+                if known is None and (not value.isdecimal() or len(value) > 18):
+                    or_name = " or the name of an example" if name == "example" and places else ""
+                    raise ValueError(f"line {reader.line_num}: {name} must be a number{or_name}, got {value[:40]!r}")
+                rows[name].append(int(value) if known is None else known)
     if not rows[names[0]]:
         raise ValueError("has no rows")
-    return {name: torch.tensor(values) for name, values in rows.items()}
+    found = {name: torch.tensor(values) for name, values in rows.items()}
+    examples = found["example"]
+    if not 0 <= int(examples.min()) <= int(examples.max()) < len(data.labels):
+        raise ValueError(f"an example must be a place in the data, 0 to {len(data.labels) - 1}")
+    return found
 
 
 @contextmanager

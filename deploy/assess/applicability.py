@@ -14,5 +14,6 @@ def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
         experiment.built_defenses(),
         experiment.threat_model,
         all_shared=experiment.shares == EVERYTHING,
+        rounds=min(experiment.targets.rounds, experiment.recorded_rounds()),
     )
     return None if reason is None else f"{attack.name} {reason}"

@@ -53,6 +53,8 @@ def assess(
     made: Attack = attack.built("attacks")
     if reason := reason_against(experiment, attack):
         raise ValueError(reason)
+    if not (isinstance(made, AsksMembership) or targets.learners):
+        raise ValueError(f"targets.learners: must be at least 1 for {attack.name}, which only reconstructs, got 0")
     out = new_result_directory(run.path / "attacks", name or result_name(attack))
     attacked = _attacked(run, experiment)
     engine = experiment.engine
@@ -69,7 +71,7 @@ def assess(
         # What the server sent in a late round tells of every earlier one, so all up to it count.
         releases = experiment.releases(attacked.rounds[-1])
         asked = ask_membership(made, attacked, targets, releases, seed, device, kept, advance)
-    if isinstance(made, Reconstructs):
+    if isinstance(made, Reconstructs) and targets.learners:
         rebuilt = rebuild(made, attacked, targets.learners, seed, device, advance)
     result = AttackResult(
         attack=attack.resolved("attacks"),
@@ -144,7 +146,8 @@ def _unfinished(name: str) -> bool:
 def _attacked(run: RunDirectory, experiment: Experiment) -> Attacked:
     record = Record(run.record)
     rounds = _rounds(record, experiment.targets)
-    return Attacked(record, rounds, _learners(record, rounds), experiment.federation())
+    learners = {learner for round in rounds for learner in record.mean_of(round) or record.learners(round)}
+    return Attacked(record, rounds, sorted(learners), experiment.federation())
 
 
 def _rounds(record: Record, targets: TargetSettings) -> list[int]:
@@ -157,15 +160,3 @@ def _rounds(record: Record, targets: TargetSettings) -> list[int]:
     first = rounds[0] if targets.round == "first" else targets.round
     # A first round that is not there is the record's to name.
     return [first, *(round for round in rounds if round > first)][: targets.rounds]
-
-
-def _learners(record: Record, rounds: list[int]) -> list[int]:
-    """Return the learners that answered in every one of `rounds`, ascending; raises `ValueError` when none did.
-
-    Of a round of which the server saw the mean alone: those whose mean it is.
-    """
-    present = [set(record.mean_of(round) or record.learners(round)) for round in rounds]
-    learners = sorted(set.intersection(*present))
-    if not learners:
-        raise ValueError(f"{record.path}: no learner answered in all of the rounds {rounds[0]} to {rounds[-1]}")
-    return learners

@@ -1,6 +1,6 @@
 """An attack that asks for membership: its answers to the targets, and how well they tell members."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -9,11 +9,12 @@ from safetensors.torch import save
 
 from metaleak.attacks.attack import Answers, AsksMembership, Divisible, joined
 from metaleak.attacks.evaluation.membership import Estimate, Evaluation, evaluate
+from metaleak.attacks.rounds import AsksOverRounds
 from metaleak.deploy.assess.kept_parts import KeptParts
-from metaleak.deploy.assess.observe import Attacked, observe
+from metaleak.deploy.assess.observe import Attacked, RecordedRounds, observe
 from metaleak.deploy.assess.privacy import measured_privacy
 from metaleak.deploy.assess.time_limit import Advance
-from metaleak.deploy.assess.truth import Truth, ask, inputs
+from metaleak.deploy.assess.truth import Truth, ask_over, inputs
 from metaleak.deploy.config.experiment import TargetSettings
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.results.arrays import write_columns
@@ -93,7 +94,8 @@ def ask_membership(
 
     Raises `Interrupted` with what is kept, `ValueError` when there are no targets.
     """
-    truth = ask(attacked.federation, attacked.learners, attacked.rounds[0], attack.asks, settings)
+    answered = {round: attacked.answered(round) for round in attacked.rounds}
+    truth = ask_over(attacked.federation, answered, attack.asks, settings)
     try:
         answers = _answers(attack, attacked, truth, seed, device, kept, advance)
     except Interrupted:
@@ -117,23 +119,28 @@ def _answers(
     kept: KeptParts,
     advance: Advance,
 ) -> Answers:
-    """Return the attack's answers over the rounds: scores add up, the rest is the last round's."""
+    """Return the attack's answers: those over all rounds, or those in the one that there is.
+
+    Raises `ValueError` for an attack that sees one round where there are several.
+    """
     asked = truth.targets(attacked.federation, attacked.learners).to(device)
-    whole = torch.arange(len(asked.rows), device=device)
-    total = torch.zeros(len(asked.rows), dtype=torch.float64)
-    for number, round in enumerate(attacked.rounds):
-        observation = observe(attacked, round, attack, truth).to(device)
-        # Nothing is kept of an attack whose targets cannot be parted: there is one part, and it has ended.
-        parts = attack.parts(observation, asked) if isinstance(attack, Divisible) else ()
-        found, before = [], number * len(whole)
-        for places in parts or [whole]:
+    if len(attacked.rounds) > 1:
+        if not isinstance(attack, AsksOverRounds):
+            raise ValueError(f"{type(attack).__name__} sees one round, and is asked about {len(attacked.rounds)}")
+        return attack.over_rounds(RecordedRounds(attacked, attack, truth, device), asked, seed, advance).to("cpu")
+    (round,) = attacked.rounds
+    observation = observe(attacked, round, attack, truth).to(device)
+    # Nothing is kept of an attack whose targets cannot be parted: there is one part, and it has ended.
+    parts = attack.parts(observation, asked) if isinstance(attack, Divisible) else ()
+    if not parts:
+        return attack(observation, asked, seed, advance).to("cpu")
+    found, before = [], 0
+    for places in parts:
 
-            def tell(done: int, of: int, before: int = before, size: int = len(places)) -> None:
-                advance(before + size * done / max(1, of), len(attacked.rounds) * len(whole))
+        def tell(done: int, of: int, before: int = before, size: int = len(places)) -> None:
+            advance(before + size * done / max(1, of), len(asked.rows))
 
-            ask = partial(attack, observation, asked.at(places), seed, tell)
-            found.append(kept.answers(round, places, ask) if parts else ask().to("cpu"))
-            before += len(places)
-        answers = joined([places.cpu() for places in parts], found) if parts else found[0]
-        total += answers.scores
-    return replace(answers, scores=answers.scores if len(attacked.rounds) == 1 else total)
+        ask = partial(attack, observation, asked.at(places), seed, tell)
+        found.append(kept.answers(round, places, ask))
+        before += len(places)
+    return joined([places.cpu() for places in parts], found)

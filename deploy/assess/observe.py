@@ -1,13 +1,26 @@
 """What an adversary observes of a run: the record, and what the attack requires beside it, taken from the truth."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import overload
+
+import torch
 
 from metaleak.attacks.attack import Attack
 from metaleak.attacks.observation import Observation, Update
+from metaleak.attacks.rounds import Round
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.federation import Federation
-from metaleak.deploy.assess.truth import SETS, Truth, held_classes, held_inputs, inputs, rest_of_sets
+from metaleak.deploy.assess.truth import (
+    SETS,
+    Truth,
+    chance_of_a_draw,
+    held_classes,
+    held_inputs,
+    inputs,
+    positions_in,
+    rest_of_sets,
+)
 from metaleak.server.record.reader import Record
 
 _SURROUNDED: frozenset[Capability] = frozenset({"rest of the set", "both candidates"})
@@ -15,12 +28,49 @@ _SURROUNDED: frozenset[Capability] = frozenset({"rest of the set", "both candida
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
-    """What of a run is attacked: the `rounds` of its `record`, and the `learners` that answered in all of them."""
+    """What of a run is attacked: the `rounds` of its `record`, and the `learners` that answered in any of them."""
 
     record: Record
     rounds: Sequence[int]
     learners: Sequence[int]
     federation: Federation
+
+    def answered(self, round: int) -> list[int]:
+        """Return the attacked learners that answered in `round`, or of whose mean the server saw it, in order."""
+        there = set(self.record.mean_of(round) or self.record.learners(round))
+        return [learner for learner in self.learners if learner in there]
+
+
+class RecordedRounds(Sequence[Round]):
+    """The attacked rounds, each read from the record when it is asked for."""
+
+    def __init__(self, attacked: Attacked, attack: Attack, truth: Truth, device: torch.device) -> None:
+        self._attacked, self._attack, self._truth, self._device = attacked, attack, truth, device
+
+    def __len__(self) -> int:
+        return len(self._attacked.rounds)
+
+    @overload
+    def __getitem__(self, place: int) -> Round: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Round]: ...
+
+    def __getitem__(self, place: int | slice) -> Round | list[Round]:
+        """Read one round; raises `RecordError` where it cannot be read."""
+        if isinstance(place, slice):
+            raise TypeError("rounds are read one at a time")
+        attacked, truth, number = self._attacked, self._truth, self._attacked.rounds[place]
+        answered = attacked.answered(number)
+        row_of = {learner: row for row, learner in enumerate(answered)}
+        observation = observe(replace(attacked, learners=answered), number, self._attack, truth)
+        return Round(
+            number,
+            observation,
+            torch.tensor([row_of.get(learner, -1) for learner in attacked.learners]),
+            positions_in(attacked.federation, truth, number, answered),
+            chance_of_a_draw(attacked.federation, self._attack.asks),
+        ).to(self._device)
 
 
 def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None = None) -> Observation:

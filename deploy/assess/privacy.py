@@ -10,7 +10,7 @@ from metaleak.attacks.evaluation.empirical_epsilon import (
     one_run_lower_bound,
 )
 from metaleak.clients.federation import Federation
-from metaleak.defenses import Accounted, Defense, bytes_sent, noise_of
+from metaleak.defenses import Accounted, Defense, ExampleMechanism, bytes_sent, noise_of
 from metaleak.defenses.cost import dense_bytes
 from metaleak.deploy.assess.truth import Truth
 from metaleak.deploy.results.schema import Cost, Privacy
@@ -51,7 +51,12 @@ def measured_privacy(
 
 
 def _gaussian(defense: Defense) -> bool:
-    """Return whether a defense with a guarantee promises that it is the Gaussian mechanism's; see `Modeled`."""
+    """Return whether a defense's guarantee promises to be that of Gaussian mechanisms.
+
+    See `Modeled`, and `ExampleMechanism`.
+    """
+    if isinstance(defense, ExampleMechanism):
+        return True
     noise = noise_of(defense)
     return (
         defense.place == "shared"

@@ -1,6 +1,6 @@
 """The truth about membership, rebuilt from the experiment's seed: only the evaluation may ask for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,18 +57,33 @@ def ask(
 ) -> Truth:
     """Return the targets of one attack on one round.
 
-    Members are drawn from what `learners` held in `round`, at most `settings.members`. Non-members are images that no
-    learner ever holds: each takes a drawn learner and position, and an image of the class that stands there, so that
-    members and non-members have the same classes while the images last. Raises `ValueError` when there is none.
+    `learners` answered in `round`; see `ask_over`.
     """
-    generator = keyed_generator(federation.seed, round, "targets", asks)
-    draws = {learner: federation.learner(learner).drawn(round) for learner in learners}
-    held = [
-        (learner, position, image, int(drawn.classes[position]))
-        for learner, drawn in draws.items()
-        for position, images in enumerate(_asked(drawn, asks).tolist())
-        for image in images
-    ]
+    return ask_over(federation, {round: learners}, asks, settings)
+
+
+def ask_over(
+    federation: Federation,
+    answered: Mapping[int, Sequence[int]],
+    asks: Literal["query", "support"],
+    settings: TargetSettings,
+) -> Truth:
+    """Return the targets of one attack on the rounds of `answered`, which gives the learners that answered in each.
+
+    Members are drawn from what learners held in any round in which they answered, at most `settings.members`.
+    Non-members are images that no learner ever holds: each takes a drawn learner and position, and an image of the
+    class that stands there, so that members and non-members have the same classes while the images last; a position
+    is that of the first round that holds the image. Raises `ValueError` when there is none.
+    """
+    generator = keyed_generator(federation.seed, next(iter(answered)), "targets", asks)
+    first: dict[tuple[int, int], tuple[int, int, int, int]] = {}
+    for round, learners in answered.items():
+        for one in learners:
+            drawn = federation.learner(one).drawn(round)
+            for place, images in enumerate(_asked(drawn, asks).tolist()):
+                for image in images:
+                    first.setdefault((one, image), (one, place, image, int(drawn.classes[place])))
+    held = list(first.values())
     order = torch.randperm(len(held), generator=generator).tolist()
     members = [held[place] for place in order[: settings.members]]
     outsiders = _outsiders(federation, [held[place] for place in order], settings.non_members, generator)
@@ -101,6 +116,28 @@ def _outsiders(
     while len(asked) < count and any(pools.values()):
         asked += [(row, pools[row[3]].pop()) for row in held if pools[row[3]]][: count - len(asked)]
     return asked
+
+
+def positions_in(federation: Federation, truth: Truth, round: int, learners: Sequence[int]) -> Tensor:
+    """Return the position `(T,)` at which each target's class stands in its learner's task of `round`, or -1.
+
+    It is -1 for every learner but `learners`, and where the task has no such class.
+    """
+    drawn = {learner: federation.learner(learner).drawn(round).classes.tolist() for learner in learners}
+    places = [
+        classes.index(label) if label in (classes := drawn.get(learner, [])) else -1
+        for learner, label in zip(truth.learner.tolist(), truth.label.tolist(), strict=True)
+    ]
+    return torch.tensor(places)
+
+
+def chance_of_a_draw(federation: Federation, which: Literal["query", "support"]) -> float:
+    """Return how likely an image of a learner's shard is in one set of a round whose task has its class."""
+    task, partition = federation.task, federation.partition
+    held = partition.examples_per_class or task.shots + task.queries
+    if held == task.shots + task.queries:
+        return 1.0
+    return (task.queries if which == "query" else task.shots) / held
 
 
 def held_inputs(

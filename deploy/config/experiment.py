@@ -13,10 +13,12 @@ from metaleak.clients.device import Device
 from metaleak.clients.faults import Faults
 from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
+from metaleak.clients.rules import reads_means
 from metaleak.clients.sharing import EVERYTHING, Patterns
-from metaleak.defenses import Accounted, Defense
+from metaleak.defenses import Accounted, Defense, ExampleMechanism, SharesNoise
 from metaleak.deploy.config.plugins import Kind, Plugin
 from metaleak.deploy.config.releases import most_sampled
+from metaleak.server.learning.meta_learner import sample_size
 from metaleak.server.learning.optimizer import OuterOptimizer
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
@@ -74,16 +76,16 @@ class TargetSettings(BaseModel):
     """Which examples an attack is asked about, in which recorded rounds.
 
     At most `members` examples that learners hold are drawn, and at most `non_members` of the same classes that no
-    learner does. Several `rounds` (from `round` on, or up to the last) are attacked together, of the learners that
-    answered in all of them; what learners hold is told by the first. An attack that reconstructs rebuilds the sets of
-    at most `learners` learners.
+    learner does. Several `rounds` (from `round` on, or up to the last) are attacked together, by attacks that see
+    several: a member is then what a learner held in any of those in which it answered. An attack that reconstructs
+    rebuilds the sets of at most `learners` learners in the first of them.
     """
 
     model_config = _STRICT
 
     members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     non_members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
-    learners: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    learners: Annotated[int, Field(ge=0, le=1_000_000)] = 50
     round: Annotated[int, Field(ge=1)] | Literal["first", "last"] = "first"
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 1
 
@@ -156,7 +158,7 @@ class Experiment(BaseModel):
             raise ValueError("server.largest_norm: the server sees no learner's own norm under secure aggregation")
         if self.attacks and self.record.rounds == 0:
             raise ValueError("record.rounds: must be at least 1 for the attacks to have a record, got 0")
-        recorded = min(self.server.rounds, self.record.rounds or self.server.rounds)
+        recorded = self.recorded_rounds()
         if self.attacks and isinstance(self.targets.round, int) and self.targets.round > recorded:
             raise ValueError(
                 f"targets.round: must be one of the {recorded} recorded rounds, got {self.targets.round}"
@@ -184,21 +186,42 @@ class Experiment(BaseModel):
             shares=self.shares,
         )
 
+    def recorded_rounds(self) -> int:
+        """Return of how many rounds there is a record once all are done."""
+        return self.server.rounds if self.record.rounds is None else min(self.server.rounds, self.record.rounds)
+
     def releases(self, rounds: int | None = None) -> int:
         """Return the most of the first `rounds` (default: all) in which any one learner is sampled, or a bound."""
         rounds = self.server.rounds if rounds is None else rounds
         return most_sampled(self.partition.learners, self.server.fraction, self.seed, rounds)
 
     def built_defenses(self) -> tuple[Defense, ...]:
-        """Return the defenses, those with an accounted guarantee over all rounds that a learner may take part in."""
+        """Return the defenses, those with an accounted guarantee over all that a learner may release."""
         built = [defense.built("defenses") for defense in self.defenses]
+        acting = [defense.place for defense in built]
+        if acting.count("example") + ("inner" in acting and "example" in acting) > 1:
+            raise ValueError("defenses: one of the place 'example' excludes another, and those of the place 'inner'")
+        readings = reads_means(self.rule.built("rules")).readings if "example" in acting else {}
         for place, defense in enumerate(built):
-            if isinstance(defense, Accounted):
-                try:
-                    built[place] = defense.for_releases(self.releases())
-                except ValueError as error:
-                    raise ValueError(f"defenses.{place}.{error}") from None
+            try:
+                if isinstance(defense, ExampleMechanism):
+                    defense = defense.for_readings(readings)
+                if isinstance(defense, SharesNoise):
+                    if "aggregate" not in acting:
+                        raise ValueError("name: its guarantee is about the sum of a round; add secure-aggregation")
+                    defense = defense.for_learners(self._answering())
+                if isinstance(defense, Accounted):
+                    defense = defense.for_releases(self.releases())
+            except ValueError as error:
+                raise ValueError(f"defenses.{place}.{error}") from None
+            built[place] = defense
         return tuple(built)
+
+    def _answering(self) -> int:
+        """Return how many learners answer in every round; raises `ValueError` where faults leave that open."""
+        if self.faults != Faults():
+            raise ValueError("least_learners: with faults no number of learners answers for sure in every round")
+        return sample_size(self.partition.learners, self.server.fraction)
 
     def resolved(self) -> dict[str, Any]:
         """Return the experiment as plain data with every default written out; `Experiment(**resolved)` is equal."""

@@ -191,6 +191,8 @@ def _titles(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _about(flat: Mapping[str, str]) -> list[str]:
+    if not {"model.name", "data.name"} & set(flat):
+        return ["record of another app"]
     model, data = flat.get("model.name", "model"), flat.get("data.name", "data")
     units = {"ways": "way", "shots": "shot", "queries": "query"}
     task = " ".join(f"{flat[f'task.{key}']}-{unit}" for key, unit in units.items() if f"task.{key}" in flat)

@@ -73,14 +73,17 @@ def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
 
 
 def read_scores(root: Path, name: str) -> tuple[Scores, Bools]:
-    """Return `scores (T,)` and `member (T,)` from the Parquet file `root/name`, both empty when there is none.
+    """Return `scores (T,)` and `member (T,)` from the Parquet file `root/name`.
 
-    Raises `ValueError` for a damaged file, a missing column, another type, or more than 5 million targets.
+    Both are empty when there is none, or nobody knew the members when it was written. Raises `ValueError` for a
+    damaged file, a missing column, another type, or more than 5 million targets.
     """
     try:
         with naming(root, name), _sized(root, name, MAX_SCORES_FILE) as file:
             table = _scores(file)
     except FileNotFoundError:
+        table = None
+    if table is None:
         return np.empty(0), np.empty(0, np.bool_)
     path = root / name
     if table["score"].null_count or table["member"].null_count:
@@ -91,12 +94,14 @@ def read_scores(root: Path, name: str) -> tuple[Scores, Bools]:
     return scores, table["member"].to_numpy().astype(np.bool_)
 
 
-def _scores(file: int) -> pa.Table:
+def _scores(file: int) -> pa.Table | None:
     try:
         with os.fdopen(os.dup(file), "rb") as opened, pq.ParquetFile(opened) as parquet:
             if (rows := parquet.metadata.num_rows) > MAX_TARGETS:
                 raise ValueError(f"{rows} targets, more than the {MAX_TARGETS} that are read")
             schema = parquet.schema_arrow
+            if "score" in schema.names and "member" not in schema.names:
+                return None
             for column, wanted in (("score", pa.types.is_floating), ("member", pa.types.is_boolean)):
                 if schema.get_field_index(column) < 0 or not wanted(schema.field(column).type):
                     raise ValueError(f"no column {column!r} of the expected type")

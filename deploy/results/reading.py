@@ -145,6 +145,8 @@ def read_suite(path: Path) -> SuiteResult:
 def read_run(root: Path, inside: str = "") -> RunResult:
     """Return the run in the directory `root`, or `inside` it; missing parts are empty.
 
+    A directory that holds nothing but attacks, as those on the record of another app, counts as a run that is done.
+
     Raises `ValueError` for a damaged part, and for one that is a link or lies behind one.
     """
     path = root / inside
@@ -152,11 +154,16 @@ def read_run(root: Path, inside: str = "") -> RunResult:
         raise ValueError(f"{path}: no such directory")
     state = read_json(root, _name(inside, "run.json"), RunState)
     written = _bytes(root, _name(inside, "experiment.yaml"), MAX_FILE)
+    attacks = plain_folders(root, _name(inside, "attacks"), MAX_ATTACKS)
     if state is None and written is None:
-        raise ValueError(f"{path}: neither a run (run.json, experiment.yaml) nor a suite ({SUITE_FILE})")
+        if not attacks:
+            raise ValueError(
+                f"{path}: neither a run (run.json, experiment.yaml) nor a suite ({SUITE_FILE}) nor attacks"
+            )
+        # The record of another app: nobody but the app knows how its training went.
+        state = RunState(status="done")
     state, written = state or RunState(), written or b""
     config = yaml_from(written, path / "experiment.yaml")
-    attacks = plain_folders(root, _name(inside, "attacks"), MAX_ATTACKS)
     return RunResult(
         path=path,
         config=in_long_form(config, str(path / "experiment.yaml")),

@@ -42,7 +42,7 @@ def measured_chunk(
     divided by the cores. Measuring goes on for about `seconds`; the result is remembered in the user's cache
     directory, for this machine, torch, model, rule, task and image shape.
     """
-    if any(defense.place == "inner" for defense in federation.defenses):
+    if any(defense.place in ("inner", "example") for defense in federation.defenses):
         return 1
     every = {name: value.to(device) for name, value in federation.initial_parameters().items()}
     model, parameters = federation.computed(every)

@@ -252,3 +252,18 @@ def test_what_is_missing_is_named(changes, said):
     observation, targets, _ = federation((), learners=2)
     with pytest.raises(ValueError, match=said):
         LikelihoodRatio()(Observation(**{**vars(observation), **changes}), targets, 0)
+
+
+@pytest.mark.parametrize(
+    "defenses", [(), (GaussianMechanism(clip=0.1, noise_multiplier=1.0),), (Noise(law="laplace"),)]
+)
+@pytest.mark.parametrize("asks", ["query", "support"])
+def test_it_makes_its_tensors_where_its_inputs_are(asks, defenses):
+    """Made by default where no numbers are, what it makes itself would show in its answers or fail."""
+    observation, targets, _ = federation(defenses, asks, learners=3)
+    attack = LikelihoodRatio(asks=asks)
+    plain = attack(observation, targets, 0)
+    with torch.device("meta"):
+        answers = attack(observation, targets, 0)
+    assert attack.on_any_device
+    assert torch.equal(answers.scores, plain.scores)

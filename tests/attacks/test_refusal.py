@@ -4,6 +4,7 @@ import pytest
 from flower_apps.networks import CNN
 from pydantic import ValidationError
 
+from metaleak.attacks import dlg_attack
 from metaleak.attacks.alignment.alignment import Alignment
 from metaleak.attacks.likelihood_ratio import LikelihoodRatio
 from metaleak.attacks.refusal import refusal
@@ -44,3 +45,12 @@ def test_what_is_written_of_a_threat_model_is_always_the_same():
     known = ThreatModel(knows=frozenset({"own examples", "labels", "classes"}))
     assert known.model_dump(mode="json") == {"knows": ["classes", "labels", "own examples"]}
     assert ThreatModel.model_validate(known.model_dump(mode="json")) == known
+
+
+def test_an_attack_that_sees_one_round_is_refused_several_with_a_reason():
+    assert refusal(dlg_attack(), MLP(), rounds=20) == "sees one round, and is asked about 20 (targets.rounds)"
+    said = refusal(SpanTest(), MLP(), rounds=20)
+    assert said is not None
+    assert said.startswith("sees one round, and is asked about 20 (targets.rounds): knows_defenses")
+    assert refusal(SpanTest(knows_defenses=True), MLP(), rounds=20) is None
+    assert refusal(Alignment(), LeNet(), rounds=20) is None

@@ -56,9 +56,9 @@ def call(capsys, *arguments):
     return leaving.value.code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("command", ["init", "simulate", "attack", "benchmark", "report"])
+@pytest.mark.parametrize("command", ["init", "simulate", "attack", "benchmark", "report", "audit model"])
 def test_every_command_has_help_with_an_example(capsys, command):
-    code, out, _ = call(capsys, command, "--help")
+    code, out, _ = call(capsys, *command.split(), "--help")
     assert code == 0
     assert f"Example: metaleak {command}" in " ".join(out.split())
 

@@ -9,18 +9,18 @@ from membership_questions import held_classes, held_inputs, inputs, questions
 from torch import Tensor
 
 from metaleak.attacks.alignment.alignment import Alignment
-from metaleak.attacks.alignment.discriminant import fit_discriminant
 from metaleak.attacks.alignment.example_gradients import (
     flattened,
     query_contributions,
     support_contributions,
 )
 from metaleak.attacks.alignment.gradient_metric import fit
-from metaleak.attacks.alignment.own_examples import OwnExamples
-from metaleak.attacks.alignment.shadows import shadow_learners
 from metaleak.attacks.attack import Targets
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.observation import Observation
+from metaleak.attacks.shadows.discriminant import fit_discriminant
+from metaleak.attacks.shadows.own_examples import OwnExamples
+from metaleak.attacks.shadows.shadow_learners import shadow_learners
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.episode import Episode

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from metaleak.attacks.alignment.example_gradients import flattened
-from metaleak.attacks.alignment.own_examples import OwnExamples
 from metaleak.attacks.alignment.stand_ins import SeenLearner, expected_gradient, stand_ins_for
 from metaleak.attacks.observation import Observation
+from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.episode import Episode
 from metaleak.clients.models import MLP

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from torch.func import vmap
 
 from metaleak.attacks import (
-    ReconstructionAttack,
+    InversionFromTarget,
     cosine_tv_attack,
     dlg_attack,
     inverting_gradients_attack,
     query_attack,
 )
-from metaleak.attacks.attack import Attack, Targets
+from metaleak.attacks.attack import Attack, Reconstructs, Targets
 from metaleak.attacks.inversion.descent import remaining
 from metaleak.attacks.inversion.matching import total_variation
 from metaleak.attacks.inversion.starts import start_random
@@ -209,8 +209,6 @@ def test_a_random_start_is_its_learners_own():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"start": "random"}, "fit 0 and decision 'distance'"),
-        ({"start": "random", "fit": 0, "decision": "class"}, "fit 0 and decision 'distance'"),
         ({"decision": "fit", "fit": 0}, "fit is 0"),
         ({"optimizer": "lbfgs", "signed": True}, "signed does not go with"),
         ({"total_variation": -1.0}, "total_variation"),
@@ -218,4 +216,25 @@ def test_a_random_start_is_its_learners_own():
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
-        ReconstructionAttack(**settings)
+        InversionFromTarget(**settings)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_rebuilt_of_a_learner_is_what_answers_for_its_targets(preset, lenet):
+    observation, query = lenet
+    observation = dataclasses.replace(observation, input_shape=SHAPE)
+    attack = preset(iterations=3, chunk=2)
+    rebuilt = attack.reconstruct(observation, seed=1)
+    assert isinstance(attack, Reconstructs)
+    assert rebuilt.examples.shape == query.shape
+    assert rebuilt.confidence.shape == query.shape[:2]
+    rows = torch.arange(LEARNERS).repeat_interleave(WAYS)
+    answers = attack(observation, Targets(query.flatten(0, 1), rows, torch.arange(WAYS).repeat(LEARNERS)), seed=1)
+    nearest = (rebuilt.examples[rows] - answers.reconstructions[:, None]).flatten(2).norm(dim=2).min(dim=1)
+    assert nearest.values.max() < 1e-5
+    assert torch.allclose(-rebuilt.confidence[rows, 0], answers.statistics["loss"], rtol=1e-4)
+
+
+def test_images_of_no_known_shape_cannot_be_rebuilt(lenet):
+    with pytest.raises(ValueError, match=r"reconstructs images \(C, H, W\), .* have shape \(\)"):
+        cosine_tv_attack(iterations=1).reconstruct(lenet[0], seed=1)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from metaleak.attacks.span.noisy_images import _log_moment, noisy_span_evidence
+from metaleak.attacks.span.noisy_images import _log_moment, noisy_precision, noisy_span_evidence
 
 
 @pytest.mark.parametrize("dimension", [2, 30, 100])
@@ -34,7 +34,9 @@ def test_it_tells_the_images_of_a_noisy_span_better_than_their_distance():
         images = torch.randn(2 * held, pixels, generator=generator, dtype=torch.float64) * spread
         noisy = images[:held] + deviation * torch.randn(held, pixels, generator=generator, dtype=torch.float64)
         basis = torch.linalg.qr(noisy.mT)[0].mT
-        scores = noisy_span_evidence(images, basis, torch.diag(spread.square()), deviation)
+        scores = noisy_span_evidence(
+            images, basis, noisy_precision(torch.diag(spread.square()), deviation), deviation
+        )
         distances = (images - images @ basis.mT @ basis).norm(dim=1) / images.norm(dim=1)
         members.append(torch.stack([scores[:held], -distances[:held]]))
         outsiders.append(torch.stack([scores[held:], -distances[held:]]))

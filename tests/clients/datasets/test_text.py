@@ -100,7 +100,7 @@ def test_an_unknown_way_with_long_sentences_is_refused():
         MadeUpSentences.model_validate({"longer": "wrap"})
 
 
-@pytest.mark.skipif(PUBLISHED is None, reason="METALEAK_DATA is not set")
+@pytest.mark.skipif(not PUBLISHED, reason="METALEAK_DATA is not set")
 def test_the_published_sentences_are_read():
     folder = Path(str(PUBLISHED))
     cola, sst2, reviews = (kind(data_dir=folder).text() for kind in (CoLA, SST2, RottenTomatoes))

@@ -8,8 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from flower_apps.fedavg import MEAN, STD, run_app
+from PIL import Image
 
+from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.deploy.cli import main
+from metaleak.deploy.report.page import write_report
 
 
 def write(path, header, rows):
@@ -73,6 +76,39 @@ def test_without_the_truth_there_are_plain_scores(folder, capsys):
     said(capsys, folder / "record", "span", "--app", app_file(folder), "--as", "known")
     known = pq.read_table(folder / "attacks" / "known" / "scores.parquet").to_pandas()
     assert scores.score.tolist() == known.score.tolist()
+
+
+def test_the_report_shows_the_attacks_on_the_record(folder, capsys):
+    said(capsys, folder / "record", "span", "--app", app_file(folder), "--as", "shown")
+    unknown = app_file(folder, "unknown.yaml", candidates="unknown.csv")
+    said(capsys, folder / "record", "span", "--app", unknown, "--as", "not-compared")
+    page = write_report(folder).read_text()
+    assert "the shown attack tells members from non-members almost always: AUC 1.000" in page
+    assert "not-compared: not evaluated" in page
+    assert "record of another app" in page
+
+
+def test_examples_can_be_asked_about_by_the_names_of_their_files(folder, tmp_path, capsys):
+    images, labels = EmbeddedMNIST().load().examples, EmbeddedMNIST().load().labels
+    with (folder / "candidates.csv").open(newline="") as file:
+        asked = [(int(row["example"]), row["learner"], row["member"]) for row in csv.DictReader(file)]
+    names = {}
+    for example in sorted({row[0] for row in asked}):
+        names[example] = f"{int(labels[example])}/{example}.png"
+        path = tmp_path / "images" / names[example]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[example, 0].numpy()).save(path)
+    write(tmp_path / "named.csv", ("example", "learner", "member"), [(names[row[0]], *row[1:]) for row in asked])
+    data = {"name": "folder", "path": str(tmp_path / "images")}
+    file = app_file(folder, "named.yaml", data=data, candidates=str(tmp_path / "named.csv"))
+    code, out, _ = said(capsys, folder / "record", "span", "--app", file, "--as", "named")
+    assert (code, "AUC 1.000" in out, "on 120 members" in out) == (0, True, True)
+    write(tmp_path / "named.csv", ("example", "learner"), [("0/none.png", 0)])
+    code, _, error = said(capsys, folder / "record", "span", "--app", file, "--as", "misnamed")
+    assert (code, "line 2: example must be a number or the name of an example, got '0/none.png'" in error) == (
+        1,
+        True,
+    )
 
 
 def test_an_attack_that_requires_what_is_not_stated_is_refused(folder, capsys):

@@ -184,7 +184,7 @@ def test_learners_that_draw_anew_cannot_be_surrounded(tmp_path):
     run, experiment = simulated(
         tmp_path, partition={"learners": 10, "examples_per_class": 6}, targets={**SMALL["targets"], "rounds": 2}
     )
-    with pytest.raises(ValueError, match="learners draw other episodes in round 2"):
+    with pytest.raises(ValueError, match="learners draw other episodes in round 1"):
         assess(run, experiment, EVERYTHING, "everything")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from local_grid import local_simulate
 
-from metaleak.attacks import ReconstructionAttack
+from metaleak.attacks import InversionFromTarget
 from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import Interrupted
@@ -17,8 +17,8 @@ SMALL = {
     "model": {"name": "mlp", "hidden": [8]},
     "server": {"rounds": 2},
     "evaluation": {"tasks": 2, "queries": 2},
-    "attacks": [{"name": "query", "iterations": 2, "fit": 0, "chunk": 8}],
-    "targets": {"members": 20, "non_members": 20, "rounds": 2},
+    "attacks": [{"name": "query", "iterations": 2, "fit": 0, "chunk": 4}],
+    "targets": {"members": 20, "non_members": 20},
 }
 
 
@@ -29,7 +29,7 @@ def run(tmp_path):
 
 def counted(monkeypatch, stop_after=None):
     """Return the list of parts' sizes that are really computed; the call after so many is interrupted."""
-    computed, real = [], ReconstructionAttack.__call__
+    computed, real = [], InversionFromTarget.__call__
 
     def call(self, observation, targets, *rest):
         if len(computed) == stop_after:
@@ -37,7 +37,7 @@ def counted(monkeypatch, stop_after=None):
         computed.append(len(targets.rows))
         return real(self, observation, targets, *rest)
 
-    monkeypatch.setattr(ReconstructionAttack, "__call__", call)
+    monkeypatch.setattr(InversionFromTarget, "__call__", call)
     return computed
 
 
@@ -54,12 +54,12 @@ def test_the_same_command_goes_on_and_ends_as_if_never_interrupted(run, monkeypa
             Interrupted, match="interrupted; 7 parts of the attack are kept, the same command goes on"
         ):
             assess(run, experiment, attack)
-    assert first == [8, 8, 8, 8, 8, 8, 8]
+    assert first == [4, 4, 4, 4, 4, 4, 4]
     assert not (run.path / "attacks" / "query" / "attack.json").exists()
     with monkeypatch.context() as patch:
         rest = counted(patch)
         assess(run, experiment, attack)
-    assert rest == [8, 8, 8]
+    assert rest == [4, 4, 4]
     assess(run, experiment, attack, "afresh")
     assert np.array_equal(found(run), found(run, "afresh"))
     names = {path.name for path in (run.path / "attacks" / "query").iterdir()}

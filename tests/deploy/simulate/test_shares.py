@@ -1,8 +1,10 @@
+"""What the learners of a federation share, and what is in no message."""
+
 import pytest
 
 from metaleak.attacks.refusal import refusal
 from metaleak.clients.models import MLP
-from metaleak.deploy.assess.observe import observe
+from metaleak.deploy.assess.observe import Attacked, observe
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.simulate.launch import simulate_here
@@ -30,7 +32,7 @@ def test_what_is_not_shared_is_in_no_message_and_no_record(tmp_path):
     # Two rounds of what was sent and of six replies: the weights of 8 units and the biases of 3 classes.
     assert record_bytes(experiment) == 4 * (3 * 8 + 3) * 2 * 7
     federation = experiment.federation()
-    observation = observe(record, 2, [0, 1], federation, Plugin(name="span").built("attacks"))
+    observation = observe(Attacked(record, [2], [0, 1], federation), 2, Plugin(name="span").built("attacks"))
     assert set(observation.gradients) == {"head.weight", "head.bias"}
     assert set(observation.parameters) == set(federation.initial_parameters())
 

@@ -48,6 +48,14 @@ class OwnExamples:
             rows.append([label if label in known else next(strangers) for label in row])
         return torch.tensor(rows)
 
+    def tasks(self, ways: int, count: int, generator: torch.Generator) -> Tensor:
+        """Return the classes of `count` random tasks, `(count, ways)`; each class once while there are enough."""
+        known = torch.unique(self.labels)
+        times = -(-ways // len(known))
+        return torch.stack(
+            [known[torch.randperm(len(known), generator=generator)].repeat(times)[:ways] for _ in range(count)]
+        )
+
     def draw(self, classes: Tensor, each: int, generator: torch.Generator) -> Tensor:
         """Return `each` images of every one of `classes (ways,)` in turn, `(ways, each, C, H, W)`.
 

@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 from torch.func import vmap
 
 from metaleak.attacks import (
-    ReconstructionAttack,
+    InversionFromNoise,
+    InversionFromTarget,
     cosine_tv_attack,
     dlg_attack,
     query_attack,
@@ -104,7 +105,7 @@ def support_answers(world):
 def test_they_are_attacks():
     assert isinstance(query_attack(), Attack)
     assert (query_attack().asks, support_attack().asks) == ("query", "support")
-    assert query_attack() == ReconstructionAttack()
+    assert query_attack() == InversionFromTarget()
 
 
 def test_resolved_settings_make_the_same_attack():
@@ -388,7 +389,7 @@ def test_what_does_not_fit_into_the_memory_is_refused_in_one_line(world):
     "attack",
     [
         query_attack(fit=2, iterations=2, chunk=7),
-        query_attack(fit=0, iterations=3, decision="distance", start="random", chunk=4, knows="nothing"),
+        InversionFromNoise(iterations=3, chunk=4, knows="nothing"),
     ],
 )
 def test_part_by_part_the_answers_are_those_to_all(world, attack):

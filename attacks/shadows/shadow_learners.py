@@ -1,12 +1,14 @@
 """Shadow learners: learners that the adversary simulates with its own images, whose truth it knows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from metaleak.attacks.alignment.own_examples import OwnExamples
+from metaleak.attacks.attack import Targets
 from metaleak.attacks.observation import Observation
+from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.rules import Perturb, batch_meta_gradients
 from metaleak.defenses import Defense, Place, RandomSource
@@ -32,11 +34,27 @@ class Shadows:
     gradients: Parameters
     undefended: Parameters
 
+    def held(self, asks: Literal["query", "support"]) -> Tensor:
+        """Return the images of one of the sets, `(S, ways, n, ...)`."""
+        return self.query if asks == "query" else self.support
 
-def shadow_learners(observation: Observation, own: OwnExamples, count: int, random: RandomSource) -> Shadows:
+    def questions(self, images: Tensor, first: int) -> Targets:
+        """Return the questions whether each of `images (S, ways, n, ...)` is its shadow's, in row `first` or on."""
+        shadows, ways, each = images.shape[:3]
+        return Targets(
+            images.flatten(0, 2),
+            first + torch.arange(shadows).repeat_interleave(ways * each),
+            torch.arange(ways).repeat_interleave(each).repeat(shadows),
+        )
+
+
+def shadow_learners(
+    observation: Observation, own: OwnExamples, count: int, random: RandomSource, noise: RandomSource | None = None
+) -> Shadows:
     """Return `count` shadow learners with the classes of the observation's learners in turn.
 
-    Needs `observation.classes`, all of them present in `own`. The same key of `random` gives the same shadows.
+    Needs `observation.classes`, all of them present in `own`. The same key of `random` gives the same shadows. Their
+    defenses draw from `noise` where it is given: with one of another key they hold the same images in another round.
     Raises `ValueError` when a class has no image left that a shadow does not hold.
     """
     if observation.classes is None:
@@ -53,7 +71,7 @@ def shadow_learners(observation: Observation, own: OwnExamples, count: int, rand
     support, query, free = torch.split(drawn, [shots, queries, others], dim=2)
     defenses = observation.defenses or ()
     parts = [
-        _sent(observation, support[some], query[some], defenses, random)
+        _sent(observation, support[some], query[some], defenses, noise or random)
         for some in torch.split(torch.arange(count), _AT_ONCE)
     ]
     undefended, gradients = (
@@ -61,6 +79,32 @@ def shadow_learners(observation: Observation, own: OwnExamples, count: int, rand
         for which in (0, 1)
     )
     return Shadows(classes, support, query, free, gradients, undefended)
+
+
+def in_means(observation: Observation, shadows: Shadows) -> Shadows:
+    """Return the shadows as the server sees learners.
+
+    Where that is the mean of N learners, a shadow sends the mean of N + 1, itself among them: what hides its images
+    is then what hides those of the real ones.
+    """
+    count = observation.mean_of
+    if count == 1:
+        return shadows
+
+    def mean(sent: Parameters) -> Parameters:
+        return {name: (count * observation.gradients[name][:1] + own) / (count + 1) for name, own in sent.items()}
+
+    return replace(shadows, gradients=mean(shadows.gradients), undefended=mean(shadows.undefended))
+
+
+def among_shadows(observation: Observation, shadows: Shadows) -> Observation:
+    """Return the observation with the shadows, `in_means`, as further rows behind those of the real learners."""
+    sent = in_means(observation, shadows).gradients
+    return replace(
+        observation,
+        gradients={name: torch.cat([value, sent[name]]) for name, value in observation.gradients.items()},
+        classes=None,
+    )
 
 
 def _sent(

@@ -1,0 +1,181 @@
+"""What all inversions by gradient matching have in common: their settings, and how many fit into memory at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from metaleak.attacks.attack import Progress, Targets
+from metaleak.attacks.inversion.consistency import check_consistency
+from metaleak.attacks.inversion.descent import Decay, Optimizer
+from metaleak.attacks.inversion.gradient_inversion import Problem, Schedule, Set
+from metaleak.attacks.inversion.matching import Layers, Loss
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.threat_model import Capability
+from metaleak.clients.rules.memory import memory_share, peak_bytes
+
+Made = TypeVar("Made")
+
+_GIB = 1 << 30
+
+_MOST = 128
+"""Inversions that `chunk: auto` makes at a time, at most: more are no faster."""
+
+_ENOUGH = 5 * _GIB // 4
+"""Bytes beyond which larger chunks are slower: measured for LeNet and Conv4, whose tensors leave the caches."""
+
+_WORKSPACE = 2.5
+"""Memory in units of what tensors take: convolutions take more inside, measured 1.4 to 2.4 times in all."""
+
+
+class GradientMatching(BaseModel):
+    """Dummy images whose meta-gradient is made to match the observed one.
+
+    They are of the set that is asked about (`asks`) and, where it is not known, of the other one. `knows`: `labels`
+    (of every image), `other` (also the images of the set not asked about, which the observation must carry), or
+    `nothing` (soft labels are optimized too).
+
+    `loss` compares the two gradients, by `layers`. `iterations` steps move everything, at a `rate` that is about a
+    pixel's first step and falls by `decay`. `signed` follows the signs of the gradient. `total_variation` is the
+    weight of the unknown images' own. `lbfgs` spends one evaluation a step, see the module `lbfgs`. `boxed` keeps
+    images that are moved as pixels in [0, 1].
+
+    `chunk` inversions are made at a time, and what is done of them is kept when the attack is interrupted. `auto`: as
+    many as fit into 1.25 GiB by a measurement of one, 128 at most. A chunk may take `memory` GiB; `null` is a quarter
+    of the machine's memory (half of a GPU's) divided by its cores. What needs more is refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    on_any_device: ClassVar[bool] = True
+
+    asks: Set = "query"
+    knows: Literal["labels", "other", "nothing"] = "labels"
+    loss: Loss = "cosine"
+    layers: Layers = "joint"
+    total_variation: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    optimizer: Optimizer = "adam"
+    signed: bool = False
+    boxed: bool = True
+    decay: Decay = "linear"
+    rate: Annotated[float, Field(gt=0, le=10)] = 0.05
+    iterations: Annotated[int, Field(ge=1, le=100_000)] = 100
+    chunk: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = "auto"
+    memory: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+
+    @model_validator(mode="after")
+    def _signs_have_no_curvature(self) -> Self:
+        if self.signed and self.optimizer == "lbfgs":
+            raise ValueError("signed does not go with optimizer 'lbfgs': curvature needs the gradient's sizes")
+        return self
+
+    @property
+    def requires(self) -> frozenset[Capability]:
+        """What `knows` says."""
+        if self.knows == "nothing":
+            return frozenset()
+        return frozenset({"labels", "other set"} if self.knows == "other" else {"labels"})
+
+    def checked(self, observation: Observation, targets: Targets) -> tuple[Problem, Tensor | None]:
+        """Return what is inverted, and the other set where it is known.
+
+        Raises `ValueError` for what does not fit together, or is known and not in the observation.
+        """
+        problem, known = self.problem(observation), self.known_set(observation)
+        check_consistency(observation, targets, known, problem)
+        return problem, known
+
+    def problem(self, observation: Observation) -> Problem:
+        """Return what is inverted."""
+        return Problem(
+            observation.model, observation.rule, observation.ways, observation.shots, observation.queries, self.asks
+        )
+
+    def known_set(self, observation: Observation) -> Tensor | None:
+        """Return the set not asked about, `(L, n, ...)`, where `knows` says that it is known.
+
+        Raises `ValueError` when the observation does not carry it.
+        """
+        if self.knows != "other":
+            return None
+        name = "known_query" if self.asks == "support" else "known_support"
+        known: Tensor | None = getattr(observation, name)
+        if known is None:
+            raise ValueError(f"knows 'other' needs the observation's {name}, which is None")
+        return known
+
+    def unknown_images(self, problem: Problem) -> tuple[int, int]:
+        """Return how many images of the asked and of the other set are unknown."""
+        return problem.images_of(), 0 if self.knows == "other" else problem.images_of(other=True)
+
+    def unknown_labels(self, problem: Problem, rows: Tensor) -> Tensor | None:
+        """Return logits of labels that say nothing `(T, N, ways)`, of all images; `None` where they are known."""
+        if self.knows != "nothing":
+            return None
+        return torch.zeros(len(rows), sum(self.unknown_images(problem)), problem.ways, device=rows.device)
+
+    def schedule(self, fit: int = 0) -> Schedule:
+        """Return how it is minimized, `fit` steps with the target held before the others."""
+        return Schedule(
+            loss=self.loss,
+            layers=self.layers,
+            optimizer=self.optimizer,
+            rate=self.rate,
+            fit=fit,
+            iterations=self.iterations,
+            decay=self.decay,
+            total_variation=self.total_variation,
+            signed=self.signed,
+            boxed=self.boxed,
+        )
+
+    def chunk_size(self, one: Callable[[], object], count: int, device: torch.device) -> int:
+        """Return how many of `count` inversions are made at a time: as many as fit into memory, or what `chunk` says.
+
+        `one` makes one of them with a single step. Raises `ValueError` when a chunk needs more than it may take.
+        """
+        limit = memory_share(device) if self.memory is None else self.memory * _GIB
+        each = _WORKSPACE * peak_bytes(one)
+        asked = 1 if self.chunk == "auto" else min(self.chunk, count)
+        if asked * each > limit:
+            many = "one target" if asked == 1 else f"a chunk of {asked} targets"
+            less = "" if asked == 1 else "set chunk to auto, or "
+            needed, allowed = f"{asked * each / _GIB:.2g} GiB", f"{limit / _GIB:.2g} GiB"
+            raise ValueError(
+                f"{many} takes about {needed}, more than the {allowed} that it may: {less}raise memory (in GiB)"
+            )
+        return max(1, min(_MOST, int(min(limit, _ENOUGH) / each))) if self.chunk == "auto" else self.chunk
+
+
+def in_turn(
+    parts: Sequence[Tensor],
+    counts: Sequence[int],
+    steps: int,
+    make: Callable[[Tensor, Callable[[], None]], Made],
+    progress: Progress | None,
+) -> list[Made]:
+    """Return what `make(part, tick)` makes of each of `parts`; it calls `tick` after each of its `steps`.
+
+    A part takes as many inversions as `counts` says, and `progress` hears of single steps of single inversions.
+    """
+    made, before, total = [], 0, sum(counts) * steps
+    for part, count in zip(parts, counts, strict=True):
+        made.append(make(part, _ticker(progress, before, count, total)))
+        before += count * steps
+    if progress is not None:
+        progress(total, total)
+    return made
+
+
+def _ticker(progress: Progress | None, before: int, count: int, total: int) -> Callable[[], None]:
+    steps = 0
+
+    def tick() -> None:
+        nonlocal steps
+        steps += 1
+        if progress is not None and before + steps * count < total:
+            progress(before + steps * count, total)
+
+    return tick

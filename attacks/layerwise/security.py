@@ -1,0 +1,198 @@
+"""How safe an architecture is: the rank deficits of its convolutions (Chen and Campbell 2021).
+
+A convolution's input x of n numbers obeys `U x = [z; vec dW]` with `U = [W; K(dz)]`. Where the rank of U is below n,
+the input cannot be told from what is known. The rank for generic weights and loss gradients follows from the
+convolution's shape: no image and no trained weight is needed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaleak.attacks.layerwise.least_squares import Constraints, solve
+from metaleak.attacks.layerwise.operators import Convolution, dense_matrix
+from metaleak.clients.models import Sliding
+
+_TOLERANCE = 1e-9
+"""Singular values below this part of the largest count as zero."""
+
+_SOLVED = 1e-6
+"""A random system counts as solved where it is met up to this part; unsolvable ones miss by a part of about 1."""
+
+_ITERATIONS = 3000
+
+_SPREAD = 0.3
+"""Deviation of a random filter's norm, beside the 1 of the input that it selects."""
+
+_SMALL = 1000
+"""Up to so many unknowns a rank that is not found otherwise is that of the matrix."""
+
+
+@dataclass(frozen=True)
+class ConvolutionShape:
+    """A convolution's shape: `weight (m, c / groups, k, l)`, `input_shape (c, h, w)`, and how its kernel moves."""
+
+    weight: tuple[int, int, int, int]
+    input_shape: tuple[int, int, int]
+    sliding: Sliding = field(default_factory=Sliding)
+
+    def drawn(self, generator: torch.Generator) -> Convolution:
+        """Return the convolution with random weights in float64, drawn around filters that select single inputs.
+
+        A rank that one choice of weights reaches is reached by almost all: so they are chosen for a good condition.
+        """
+        filters, channels, *kernel = self.weight
+        weight = torch.randn(self.weight, generator=generator, dtype=torch.float64)
+        weight *= _SPREAD / math.sqrt(math.prod(self.weight[1:]))
+        for place in range(filters):
+            phases = self.sliding.stride[0] * self.sliding.stride[1]
+            turn, phase = divmod(place // channels, phases)
+            row = self.sliding.padding[0] + phase // self.sliding.stride[1]
+            column = self.sliding.padding[1] + phase % self.sliding.stride[1]
+            if turn % 2:
+                row, column = -1 - row, -1 - column
+            weight[place, place % channels, row % kernel[0], column % kernel[1]] += 1.0
+        return Convolution(weight, self.input_shape, self.sliding)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What is known of a convolution's input: `unknowns` numbers, and the rank of the constraints on them.
+
+    `from_weight` and `from_gradient` are the ranks of the two blocks by themselves, `rank` that of both together.
+    `exact` is false where it could only be bounded from below, by the gradient's block.
+    """
+
+    unknowns: int
+    from_weight: int
+    from_gradient: int
+    rank: int
+    exact: bool = True
+
+    @property
+    def deficit(self) -> int:
+        """Return how many independent constraints are missing, 0 or more."""
+        return self.unknowns - self.rank
+
+
+def rank_of(shape: ConvolutionShape, seed: int = 0) -> Rank:
+    """Return the rank of a convolution's constraints, for generic weights and loss gradients.
+
+    With m filters of u x v outputs and n inputs it is `min(n, m u v + rank K - m min(m, u v))`, where the gradient's
+    block K has the rank of c copies of one input channel's block, and what is subtracted are the independent ones of
+    the identities `<W_f, dW_g> = <z_f, dz_g>`, by which the two blocks say the same. It holds where W has full row
+    rank, which is tested by solving `W x = r` for a random r; `rank = n` is tested by finding a random x again.
+    Inputs that no kernel touches are counted as missing. A convolution in groups is that many smaller ones. (That
+    there are no further identities is observed, not proven.)
+    """
+    groups = shape.sliding.groups
+    if groups > 1:
+        filters, channels = shape.weight[0] // groups, shape.input_shape[0] // groups
+        one = rank_of(
+            ConvolutionShape(
+                (filters, *shape.weight[1:]), (channels, *shape.input_shape[1:]), replace(shape.sliding, groups=1)
+            ),
+            seed,
+        )
+        return Rank(
+            groups * one.unknowns,
+            groups * one.from_weight,
+            groups * one.from_gradient,
+            groups * one.rank,
+            one.exact,
+        )
+    generator = torch.Generator().manual_seed(seed)
+    operator = shape.drawn(generator)
+    dz = torch.randn(operator.output_shape, generator=generator, dtype=torch.float64)
+    channels, filters = shape.input_shape[0], shape.weight[0]
+    unknowns, outputs = math.prod(shape.input_shape), dz.numel()
+    from_gradient = channels * _rank_of_channel(shape, dz)
+    touched = channels * _touched(operator, dz)
+    alike = filters * min(filters, dz[0].numel())
+    both = min(touched, outputs + from_gradient - alike)
+    known = Rank(unknowns, min(outputs, touched), from_gradient, touched)
+    if from_gradient == touched:
+        return known
+    if both == touched or outputs > touched:
+        found = _finds_again(operator, dz, generator)
+    else:
+        found = _full_row_rank(operator, dz, generator)
+        known = replace(known, rank=both)
+    if found:
+        return known
+    if unknowns <= _SMALL:
+        return replace(known, rank=_rank(dense_matrix(operator, dz)))
+    return replace(known, rank=from_gradient, exact=False)
+
+
+def security(ranks: Sequence[Rank]) -> float:
+    """Return `c(M) = sum_i ((d - i + 1) / d) (rank U_i - n_i)` over a network's d convolutions, from the first on.
+
+    0 is the worst: every layer's input is determined. The more negative, the safer (Chen and Campbell 2021, eq. 11).
+    """
+    return sum(contributions(ranks))
+
+
+def contributions(ranks: Sequence[Rank]) -> list[float]:
+    """Return the terms of `security`, one a convolution, each 0 or less."""
+    depth = len(ranks)
+    return [(depth - place) / depth * (rank.rank - rank.unknowns) for place, rank in enumerate(ranks)]
+
+
+def _rank_of_channel(shape: ConvolutionShape, dz: Tensor) -> int:
+    """Return the rank of the gradient's constraints on one input channel, a matrix (m k l, h w).
+
+    Its product with random columns, no more than its rank can be, has the same rank; each is the gradient of a
+    random channel.
+    """
+    (filters, _, *kernel), (_, height, width) = shape.weight, shape.input_shape
+    count = min(filters * kernel[0] * kernel[1], height * width)
+    sliding = shape.sliding
+    if count == height * width:
+        channel = torch.eye(count, dtype=torch.float64)
+    else:
+        channel = torch.randn(count, height * width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = F.conv2d(
+        channel.reshape(count, 1, height, width),
+        dz[:, None],
+        stride=sliding.dilation,
+        padding=sliding.padding,
+        dilation=sliding.stride,
+    )[..., : kernel[0], : kernel[1]]
+    return _rank(rows.reshape(count, -1))
+
+
+def _rank(matrix: Tensor) -> int:
+    values = torch.linalg.svdvals(matrix)
+    return int((values > _TOLERANCE * values[0]).sum())
+
+
+def _touched(operator: Convolution, dz: Tensor) -> int:
+    """Return how many places of a channel at least one kernel position touches."""
+    ones = replace(operator, weight=torch.ones_like(operator.weight))
+    return int((ones.backward(torch.ones_like(dz))[0] > 0.5).sum())
+
+
+def _full_row_rank(operator: Convolution, dz: Tensor, generator: torch.Generator) -> bool:
+    """Return whether a random output is some input's."""
+    wanted = torch.randn(dz.shape, generator=generator, dtype=torch.float64)
+    no_gradient = torch.zeros_like(operator.weight)
+    # With dz = 0 the gradient constrains nothing.
+    found = solve(Constraints(operator, torch.zeros_like(dz), no_gradient, wanted), _ITERATIONS, 1e-10)
+    return found.residual < _SOLVED
+
+
+def _finds_again(operator: Convolution, dz: Tensor, generator: torch.Generator) -> bool:
+    """Return whether a random input, where it is touched, is the only one that meets its constraints.
+
+    One missing constraint of n moves what is found by about 1 / sqrt(n).
+    """
+    x = torch.randn(operator.input_shape, generator=generator, dtype=torch.float64)
+    ones = replace(operator, weight=torch.ones_like(operator.weight))
+    x = x * (ones.backward(torch.ones_like(dz)) > 0.5)
+    found = solve(Constraints(operator, dz, operator.weight_gradient(x, dz), operator.forward(x)), _ITERATIONS, 1e-10)
+    return bool((found.x - x).norm() < 0.1 / math.sqrt(x.numel()) * x.norm())

@@ -1,0 +1,273 @@
+"""SPEAR: the examples behind one gradient of a dense layer followed by ReLU, exactly and all of a batch.
+
+The gradient of the layer's weight and bias is `G = Z [X, 1]`: a row of `X (b, n)` an example, a column of `Z (m, b)`
+its coefficients, which are zero for every unit that ReLU switches off at this example. Of all `Z P` with the column
+space of G only few columns are so sparse, and they fix the factors (Dimitrov et al. 2024, "SPEAR: exact gradient
+inversion of batches in federated learning").
+
+The same holds for meta-gradients. One second-order inner step sends `(I - rate H) v`, v the query set's gradient
+at the adapted parameters: `v` has the query examples' coefficients, zero where the *adapted* parameters switch a unit
+off, and `H v`, a derivative of the support set's gradient, those of the support examples, zero where the *sent* ones
+do. So support and query examples are recovered together.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from metaleak.attacks.layerwise.candidates import Candidates, Spectrum, first_of_each, separated
+
+_BATCH = 20_000
+"""Subsets of units that are tried at a time."""
+
+_OUTSIDE = 1e-3
+"""By how much a recovered example may leave the range of examples: rounding does not bring it further."""
+
+_BEYOND = 0.05
+"""By what part of the units an example may contradict its coefficients beyond what all examples do."""
+
+_SWAPS = 120
+"""Among how many candidates a better one is looked for in each column's place."""
+
+_KEPT = 1000
+"""Candidates that are kept at most."""
+
+_MISFIT = 0.25
+"""What a part of the units that contradicts every example counts beside a part of units that are off."""
+
+_FITS = 0.07
+"""What it counts that no unit contradicts."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The examples of one gradient: `inputs (k, n)`, k the number of examples whose coefficients were found.
+
+    `active (k, m)` says which units have a coefficient for the example. Shares of the live units, `(k,)` each, both
+    0 for an example that the layer met at the parameters that were sent: `misfit`, where this activity contradicts
+    every example in the span, and `contradicted`, where it contradicts the example that was found. `outside (k,)` is
+    by how much an example leaves the range that examples have. `complete` says whether as many were found as the
+    gradient has independent ones.
+    """
+
+    inputs: Tensor
+    active: Tensor
+    misfit: Tensor
+    contradicted: Tensor
+    outside: Tensor
+    complete: bool
+
+    @property
+    def confidence(self) -> Tensor:
+        """Return 1 for an example in the range whose activity is that of its coefficients, down to 0, `(k,)`.
+
+        A wrong column makes other examples wrong, which is seen by both. For examples that the layer met at other
+        parameters than those that were sent only what is contradicted beyond the misfit counts.
+        """
+        beyond = _beyond(self.contradicted, self.misfit)
+        return torch.exp(-self.outside / _OUTSIDE - beyond / _BEYOND) * float(self.complete)
+
+
+def _beyond(contradicted: Tensor, misfit: Tensor) -> Tensor:
+    """Return what is contradicted without need: examples that were met at other parameters contradict some units."""
+    return torch.where(misfit > 0, 0.0, (contradicted - _BEYOND).clamp(min=0))
+
+
+def recover(
+    gradient: Tensor,
+    bias_gradient: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    most: int,
+    *,
+    low: float | Tensor = 0.0,
+    high: float | Tensor = 1.0,
+    samples: int = 400_000,
+    seed: int = 0,
+) -> Batch:
+    """Return the examples behind `gradient (m, n)` and `bias_gradient (m,)` of a layer that ReLU follows.
+
+    `weight` and `bias` are what was sent; `most` is the number of examples at most, `low` and `high` their range, a
+    number or one an input `(n,)`.
+    `samples` subsets of units are tried at most: with b examples one in about 2^(b-1) shows a column, so the work
+    doubles with every example. Ends earlier when all examples are found and lie in the range.
+    """
+    matrix = torch.cat([gradient, bias_gradient[:, None]], dim=1).double()
+    spectrum = Spectrum.of(matrix, most)
+    if spectrum is None or not spectrum.rank:
+        return _nothing(gradient)
+    sent = torch.cat([weight, bias[:, None]], dim=1).double()[spectrum.live]
+    generator = torch.Generator().manual_seed(seed)
+    pool = _Pool.of(spectrum, separated(spectrum, _BATCH, generator), sent)
+    best = _best(spectrum, pool, sent, low, high)
+    for _ in range(samples // _BATCH - 1):
+        pool = pool.joined(_Pool.of(spectrum, separated(spectrum, _BATCH, generator), sent))
+        before, best = best, _best(spectrum, pool, sent, low, high)
+        same = torch.equal(best.active.sum(dim=0), before.active.sum(dim=0)) and before.complete
+        if same and bool((best.outside < _OUTSIDE).all()):
+            break
+    return best
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Candidates in the order of how likely they are single examples' coefficients, with their `misfit (k,)`."""
+
+    candidates: Candidates
+    misfit: Tensor
+
+    @classmethod
+    def of(cls, spectrum: Spectrum, candidates: Candidates, sent: Tensor) -> Self:
+        """Return the pool of these candidates at the parameters that were `sent (l, n + 1)`."""
+        return cls(candidates, _misfit(spectrum, candidates, sent))._ordered()
+
+    def joined(self, other: Self) -> Self:
+        """Return both in their order, each once."""
+        misfit = torch.cat([self.misfit, other.misfit])
+        both = Candidates(
+            torch.cat([self.candidates.columns, other.candidates.columns]),
+            torch.cat([self.candidates.off, other.candidates.off]),
+        )
+        first = first_of_each(both.off)
+        return type(self)(both.at(first), misfit[first])._ordered()
+
+    def _ordered(self) -> Self:
+        """Return the likeliest first: few sums of columns are as sparse as one, and hardly any fits an example.
+
+        A sum of two columns can be made zero for one more unit than both leave off, and so compete with a column of
+        few zeros; but an example that switches on just these units is a coincidence.
+        """
+        part = self.candidates.off.double().mean(dim=1)
+        likely = part - _MISFIT * self.misfit + _FITS * (self.misfit == 0)
+        order = torch.argsort(likely, descending=True, stable=True)[:_KEPT]
+        return type(self)(self.candidates.at(order), self.misfit[order])
+
+
+def _nothing(gradient: Tensor) -> Batch:
+    empty = torch.zeros(0, dtype=torch.float64)
+    return Batch(
+        empty.reshape(0, gradient.shape[1]),
+        torch.zeros(0, len(gradient), dtype=torch.bool),
+        empty,
+        empty,
+        empty,
+        False,
+    )
+
+
+def _best(spectrum: Spectrum, pool: _Pool, sent: Tensor, low: float | Tensor, high: float | Tensor) -> Batch:
+    """Return the batch of the likeliest independent candidates."""
+    found = pool.candidates
+    places = _independent(found.columns, spectrum.rank)
+    complete = len(places) == spectrum.rank
+    if not complete:
+        nothing = torch.zeros(len(places), spectrum.basis.shape[1] - 1, dtype=torch.float64)
+        unknown = torch.ones(len(places), dtype=torch.float64)
+        return Batch(nothing, _active(spectrum, found, places), pool.misfit[places], unknown, unknown, False)
+    question = _Question(spectrum, found, pool.misfit, sent @ spectrum.basis.mT, low, high)
+    places = _swapped(question, places)
+    inputs, outside, contradicted = question.examples(torch.tensor([places]))
+    active = _active(spectrum, found, places)
+    return Batch(inputs[0], active, pool.misfit[places], contradicted[0], outside[0], True)
+
+
+def _active(spectrum: Spectrum, found: Candidates, places: list[int]) -> Tensor:
+    active = torch.zeros(len(places), len(spectrum.live), dtype=torch.bool)
+    active[:, spectrum.live] = ~found.off[places]
+    return active
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Which candidates are the columns: what is computed of a choice. `features (l, b)`: the layer on the basis."""
+
+    spectrum: Spectrum
+    found: Candidates
+    misfit: Tensor
+    features: Tensor
+    low: float | Tensor
+    high: float | Tensor
+
+    def examples(self, choices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return for choices of candidates `(t, b)` the examples `(t, b, n)`, scaled by the bias's input of 1.
+
+        And by how much each leaves the range, root mean square, and for what part of the live units it has another
+        activity than its coefficients, `(t, b)` each.
+        """
+        mixing = self.found.columns[choices].mT
+        inverse, _ = torch.linalg.inv_ex(mixing)
+        inverse = torch.nan_to_num(inverse, nan=0.0, posinf=0.0, neginf=0.0)
+        scale = inverse @ self.spectrum.basis[:, -1:]
+        coordinates = inverse / torch.where(scale == 0, 1e-30, scale)
+        inputs = coordinates @ self.spectrum.basis[:, :-1]
+        far = torch.relu(self.low - inputs) + torch.relu(inputs - self.high)
+        outside = torch.nan_to_num(far.square().mean(dim=2).sqrt(), nan=1e6, posinf=1e6).clamp(max=1e6)
+        active = coordinates @ self.features.mT > 0
+        return inputs, outside, (active == self.found.off[choices]).double().mean(dim=2)
+
+    def badness(self, choices: Tensor) -> Tensor:
+        """Return how little the examples of each choice are like examples `(t,)`; infinity for dependent columns."""
+        _, outside, contradicted = self.examples(choices)
+        dependent = torch.linalg.svdvals(self.found.columns[choices])[:, -1] < self.spectrum.distinct
+        beyond = _beyond(contradicted, self.misfit[choices])
+        worst = (outside.clamp(max=1.0) + beyond).sum(dim=1)
+        return torch.where(dependent, torch.inf, worst)
+
+
+def _swapped(question: _Question, places: list[int]) -> list[int]:
+    """Return the candidates after exchanging single ones as long as the examples fit better.
+
+    Sums of columns can be as sparse as columns: in a network of one hidden layer the loss gradients of as many
+    examples as classes are dependent, and so are their coefficients on units that all of them switch on. A wrong
+    column makes wrong examples of the others: they leave the range, or have another activity than their coefficients.
+    """
+    worst = float(question.badness(torch.tensor([places])))
+    improved = True
+    while improved and worst > _OUTSIDE:
+        improved = False
+        for other in range(min(_SWAPS, len(question.found.columns))):
+            if other in places:
+                continue
+            trials = torch.tensor([[*places[:place], other, *places[place + 1 :]] for place in range(len(places))])
+            values = question.badness(trials)
+            if float(values.min()) < worst - _OUTSIDE:
+                places, worst = trials[int(values.argmin())].tolist(), float(values.min())
+                improved = True
+    return places
+
+
+def _independent(columns: Tensor, count: int) -> list[int]:
+    """Return the places of the first `count` independent rows of `columns (k, b)`, fewer where there are no more."""
+    chosen: list[int] = []
+    rest = columns.clone()
+    for place in range(len(columns)):
+        if len(chosen) == count:
+            break
+        length = rest[place].norm()
+        if length > 1e-4:
+            chosen.append(place)
+            direction = rest[place] / length
+            rest = rest - (rest @ direction)[:, None] * direction
+    return chosen
+
+
+def _misfit(spectrum: Spectrum, found: Candidates, sent: Tensor, steps: int = 6) -> Tensor:
+    """Return for each candidate by what part of the units no example of the span has its activity `(k,)`.
+
+    The activity of an example x is the sign of `W x + b`, linear in the example's coordinates in the span: whether
+    there is one is a question of linear separation, answered by logistic regression.
+    """
+    features = sent @ spectrum.basis.mT
+    features = features / features.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    signs = torch.where(found.off, -1.0, 1.0).double()
+    weights = torch.linalg.lstsq(features, signs.mT).solution.mT
+    ridge = 1e-7 * torch.eye(features.shape[1], dtype=torch.float64) * len(features)
+    for _ in range(steps):
+        wrong = torch.sigmoid(-(weights @ features.mT) * signs)
+        curvature = wrong * (1 - wrong)
+        hessian = torch.einsum("km,ma,mb->kab", curvature, features, features) + ridge
+        weights = weights + torch.linalg.solve(hessian, (wrong * signs) @ features)
+    missed: Tensor = (weights @ features.mT * signs <= 0).double().mean(dim=1)
+    return missed

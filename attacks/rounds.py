@@ -1,0 +1,65 @@
+"""Several rounds of the same learners, as an attack over rounds sees them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from metaleak.attacks.attack import Answers, AsksMembership, Progress, Targets
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Round(Tensors):
+    """One of the rounds in which L learners are attacked, and how T questions about them stand in it.
+
+    `number` is the round's in the record. `rows (L,)` int64 gives each learner's row in the `observation`, -1 where
+    it did not answer. `positions (T,)` int64 gives the label position under which each target would be held, -1
+    where this round cannot hold it: its learner did not answer, or the learner's task has no such class.
+
+    `chance`, in (0, 1], is how likely it is that an image of a learner's class is in the set that is asked about:
+    below 1 where learners draw new episodes from larger shards in every round.
+    """
+
+    number: int
+    observation: Observation
+    rows: Tensor
+    positions: Tensor
+    chance: float = 1.0
+
+    def asked(self, targets: Targets) -> tuple[Tensor, Targets]:
+        """Return the places `(t,)` of the targets that this round can hold, and these, by its rows and positions."""
+        places = torch.nonzero(self.positions >= 0).flatten()
+        some = targets.at(places)
+        return places, Targets(some.examples, self.rows[some.rows], self.positions[places])
+
+
+Rounds = Sequence[Round]
+"""Rounds in ascending order, to be gone through as often as needed: each is read when it is asked for.
+
+An attack holds one at a time, so that its memory does not grow with their number: `rounds[number]` is passed on to a
+function and not kept, nor is anything of the size of its gradients.
+"""
+
+
+@runtime_checkable
+class AsksOverRounds(AsksMembership, Protocol):
+    """An attack that says of examples how likely a learner held them in any of several rounds, from all of them.
+
+    How it weighs the rounds is its own matter: scores of single rounds are not comparable unless they are
+    log-likelihood ratios.
+    """
+
+    def reason_against_rounds(self) -> str | None:
+        """Return in one line why the attack, as it is set, sees one round alone, or `None` where it sees several."""
+        ...
+
+    def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
+        """Return an answer for every target, whose `rows` count the learners of the rounds' `rows`.
+
+        A target that no round can hold has the score 0. The same arguments give the same answers.
+        """
+        ...

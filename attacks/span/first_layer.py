@@ -1,0 +1,61 @@
+"""What the span test reads of a learner: the first layer's gradient, the layer's inputs, and the noise on both."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metaleak.clients.episode import Parameters
+from metaleak.clients.models import DenseInput, bias_of
+from metaleak.defenses import NO_NOISE, Defense, noise_of
+
+
+def with_bias_column(gradients: Parameters, first: str) -> Tensor:
+    """Return the first layer's gradients `(L, H, P)`, with the bias's as one more column where there is a bias.
+
+    The bias's gradient is the sum of the coefficients: it is to an input of 1, which every image has, what the
+    weight's is to a pixel.
+    """
+    bias = gradients.get(bias_of(first))
+    return gradients[first] if bias is None else torch.cat([gradients[first], bias[:, :, None]], dim=2)
+
+
+def layer_inputs(first: DenseInput, images: Tensor, width: int) -> Tensor:
+    """Return images as the layer's inputs `(T, width)`, with the bias's 1 where the width has room for it."""
+    flat = first.inputs(images.double())
+    return flat if flat.shape[1] == width else torch.cat([flat, flat.new_ones((len(flat), 1))], dim=1)
+
+
+def second_moments(gradients: Tensor) -> Tensor:
+    """Return the second moment `(P, P)` of all learners' rows, summed with each learner counting alike."""
+    moments = gradients.new_zeros((gradients.shape[2],) * 2, dtype=torch.float64)
+    for one in gradients:
+        rows = one.double()
+        moments += rows.mT @ rows / rows.square().sum().clamp(min=1e-300)
+    return moments
+
+
+def image_noise(defenses: tuple[Defense, ...], asks: Literal["query", "support"]) -> float:
+    """Return the standard deviation of the noise on the images asked about, as far as it is told in pixel values."""
+    noises = [noise_of(one) for one in defenses if one.place == asks]
+    return math.hypot(*(noise.deviation for noise in noises if noise is not None and not noise.relative))
+
+
+def shared_noise(defenses: tuple[Defense, ...], gradient: Parameters, learners: int) -> float | None:
+    """Return the deviation of the noise on the mean of `learners` gradients, `None` where it is not told."""
+    shared = [one for one in defenses if one.place == "shared"]
+    if len(shared) != 1:
+        return None
+    noise = noise_of(shared[0])
+    if noise == NO_NOISE or noise is None:
+        return None
+    if not noise.relative:
+        return noise.deviation / math.sqrt(learners)
+    if learners > 1:
+        # Relative noise goes by each gradient's size, which a mean does not tell.
+        return None
+    # The scale is in units of the gradient before the noise, which added its own part of the energy.
+    energy = sum(float(value.double().square().sum()) for value in gradient.values())
+    entries = sum(value.numel() for value in gradient.values())
+    return float(noise.deviation * (energy / entries / (1 + noise.deviation**2)) ** 0.5)

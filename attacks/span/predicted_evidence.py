@@ -1,0 +1,120 @@
+"""The evidence for targets in one learner's gradient, by the coefficients that the sent parameters predict."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metaleak.attacks.attack import Targets
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.span.evidence import (
+    WhitenedGradient,
+    evidence_of_direction,
+    evidence_of_units,
+    prior_root,
+    seen,
+    whitened_by,
+)
+from metaleak.attacks.span.first_layer import layer_inputs, second_moments, shared_noise, with_bias_column
+from metaleak.attacks.span.predicted_coefficients import activity, dense_input, query_direction, support_direction
+from metaleak.attacks.span.spectrum import row_space_above_noise
+from metaleak.clients.rules import support_entry
+from metaleak.defenses import Defense
+
+_OTHERS = 16
+"""Other learners among whose gradients an image's own null is measured."""
+
+_FEWEST = 4
+"""Other learners that a null takes."""
+
+
+@dataclass(frozen=True)
+class PredictedEvidence:
+    """Of t targets: `units (t,)` and `along (t,)`, log ratios that know the active units and the direction alone.
+
+    `direction (t, H)` are the predicted coefficients; it and `along` are `None` where none are predicted.
+    `from_support` says that they are those of support images. `gradient` is what they were compared with.
+    """
+
+    units: Tensor
+    along: Tensor | None
+    direction: Tensor | None
+    from_support: bool
+    gradient: WhitenedGradient
+
+
+def predicted_evidence(
+    observation: Observation,
+    asks: Literal["query", "support"],
+    targets: Targets,
+    images: Tensor,
+    white: WhitenedGradient,
+) -> PredictedEvidence:
+    """Return the evidence in a first layer's gradient, whitened, of the learner of all `targets`.
+
+    `images (t, P)` are the targets as the layer's inputs.
+    """
+    parameters = {name: value.double() for name, value in observation.parameters.items()}
+    clean = targets.examples.double()
+    image = seen(white, images)
+    units = evidence_of_units(white, image, activity(observation.model, parameters, clean))
+    from_support = asks == "support" and support_entry(observation.rule) != "direct"
+    if from_support:
+        observed = {name: value[targets.rows[0]].double() for name, value in observation.gradients.items()}
+        direction = support_direction(
+            observation.model, observation.rule, parameters, observed, clean, targets.positions
+        )
+    else:
+        direction = query_direction(observation.model, parameters, clean, targets.positions)
+    along = None if direction is None else evidence_of_direction(white, image, direction)
+    return PredictedEvidence(units, along, direction, from_support, white)
+
+
+def evidence_features(
+    observation: Observation,
+    asks: Literal["query", "support"],
+    targets: Targets,
+    real: int,
+    defenses: tuple[Defense, ...],
+) -> Tensor:
+    """Return for each target the evidence of the units and of the direction, and its standing among others, `(T, F)`.
+
+    The last is how far the direction's match in the learner's gradient stands out among the matches of the very same
+    image in up to 16 other learners' gradients, in their standard deviations: each image has a null of its own, as in
+    FedMIA (Zhu et al. 2025). The first `real` rows of the observation are learners, the others shadows.
+    """
+    first = dense_input(observation.model)
+    gradients = with_bias_column(observation.gradients, first.weight)
+    single = observation.mean_of == 1
+    # The prior is that of all learners: 1 among them changes little, and one root serves all rows.
+    moments = second_moments(gradients[:real]) if real > 1 and single else None
+    root = prior_root(gradients[0].double(), moments, 1.0)
+    found = torch.zeros(len(targets.rows), 3, dtype=torch.float64)
+    for row, gradient in enumerate(gradients):
+        asked = torch.nonzero(targets.rows == row).flatten()
+        if not len(asked) or not bool(gradient.any()):
+            continue
+        seen = {name: value[row] for name, value in observation.gradients.items()}
+        deviation = shared_noise(defenses, seen, observation.mean_of) or row_space_above_noise(gradient).deviation
+        images = layer_inputs(first, targets.examples[asked], gradient.shape[1])
+        white = whitened_by(root, gradient.double() / deviation)
+        one = predicted_evidence(observation, asks, targets.at(asked), images, white)
+        found[asked, 0] = one.units
+        if one.along is not None and one.direction is not None:
+            found[asked, 1] = one.along
+            others = [place for place in range(real) if place != row]
+            if single and len(others) >= _FEWEST:
+                rows = torch.tensor(others[:: -(-len(others) // _OTHERS)])
+                found[asked, 2] = _among_others(one, images, gradient, gradients[rows])
+    return found[:, found.std(dim=0) > 0]
+
+
+def _among_others(one: PredictedEvidence, images: Tensor, gradient: Tensor, others: Tensor) -> Tensor:
+    """Return the standing `(t,)` of the match in `gradient (H, P)` among those in `others (K, H, P)`."""
+    assert one.direction is not None
+    sharpened = torch.cholesky_solve(images.mT, one.gradient.root).mT.float()
+    direction = one.direction.float()
+    matches = torch.stack([((sharpened @ each.mT) * direction).sum(dim=1) for each in (gradient, *others)]).double()
+    spread = matches[1:].std(dim=0)
+    return (matches[0] - matches[1:].mean(dim=0)) / spread.clamp(min=1e-300)

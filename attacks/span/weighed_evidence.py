@@ -1,0 +1,68 @@
+"""The evidence of several rounds, weighed by what it tells of shadow learners in the same rounds."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metaleak.attacks.attack import Progress, Targets
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.rounds import Round, Rounds
+from metaleak.attacks.seeding import generator_for, random_for
+from metaleak.attacks.shadows.discriminant import fit_discriminant
+from metaleak.attacks.shadows.own_examples import OwnExamples
+from metaleak.attacks.shadows.shadow_learners import among_shadows, shadow_learners
+from metaleak.attacks.shadows.weighed_rounds import weighed
+
+_SHADOWS = 32
+
+Features = Callable[[Observation, Targets, int], Tensor]
+"""Called with an observation, targets and the number of rows that are real learners'; returns features `(T, F)`."""
+
+
+def weighed_over_rounds(
+    rounds: Rounds,
+    targets: Targets,
+    asks: Literal["query", "support"],
+    features: Features,
+    seed: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Return the log-likelihood ratio of each target from its features in all rounds, `(T,)`.
+
+    In every round the same shadow learners are simulated with own images, at the parameters that were sent in it and
+    with fresh noise; see `weighed` for what is learned from them. The observations need own examples and defenses.
+    """
+    told = []
+    for number in range(len(rounds)):
+        told.append(_told(rounds[number].to("cpu"), targets, asks, features, seed))
+        if progress is not None:
+            progress(number + 1, len(rounds))
+    ratios, members, others = (torch.stack(part, dim=1) for part in zip(*told, strict=True))
+    return weighed(ratios, members, others, rounds[0].chance)
+
+
+def _told(
+    round: Round, targets: Targets, asks: Literal["query", "support"], features: Features, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-likelihood ratios in one round: of the targets `(T,)`, NaN where it holds none, and of shadows'."""
+    observation, own = round.observation, OwnExamples.of(round.observation)
+    places, asked = round.asked(targets)
+    classes = own.tasks(observation.ways, _SHADOWS, generator_for(seed, "classes"))
+    shadows = shadow_learners(
+        replace(observation, classes=classes),
+        own,
+        _SHADOWS,
+        random_for(seed, "shadows"),
+        random_for(seed, "noise", round.number),
+    )
+    real = len(next(iter(observation.gradients.values())))
+    held, free = (shadows.questions(images, real) for images in (shadows.held(asks), shadows.others))
+    found = features(among_shadows(observation, shadows), asked.and_then(held).and_then(free), real)
+    targeted, members, others = torch.split(found, [len(one.rows) for one in (asked, held, free)])
+    learned = fit_discriminant(members, others)
+    ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64)
+    ratios[places] = learned.log_ratio(targeted)
+    return ratios, learned.log_ratio(members), learned.log_ratio(others)

@@ -1,0 +1,54 @@
+"""Distributed noise: each learner adds a share, and the sum that secure aggregation shows has enough of it."""
+
+import math
+from typing import Annotated, Self
+
+from pydantic import Field
+
+from metaleak.defenses.accounting import secure_sum_epsilon
+from metaleak.defenses.gaussian_mechanism import GaussianMechanism
+
+
+class DistributedGaussian(GaussianMechanism):
+    """Clips a learner's meta-gradient to the L2 norm `clip`, and adds this learner's share of the sum's noise.
+
+    The sum over n learners needs Gaussian noise of the standard deviation `noise_multiplier` times its sensitivity,
+    2 `clip`; each adds 1 / sqrt(n) of that, with n = `least_learners`. So in the mean the noise falls with n, and
+    with sqrt(n) where each learner protects itself (`GaussianMechanism`).
+
+    Give `noise_multiplier` or the `epsilon` of the whole run. An experiment fills in `releases`, the rounds in which
+    one learner takes part, and `least_learners`, how many the server samples in a round.
+
+    Formal guarantee
+        The sums of k rounds are (`epsilon_after(k)`, `delta`)-differentially private in all that one learner holds
+        (`secure_sum_epsilon` with the sampling probability 1: the server knows who takes part). Against a server that
+        sees the sums alone, by secure aggregation, which is required, and against learners that collude with it only
+        as far as at least `least_learners` others answer in every round: whose answer is missing, or who tells its
+        share, takes its noise away. It promises nothing of one learner's own message.
+
+    Neighbors, and what it rests on, are those of the Gaussian mechanism.
+    """
+
+    least_learners: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def standard_deviation(self) -> float:
+        """The standard deviation of one learner's share; raises `ValueError` without `least_learners`."""
+        if self.least_learners is None:
+            raise ValueError("least_learners: must be given: how many learners answer in every round, at least")
+        return self.multiplier * self.sensitivity / math.sqrt(self.least_learners)
+
+    def for_learners(self, learners: int) -> Self:
+        """Return the mechanism of one of at least `learners`; raises `ValueError` when it was set up for more."""
+        if self.least_learners is None:
+            return self.model_copy(update={"least_learners": learners})
+        if self.least_learners > learners:
+            raise ValueError(
+                f"least_learners: {learners} answer in a round, the noise is shared by more, got "
+                f"{self.least_learners}"
+            )
+        return self
+
+    def epsilon_after(self, releases: int) -> float:
+        """Return the epsilon at `delta` of the sums of `releases` rounds in which one learner takes part."""
+        return secure_sum_epsilon(self.multiplier, 1.0, releases, self.delta)

@@ -1,0 +1,134 @@
+"""Record-level privacy: every mean over examples that a rule takes is a Gaussian mechanism in each example."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metaleak.defenses.accounting import gaussian_epsilon
+from metaleak.defenses.budget import Budget
+from metaleak.defenses.defense import ExampleSet, Reading
+from metaleak.defenses.randomness import RandomSource
+
+_MARGIN = 1 - 1e-5
+"""Sums over examples are rounded to float32: the norm is held this much below the bound."""
+
+_Clip = Annotated[float, Field(gt=0, le=1e12)]
+
+_READ_BY: Mapping[ExampleSet, tuple[Reading, ...]] = {
+    "support": ("support", "curvature", "all"),
+    "query": ("query", "all"),
+}
+
+
+class RecordLevel(Budget):
+    """Clips the contribution of every example to every mean, and adds Gaussian noise to that mean (DP-SGD).
+
+    The *task-global* setting of Li et al. 2020 ("Differentially Private Meta-Learning"): the inner steps are those of
+    DP-SGD (Abadi et al. 2016), and the outer gradient, at the adapted parameters, is taken in the same way. A
+    contribution is clipped to the L2 norm `clip`, all tensors as one vector (`support_clip`, `curvature_clip` and
+    `query_clip` where the means of that kind need another one). The mean over n examples gets independent noise on
+    every entry, with standard deviation `noise_multiplier` times the sensitivity, 2 clip / n.
+
+    Give `noise_multiplier`, one for all means, or the `epsilon` that the run may cost each example of either set.
+    The latter takes `releases`, the rounds in which one learner takes part, and `readings`, how many means of each
+    kind the rule takes a round; an experiment fills them in. Each set then gets the noise that spends the whole of
+    `epsilon` on it.
+
+    Formal guarantee
+        What one learner sends in k rounds is (`epsilon_after(k)`, `delta`)-differentially private in each example,
+        against a server that sees the learner's own messages, knows who was sampled, and knows which examples stand
+        in which episode. A rule reads its examples through the noisy means alone and all else it does is
+        post-processing: the support set is protected by the noise of the inner steps, the query set by that of the
+        outer mean, at adapted parameters that do not depend on the query set. Means of one set compose, over the
+        steps and the rounds, each of which may depend on what was released before: k means of multiplier z are
+        (sqrt(k) / z)-GDP (Dong, Roth and Su 2022, corollary 3.3). Where episodes are drawn anew in every round an
+        example is in one of the sets or in none, so that a round costs it at most the larger of the two.
+
+    Neighbors
+        Two learners are neighbors when one image is *replaced* by any other; positions and the sizes of the sets are
+        public. An image that stands in several learners' shards is protected in each of them by itself.
+
+    What it rests on
+        The noise is the learner's secret (`RandomSource.normal`), as for the Gaussian mechanism, and as there real
+        numbers are assumed. Each example is computed by itself: a model whose examples depend on one another, such as
+        one with batch normalization, sees batches of one.
+    """
+
+    place: Literal["example"] = "example"
+    clip: _Clip = 1.0
+    support_clip: _Clip | None = None
+    curvature_clip: _Clip | None = None
+    query_clip: _Clip | None = None
+    readings: dict[Reading, Annotated[int, Field(ge=1)]] | None = None
+
+    def clip_of(self, reading: Reading) -> float:
+        """Return the L2 norm to which contributions to such a mean are clipped."""
+        own: float | None = getattr(self, f"{reading}_clip", None)
+        return self.clip if own is None else own
+
+    def multiplier(self, reading: Reading) -> float:
+        """Return the noise multiplier of such a mean.
+
+        Raises `ValueError` when `epsilon` is given, and `releases` or `readings` not yet.
+        """
+        if self.epsilon is None:
+            return self._multiplier_of(1)
+        return self._multiplier_of(max(self.means_a_round(one) for one, read in _READ_BY.items() if reading in read))
+
+    def standard_deviation(self, reading: Reading, count: int) -> float:
+        """Return the standard deviation of the noise on every entry of such a mean over `count` examples."""
+        return self.multiplier(reading) * 2 * self.clip_of(reading) / count
+
+    def means_a_round(self, examples: ExampleSet) -> int:
+        """Return how many means of one round an example of the set contributes to.
+
+        Raises `ValueError` when the `readings` of the rule are not given yet.
+        """
+        if self.readings is None:
+            raise ValueError("readings: must be given: how many means of each kind the rule takes in one round")
+        return sum(self.readings.get(reading, 0) for reading in _READ_BY[examples])
+
+    def for_readings(self, readings: Mapping[Reading, int]) -> Self:
+        """Return the mechanism of a rule that takes so many means of each kind in one round.
+
+        Raises `ValueError` in one line when it was set up for others.
+        """
+        if self.readings is not None and self.readings != dict(readings):
+            raise ValueError(f"readings: the rule takes {dict(readings)} in one round, got {self.readings}")
+        return self.model_copy(update={"readings": dict(readings)})
+
+    def epsilons_after(self, releases: int) -> dict[ExampleSet, float]:
+        """Return for each set the epsilon at `delta` of all that one learner sends in `releases` rounds."""
+        found: dict[ExampleSet, float] = {}
+        for examples, read in _READ_BY.items():
+            most = self.means_a_round(examples)
+            found[examples] = gaussian_epsilon(self.multiplier(read[0]), releases * most, self.delta) if most else 0.0
+        return found
+
+    def epsilon_after(self, releases: int) -> float:
+        """Return the larger of `epsilons_after`: that of an example which may be in either set."""
+        return max(self.epsilons_after(releases).values())
+
+    def weights(self, norms: Tensor, reading: Reading) -> Tensor:
+        """Return what brings contributions of these `norms (n,)` to at most the clipping norm, in float64."""
+        wide, bound = norms.to(torch.float64), self.clip_of(reading) * _MARGIN
+        return torch.where(torch.isfinite(wide), (bound / wide).clamp(max=1.0), 0.0)
+
+    def noisy_mean(
+        self, total: dict[str, Tensor], count: int, reading: Reading, random: RandomSource
+    ) -> dict[str, Tensor]:
+        """Return the mean of clipped contributions that add up to `total`, plus noise."""
+        deviation = self.standard_deviation(reading, count)
+        found = {}
+        for name, value in total.items():
+            noise = random.normal(value.shape).to(value.device)
+            # In place: for a wide layer the noise takes most of a learner's time.
+            found[name] = noise.mul_(deviation).add_(value, alpha=1 / count).to(value.dtype)
+        return found
+
+    def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
+        """Return `tensors` as they are: it acts on means over examples."""
+        return tensors

@@ -1,0 +1,173 @@
+"""Canaries: two inputs of an adversary's choice, as far apart as a guarantee allows, through a learner's own code."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metaleak.clients.datasets import LabeledExamples
+from metaleak.clients.episode import Episode, Parameters
+from metaleak.clients.learner import TaskLearner
+from metaleak.clients.models import MLP
+from metaleak.clients.partition import ShardIndices, TaskShape
+from metaleak.clients.rules import MAML, Rule, reads_means
+from metaleak.defenses import Accounted, Defense, ExampleMechanism, ExampleSet, RecordLevel, SharesNoise
+
+_LARGE = 1e6
+"""In units of any clipping norm: what is not clipped, or only after the noise, shows."""
+
+_SHARING = 5
+"""How many learners share the noise of a sum, where they do."""
+
+_NO_DATA = LabeledExamples(torch.zeros(1, 1, 1, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("none",))
+_NO_SHARD = ShardIndices((), torch.zeros(0, 0, dtype=torch.int64))
+_TASK = TaskShape(ways=2, shots=10, queries=20)
+_MODEL = MLP(hidden=())
+
+
+class Canary(Protocol):
+    """A pair of neighboring inputs, and what a learner sends of one of them."""
+
+    @property
+    def accounted(self) -> float:
+        """The epsilon that is accounted for all `rounds`."""
+        ...
+
+    @property
+    def rounds(self) -> int:
+        """The rounds in which the learner takes part."""
+        ...
+
+    def sent(self, learner: int, first: bool, round: int) -> float:
+        """Return what `learner` sends in `round` of the `first` of the two inputs, along the line between them."""
+        ...
+
+
+def canary_for(defense: Defense, rule: Rule, asks: ExampleSet, rounds: int, seed: int) -> tuple[Canary, float]:
+    """Return the canary for a defense with a guarantee, and the guarantee's delta.
+
+    `rule` and `asks` matter to a defense of the place `example` alone. Raises `ValueError` in one line, which begins
+    with the key at fault, for a defense without a guarantee or with one that does not fit.
+    """
+    if isinstance(defense, ExampleMechanism):
+        defense = defense.for_readings(reads_means(rule).readings)
+    if isinstance(defense, SharesNoise):
+        defense = defense.for_learners(_SHARING)
+    if not isinstance(defense, Accounted):
+        raise ValueError(f"name: {type(defense).__name__} has no guarantee that could be audited")
+    defense = defense.for_releases(rounds)
+    delta = defense.delta
+    if not math.isfinite(defense.epsilon_after(rounds)):
+        raise ValueError(f"noise_multiplier: {type(defense).__name__} promises no finite epsilon")
+    if isinstance(defense, RecordLevel):
+        accounted = defense.epsilons_after(rounds)[asks]
+        return CanaryImage(defense, rule, asks, rounds, accounted, seed), delta
+    if defense.place != "shared":
+        raise ValueError(f"name: no canary is known for {type(defense).__name__} at the place {defense.place!r}")
+    learners = _SHARING if isinstance(defense, SharesNoise) else 1
+    return CanaryGradient(defense, rounds, defense.epsilon_after(rounds), seed, learners), delta
+
+
+@dataclass(frozen=True)
+class CanaryGradient:
+    """Two meta-gradients of opposite directions, of a norm far beyond any clipping norm.
+
+    Their signs change from round to round, as the parameters that a server sends could change them: noise that is
+    drawn once for two rounds cancels. Where a guarantee is about the sum of several `learners`, the others send
+    nothing but their noise, and the sum is what is seen.
+    """
+
+    defense: Defense
+    rounds: int
+    accounted: float
+    seed: int
+    learners: int = 1
+
+    def sent(self, learner: int, first: bool, round: int) -> float:
+        """Return the sum of the entries of what is sent, of which each has the same part of the canary."""
+        size = _LARGE * (1 if first else -1) * _sign(round)
+        seen = 0.0
+        for number in range(self.learners):
+            entries = torch.full((2, 2), 0.0 if number else size, dtype=torch.float64)
+            one = _learner(self.defense, MAML(), learner * self.learners + number, self.seed)
+            sent = one.defend_shared({"layer1.weight": entries, "head.weight": entries}, round)
+            seen += float(sum(value.sum() for value in sent.values()))
+        return _sign(round) * seen
+
+
+@dataclass(frozen=True)
+class CanaryImage:
+    """Two images of opposite gradients in an episode whose other images say what the support set did.
+
+    The model is softmax regression on two pixels and two classes, whose parameters the server chooses. The weights of
+    the second pixel are so large that the canary, of class 0, is taken for class 1 whatever the noise of inner steps:
+    its gradient is (-1, 1) times its first pixel, which is large, of either sign. So it contributes the clipping norm
+    in one direction or the other, to every mean.
+
+    Where a rule takes the query set's gradients at adapted parameters (`support`, MAML), the query images measure the
+    first pixel's weights: each has a threshold of its own, set by its second pixel, above which it is taken for the
+    other class and its gradient passes from nothing to the clipping norm.
+    """
+
+    defense: RecordLevel
+    rule: Rule
+    asks: ExampleSet
+    rounds: int
+    accounted: float
+    seed: int
+
+    def sent(self, learner: int, first: bool, round: int) -> float:
+        """Return the difference of the two classes' first weights in what is sent."""
+        episode = self._episode((1 if first else -1) * _sign(round))
+        means = _learner(self.defense, self.rule, learner, self.seed).means(round)
+        assert means is not None
+        sent, _ = reads_means(self.rule).released_meta_gradient(_MODEL, _parameters(), episode, means)
+        weight = sent["head.weight"]
+        direct = -1 if self.asks == "support" and isinstance(self.rule, MAML) else 1
+        return direct * _sign(round) * float(weight[1, 0] - weight[0, 0])
+
+    def _episode(self, sign: int) -> Episode:
+        support, query = _TASK.ways * _TASK.shots, _TASK.ways * _TASK.queries
+        inputs = {
+            "support": torch.zeros(support, 2, dtype=torch.float64),
+            "query": self._rulers(query) if self.asks == "support" else torch.zeros(query, 2, dtype=torch.float64),
+        }
+        inputs[self.asks][0] = torch.tensor([sign * _LARGE, 1.0], dtype=torch.float64)
+        positions = torch.arange(_TASK.ways)
+        return Episode(
+            inputs["support"][:, None, None],
+            positions.repeat_interleave(_TASK.shots),
+            inputs["query"][:, None, None],
+            positions.repeat_interleave(_TASK.queries),
+        )
+
+    def _rulers(self, count: int) -> Tensor:
+        """Return query images `(count, 2)` that tell where the adapted first weights lie, within 3 deviations."""
+        if not isinstance(self.rule, MAML):
+            return torch.zeros(count, 2, dtype=torch.float64)
+        steps, examples = self.rule.inner_steps, _TASK.ways * _TASK.shots
+        deviation = self.rule.inner_rate * self.defense.standard_deviation("support", examples) * (2 * steps) ** 0.5
+        thresholds = torch.linspace(-3, 3, _TASK.queries, dtype=torch.float64).repeat(_TASK.ways)
+        # A hundredth of a deviation decides, and the gradient of what is decided exceeds the clipping norm.
+        first = torch.full_like(thresholds, max(1000 / deviation, _LARGE * self.defense.clip_of("query")))
+        return torch.stack([first, -thresholds * deviation * first / (2 * _WEIGHT)], dim=1)
+
+
+_WEIGHT = 1e18
+"""The weight of the second pixel."""
+
+
+def _parameters() -> Parameters:
+    weight = torch.tensor([[0.0, -_WEIGHT], [0.0, _WEIGHT]], dtype=torch.float64)
+    return {"head.weight": weight, "head.bias": torch.zeros(2, dtype=torch.float64)}
+
+
+def _sign(round: int) -> int:
+    return 1 if round % 2 else -1
+
+
+def _learner(defense: Defense, rule: Rule, number: int, seed: int) -> TaskLearner:
+    """Return a learner for its defenses alone: what it holds is not looked at."""
+    return TaskLearner(number, seed, _NO_DATA, _NO_SHARD, _TASK, _MODEL, rule, (defense,))

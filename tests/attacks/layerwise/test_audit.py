@@ -1,0 +1,82 @@
+"""The audit counts what each layer gives away, and states no number for what it does not cover."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import jacrev
+
+from metaleak.attacks.layerwise.audit import audit
+from metaleak.attacks.layerwise.inversion_bound import inversion_bound, noise_like
+from metaleak.clients.episode import Episode
+from metaleak.clients.models import MLP, Conv4, LeNet, TorchModule
+from metaleak.clients.randomness import keyed_generator
+from metaleak.clients.rules import MAML
+
+
+def audited(model, shape=(1, 16, 16), ways=3):
+    made = TorchModule(model) if isinstance(model, nn.Module) else model
+    return audit(made, made.initialize(shape, ways, keyed_generator("start")), shape)
+
+
+def test_a_covered_network_has_a_number():
+    found = audited(LeNet(filters=4))
+    assert [layer.name for layer in found.layers] == ["conv1", "conv2", "conv3", "head"]
+    assert (found.covered, found.c) == ("exact", found.of_convolutions)
+    assert found.c == pytest.approx(sum(layer.contribution or 0 for layer in found.layers))
+    assert found.i2f > 0
+
+
+def test_relu_makes_it_an_upper_bound_but_not_in_dense_layers():
+    assert audited(Conv4(filters=4, normalization="none")).covered == "at most"
+    assert audited(MLP(hidden=(8,))).covered == "exact"
+
+
+class Skip(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(784, 3)
+
+    def forward(self, images):
+        features = torch.tanh(self.first(images))
+        return self.out((features + torch.tanh(self.second(features))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "note"),
+    [
+        (Conv4(filters=4), "mul is not covered"),
+        (Conv4(filters=4, normalization="none", downsample="max"), "followed by max_pool2d"),
+        (Skip(), "takes a sum or a list of first and second"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(784, 3)), "batch_norm is not"),
+    ],
+)
+def test_what_is_not_covered_is_named_and_has_no_number(model, note):
+    found = audited(model)
+    assert (found.covered, found.c) == ("no", None)
+    assert found.of_convolutions is not None
+    assert any(note in layer.note for layer in found.layers)
+
+
+def shares_of_two(parameters, model):
+    labels = torch.tensor([0, 1, 2])
+
+    def shares(images):
+        episode = Episode(images[:3], labels, images[3:], labels)
+        return MAML(inner_rate=0.1).meta_gradient(model, parameters, episode)[0]
+
+    return shares
+
+
+def test_the_bound_is_that_of_the_jacobian_also_for_meta_gradients():
+    """Support and query images of a second-order meta-gradient; and no least-squares inversion moves less."""
+    model = MLP(hidden=(6,), activation="tanh")
+    fresh = model.initialize((1, 2, 2), 3, keyed_generator("start"))
+    shares = shares_of_two({name: value.double() for name, value in fresh.items()}, model)
+    images = torch.rand(6, 1, 2, 2, generator=keyed_generator("images"), dtype=torch.float64)
+    change = noise_like(shares(images), 0.01, seed=0)
+    jacobian = torch.cat([rows.reshape(-1, 24) for rows in jacrev(shares)(images).values()])
+    flat = torch.cat([value.flatten() for value in change.values()])
+    expected = (jacobian.T @ flat).norm() / torch.linalg.eigvalsh(jacobian.T @ jacobian)[-1]
+    bound = inversion_bound(shares, images, change, iterations=200)
+    assert bound == pytest.approx(float(expected), rel=1e-6)
+    assert bound <= float((torch.linalg.pinv(jacobian) @ flat).norm())

@@ -1,0 +1,167 @@
+"""Attacks over rounds: what they find beside one round, what they hold in memory, which rounds tell of a target."""
+
+import gc
+import weakref
+from collections.abc import Sequence
+
+import pytest
+import torch
+from membership_questions import held_classes, inputs, questions
+
+from metaleak.attacks.alignment.alignment import Alignment
+from metaleak.attacks.evaluation.membership import evaluate
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.rounds import AsksOverRounds, Round
+from metaleak.attacks.shadows.weighed_rounds import weighed
+from metaleak.attacks.span.span_test import SpanTest
+from metaleak.clients import Federation, Partition, TaskShape
+from metaleak.clients.cohort import cohort_meta_gradients
+from metaleak.clients.datasets import Digits
+from metaleak.clients.models import MLP
+from metaleak.clients.rules import MAML
+from metaleak.defenses import Noise
+
+LEARNERS = 6
+
+
+class Rounds(Sequence[Round]):
+    """Rounds at the initial parameters, computed when they are asked for, with a count of those in memory."""
+
+    def __init__(self, federation, targets, count, answers=lambda learner, number: True):
+        self.federation, self.targets, self.count, self.answers = federation, targets, count, answers
+        self.alive, self.most = 0, 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, place):
+        federation, number = self.federation, place + 1
+        learners = [one for one in range(LEARNERS) if self.answers(one, number)]
+        parameters = federation.initial_parameters()
+        gradients, _ = cohort_meta_gradients(federation.learners(learners), parameters, number)
+        gc.collect()
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(next(iter(gradients.values())), self._gone)
+        own = federation.split().held_out
+        task = federation.task
+        observation = Observation(
+            federation.model,
+            federation.rule,
+            parameters,
+            gradients,
+            task.ways,
+            task.shots,
+            task.queries,
+            classes=held_classes(federation, learners, number),
+            own_examples=inputs(federation, own),
+            own_labels=federation.examples().labels[own],
+            defenses=federation.defenses,
+        )
+        rows = torch.tensor([learners.index(one) if one in learners else -1 for one in range(LEARNERS)])
+        positions = torch.where(rows[self.targets.rows] >= 0, self.targets.positions, -1)
+        return Round(number, observation, rows, positions)
+
+    def _gone(self):
+        self.alive -= 1
+
+
+def attacked(count, *defenses, asks="query", **changes):
+    federation = Federation(
+        seed=3,
+        data=Digits(),
+        task=TaskShape(ways=2, shots=2, queries=3),
+        partition=Partition(learners=LEARNERS, held_out=0.4),
+        model=MLP(hidden=(24,)),
+        rule=MAML(),
+        defenses=defenses,
+    )
+    targets, member = questions(federation, list(range(LEARNERS)), 1, asks, 60, 120)
+    return Rounds(federation, targets, count, **changes), targets, member
+
+
+def auc(scores, member):
+    return evaluate(scores.numpy(), member.numpy(), resamples=1).auc.value
+
+
+ATTACKS = {
+    "weighed": (SpanTest(knows_defenses=True), Noise(place="shared", scale=1.0)),
+    "noisy": (SpanTest(knows_defenses=True), Noise(place="query", scale=1.0)),
+    "clean": (SpanTest(knows_defenses=True, asks="support"), Noise(place="query", scale=1.0)),
+    "alignment": (Alignment(samples=20, stand_ins=1, shadows=4), Noise(place="shared", scale=1.0)),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_one_round_is_in_memory_however_many_there_are(name):
+    attack, defense = ATTACKS[name]
+    assert isinstance(attack, AsksOverRounds)
+    for count in (2, 5):
+        rounds, targets, _ = attacked(count, defense, asks=attack.asks)
+        answers = attack.over_rounds(rounds, targets, seed=0)
+        gc.collect()
+        assert answers.scores.isfinite().all()
+        assert (rounds.most, rounds.alive) == (1, 0)
+
+
+def test_the_span_of_clean_images_lasts_and_noise_averages_out():
+    one, few, many = (
+        auc(ATTACKS["noisy"][0].over_rounds(rounds, targets, seed=0).scores, member)
+        for rounds, targets, member in (attacked(count, Noise(place="query", scale=0.7)) for count in (1, 2, 12))
+    )
+    assert many > few > one
+    assert many > one + 0.1
+    rounds, targets, member = attacked(3, Noise(place="query", scale=1.0), asks="support")
+    assert auc(ATTACKS["clean"][0].over_rounds(rounds, targets, seed=0).scores, member) > 0.99
+
+
+def test_rounds_with_shared_noise_are_weighed_and_none_is_lost():
+    attack, noise = SpanTest(knows_defenses=True), Noise(place="shared", scale=3.0)
+    rounds, targets, member = attacked(8, noise)
+    single = attack(rounds[0].observation, targets, 0).scores
+    assert auc(attack.over_rounds(rounds, targets, 0).scores, member) > auc(single, member) + 0.05
+
+
+def test_a_learner_that_never_answered_tells_nothing_and_one_that_did_once_something():
+    attack = SpanTest(knows_defenses=True)
+    rounds, targets, member = attacked(
+        4, Noise(place="query", scale=0.3), answers=lambda learner, number: learner > 1 or (learner, number) == (1, 2)
+    )
+    scores = attack.over_rounds(rounds, targets, seed=0).scores
+    assert not scores[targets.rows == 0].any()
+    once = targets.rows == 1
+    assert auc(scores[once], member[once]) > 0.6
+
+
+def test_a_test_that_knows_no_defense_says_that_it_sees_one_round():
+    rounds, targets, _ = attacked(2)
+    assert SpanTest().reason_against_rounds() == "knows_defenses must be true for rounds to be weighed"
+    with pytest.raises(ValueError, match="knows_defenses must be true"):
+        SpanTest().over_rounds(rounds, targets, seed=0)
+
+
+def test_rounds_count_by_what_they_tell():
+    generator = torch.Generator().manual_seed(0)
+    # One round tells nothing but spreads widely: a sum would drown in it.
+    strength, spread = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([1.0, 20.0, 1.0])
+
+    def drawn(shift, count):
+        return shift * strength + spread * torch.randn(count, 3, generator=generator, dtype=torch.float64)
+
+    members, others, asked = drawn(1, 2000), drawn(0, 2000), torch.cat([drawn(1, 500), drawn(0, 500)])
+    member = torch.arange(1000) < 500
+    found = auc(weighed(asked, members, others, 1.0), member)
+    assert found > auc(asked.sum(dim=1), member) + 0.2
+    assert found == pytest.approx(0.84, abs=0.03)  # the normal law's: two standard deviations apart by sqrt(2)
+    # A round that cannot hold the target says nothing, of whichever kind the others are.
+    gone = asked.clone()
+    gone[:, 1] = torch.nan
+    assert auc(weighed(gone, members, others, 1.0), member) == pytest.approx(found, abs=0.03)
+
+
+def test_where_a_round_holds_an_image_by_chance_the_best_round_counts():
+    ratios = torch.tensor([[9.0, -9.0, -9.0], [-3.0, -3.0, -3.0], [torch.nan, torch.nan, torch.nan]])
+    scores = weighed(ratios, ratios[:1], ratios[1:2], chance=0.25)
+    assert scores[0] > 5
+    assert -1 < scores[1] < 0
+    assert scores[2] == pytest.approx(0.0, abs=1e-6)
