@@ -5,11 +5,11 @@ distance of a sentence's inputs from the space is a function of its word embeddi
 of "TIGER", arXiv 2606.18312). Descent over embeddings and exchanges of single tokens take turns.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from metaleak.attacks.attack import Progress, Reconstructions
@@ -17,8 +17,8 @@ from metaleak.attacks.observation import Observation
 from metaleak.attacks.seeding import generator_for
 from metaleak.attacks.text.input_space import InputSpace, input_space
 from metaleak.attacks.text.span_attack import sentences_of
-from metaleak.attacks.threat_model import Capability
-from metaleak.clients.models import LanguageModel, Model
+from metaleak.attacks.text.text_attack import TextAttack
+from metaleak.clients.models import LanguageModel
 
 _ROUNDING = 1e-6
 """A mean squared distance that float32 leaves of a true sentence."""
@@ -27,7 +27,7 @@ _BATCH = 64
 _ELSEWHERE, _TURNS = 2, 2
 
 
-class TextDescent(BaseModel):
+class TextDescent(TextAttack):
     """One sentence whose inputs to a layer lie in the space that the gradient of the layer's matrix shows.
 
     `matrix` is the shared parameter that is used, by default the first matrix. The number of tokens is the rank of
@@ -36,25 +36,10 @@ class TextDescent(BaseModel):
     tokens are taken, and the best is chosen of the `nearest` ones at every place and of those that came up elsewhere.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    takes_parts: ClassVar[bool] = True
-
-    asks: Literal["query", "support"] = "query"
-    matrix: str | None = None
     rounds: Annotated[int, Field(ge=1)] = 4
     steps: Annotated[int, Field(ge=1)] = 200
     rate: Annotated[float, Field(gt=0)] = 0.02
     nearest: Annotated[int, Field(ge=1)] = 16
-
-    @property
-    def requires(self) -> frozenset[Capability]:
-        """Nothing beside what is seen."""
-        return frozenset()
-
-    def applies_to(self, model: Model) -> bool:
-        """Return whether the model takes tokens and shows what its layers take."""
-        return isinstance(model, LanguageModel)
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
         """Return the sentence of every learner, `(L, 1, T)` int64, and how sure it is, in [0, 1].
