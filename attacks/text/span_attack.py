@@ -20,7 +20,7 @@ from metaleak.clients.models import LanguageModel
 from metaleak.clients.rules import support_entry
 
 _POWERS = (0.7, 0.9, 0.5, 0.3)
-_EVALUATIONS = 600_000
+_EVALUATIONS = 1_500_000
 """So many arrangements are judged, times the squared rank, where each needs the derivatives anew."""
 
 _STRONG = 1e-8
