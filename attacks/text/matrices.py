@@ -44,7 +44,8 @@ def matrices_of(observation: Observation, chosen: str | None, second: bool) -> M
 
 
 def _of_attention(name: str) -> bool:
-    return any(part in name.split(".") for part in (*_ORDER, "c_attn"))
+    # The second factor of an adapter takes what the first makes of the layer's inputs.
+    return not name.endswith(".lora_b") and any(part in name.split(".") for part in (*_ORDER, "c_attn"))
 
 
 def _by_use(names: Iterable[str]) -> list[str]:

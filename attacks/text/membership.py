@@ -1,9 +1,6 @@
 """Membership of a sentence: whether all of its tokens lie in the space of what a layer took."""
 
-from typing import ClassVar, Literal
-
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from metaleak.attacks.attack import Answers, Progress, Targets
 from metaleak.attacks.observation import Observation
@@ -11,11 +8,11 @@ from metaleak.attacks.text.candidates import single_inputs
 from metaleak.attacks.text.input_space import InputSpace
 from metaleak.attacks.text.matrices import matrices_of
 from metaleak.attacks.text.span_attack import space_of
-from metaleak.attacks.threat_model import Capability
-from metaleak.clients.models import LanguageModel, Model
+from metaleak.attacks.text.text_attack import TextAttack
+from metaleak.clients.models import LanguageModel
 
 
-class TextMembership(BaseModel):
+class TextMembership(TextAttack):
     """Was this sentence in the learner's set? By one matrix of the first layer, see `TextSpan`.
 
     A sentence scores by that of its tokens which lies farthest from the space of the layer's inputs, as a multiple of
@@ -24,22 +21,6 @@ class TextMembership(BaseModel):
     the support set's, through second-order rules, as far as the inner rate lifts it above the rounding. First-order
     rules leave nothing of the support set in it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    takes_parts: ClassVar[bool] = True
-
-    asks: Literal["query", "support"] = "query"
-    matrix: str | None = None
-
-    @property
-    def requires(self) -> frozenset[Capability]:
-        """Nothing beside what is seen."""
-        return frozenset()
-
-    def applies_to(self, model: Model) -> bool:
-        """Return whether the model takes tokens and shows what its layers take."""
-        return isinstance(model, LanguageModel)
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None

@@ -1,10 +1,9 @@
 """The exact attack on text: sentences from the gradient of one matrix of the first layer, or of more."""
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from metaleak.attacks.attack import Progress, Reconstructions
@@ -16,8 +15,8 @@ from metaleak.attacks.text.input_space import InputSpace, input_space
 from metaleak.attacks.text.layer_consistency import LayerConsistency
 from metaleak.attacks.text.matrices import Matrices, matrices_of
 from metaleak.attacks.text.sentences import FITS, Sentence, improved, single_sentence, told_apart
-from metaleak.attacks.threat_model import Capability
-from metaleak.clients.models import LanguageModel, Model
+from metaleak.attacks.text.text_attack import TextAttack
+from metaleak.clients.models import LanguageModel
 from metaleak.clients.rules import support_entry
 
 _POWERS = (0.7, 0.9, 0.5, 0.3)
@@ -28,7 +27,7 @@ _STRONG = 1e-8
 """Derivatives below this part of the largest are none."""
 
 
-class TextSpan(BaseModel):
+class TextSpan(TextAttack):
     """Sentences from the space of the inputs that a matrix of the first layer took.
 
     Every token at every place is tried: those in the space were there (Petrov et al. 2024, "DAGER"; the space's noise
@@ -43,22 +42,7 @@ class TextSpan(BaseModel):
     `matrix` is the name of the first layer's matrix; by default the best of those that are shared.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    takes_parts: ClassVar[bool] = True
-
-    asks: Literal["query", "support"] = "query"
     uses: Literal["one matrix", "two matrices", "embeddings"] = "one matrix"
-    matrix: str | None = None
-
-    @property
-    def requires(self) -> frozenset[Capability]:
-        """Nothing beside what is seen: the model is public, and the number of sentences that of the task."""
-        return frozenset()
-
-    def applies_to(self, model: Model) -> bool:
-        """Return whether the model takes tokens and shows what its layers take."""
-        return isinstance(model, LanguageModel)
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
         """Return the sentences of every learner's support and query set, `(L, n, T)` int64.

@@ -144,10 +144,13 @@ class LanguageModel(BaseModel):
         """Return logits `(B, ways)` for `tokens (B, T)` int64."""
         return self._called(parameters, tokens).logits  # type: ignore[no-any-return]
 
-    def inputs_of(self, weight: str, parameters: Parameters, tokens: Tensor) -> Tensor:
-        """Return what the layer with the parameter `weight` takes of `tokens (B, T)`, `(B, T, d)`.
+    def inputs_of(
+        self, weight: str, parameters: Parameters, tokens: Tensor, embeddings: Tensor | None = None
+    ) -> Tensor:
+        """Return what the layer with the parameter `weight` takes of `tokens (B, T)`, `(B, T, d)`; differentiable.
 
-        Layers after it are not computed.
+        With `embeddings (B, T, d)` these stand in the place of the word embeddings of the tokens, which then tell
+        where the padding is and nothing else. Layers after it are not computed.
         """
         caught: list[Tensor] = []
 
@@ -159,7 +162,7 @@ class LanguageModel(BaseModel):
         handle = layer.register_forward_pre_hook(catch)
         try:
             with contextlib.suppress(_Caught):
-                self._called(parameters, tokens)
+                self._called(parameters, tokens, embeddings)
         finally:
             handle.remove()
         return caught[0]
@@ -217,7 +220,7 @@ class LanguageModel(BaseModel):
         heads = int(self.module.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
         return Attention(names["query"], names["key"], heads)
 
-    def _called(self, parameters: Parameters, tokens: Tensor) -> Any:
+    def _called(self, parameters: Parameters, tokens: Tensor, embeddings: Tensor | None = None) -> Any:
         dtype = next(value.dtype for value in parameters.values() if value.is_floating_point())
 
         def constant(value: Tensor) -> Tensor:
@@ -234,7 +237,8 @@ class LanguageModel(BaseModel):
                 every[weight] = every[weight] + parameters[other] @ parameters[name]
         mask = additive_mask(tokens != self.padding, dtype, later=_bidirectional(self))
         with sdpa_kernel(SDPBackend.MATH):
-            return functional_call(self.module, every, (), {"input_ids": tokens, "attention_mask": mask})
+            given = {"input_ids": tokens} if embeddings is None else {"inputs_embeds": embeddings}
+            return functional_call(self.module, every, (), {**given, "attention_mask": mask})
 
     def _table(self) -> Tensor:
         return self.module.get_input_embeddings().weight  # type: ignore[operator, no-any-return]

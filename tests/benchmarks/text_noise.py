@@ -3,8 +3,8 @@
     python tests/benchmarks/text_noise.py MODEL_DIRECTORY [--sentences 20]
 
 Sentences of CoLA (from METALEAK_DATA), one a batch; the gradient of the first layer's query matrix is clipped and
-noised by the defense `gaussian` for one release at delta 1e-5, before the attack reads it. A Markdown table, 95 %
-intervals by bootstrap over sentences; special tokens do not count.
+noised by the defense `gaussian` before the attack reads it; epsilon is that of one release at delta 1e-5. A Markdown
+table, 95 % intervals by bootstrap over sentences; special tokens do not count.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from metaleak.clients.datasets import CoLA
 from metaleak.clients.models import Transformer
 from metaleak.defenses import GaussianMechanism, RandomSource
 
-EPSILONS = (None, 1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 100.0, 8.0)
+MULTIPLIERS = (0.0, 1e-9, 1e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 1e-4, 1e-2, 1.0)
 
 
 def main() -> None:
@@ -36,15 +36,17 @@ def main() -> None:
     name = QUERY.format(0)
     print("| epsilon | noise over gradient | ROUGE-1 | ROUGE-2 | exact |")
     print("|---|---|---|---|---|")
-    for epsilon in EPSILONS:
+    for multiplier in MULTIPLIERS:
         made, held, parts = [], [], []
+        epsilon = "none"
         for number in range(chosen.sentences):
             tokens, labels = batch(data, 1, chosen.seed + number)
             observation = observed(model, parameters, (name,), tokens, labels)
             gradient = observation.gradients[name][0]
-            if epsilon is not None:
+            if multiplier:
                 clip = float(gradient.norm())
-                defense = GaussianMechanism(clip=clip, epsilon=epsilon).for_releases(1)
+                defense = GaussianMechanism(clip=clip, noise_multiplier=multiplier)
+                epsilon = f"{defense.epsilon_after(1):.3g}"
                 noised = defense({name: gradient}, RandomSource.of(0, number))[name]
                 parts.append(float((noised - gradient).norm() / gradient.norm()))
                 observation = replace(observation, gradients={name: noised[None]})
@@ -54,9 +56,8 @@ def main() -> None:
         _, measures = similarity("tokens", ours.numpy(), true.numpy(), padding=model.padding)
         value = {one.name: f"{100 * one.value:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in measures}
         noise = f"{sum(parts) / len(parts):.2g}" if parts else "0"
-        shown = "none" if epsilon is None else f"{epsilon:g}"
         cells = [value["ROUGE-1"], value["ROUGE-2"], value["sequences recovered"]]
-        print(f"| {shown} | {noise} | {' | '.join(cells)} |", flush=True)
+        print(f"| {epsilon} | {noise} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -163,3 +163,24 @@ def test_a_meta_gradient_holds_the_query_tokens_and_at_second_order_those_of_the
         for some in (tokens[:2], tokens[2:])
     )
     assert found == (query if order == 1 else support | query)
+
+
+@pytest.mark.parametrize(("rank", "found"), [(16, True), (2, False)])
+def test_an_adapter_of_a_rank_above_the_number_of_tokens_gives_a_sentence_away(rank, found):
+    model = TinyBERT(layers=2, width=96, heads=4, positions=16, learns=("classifier.*",), lora=rank)
+    parameters = model.initialize((LENGTH,), 2, torch.Generator().manual_seed(0))
+    # Those of a later round: at the initialization the second factors are 0, and so are the gradients of the first.
+    random = torch.Generator().manual_seed(1)
+    for name in parameters:
+        if name.endswith("lora_b"):
+            parameters[name] = torch.randn(parameters[name].shape, generator=random) / 10
+    sentence = RandomWords().load().examples[:1]
+    episode = Episode(sentence, torch.tensor([1]), sentence[:0], torch.tensor([], dtype=torch.int64))
+    gradient, _ = FedSGD().meta_gradient(model, parameters, episode)
+    gradients = {name: value.detach()[None] for name, value in gradient.items()}
+    observation = Observation(
+        model, FedSGD(), parameters, gradients, ways=1, shots=0, queries=1, input_shape=(LENGTH,)
+    )
+    made = TextSpan().reconstruct(observation, seed=0)
+    assert torch.equal(made.examples[0], sentence) == found
+    assert bool(made.confidence[0, 0] > 0.9) == found

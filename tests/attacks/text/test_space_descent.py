@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.text.space_descent import TextDescent
+from metaleak.clients.episode import Episode
+from metaleak.clients.models import TinyBERT
+from metaleak.clients.rules import FedSGD
+from metaleak.clients.sharing import computed_part
+
+MODEL = TinyBERT(layers=3, width=64, heads=4, positions=16, vocabulary=40)
+SENTENCE = torch.tensor([[2, 17, 9, 31, 12, 3]])
+
+
+def observed(weight, queries=1):
+    parameters = MODEL.initialize((6,), 2, torch.Generator().manual_seed(0))
+    computing, moving = computed_part((weight,), MODEL, FedSGD(), parameters)
+    episode = Episode(SENTENCE, torch.tensor([1]), SENTENCE[:0], torch.tensor([0])[:0])
+    gradient, _ = FedSGD().meta_gradient(computing, moving, episode)
+    shared = {weight: gradient[weight].detach()[None]}
+    return Observation(MODEL, FedSGD(), parameters, shared, ways=1, shots=0, queries=queries, input_shape=(6,))
+
+
+@pytest.mark.parametrize(
+    "component", ["attention.self.query", "attention.self.value", "attention.output.dense", "intermediate.dense"]
+)
+def test_a_sentence_is_found_from_a_matrix_of_a_middle_layer(component):
+    attack = TextDescent(steps=60, nearest=6)
+    made = attack.reconstruct(observed(f"bert.encoder.layer.1.{component}.weight"), seed=0)
+    assert made.examples.tolist() == [SENTENCE.tolist()]
+    assert made.confidence[0, 0] > 0.9
+
+
+def test_the_last_layer_reads_the_first_token_alone_and_nothing_is_certain():
+    made = TextDescent(steps=5, rounds=1).reconstruct(observed("bert.encoder.layer.2.attention.self.query.weight"), 0)
+    assert (made.examples[0, 0] != 0).sum() < 6
+
+
+def test_several_sentences_are_refused():
+    with pytest.raises(ValueError, match="rebuilds one sentence, and learners have 2"):
+        TextDescent().reconstruct(observed("bert.encoder.layer.1.attention.self.query.weight", queries=2), 0)
