@@ -91,8 +91,8 @@ def ask_membership(
     kept: KeptParts,
     advance: Advance,
 ) -> Asked:
-    """Return what `attack` answers about the targets that `settings` draw; a guarantee is that of `releases`, and of the
-    `whole` run's.
+    """Return what `attack` answers about the targets that `settings` draw; a guarantee is that of
+    `releases`, and of those of the `whole` run.
 
     Raises `Interrupted` with what is kept, `ValueError` when there are no targets.
     """
