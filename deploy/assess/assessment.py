@@ -70,7 +70,7 @@ def assess(
         kept = KeptParts(out, repr(decides))
         # What the server sent in a late round tells of every earlier one, so all up to it count.
         releases = experiment.releases(attacked.rounds[-1])
-        asked = ask_membership(made, attacked, targets, releases, seed, device, kept, advance)
+        asked = ask_membership(made, attacked, targets, releases, experiment.releases(), seed, device, kept, advance)
     if isinstance(made, Reconstructs) and targets.learners:
         rebuilt = rebuild(made, attacked, targets.learners, seed, device, advance)
     result = AttackResult(

@@ -85,12 +85,14 @@ def ask_membership(
     attacked: Attacked,
     settings: TargetSettings,
     releases: int,
+    whole: int,
     seed: int,
     device: torch.device,
     kept: KeptParts,
     advance: Advance,
 ) -> Asked:
-    """Return what `attack` answers about the targets that `settings` draw; a guarantee is that of `releases`.
+    """Return what `attack` answers about the targets that `settings` draw; a guarantee is that of
+    `releases`, and of those of the `whole` run.
 
     Raises `Interrupted` with what is kept, `ValueError` when there are no targets.
     """
@@ -106,7 +108,7 @@ def ask_membership(
         ) from None
     together = any(attacked.record.mean_of(round) for round in attacked.rounds)
     return Asked(
-        truth, answers, measured_privacy(attacked.federation, releases, truth, answers.scores, together), kept
+        truth, answers, measured_privacy(attacked.federation, releases, truth, answers.scores, together, whole), kept
     )
 
 

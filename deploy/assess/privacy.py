@@ -20,20 +20,18 @@ _DELTA = 1e-5
 
 
 def measured_privacy(
-    federation: Federation, releases: int, truth: Truth, scores: torch.Tensor, together: bool
+    federation: Federation, releases: int, truth: Truth, scores: torch.Tensor, together: bool, whole: int
 ) -> Privacy:
     """Return what the federation's defenses promise after `releases`, beside what `scores (T,)` prove.
+
+    `whole` are the releases of the whole run.
 
     The best of several guarantees counts: what stands before or after a mechanism takes nothing from it. Targets of
     one learner share its noise, and where the server saw learners `together`, in a mean, all targets share all noise:
     then nothing but `one_run` can be told, and the lower bound is 0.
     """
-    promised = [
-        (epsilon, defense.delta, _gaussian(defense))
-        for defense in federation.defenses
-        if isinstance(defense, Accounted) and math.isfinite(epsilon := defense.epsilon_after(releases))
-    ]
-    accounted, delta, gaussian = min(promised, default=(None, _DELTA, False))
+    accounted, delta, gaussian = min(_promised(federation, releases), default=(None, _DELTA, False))
+    accounted_run, _, _ = min(_promised(federation, whole), default=(None, _DELTA, False))
     shared = torch.zeros_like(truth.learner) if together else truth.learner
     member = truth.member.numpy()
     bounds = [
@@ -46,8 +44,21 @@ def measured_privacy(
         lower_bound=bounds[0],
         gaussian_lower_bound=bounds[1] if gaussian else None,
         confidence=CONFIDENCE,
+        accounted_run=accounted_run,
+        ceiling=epsilon_lower_bound(
+            member.astype(float), member, delta=delta, confidence=CONFIDENCE, groups=shared.numpy()
+        ),
         one_run=one_run_lower_bound(scores.numpy(), member, delta=delta, confidence=CONFIDENCE),
     )
+
+
+def _promised(federation: Federation, releases: int) -> list[tuple[float, float, bool]]:
+    """Return each finite guarantee: epsilon, delta, and whether it is the Gaussian mechanism's."""
+    return [
+        (epsilon, defense.delta, _gaussian(defense))
+        for defense in federation.defenses
+        if isinstance(defense, Accounted) and math.isfinite(epsilon := defense.epsilon_after(releases))
+    ]
 
 
 def _gaussian(defense: Defense) -> bool:

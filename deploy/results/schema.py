@@ -75,7 +75,9 @@ class PrivacyViolation(ValueError):
 class Privacy(Written):
     """The epsilon at `delta` that is `accounted` for, and the lower bounds that an attack's scores put on it.
 
-    `accounted` is `None` without a guarantee, or with one that is infinite. `lower_bound` exceeds the true epsilon
+    `accounted` is that of the rounds up to the last that was attacked, `accounted_run` that of the whole run; `None`
+    without a guarantee, or with one that is infinite. `ceiling` is what `lower_bound` would be if the same targets
+    were told apart without an error: no attack can prove more of so few. `lower_bound` exceeds the true epsilon
     with a chance of 1 - `confidence` at most, whatever the mechanism; so does `gaussian_lower_bound`, the sharper
     one, which is there only where what is accounted for promises to be Gaussian (see `Modeled`). `one_run` (Steinke
     et al. 2023) rests on assumptions that only about hold, see `one_run_lower_bound`, and decides nothing.
@@ -87,6 +89,8 @@ class Privacy(Written):
     confidence: Annotated[float, Field(gt=0, lt=1)]
     gaussian_lower_bound: Epsilon | None = None
     one_run: Epsilon | None = None
+    accounted_run: Epsilon | None = None
+    ceiling: Epsilon | None = None
 
     @property
     def proven(self) -> float:

@@ -80,6 +80,11 @@ def test_what_is_accounted_for_covers_every_round_up_to_the_last_that_is_attacke
     multiplier = experiment.federation().defenses[0].multiplier
     assert found.privacy.accounted == pytest.approx(gaussian_epsilon(multiplier, releases, 1e-5))
     assert (releases == 2) == (found.privacy.accounted == pytest.approx(8.0, rel=1e-6))
+    assert found.privacy.accounted_run == pytest.approx(8.0, rel=1e-6)
+    # Of 40 learners a member of the one half counts and a non-member of the other.
+    rate = (0.05 / 12) ** (1 / 20)
+    assert found.privacy.lower_bound <= found.privacy.ceiling
+    assert found.privacy.ceiling == pytest.approx(np.log((rate - 1e-5) / (1 - rate)))
     assert (found.privacy.delta, found.privacy.confidence) == (1e-5, 0.95)
     entries = 64 * 8 + 8 + 8 * 2 + 2
     assert (found.cost.bytes_per_learner, found.cost.dense_bytes) == (4 * entries, 4 * entries)

@@ -479,7 +479,6 @@ SMALL: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("axis", "values", "words"),
     [
-        ("targets.rounds", [1, 2, 3], "rounds attacked"),
         ("targets.round", ["first", 2, "last"], "round attacked"),
         ("targets.members", [2, 4, 6], "members asked"),
     ],

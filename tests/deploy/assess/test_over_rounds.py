@@ -1,0 +1,85 @@
+"""Attacks on several rounds of a run: who is a member, which rounds can hold a target, and what is written."""
+
+import pytest
+import torch
+from local_grid import local_simulate
+
+from metaleak.deploy.assess.applicability import reason_against
+from metaleak.deploy.assess.assessment import assess
+from metaleak.deploy.assess.observe import Attacked, RecordedRounds
+from metaleak.deploy.assess.truth import ask, ask_over, chance_of_a_draw
+from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.reading import experiment_from
+from metaleak.server import Record
+
+SMALL = {
+    "data": {"name": "digits"},
+    "task": {"ways": 2, "shots": 2, "queries": 2},
+    "partition": {"learners": 10, "held_out": 0.4},
+    "model": {"name": "mlp", "hidden": [16]},
+    "server": {"rounds": 4},
+    "evaluation": {"tasks": 2, "queries": 2},
+    "attacks": [{"name": "span", "knows_defenses": True}],
+    "targets": {"members": 40, "non_members": 40, "rounds": 4},
+}
+REDRAWN = {"partition": {"learners": 10, "held_out": 0.4, "examples_per_class": 8}}
+FEW = {"server": {"rounds": 4, "fraction": 0.5}}
+
+
+def rounds_of(path, **changes):
+    experiment = experiment_from({**SMALL, **changes}, "test")
+    run = local_simulate(experiment, path / "run")
+    record = Record(run.record)
+    there = {round: record.mean_of(round) or record.learners(round) for round in record.rounds}
+    attacked = Attacked(record, record.rounds, sorted(set().union(*there.values())), experiment.federation())
+    truth = ask_over(attacked.federation, there, "query", experiment.targets)
+    attack = experiment.attacks[0].build("attacks")
+    return run, experiment, there, truth, RecordedRounds(attacked, attack, truth, torch.device("cpu"))
+
+
+def test_lasting_sets_have_the_same_targets_in_one_round_and_in_many(tmp_path):
+    _, experiment, there, truth, _ = rounds_of(tmp_path)
+    once = ask(experiment.federation(), there[1], 1, "query", experiment.targets)
+    assert all(torch.equal(value, getattr(truth, name)) for name, value in vars(once).items())
+
+
+def test_what_learners_drew_in_any_round_is_a_member_and_its_chance_is_known(tmp_path):
+    _, experiment, there, truth, rounds = rounds_of(tmp_path, **REDRAWN)
+    federation = experiment.federation()
+    for place in truth.member.nonzero().flatten().tolist():
+        learner = int(truth.learner[place])
+        drawn = [federation.learner(learner).drawn(round).query for round in there]
+        assert any(bool((one == truth.example[place]).any()) for one in drawn)
+    assert chance_of_a_draw(federation, "query") == rounds[0].chance == 2 / 8
+    assert chance_of_a_draw(experiment_from(SMALL, "test").federation(), "query") == 1
+
+
+def test_a_round_holds_the_targets_of_those_learners_that_answered_in_it(tmp_path):
+    _, experiment, there, truth, rounds = rounds_of(tmp_path, **FEW)
+    targets = truth.targets(experiment.federation(), sorted(set().union(*there.values())))
+    for number, learners in there.items():
+        round = rounds[number - 1]
+        assert (round.number, len(learners)) == (number, 5)
+        answered = torch.tensor([learner in learners for learner in truth.learner.tolist()])
+        assert torch.equal(round.positions >= 0, answered)
+        places, asked = round.asked(targets)
+        assert torch.equal(torch.tensor(learners)[asked.rows], truth.learner[places])
+        assert torch.equal(asked.positions, truth.position[places])
+
+
+@pytest.mark.parametrize("changes", [{}, REDRAWN, FEW, {"defenses": [{"name": "secure-aggregation"}]}])
+def test_a_run_is_attacked_over_its_rounds(tmp_path, changes):
+    run, experiment, *_ = rounds_of(tmp_path, **changes)
+    found = assess(run, experiment, experiment.attacks[0])
+    assert (found.round, found.rounds) == (1, 4)
+    assert found.evaluation.auc.value > 0.6
+
+
+def test_an_attack_that_sees_one_round_is_not_applicable_to_several():
+    experiment = experiment_from(SMALL, "test")
+    assert reason_against(experiment, experiment.attacks[0]) is None
+    assert (
+        reason_against(experiment, Plugin(name="dlg")) == "dlg sees one round, and is asked about 4 (targets.rounds)"
+    )
+    recorded = experiment_from({**SMALL, "record": {"rounds": 1}}, "test")
+    assert reason_against(recorded, Plugin(name="dlg")) is None
