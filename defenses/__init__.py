@@ -4,7 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metaleak.defenses.accounting import gaussian_epsilon, gaussian_noise_multiplier, secure_sum_epsilon
+    from metaleak.defenses.accounting import (
+        gaussian_epsilon,
+        gaussian_noise_multiplier,
+        redrawn_epsilon,
+        secure_sum_epsilon,
+    )
     from metaleak.defenses.cost import bytes_sent
     from metaleak.defenses.defense import (
         NO_NOISE,
@@ -58,6 +63,7 @@ __all__ = [
     "gaussian_epsilon",
     "gaussian_noise_multiplier",
     "noise_of",
+    "redrawn_epsilon",
     "secure_sum_epsilon",
 ]
 
@@ -88,6 +94,7 @@ _MODULES = {
     "gaussian_epsilon": "accounting",
     "gaussian_noise_multiplier": "accounting",
     "noise_of": "defense",
+    "redrawn_epsilon": "accounting",
     "secure_sum_epsilon": "accounting",
 }
 

@@ -75,6 +75,38 @@ def secure_sum_epsilon(noise_multiplier: float, sampling_probability: float, rou
     return float(accountant.get_epsilon(delta))
 
 
+@lru_cache(maxsize=1024)
+def redrawn_epsilon(noise_multiplier: float, drawn: int, held: int, rounds: int, delta: float) -> float:
+    """Return an upper bound on the epsilon at `delta` of `rounds` episodes, each drawn in secret from a shard.
+
+    Amplification by sampling (Tombs et al. 2022; Wang, Balle and Kasiviswanathan 2019, "Subsampled Renyi Differential
+    Privacy", theorem 27), for an example of a class of which `held` are in the shard and `drawn` in an episode,
+    support and query set together. It may be used only where all of this holds; otherwise take `gaussian_epsilon`:
+
+    - each round draws its examples anew, uniformly without replacement, and independently of all rounds before;
+    - the adversary never learns who was drawn: the draw's key is the learner's secret, as that of its noise. Draws
+      by a seed that the server has, as those of an experiment, are fixed episodes to it;
+    - what a round releases of an episode is (1 / `noise_multiplier`)-GDP in each example, whichever set it is in: k
+      means of multiplier z count as one of z / sqrt(k), and of two sets the lesser multiplier;
+    - two shards are neighbors when one example is replaced by another of its class.
+
+    `noise_multiplier` >= 0, 1 <= `drawn` <= `held`, `rounds` >= 1, `delta` in (0, 1); raises `ValueError` outside.
+    Never above that of fixed episodes.
+    """
+    _check(noise_multiplier >= 0, "noise_multiplier", noise_multiplier, "at least 0")
+    _check(1 <= drawn <= held, "drawn", drawn, f"in [1, {held}], the examples of a class in the shard")
+    fixed = gaussian_epsilon(noise_multiplier, rounds, delta)
+    if drawn == held or not math.isfinite(fixed):
+        return fixed
+    import dp_accounting
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
+    release = dp_accounting.GaussianDpEvent(noise_multiplier)
+    accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(held, drawn, release), rounds)
+    return min(fixed, float(accountant.get_epsilon(delta)))
+
+
 def _check_run(releases: int, delta: float) -> None:
     _check(releases >= 1, "releases", releases, "at least 1")
     _check(0 < delta < 1, "delta", delta, "in (0, 1)")

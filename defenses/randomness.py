@@ -66,9 +66,16 @@ class RandomSource:
         count = math.prod(shape)
         pairs = -(-count // 2)
         bits = np.frombuffer(self._cipher.update(bytes(16 * pairs)), "<u8").reshape(2, pairs) >> 11
-        first, second = torch.from_numpy((bits + 0.5) * 2.0**-53)
-        length, angle = (-2.0 * first.log()).sqrt(), 2.0 * math.pi * second
-        return torch.cat([length * angle.cos(), length * angle.sin()])[:count].reshape(tuple(shape))
+        # In place: a gradient has as many entries as the network, and memory is what takes the time.
+        uniforms = bits.astype(np.float64)
+        uniforms += 0.5
+        uniforms *= 2.0**-53
+        first, second = torch.from_numpy(uniforms)
+        length, angle = first.log_().mul_(-2.0).sqrt_(), second.mul_(2.0 * math.pi)
+        made = torch.empty(2 * pairs, dtype=torch.float64)
+        torch.mul(length, angle.cos(), out=made[:pairs])
+        torch.mul(length, angle.sin_(), out=made[pairs:])
+        return made[:count].reshape(tuple(shape))
 
     @cached_property
     def _cipher(self) -> CipherContext:

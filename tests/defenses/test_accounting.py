@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from metaleak.defenses import gaussian_epsilon, gaussian_noise_multiplier, secure_sum_epsilon
+from metaleak.defenses import gaussian_epsilon, gaussian_noise_multiplier, redrawn_epsilon, secure_sum_epsilon
 
 
 def analytic_delta(multiplier, epsilon):
@@ -111,3 +111,33 @@ def test_a_sample_that_is_known_is_worth_nothing():
 def test_arguments_out_of_range_are_named(function, arguments, key):
     with pytest.raises(ValueError, match=rf"^{key}: must be .*, got"):
         function(*arguments)
+
+
+def test_episodes_drawn_in_secret_cost_less_and_never_more_than_fixed_ones():
+    found = [redrawn_epsilon(2.0, 20, held, 40, 1e-5) for held in (20, 40, 200, 2000)]
+    assert found[0] == gaussian_epsilon(2.0, 40, 1e-5)
+    assert all(more >= less for more, less in pairwise(found))
+    assert found[-1] < found[0] / 4
+    assert redrawn_epsilon(0.0, 1, 10, 1, 1e-5) == math.inf
+
+
+def test_the_bound_for_redrawn_episodes_holds_for_one_round():
+    """The mixture of "drawn" and "not drawn", integrated: its delta at that epsilon is no greater."""
+    multiplier, drawn, held, delta = 0.8, 1, 10, 1e-5
+    epsilon = redrawn_epsilon(multiplier, drawn, held, 1, delta)
+    chance = drawn / held
+
+    def density(shift):
+        return lambda x: chance * norm.pdf(x, shift, multiplier) + (1 - chance) * norm.pdf(x, 0.0, multiplier)
+
+    # One image replaced by its opposite: as far apart as the sensitivity, 1, allows.
+    first, second = density(0.5), density(-0.5)
+    excess = quad(lambda x: max(0.0, first(x) - math.exp(epsilon) * second(x)), -15, 15, limit=500)[0]
+    assert excess <= delta
+    assert epsilon < gaussian_epsilon(multiplier, 1, delta)
+
+
+@pytest.mark.parametrize(("drawn", "held"), [(0, 10), (11, 10)])
+def test_more_than_is_held_cannot_be_drawn(drawn, held):
+    with pytest.raises(ValueError, match=rf"^drawn: must be in \[1, {held}\]"):
+        redrawn_epsilon(1.0, drawn, held, 1, 1e-5)

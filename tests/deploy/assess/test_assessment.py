@@ -102,6 +102,16 @@ def test_without_a_guarantee_nothing_is_accounted_for_and_the_cost_is_that_of_th
     assert (found.cost.bytes_per_learner, found.cost.dense_bytes) == (4 * 18, 4 * (64 * 8 + 8 + 18))
 
 
+def test_record_level_privacy_is_accounted_for_over_the_rounds_and_bounded_as_gaussian(tmp_path):
+    private = {"name": "metaleak.defenses:RecordLevel", "epsilon": 8.0}
+    run, experiment = simulated(tmp_path, rule={"name": "fomaml"}, defenses=[private])
+    assess(run, experiment, experiment.attacks[0])
+    found = read_attack(run.path / "attacks" / "query").result.privacy
+    assert found.accounted < 8
+    assert found.gaussian_lower_bound <= found.accounted, "the promise of an `ExampleMechanism`"
+    assert experiment.federation().defenses[0].epsilon_after(1) == found.accounted
+
+
 def test_noise_that_is_too_little_for_what_is_promised_is_a_violation_and_stays_on_disk(tmp_path, monkeypatch):
     run, experiment = simulated(tmp_path, defenses=[{**GAUSSIAN, "epsilon": 5000.0}])
     monkeypatch.setattr(GaussianMechanism, "epsilon_after", lambda self, releases: 0.125)
