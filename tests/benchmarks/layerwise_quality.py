@@ -1,0 +1,243 @@
+"""What layer-by-layer inversion rebuilds of one image: R-GAP, the hybrid method, and what the operators save.
+
+    METALEAK_DATA=../shared/data python tests/benchmarks/layerwise_quality.py [rgap] [hybrid] [dense] [security]
+        [--images N] [--seed S]
+
+`rgap`: FCN3 on Fashion-MNIST and CNN6 and CNN6-d on CIFAR-10 (test images), binary logistic loss, random weights, in
+float64 and float32. `hybrid`: beside R-GAP where constraints are missing. `dense`: one layer of CNN6 by LSMR and by
+the pseudo-inverse of its matrix, seconds and memory. `security`: ranks and seconds. Intervals are 95 %, images
+resampled.
+"""
+
+import gzip
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import grad
+
+sys.path.append(str(Path(__file__).parent))
+
+import measuring
+
+from metaleak.attacks.layerwise.chain import chain_of
+from metaleak.attacks.layerwise.hybrid import reconstruct_hybrid
+from metaleak.attacks.layerwise.least_squares import Constraints, solve
+from metaleak.attacks.layerwise.operators import Convolution, dense_matrix
+from metaleak.attacks.layerwise.rgap import Reconstruction, reconstruct
+from metaleak.attacks.layerwise.security import ConvolutionShape, rank_of
+from metaleak.clients.datasets import FashionMNIST
+from metaleak.clients.models import Sliding, TorchModule
+from metaleak.clients.randomness import keyed_generator
+
+
+def cnn6(second: int) -> nn.Module:
+    """Return R-GAP's CNN6 (36 filters in the second convolution) or CNN6-d (20)."""
+    widths = (3, 12, second, 36, 36, 64, 128)
+    kernels = ((4, 2, 2), (3, 2, 1), (3, 1, 1), (3, 1, 1), (3, 2, 1), (3, 1, 1))
+    layers: list[nn.Module] = []
+    for (fan_in, fan_out), (kernel, stride, padding) in zip(pairwise(widths), kernels, strict=True):
+        layers += [nn.Conv2d(fan_in, fan_out, kernel, stride, padding, bias=False), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(3200, 1, bias=False))
+
+
+def fcn3() -> nn.Module:
+    """Return R-GAP's FCN3."""
+    hidden = [
+        nn.Linear(784, 1000, bias=False),
+        nn.LeakyReLU(0.2),
+        nn.Linear(1000, 100, bias=False),
+        nn.LeakyReLU(0.2),
+    ]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(100, 1, bias=False))
+
+
+def one_layer() -> nn.Module:
+    """Return one convolution that lacks 1470 of 3072 constraints, and a classifier."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 4, 2, bias=False), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(1350, 1, bias=False)
+    )
+
+
+def cifar(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return test images of CIFAR-10 in [0, 1] `(n, 3, 32, 32)`, float64, and their labels of -1 and 1."""
+    with gzip.open(Path(os.environ["METALEAK_DATA"]) / "cifar10" / "test_batch.bin.gz") as file:
+        raw = torch.from_numpy(np.frombuffer(file.read(), np.uint8).reshape(-1, 3073).copy())
+    chosen = raw[torch.randperm(len(raw), generator=keyed_generator("images", seed))[:count]]
+    return chosen[:, 1:].reshape(-1, 3, 32, 32).double() / 255, chosen[:, 0].double() % 2 * 2 - 1
+
+
+def fashion(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the same of Fashion-MNIST."""
+    found = FashionMNIST().load()
+    chosen = torch.randperm(len(found.labels), generator=keyed_generator("images", seed))[:count]
+    return found.examples[chosen].double() / 255, found.labels[chosen].double() % 2 * 2 - 1
+
+
+Method = Callable[..., Reconstruction]
+
+
+def rebuilt(
+    module: nn.Module, images: Tensor, labels: Tensor, method: Method, seed: int, dtype: torch.dtype = torch.float64
+) -> Iterator[Reconstruction]:
+    """Yield what a method makes of the gradient of each image, each at weights of its own."""
+    model = TorchModule(module)
+    for place, (image, label) in enumerate(zip(images.to(dtype), labels, strict=True)):
+        fresh = model.initialize(tuple(image.shape), 1, keyed_generator("start", seed, place))
+        parameters = {name: value.to(dtype) for name, value in fresh.items()}
+
+        def loss(parameters: dict[str, Tensor], image: Tensor = image, label: Tensor = label) -> Tensor:
+            return F.softplus(-float(label) * model(parameters, image[None])).sum()
+
+        yield method(chain_of(model, parameters, tuple(image.shape)), grad(loss)(parameters), "logistic")
+
+
+def psnr(made: Tensor, image: Tensor) -> float:
+    return float(-10 * torch.log10(((made.double().clamp(0, 1) - image) ** 2).mean().clamp(min=1e-40)))
+
+
+def _line(case: str, found: list[Reconstruction], images: Tensor, seconds: float) -> dict[str, Any]:
+    raw = np.array(
+        [float(((one.example.double() - image) ** 2).mean()) for one, image in zip(found, images, strict=True)]
+    )
+    values = np.array([psnr(one.example, image) for one, image in zip(found, images, strict=True)])
+    random = np.random.default_rng(0)
+    medians = [np.median(values[random.integers(0, len(values), len(values))]) for _ in range(1000)]
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return {
+        "case": case,
+        "images": len(values),
+        "median MSE": f"{np.median(raw):.1e}",
+        "median PSNR, dB": f"{np.median(values):.1f} [{low:.1f}, {high:.1f}]",
+        "first bad layer": next((layer.name for layer in reversed(found[0].layers) if layer.residual > 1e-3), "none"),
+        "s an image": f"{seconds / len(values):.1f}",
+    }
+
+
+def measure_rgap(count: int, seed: int) -> None:
+    """Print R-GAP's lines."""
+    for case, module, images in (
+        ("FCN3, Fashion-MNIST", fcn3(), fashion(count, seed)),
+        ("CNN6, CIFAR-10", cnn6(36), cifar(count, seed)),
+        ("CNN6-d, CIFAR-10", cnn6(20), cifar(min(count, 5), seed)),
+    ):
+        for dtype in (torch.float64, torch.float32):
+            if dtype == torch.float32 and case.startswith("CNN6-d"):
+                continue
+            started = time.perf_counter()
+            found = list(rebuilt(module, *images, reconstruct, seed, dtype))
+            line = _line(f"{case}, {str(dtype)[6:]}", found, images[0], time.perf_counter() - started)
+            measuring.show([line], False)
+            sys.stdout.flush()
+
+
+def measure_hybrid(count: int, seed: int) -> None:
+    """Print the lines of R-GAP and of the hybrid method on the same images."""
+    images = cifar(count, seed)
+    for case, module in (("3->6 k4 s2", one_layer()), ("CNN6-d", cnn6(20))):
+        for name, method in (("R-GAP", reconstruct), ("hybrid", reconstruct_hybrid)):
+            started = time.perf_counter()
+            found = list(rebuilt(module, *images, method, seed))
+            line = _line(f"{case}, {name}", found, images[0], time.perf_counter() - started)
+            measuring.show([line], False)
+            sys.stdout.flush()
+
+
+def measure_dense() -> None:
+    """Print seconds and bytes of both ways through CNN6's second layer, the largest."""
+    generator = keyed_generator("dense")
+    operator = Convolution(
+        torch.randn(36, 12, 3, 3, generator=generator, dtype=torch.float64) / 10,
+        (12, 17, 17),
+        Sliding((2, 2), (1, 1)),
+    )
+    x = torch.rand(operator.input_shape, generator=generator, dtype=torch.float64)
+    dz = torch.randn(operator.output_shape, generator=generator, dtype=torch.float64)
+    constraints = Constraints(operator, dz, operator.weight_gradient(x, dz), operator.forward(x))
+    before = _peak()
+    started = time.perf_counter()
+    ours = solve(constraints).x
+    free = time.perf_counter() - started
+    free_memory = max(_peak() - before, 3 * 8 * (constraints.values.numel() + 3 * x.numel()) / 2**20)
+    before = _peak()
+    started = time.perf_counter()
+    matrix = dense_matrix(operator, dz)
+    values = torch.cat([operator.forward(x).flatten(), operator.weight_gradient(x, dz).flatten()])
+    theirs = (torch.linalg.pinv(matrix) @ values).reshape(x.shape)
+    dense = time.perf_counter() - started
+    rows = [
+        {"way": "operators, LSMR", "s": free, "MiB": free_memory, "MSE": f"{float(((ours - x) ** 2).mean()):.1e}"},
+        {
+            "way": "pseudo-inverse",
+            "s": dense,
+            "MiB": _peak() - before,
+            "MSE": f"{float(((theirs - x) ** 2).mean()):.1e}",
+        },
+    ]
+    measuring.show(rows, False)
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure_security() -> None:
+    """Print the deficits of the check values and of larger layers."""
+    cases = {
+        "3->6 k3": ((6, 3, 3, 32), (1, 0)),
+        "3->6 k4 s2": ((6, 3, 4, 32), (2, 0)),
+        "3->1 k3": ((1, 3, 3, 32), (1, 0)),
+        "3->3 k3 p1": ((3, 3, 3, 32), (1, 1)),
+        "CNN6-d, second": ((20, 12, 3, 17), (2, 1)),
+        "Conv4 28, first": ((32, 1, 3, 28), (2, 1)),
+        "Conv4 28, second": ((32, 32, 3, 14), (2, 1)),
+        "Conv4 84 max, first": ((32, 3, 3, 84), (1, 1)),
+        "Conv4 84 max, second": ((32, 32, 3, 42), (1, 1)),
+        "Conv4 84 max, third": ((32, 32, 3, 21), (1, 1)),
+        "Conv4 84 stride, second": ((32, 32, 3, 42), (2, 1)),
+        "ResNet-18 stem, 7x7 s2": ((64, 3, 7, 32), (2, 3)),
+        "ResNet-18 stage 1 on 32x32": ((64, 64, 3, 32), (1, 1)),
+        "ResNet-18 stage 2, first": ((128, 64, 3, 32), (2, 1)),
+        "ResNet-18 stage 2": ((128, 128, 3, 16), (1, 1)),
+    }
+    for name, ((filters, channels, kernel, side), (stride, padding)) in cases.items():
+        sliding = Sliding((stride, stride), (padding, padding))
+        started = time.perf_counter()
+        rank = rank_of(ConvolutionShape((filters, channels, kernel, kernel), (channels, side, side), sliding))
+        row = {"layer": name, "unknowns": rank.unknowns, "rank - n": -rank.deficit, "exact": rank.exact}
+        measuring.show([{**row, "s": time.perf_counter() - started, "peak MiB": _peak()}], False)
+        sys.stdout.flush()
+
+
+def main() -> None:
+    """Print the tables that were asked for, all by default."""
+    torch.set_num_threads(1)
+    words = sys.argv[1:]
+
+    def option(name: str, default: int) -> int:
+        return int(words[words.index(name) + 1]) if name in words else default
+
+    count, seed = option("--images", 20), option("--seed", 1)
+    asked = [word for word in words if word in ("rgap", "hybrid", "dense", "security")]
+    for name in asked or ["rgap", "hybrid", "dense", "security"]:
+        if name == "rgap":
+            measure_rgap(count, seed)
+        elif name == "hybrid":
+            measure_hybrid(count, seed)
+        elif name == "dense":
+            measure_dense()
+        else:
+            measure_security()
+
+
+if __name__ == "__main__":
+    main()
