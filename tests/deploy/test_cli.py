@@ -78,7 +78,8 @@ def test_a_large_record_is_spoken_of_before_it_is_written(capsys):
     open("large.yaml", "w").write(yaml.safe_dump({**SMALL, "model": {"name": "mlp", "hidden": [60_000]}}))  # noqa: SIM115
     code, _, err = call(capsys, "simulate", "large.yaml", "--set", "rounds=1", "--set", "record.rounds=1")
     # 64 x 60 000 weights, 60 000 biases, 3 x 60 000 + 3 of the head; sent once and sent back six times.
-    assert (code, "the record will take about 114 MB of the " in one_line(err)) == (0, True)
+    # On a slow machine lines of progress follow.
+    assert (code, "the record will take about 114 MB of the " in err.partition("\n")[0]) == (0, True)
 
 
 def test_more_actors_than_cores_can_use_are_refused():

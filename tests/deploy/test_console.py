@@ -48,6 +48,11 @@ def test_all_libraries_that_are_imported_are_required_and_known_to_the_command()
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.partition(".")[0])
     imported -= {*sys.stdlib_module_names, "metaleak"}
+    text = {"tokenizers", "transformers"}
+    assert text <= imported
+    # The latter brings the former.
+    assert required(*PROJECT["optional-dependencies"]["text"]) == {"metaleak", "transformers"}
+    imported -= text
     assert imported - {"flwr", "numpy", "pyarrow"} == NOT_IN_THE_RECORDER
     base, rest = required(*PROJECT["dependencies"]), required(*PROJECT["optional-dependencies"]["all"])
     assert base == {"flwr", "numpy", "pyarrow"}
