@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         noise_of,
     )
     from metaleak.defenses.distributed_gaussian import DistributedGaussian
+    from metaleak.defenses.distributed_record_level import DistributedRecordLevel
     from metaleak.defenses.gaussian_mechanism import GaussianMechanism
     from metaleak.defenses.noise import Noise
     from metaleak.defenses.pruning import Pruning
@@ -43,6 +44,7 @@ __all__ = [
     "Costed",
     "Defense",
     "DistributedGaussian",
+    "DistributedRecordLevel",
     "ExampleMechanism",
     "ExampleSet",
     "GaussianMechanism",
@@ -74,6 +76,7 @@ _MODULES = {
     "Costed": "defense",
     "Defense": "defense",
     "DistributedGaussian": "distributed_gaussian",
+    "DistributedRecordLevel": "distributed_record_level",
     "ExampleMechanism": "defense",
     "ExampleSet": "defense",
     "GaussianMechanism": "gaussian_mechanism",

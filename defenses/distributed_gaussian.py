@@ -40,15 +40,18 @@ class DistributedGaussian(GaussianMechanism):
 
     def for_learners(self, learners: int) -> Self:
         """Return the mechanism of one of at least `learners`; raises `ValueError` when it was set up for more."""
-        if self.least_learners is None:
-            return self.model_copy(update={"least_learners": learners})
-        if self.least_learners > learners:
-            raise ValueError(
-                f"least_learners: {learners} answer in a round, the noise is shared by more, got "
-                f"{self.least_learners}"
-            )
-        return self
+        return self.model_copy(update={"least_learners": least_of(self.least_learners, learners)})
 
     def epsilon_after(self, releases: int) -> float:
         """Return the epsilon at `delta` of the sums of `releases` rounds in which one learner takes part."""
         return secure_sum_epsilon(self.multiplier, 1.0, releases, self.delta)
+
+
+def least_of(asked: int | None, learners: int) -> int:
+    """Return how many learners share the noise where `learners` answer: all, or the fewer that are `asked` for.
+
+    Raises `ValueError` in one line when more are asked for.
+    """
+    if asked is not None and asked > learners:
+        raise ValueError(f"least_learners: {learners} answer in a round, the noise is shared by more, got {asked}")
+    return learners if asked is None else asked

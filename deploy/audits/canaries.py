@@ -61,12 +61,12 @@ def canary_for(defense: Defense, rule: Rule, asks: ExampleSet, rounds: int, seed
     delta = defense.delta
     if not math.isfinite(defense.epsilon_after(rounds)):
         raise ValueError(f"noise_multiplier: {type(defense).__name__} promises no finite epsilon")
+    learners = _SHARING if isinstance(defense, SharesNoise) else 1
     if isinstance(defense, RecordLevel):
         accounted = defense.epsilons_after(rounds)[asks]
-        return CanaryImage(defense, rule, asks, rounds, accounted, seed), delta
+        return CanaryImage(defense, rule, asks, rounds, accounted, seed, learners), delta
     if defense.place != "shared":
         raise ValueError(f"name: no canary is known for {type(defense).__name__} at the place {defense.place!r}")
-    learners = _SHARING if isinstance(defense, SharesNoise) else 1
     return CanaryGradient(defense, rounds, defense.epsilon_after(rounds), seed, learners), delta
 
 
@@ -117,16 +117,19 @@ class CanaryImage:
     rounds: int
     accounted: float
     seed: int
+    learners: int = 1
 
     def sent(self, learner: int, first: bool, round: int) -> float:
         """Return the difference of the two classes' first weights in what is sent."""
-        episode = self._episode((1 if first else -1) * _sign(round))
-        means = _learner(self.defense, self.rule, learner, self.seed).means(round)
-        assert means is not None
-        sent, _ = reads_means(self.rule).released_meta_gradient(_MODEL, _parameters(), episode, means)
-        weight = sent["head.weight"]
-        direct = -1 if self.asks == "support" and isinstance(self.rule, MAML) else 1
-        return direct * _sign(round) * float(weight[1, 0] - weight[0, 0])
+        seen = 0.0
+        for number in range(self.learners):
+            episode = self._episode(0 if number else (1 if first else -1) * _sign(round))
+            means = _learner(self.defense, self.rule, learner * self.learners + number, self.seed).means(round)
+            assert means is not None
+            sent, _ = reads_means(self.rule).released_meta_gradient(_MODEL, _parameters(), episode, means)
+            weight = sent["head.weight"]
+            seen += float(weight[1, 0] - weight[0, 0])
+        return _sign(round) * seen
 
     def _episode(self, sign: int) -> Episode:
         support, query = _TASK.ways * _TASK.shots, _TASK.ways * _TASK.queries
@@ -134,7 +137,10 @@ class CanaryImage:
             "support": torch.zeros(support, 2, dtype=torch.float64),
             "query": self._rulers(query) if self.asks == "support" else torch.zeros(query, 2, dtype=torch.float64),
         }
-        inputs[self.asks][0] = torch.tensor([sign * _LARGE, 1.0], dtype=torch.float64)
+        if sign:
+            inputs[self.asks][0] = torch.tensor([sign * _LARGE, 1.0], dtype=torch.float64)
+        elif self.asks == "support":
+            inputs["query"].zero_()
         positions = torch.arange(_TASK.ways)
         return Episode(
             inputs["support"][:, None, None],

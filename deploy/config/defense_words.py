@@ -12,6 +12,7 @@ RULE_STRUCTURE = ("name", "order", "adapts")
 _KNOWN = {
     "gaussian": ("", "Gaussian mechanism"),
     "record-level": ("", "record-level privacy"),
+    "distributed-record-level": ("", "distributed record-level privacy"),
     "distributed-gaussian": ("", "distributed Gaussian noise"),
     "pruning": ("keep", "pruning (part kept)"),
     "quantization": ("bits", "quantization (bits)"),
@@ -50,7 +51,7 @@ def _described(defense: Mapping[str, Any]) -> tuple[str, str]:
         # Of a defense that is not ours, its one number is what a grid would vary.
         scale_key = numbers[0]
         title += f" ({scale_key.replace('_', ' ')})"
-    if name in ("gaussian", "record-level", "distributed-gaussian"):
+    if name in ("gaussian", "record-level", "distributed-gaussian", "distributed-record-level"):
         scale_key = "epsilon" if "epsilon" in others else "noise_multiplier"
         title += f" ({scale_key.replace('_', ' ')})"
     scale = _plain(others.pop(scale_key)) if scale_key in others else ""

@@ -38,7 +38,10 @@ def main() -> None:
     parser.add_argument("--model", choices=list(MODELS), default="mlp")
     parser.add_argument("--rule", type=json.loads, default={"name": "fomaml"}, help='such as {"name": "reptile"}')
     parser.add_argument(
-        "--defenses", nargs="+", choices=["none", "record-level", "gaussian"], default=["none", "record-level"]
+        "--defenses",
+        nargs="+",
+        choices=["none", "record-level", "distributed-record-level", "gaussian"],
+        default=["none", "record-level"],
     )
     parser.add_argument("--epsilons", type=float, nargs="+", default=[8.0])
     parser.add_argument("--learners", type=int, nargs="+", default=[100])
@@ -67,16 +70,14 @@ def main() -> None:
 
 
 def _experiment(given: argparse.Namespace, seed: int, learners: int, name: str, epsilon: float) -> Experiment:
+    record_level = {"clip": given.clip, "support_clip": given.support_clip, "epsilon": epsilon}
     defenses: dict[str, list[dict[str, Any]]] = {
         "none": [],
         "gaussian": [{"name": "gaussian", "clip": given.clip, "epsilon": epsilon}],
-        "record-level": [
-            {
-                "name": "metaleak.defenses:RecordLevel",
-                "clip": given.clip,
-                "support_clip": given.support_clip,
-                "epsilon": epsilon,
-            }
+        "record-level": [{"name": "metaleak.defenses:RecordLevel", **record_level}],
+        "distributed-record-level": [
+            {"name": "metaleak.defenses:DistributedRecordLevel", **record_level},
+            {"name": "secure-aggregation"},
         ],
     }
     return experiment_from(
@@ -129,7 +130,9 @@ def _noise(defenses: tuple[object, ...], entries: int, learners: int) -> float:
         if isinstance(defense, RecordLevel):
             reading = "query" if "query" in (defense.readings or {}) else "all"
             count = 75 if reading == "query" else 100
-            return 2 * defense.multiplier(reading) / count * math.sqrt(entries / learners)
+            return (
+                defense.standard_deviation(reading, count) / defense.clip_of(reading) * math.sqrt(entries / learners)
+            )
     return 0.0
 
 

@@ -1,9 +1,18 @@
-"""Distributed noise: the sum has enough of it, for fewer learners than that there is no guarantee."""
+"""Distributed noise: the sum has enough of it, and with fewer learners than that there is no guarantee."""
 
 import pytest
 import torch
 
-from metaleak.defenses import DistributedGaussian, GaussianMechanism, RandomSource, SharesNoise, gaussian_epsilon
+from metaleak.clients.rules import MAML, FedSGD, Reptile, first_order_maml
+from metaleak.defenses import (
+    DistributedGaussian,
+    DistributedRecordLevel,
+    GaussianMechanism,
+    RandomSource,
+    RecordLevel,
+    SharesNoise,
+    gaussian_epsilon,
+)
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import WrongUsage
 
@@ -50,3 +59,19 @@ def test_without_secure_aggregation_or_with_faults_there_is_no_guarantee_and_so_
         DistributedGaussian(clip=1, noise_multiplier=1, least_learners=4).for_learners(3)
     with pytest.raises(ValueError, match=r"^least_learners: must be given"):
         DistributedGaussian(clip=1, noise_multiplier=1)({"w": torch.zeros(2)}, RandomSource.of(0))
+
+
+def test_record_level_noise_is_shared_where_the_mean_is_sent_and_whole_where_the_rule_goes_on_with_it():
+    readings = first_order_maml().readings
+    whole = RecordLevel(epsilon=8, releases=10).for_readings(readings)
+    shared = DistributedRecordLevel(epsilon=8, releases=10).for_readings(readings).for_learners(25)
+    assert shared.standard_deviation("support", 25) == whole.standard_deviation("support", 25)
+    assert shared.standard_deviation("query", 75) == whole.standard_deviation("query", 75) / 5
+    assert shared.epsilons_after(10) == whole.epsilons_after(10)
+    assert DistributedRecordLevel(noise_multiplier=1).for_readings(FedSGD().readings)
+
+
+@pytest.mark.parametrize("rule", [Reptile(), MAML()], ids=str)
+def test_a_rule_that_computes_with_what_it_sends_is_refused(rule):
+    with pytest.raises(ValueError, match=r"^name: only a mean that is sent as it is can share its noise"):
+        DistributedRecordLevel(noise_multiplier=1).for_readings(rule.readings)

@@ -8,6 +8,7 @@ from metaleak.attacks.evaluation.empirical_epsilon import gaussian_epsilon_of_gu
 from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile, first_order_maml
 from metaleak.defenses import (
     DistributedGaussian,
+    DistributedRecordLevel,
     GaussianMechanism,
     Noise,
     RandomSource,
@@ -114,6 +115,13 @@ def test_record_level_rules_keep_their_promise_for_each_set_and_nearly_so(rule, 
     found = audited(RecordLevel(epsilon=8), rule, asks)
     found.check()
     assert 0.65 * found.accounted < found.lower_bound <= found.accounted == pytest.approx(8)
+
+
+@pytest.mark.parametrize("asks", ["query", "support"])
+def test_record_level_privacy_of_a_sum_keeps_its_promise(asks):
+    found = audited(DistributedRecordLevel(epsilon=8), asks=asks, trials=Trials(trials=300))
+    found.check()
+    assert 0.5 * found.accounted < found.lower_bound
 
 
 def test_second_order_with_means_of_its_own_keeps_it_too():
