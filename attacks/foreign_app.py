@@ -41,8 +41,7 @@ def observed_app(
     [0, 1] is normalized before the module sees it. Positions of targets are classes.
 
     Raises `ValueError` when the arrays of the update are not the parameters of the module, when it does not take such
-    images, or when the replies hold
-    weights and `rule` states no learning rate.
+    images, or when the replies hold weights and `rule` states no learning rate.
     """
     update = _with_names_of(module, update)
     gradients = update.gradients(_rate(update, rule))

@@ -101,7 +101,8 @@ class LikelihoodRatio(BaseModel):
 
         Both are exact: given what is held, the rounds differ by independent noise alone.
         """
-        scores, squares = (torch.zeros(len(targets.rows), dtype=torch.float64) for _ in range(2))
+        device = targets.rows.device
+        scores, squares = (torch.zeros(len(targets.rows), dtype=torch.float64, device=device) for _ in range(2))
 
         def add(round: Round) -> None:
             places, asked = round.asked(targets)

@@ -50,13 +50,13 @@ class Update(Tensors):
         mean_of = record.mean_of(round)
         asked = list(learners) if learners is not None else list(mean_of or present)
         received = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        row_of = {learner: row for row, learner in enumerate(mean_of or present)}
+        missing = [learner for learner in asked if learner not in row_of]
+        if missing:
+            raise ValueError(f"{record.path}: learner {missing[0]} did not answer in round {round}")
         if mean_of:
             seen = {name: value.expand(len(asked), *value.shape[1:]) for name, value in received.items()}
         else:
-            row_of = {learner: row for row, learner in enumerate(present)}
-            missing = [learner for learner in asked if learner not in row_of]
-            if missing:
-                raise ValueError(f"{record.path}: learner {missing[0]} did not answer in round {round}")
             rows = torch.tensor([row_of[learner] for learner in asked])
             seen = {name: value[rows] for name, value in received.items()}
         sent = {name: torch.from_numpy(value) for name, value in record.sent(round).items()}

@@ -133,8 +133,14 @@ class Accounted(Protocol):
 class SharesNoise(Protocol):
     """An `Accounted` defense of the shared gradient whose guarantee is about the sum over learners alone.
 
-    It stands beside a defense of the place `aggregate`: of a learner's own message it promises nothing.
+    It stands beside a defense of the place `aggregate`: of a learner's own message it promises nothing. No defense
+    may change a learner's message after it, nor may a round count of which fewer than `least_learners` answered.
     """
+
+    @property
+    def least_learners(self) -> int | None:
+        """Return how many learners' shares of the noise the guarantee rests on, `None` before that is known."""
+        ...
 
     def for_learners(self, learners: int) -> Self:
         """Return the defense of a learner of a federation in which at least so many `learners` answer in each round.

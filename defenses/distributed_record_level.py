@@ -33,7 +33,8 @@ class DistributedRecordLevel(RecordLevel):
 
         Raises `ValueError` in one line for a rule that computes with the mean that it sends.
         """
-        if readings.get("all", 0) > 1 or (readings.get("curvature", 0) and readings.get("query", 0)):
+        sent = readings.get("all", 0) + readings.get("query", 0)
+        if sent > 1 or (readings.get("curvature", 0) and sent):
             raise ValueError(
                 f"name: only a mean that is sent as it is can share its noise, and the rule takes {dict(readings)} "
                 "in one round; fomaml and fedsgd do"

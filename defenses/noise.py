@@ -1,7 +1,7 @@
 """Additive noise, the defense of Rafiei et al. 2024, in each of its four places."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +23,8 @@ class Noise(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    acts_on_each_example: ClassVar[bool] = True
 
     place: Literal["support", "query", "inner", "shared"] = "shared"
     law: Literal["gaussian", "laplace"] = "gaussian"

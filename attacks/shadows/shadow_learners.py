@@ -1,5 +1,6 @@
 """Shadow learners: learners that the adversary simulates with its own images, whose truth it knows."""
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,8 +11,8 @@ from metaleak.attacks.attack import Targets
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.clients.rules import Perturb, batch_meta_gradients
-from metaleak.defenses import Defense, Place, RandomSource
+from metaleak.clients.rules import Perturb, ReleasedMeans, batch_meta_gradients
+from metaleak.defenses import Defense, ExampleMechanism, Place, RandomSource
 
 _AT_ONCE = 4
 
@@ -22,9 +23,8 @@ class Shadows:
 
     `classes (S, ways)` are like real learners'. `support (S, ways, shots, ...)`, `query (S, ways, queries, ...)` are
     what each holds, `others (S, ways, n, ...)` further images of its classes, `queries` of them while there are
-    enough. `gradients (S, ...)` are what it
-    sends, by the known defenses, and `undefended (S, ...)` what it would have sent without those of the shared
-    gradient.
+    enough. `gradients (S, ...)` are what it sends, by the known defenses, and `undefended (S, ...)` what it would
+    have sent without those of the shared gradient.
     """
 
     classes: Tensor
@@ -107,6 +107,15 @@ def among_shadows(observation: Observation, shadows: Shadows) -> Observation:
     )
 
 
+def _means(defenses: tuple[Defense, ...], random: RandomSource) -> ReleasedMeans | None:
+    """Return how the rule takes means over examples; every mean of every learner draws noise of its own."""
+    numbers = itertools.count()
+    for defense in defenses:
+        if isinstance(defense, ExampleMechanism):
+            return ReleasedMeans(defense, lambda reading, step: RandomSource.of(random.key, "example", next(numbers)))
+    return None
+
+
 def _sent(
     observation: Observation,
     support: Tensor,
@@ -138,7 +147,12 @@ def _sent(
     if any(defense.place == "inner" for defense in defenses):
         inner = lambda gradient, step: defend("inner", gradient)  # noqa: E731 (a function of two lines would say no more)
     plain, _ = batch_meta_gradients(
-        observation.model, observation.rule, observation.parameters, episodes, [inner] * len(support)
+        observation.model,
+        observation.rule,
+        observation.parameters,
+        episodes,
+        [inner] * len(support),
+        [_means(defenses, random)] * len(support),
     )
     sent = [defend("shared", {name: value[row] for name, value in plain.items()}) for row in range(len(support))]
     return plain, {name: torch.stack([one[name] for one in sent]) for name in plain}

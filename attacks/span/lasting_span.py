@@ -43,7 +43,7 @@ def noisy_images_over_rounds(
     """
     lasting = lasting_spans(rounds, len(rounds[0].rows))
     spaces = _NoisySpaces(rounds[0].observation, lasting, deviation)
-    scores = torch.zeros(len(targets.rows), dtype=torch.float64)
+    scores = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
     for number in range(len(rounds)):
         _add(
             scores,
@@ -64,7 +64,7 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
     spans = lasting_spans(rounds, len(rounds[0].rows), len(rounds), progress)
     first = dense_input(rounds[0].observation.model)
     images = first.inputs(targets.examples.double())
-    scores = torch.zeros(len(images), dtype=torch.float64)
+    scores = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     for learner, span in enumerate(spans):
         asked = torch.nonzero(targets.rows == learner).flatten()
         if span is not None and len(asked):

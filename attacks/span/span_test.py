@@ -70,8 +70,7 @@ class SpanTest(BaseModel):
     span, see `noisy_span_evidence`.
 
     The scores are generalized likelihood ratios: maximized over coefficients that are not known, and not calibrated.
-    They rank the targets of a gradient; the size of a score is no measure of confidence, and a sum over rounds with
-    different noise weighs them only roughly.
+    They rank the targets of a gradient; the size of a score is no measure of confidence.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

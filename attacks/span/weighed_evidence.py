@@ -35,7 +35,7 @@ def weighed_over_rounds(
     In every round the same shadow learners are simulated with own images, at the parameters that were sent in it and
     with fresh noise; see `weighed` for what is learned from them. The observations need own examples and defenses.
     """
-    told = []
+    told, targets = [], targets.to("cpu")
     for number in range(len(rounds)):
         told.append(_told(rounds[number].to("cpu"), targets, asks, features, seed))
         if progress is not None:

@@ -121,7 +121,7 @@ class ReleasedMeans:
         for examples in _chunks(model, parameters, images, labels):
             made = {name: value.detach() for name, value in contributions(examples).items()}
             norms = torch.stack([value.flatten(1).double().square().sum(1) for value in made.values()]).sum(0).sqrt()
-            weights = self.mechanism.weights(norms, reading).to(images.dtype)
+            weights = self.mechanism.weights(norms, reading)
             if not bool(torch.isfinite(norms).all()):
                 # No number times 0 is no number.
                 made = {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in made.items()}
@@ -158,7 +158,7 @@ class _Examples:
     def added_up(self, name: str, contributions: Tensor, weights: Tensor) -> Tensor:
         """Return the sum of `contributions (n, ...)` to one parameter, times their `weights (n,)`."""
         if name == self.weight and self.along is not None:
-            return (contributions[..., 0] * weights[:, None]).mT @ self.along
+            return (contributions[..., 0] * weights.to(contributions.dtype)[:, None]).mT @ self.along
         total: Tensor = torch.tensordot(weights.to(contributions.dtype), contributions, dims=1)
         return total
 

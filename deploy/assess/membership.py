@@ -91,10 +91,10 @@ def ask_membership(
     kept: KeptParts,
     advance: Advance,
 ) -> Asked:
-    """Return what `attack` answers about the targets that `settings` draw; a guarantee is that of
-    `releases`, and of those of the `whole` run.
+    """Return what `attack` answers about the targets that `settings` draw.
 
-    Raises `Interrupted` with what is kept, `ValueError` when there are no targets.
+    A guarantee is that of `releases`, and beside it that of those of the `whole` run. Raises `Interrupted` with what
+    is kept, `ValueError` when there are no targets.
     """
     answered = {round: attacked.answered(round) for round in attacked.rounds}
     truth = ask_over(attacked.federation, answered, attack.asks, settings)

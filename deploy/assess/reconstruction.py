@@ -62,8 +62,9 @@ def rebuild(
     """
     federation, round = attacked.federation, attacked.rounds[0]
     generator = keyed_generator(federation.seed, round, "reconstructed", attack.asks)
-    places = torch.randperm(len(attacked.learners), generator=generator)[:most].tolist()
-    chosen = sorted(attacked.learners[place] for place in places)
+    answered = attacked.answered(round)
+    places = torch.randperm(len(answered), generator=generator)[:most].tolist()
+    chosen = sorted(answered[place] for place in places)
     observation = observe(replace(attacked, learners=chosen), round, attack).to(device)
     made = attack.reconstruct(observation, seed, progress).to("cpu")
     held = held_inputs(federation, chosen, round, attack.asks)

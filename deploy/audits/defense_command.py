@@ -15,6 +15,9 @@ from metaleak.deploy.config.reading import changed
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.progress import shown_progress
 
+_MOST_SENT = 100_000_000
+"""Messages of one audit: 8 bytes each are kept."""
+
 
 def audit_defense_command(
     name: str,
@@ -37,6 +40,8 @@ def audit_defense_command(
         settings = Trials(**trials)
         defense: Defense = _built("defenses", plain["defenses"][0])
         canary, delta = canary_for(defense, _built("rules", plain["rule"]), asks, rounds, settings.seed)
+        if settings.trials * rounds > _MOST_SENT:
+            raise ValueError(f"{settings.trials} trials of {rounds} rounds are more than {_MOST_SENT} messages")
     except ValidationError as error:
         raise WrongUsage(f"audit: {first_problem(error, Trials)}") from None
     except ValueError as error:
@@ -47,9 +52,10 @@ def audit_defense_command(
     if as_json:
         typer.echo(json.dumps({"defense": plain["defenses"][0], "asks": asks, **asdict(found)}))
     else:
+        part = f" ({found.lower_bound / found.accounted:.0%})" if found.accounted else ""
         typer.echo(
             f"{name}: accounted epsilon {found.accounted:.3f} over {rounds} {'round' if rounds == 1 else 'rounds'}, "
-            f"proven {found.lower_bound:.3f} ({found.lower_bound / found.accounted:.0%}), by single operating points "
+            f"proven {found.lower_bound:.3f}{part}, by single operating points "
             f"{found.any_mechanism:.3f}; {found.confidence:.0%} confidence, delta {delta:g}, {found.trials} trials"
         )
     found.check()

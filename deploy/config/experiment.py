@@ -201,6 +201,14 @@ class Experiment(BaseModel):
         acting = [defense.place for defense in built]
         if acting.count("example") + ("inner" in acting and "example" in acting) > 1:
             raise ValueError("defenses: one of the place 'example' excludes another, and those of the place 'inner'")
+        if "example" in acting and any(
+            defense.place in ("support", "query") and not getattr(defense, "acts_on_each_example", False)
+            for defense in built
+        ):
+            raise ValueError(
+                "defenses: beside one of the place 'example' only noise may act on the sets: another could let one "
+                "example change what all others contribute"
+            )
         readings = reads_means(self.rule.built("rules")).readings if "example" in acting else {}
         for place, defense in enumerate(built):
             try:
@@ -209,6 +217,11 @@ class Experiment(BaseModel):
                 if isinstance(defense, SharesNoise):
                     if "aggregate" not in acting:
                         raise ValueError("name: its guarantee is about the sum of a round; add secure-aggregation")
+                    if "shared" in (acting[place + 1 :] if acting[place] == "shared" else acting):
+                        raise ValueError(
+                            "name: its guarantee is about a sum of noisy messages; no defense may change a learner's "
+                            "message after its share of the noise is added"
+                        )
                     defense = defense.for_learners(self._answering())
                 if isinstance(defense, Accounted):
                     defense = defense.for_releases(self.releases())

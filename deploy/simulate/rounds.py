@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flwr.serverapp.strategy import Strategy
 
+from metaleak.defenses import SharesNoise
 from metaleak.deploy.results.schema import Round
 from metaleak.deploy.simulate.accuracy import Accuracy
 from metaleak.deploy.simulate.checkpoints import Checkpoints
@@ -60,6 +61,7 @@ class Rounds:
             learners_per_node=None if per_node == "auto" else per_node,
             shares_per_node=shares_per_node,
             largest_norm=settings.largest_norm,
+            least_learners=max(self._shares_of_noise(), default=1),
             resume_from=self._checkpoints.begin,
             on_round=self._after,
         )
@@ -71,6 +73,11 @@ class Rounds:
             self._means = MeanRecorder(self._writer(), recorded)
             return strategy
         return CuriousServer(strategy, self._writer(), recorded, must_record=True)
+
+    def _shares_of_noise(self) -> list[int]:
+        """Return on how many learners' noise each guarantee rests that is about the sum of a round."""
+        defenses = self._ready.federation.defenses
+        return [one.least_learners or 1 for one in defenses if isinstance(one, SharesNoise)]
 
     def _writer(self) -> RecordWriter:
         path = self._run.record

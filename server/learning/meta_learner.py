@@ -63,6 +63,7 @@ class MetaLearner(Strategy):
     learners are computed at once, by learner and never by node, so that the numbers do not depend on how many nodes
     there are; a node gets about `shares_per_node` messages a round. A reply is checked, added and forgotten as it
     arrives; with `largest_norm`, a learner's gradient of a larger L2 norm, over all parameters together, is refused.
+    A round of which fewer than `least_learners` answer ends in `RoundFailed`, before its mean is used.
     `resume_from` continues after a checkpoint. `on_round` is called after every round.
     """
 
@@ -78,6 +79,7 @@ class MetaLearner(Strategy):
         shares_per_node: int = 1,
         patience: Patience | None = None,
         largest_norm: float | None = None,
+        least_learners: int = 1,
         resume_from: Checkpoint | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
@@ -100,6 +102,7 @@ class MetaLearner(Strategy):
         self.learners_per_node = learners_per_node
         self.shares_per_node = shares_per_node
         self.largest_norm = largest_norm
+        self.least_learners = least_learners
         self._hosts: list[int] = []
         self._optimizer = optimizer or OuterOptimizer()
         self._patience = patience
@@ -198,6 +201,11 @@ class MetaLearner(Strategy):
         gathered = Gathered(round, kinds, self.largest_norm)
         for share, reply in dispatch.answers(grid, nodes, shares, ask):
             gathered.take(share, reply)
+        if gathered.counts["learners"] < self.least_learners:
+            raise RoundFailed(
+                f"round {round}: {gathered.counts['learners']} learners answered, and a guarantee rests on the noise "
+                f"of {self.least_learners}; nothing is recorded of the round"
+            )
         mean = gathered.mean()
         if mean:
             try:

@@ -1,5 +1,6 @@
 """Attacks over rounds: what they find beside one round, what they hold in memory, which rounds tell of a target."""
 
+import dataclasses
 import gc
 import weakref
 from collections.abc import Sequence
@@ -12,14 +13,16 @@ from metaleak.attacks.alignment.alignment import Alignment
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.rounds import AsksOverRounds, Round
+from metaleak.attacks.shadows.own_examples import OwnExamples
+from metaleak.attacks.shadows.shadow_learners import shadow_learners
 from metaleak.attacks.shadows.weighed_rounds import weighed
 from metaleak.attacks.span.span_test import SpanTest
 from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import Digits
 from metaleak.clients.models import MLP
-from metaleak.clients.rules import MAML
-from metaleak.defenses import Noise
+from metaleak.clients.rules import MAML, first_order_maml
+from metaleak.defenses import Noise, RandomSource, RecordLevel
 
 LEARNERS = 6
 
@@ -165,3 +168,15 @@ def test_where_a_round_holds_an_image_by_chance_the_best_round_counts():
     assert scores[0] > 5
     assert -1 < scores[1] < 0
     assert scores[2] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_shadow_learners_clip_each_example_as_the_learners_do():
+    clip = 1e-3
+    rounds, _, _ = attacked(1, RecordLevel(clip=clip, noise_multiplier=0).for_readings({"support": 1, "query": 1}))
+    observation = rounds[0].observation
+    own = OwnExamples.of(observation)
+    first_order = dataclasses.replace(observation, rule=first_order_maml())
+    shadows = shadow_learners(first_order, own, 3, RandomSource.of(1))
+    norms = torch.stack([value.flatten(1).square().sum(1) for value in shadows.gradients.values()]).sum(0).sqrt()
+    assert (norms <= clip * (1 + 1e-5)).all()
+    assert (norms > 0).all()

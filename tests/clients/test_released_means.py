@@ -196,3 +196,30 @@ def test_a_batch_takes_the_means_of_each_learner():
     found, _ = batch_meta_gradients(model, rule, parameters, batch, means=[means(mechanism), means(mechanism)])
     for name, value in plain.items():
         torch.testing.assert_close(found[name], value)
+
+
+class Bag(MLP):
+    """Token numbers through an embedding, added up."""
+
+    def initialize(self, input_shape, ways, generator):
+        return {"embedding": torch.randn(20, ways, generator=generator)}
+
+    def __call__(self, parameters, tokens):
+        return parameters["embedding"][tokens].sum(1)
+
+
+def test_the_contributions_of_token_sequences_are_clipped_and_not_lost():
+    tokens, labels = torch.arange(12).reshape(4, 3), torch.tensor([0, 1, 2, 0])
+    model = Bag()
+    parameters = model.initialize((3,), WAYS, keyed_generator("bag"))
+    episode = Episode(tokens[:0], labels[:0], tokens, labels)
+
+    def released(clip):
+        limited = means(RecordLevel(clip=clip, noise_multiplier=0))
+        return FedSGD().released_meta_gradient(model, parameters, episode, limited)[0]
+
+    clip = 0.01
+    whole, found = released(1e6), released(clip)
+    # No two sequences share a token, so that all four contributions, each of norm `clip`, are orthogonal.
+    assert found["embedding"].norm().item() == pytest.approx(clip * 4**0.5 / 4, rel=1e-4)
+    assert whole["embedding"].norm() > 10 * found["embedding"].norm()

@@ -75,3 +75,44 @@ def test_record_level_noise_is_shared_where_the_mean_is_sent_and_whole_where_the
 def test_a_rule_that_computes_with_what_it_sends_is_refused(rule):
     with pytest.raises(ValueError, match=r"^name: only a mean that is sent as it is can share its noise"):
         DistributedRecordLevel(noise_multiplier=1).for_readings(rule.readings)
+
+
+@pytest.mark.parametrize(
+    "later", [{"name": "pruning", "keep": 0.5}, {"name": "noise"}, {"name": "quantization", "bits": 8}]
+)
+def test_nothing_may_change_a_message_after_its_share_of_the_noise(later):
+    """What removes the others' noise, such as pruning, leaves one learner's message in the sum."""
+    with pytest.raises(WrongUsage, match=r"defenses.0.name: .* no defense may change a learner's message after"):
+        experiment(later, {"name": "secure-aggregation"})
+
+
+def test_pruning_before_the_noise_is_no_concern():
+    defenses = [
+        {"name": "pruning", "keep": 0.5},
+        {"name": "metaleak.defenses:DistributedGaussian", "clip": 1, "epsilon": 8},
+        {"name": "secure-aggregation"},
+    ]
+    assert len(experiment(defenses=defenses).built_defenses()) == 3
+
+
+def test_only_noise_may_act_on_the_sets_beside_a_mechanism_for_each_example():
+    private = {"name": "metaleak.defenses:RecordLevel", "clip": 1, "epsilon": 8}
+    shared = {"rule": "fomaml"}
+    assert experiment(defenses=[{"name": "noise", "place": "query"}, private], **shared).built_defenses()
+    with pytest.raises(WrongUsage, match="only noise may act on the sets"):
+        experiment(defenses=[{"name": f"{__name__}:Mixing"}, private], **shared)
+
+
+class Mixing:
+    """Makes every image the mean of its set."""
+
+    place = "support"
+
+    def __call__(self, tensors, random):
+        return {name: value.mean(0, keepdim=True).expand_as(value) for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("readings", [{"query": 2}, {"all": 1, "query": 1}, {"all": 2}])
+def test_a_rule_that_computes_with_a_mean_before_it_is_sent_cannot_share_its_noise(readings):
+    with pytest.raises(ValueError, match="only a mean that is sent as it is can share its noise"):
+        DistributedRecordLevel(clip=1, noise_multiplier=1).for_readings(readings)

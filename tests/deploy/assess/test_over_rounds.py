@@ -3,7 +3,9 @@
 import pytest
 import torch
 from local_grid import local_simulate
+from safetensors.numpy import load_file
 
+from metaleak.attacks.attack import Reconstructions
 from metaleak.deploy.assess.applicability import reason_against
 from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.assess.observe import Attacked, RecordedRounds
@@ -83,3 +85,23 @@ def test_an_attack_that_sees_one_round_is_not_applicable_to_several():
     )
     recorded = experiment_from({**SMALL, "record": {"rounds": 1}}, "test")
     assert reason_against(recorded, Plugin(name="dlg")) is None
+
+
+def test_what_is_rebuilt_is_of_learners_that_answered_in_the_round_that_is_seen(tmp_path):
+    run, _, there, _, _ = rounds_of(tmp_path, **FEW)
+    asked = experiment_from({**SMALL, **FEW, "targets": {"rounds": 4, "learners": 10}}, "test")
+    found = assess(run, asked, Plugin(name=f"{__name__}:GraySets"), "gray")
+    assert found.headline.name == "PSNR"
+    rebuilt = load_file(run.path / "attacks" / "gray" / "reconstructions.safetensors")
+    assert set(rebuilt["learner"].tolist()) == set(there[1])
+
+
+class GraySets:
+    """Takes every image for a gray one."""
+
+    asks = "query"
+    requires = frozenset()
+
+    def reconstruct(self, observation, seed, progress=None):
+        learners = len(next(iter(observation.gradients.values())))
+        return Reconstructions(torch.full((learners, 4, *observation.input_shape), 0.5), torch.zeros(learners, 4))

@@ -508,3 +508,13 @@ def test_the_rate_halves_in_its_half_life():
         positions.append(steps.parameters["w"].item())
     moves = np.diff([0.0, *positions])
     np.testing.assert_allclose(moves, [0.5 ** (step / 2) for step in range(5)], rtol=1e-5)
+
+
+def test_a_round_with_too_few_answers_for_a_guarantee_ends_before_its_mean_is_used(federation):
+    reports = []
+    grid = LocalGrid(client_app(federation), nodes=2, spoil=spoiled(huge))
+    settings = {"largest_norm": 100, "least_learners": LEARNERS, "on_round": reports.append}
+    strategy = MetaLearner(LEARNERS, seed=3, chunk=4, shares_per_node=8, **settings)
+    with pytest.raises(RoundFailed, match=rf"round 1: {LEARNERS - 1} learners answered, .* the noise of {LEARNERS}"):
+        strategy.start(grid, arrays(federation.initial_parameters()), num_rounds=2)
+    assert not reports
