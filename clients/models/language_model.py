@@ -2,13 +2,11 @@
 
 import contextlib
 from abc import abstractmethod
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -16,37 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models.attention_mask import additive_mask, sees_later_tokens
+from metaleak.clients.models.transformer_parts import Attention, Embedding
 
 _LORA = (".lora_a", ".lora_b")
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The attention of one layer: the names of its query and key weights `(d, d)`, and how many `heads` it has."""
-
-    query: str
-    key: str
-    heads: int
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """What the first layers take of a token at a place: `norm(tokens[v] + places[p]) * gain + offset`.
-
-    `tokens (V, d)`, `places (T, d)`, `gain` and `offset (d,)`; `norm` takes mean and deviation of the d values, with
-    `epsilon` under the root.
-    """
-
-    tokens: Tensor
-    places: Tensor
-    gain: Tensor
-    offset: Tensor
-    epsilon: float
-
-    def inputs(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Return what the layer takes of the `tokens (n,)` at the `places (n,)`, `(n, d)` float64."""
-        added = self.tokens[tokens].double() + self.places[places].double()
-        return F.layer_norm(added, added.shape[-1:], self.gain.double(), self.offset.double(), self.epsilon)
 
 
 class LanguageModel(BaseModel):
@@ -158,6 +128,8 @@ class LanguageModel(BaseModel):
             caught.append(arguments[0])
             raise _Caught
 
+        # Found out by computing, which the hook would end.
+        _bidirectional(self)
         layer = self.module.get_submodule(weight.rpartition(".")[0])
         handle = layer.register_forward_pre_hook(catch)
         try:

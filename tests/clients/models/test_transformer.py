@@ -63,6 +63,16 @@ def test_what_a_layer_takes_spans_the_gradient_of_its_weight(parameters):
     torch.testing.assert_close(gradient @ basis.mT @ basis, gradient)
 
 
+def test_what_a_layer_takes_is_right_of_a_model_that_was_never_called():
+    # None of the other tests has this width.
+    model = TinyBERT(vocabulary=30, width=16, heads=2, positions=10)
+    parameters = model.initialize((6,), 2, torch.Generator().manual_seed(1))
+    first = model.inputs_of(QUERY, parameters, TOKENS)
+    assert first.shape == (2, 6, 16)
+    model(parameters, TOKENS)
+    assert torch.equal(model.inputs_of(QUERY, parameters, TOKENS), first)
+
+
 def test_many_learners_are_computed_at_once(parameters):
     labels = torch.tensor([0, 1])
 
