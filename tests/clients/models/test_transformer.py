@@ -119,6 +119,11 @@ def test_what_does_not_fit_is_refused_in_one_line(model, shape, said):
         model.initialize(shape, 2, torch.Generator())
 
 
+def test_a_classifier_that_is_not_learned_is_of_two_classes():
+    with pytest.raises(ValueError, match="classifier that is not learned has 2 classes, and the task has 3"):
+        TinyBERT(learns=("*.query.weight", "classifier.weight")).initialize((6,), 3, torch.Generator())
+
+
 def test_a_model_is_read_from_a_directory_and_its_first_layers_are_taken(tmp_path, parameters):
     MODEL.module.save_pretrained(tmp_path)
     one = Transformer(directory=tmp_path, layers=1)
