@@ -79,10 +79,11 @@ def single_inputs(
 
 def takes_single_tokens(model: LanguageModel, parameters: Parameters, weight: str) -> bool:
     """Return whether what the layer of `weight` takes of a token depends on no other token; found by computing."""
-    first, second = (token for token in range(3) if token != model.padding)
-    tokens = torch.tensor([[first, first], [first, second]])
+    first, second = [token for token in range(3) if token != model.padding][:2]
+    tokens = torch.tensor([[first, first], [first, second], [second, first]])
     inputs = model.inputs_of(weight, parameters, tokens)
-    return inputs.ndim == 3 and torch.equal(inputs[0, 0], inputs[1, 0])
+    # In a decoder a token sees those before it alone.
+    return inputs.ndim == 3 and torch.equal(inputs[0, 0], inputs[1, 0]) and torch.equal(inputs[0, 1], inputs[2, 1])
 
 
 def _one_by_one(model: LanguageModel, parameters: Parameters, weight: str, space: InputSpace, length: int) -> Tensor:

@@ -16,6 +16,10 @@ _ROUNDING = 1e-6
 """Part of an input's norm that computing it in float32 may change."""
 
 
+class NothingShown(ValueError):
+    """A gradient shows no space of inputs: it is 0, or its rank is full."""
+
+
 @dataclass(frozen=True)
 class InputSpace:
     """The space of a layer's inputs: `basis (r, d)`, orthonormal rows by the descending `values (r,)`; float64.
@@ -51,12 +55,22 @@ def input_space(gradient: Tensor, known: Tensor | None = None) -> InputSpace:
     The noise is found from the singular values, see `noise_floor`. `known (k, d)` are inputs that are in the space
     whatever the gradient shows: softmax ignores what is added to all keys alike, so that the gradient of a key matrix
     has only the differences of the inputs.
+
+    Raises `NothingShown` in one line for a gradient that is 0, and for one of full rank: nothing is left beneath by
+    which inputs could be told from anything else. `noise_floor` finds one less than the full rank at most.
     """
     wide = gradient.double()
+    if not bool(wide.any()):
+        raise NothingShown("the matrix's gradient is 0, as that of LoRA's first factor is while the second is 0")
     _, values, rows = torch.linalg.svd(wide, full_matrices=False)
     floor = noise_floor(values, *wide.shape)
     # Rounding is not independent from entry to entry: what lies beneath is smaller than its bound.
     rank = max(1, floor.rank)
+    full = min(wide.shape)
+    if rank >= full - 1:
+        raise NothingShown(
+            f"the matrix's gradient {tuple(wide.shape)} has rank {rank}, and shows inputs only below {full - 1}"
+        )
     noise = float(values[rank]) if rank < len(values) else 0.0
     basis, values = rows[:rank], values[:rank]
     if known is not None:

@@ -3,8 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.text.candidates import takes_single_tokens
+from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Attention, LanguageModel
 
 _ORDER = ("query", "q_lin", "q_proj", "value", "v_lin", "v_proj", "key", "k_lin", "k_proj")
@@ -25,14 +28,9 @@ def matrices_of(observation: Observation, chosen: str | None, second: bool) -> M
 
     Raises `ValueError` in one line where there is none, or no `second` one, and for gradients of another model.
     """
+    shared = [name for name in _checked(observation, chosen) if _of_attention(name)]
     model, parameters = observation.model, observation.parameters
     assert isinstance(model, LanguageModel)
-    for name, value in observation.gradients.items():
-        if name not in parameters or value.shape[1:] != parameters[name].shape:
-            raise ValueError(f"{name} {tuple(value.shape[1:])} is not the gradient of a parameter of the model")
-    shared = [name for name in observation.gradients if parameters[name].ndim == 2 and _of_attention(name)]
-    if chosen is not None and chosen not in observation.gradients:
-        raise ValueError(f"matrix: {chosen} is not shared; there are {', '.join(list(observation.gradients)[:6])}")
     names = _by_use([chosen] if chosen is not None else shared)
     first = next((name for name in names if takes_single_tokens(model, parameters, name)), None)
     if first is None:
@@ -41,6 +39,47 @@ def matrices_of(observation: Observation, chosen: str | None, second: bool) -> M
     if second and later is None:
         raise ValueError("uses: two matrices needs that of a second layer, and none is shared")
     return Matrices(first, later if second else None, model.attention_of(first))
+
+
+def matrix_of_a_layer(observation: Observation, chosen: str | None) -> str:
+    """Return the shared matrix that is `chosen`, by default the first, of a layer that takes a vector a token.
+
+    Raises `ValueError` in one line where there is none, and for gradients of another model.
+    """
+    matrices = _checked(observation, chosen)
+    names = [chosen] if chosen is not None else matrices
+    model, parameters = observation.model, observation.parameters
+    assert isinstance(model, LanguageModel)
+    # Embeddings take tokens, a classifier takes a vector a sentence.
+    found = next((name for name in names if _takes_vectors(model, parameters, name)), None)
+    if found is None:
+        raise ValueError(
+            f"matrix: needs one whose layer takes a vector a token, and shared are {', '.join(names[:6]) or 'none'}"
+        )
+    return found
+
+
+def _checked(observation: Observation, chosen: str | None) -> list[str]:
+    """Return the names of the shared matrices, after the checks of what is shared and of the `chosen` one."""
+    parameters = observation.parameters
+    for name, value in observation.gradients.items():
+        if name not in parameters or value.shape[1:] != parameters[name].shape:
+            raise ValueError(f"{name} {tuple(value.shape[1:])} is not the gradient of a parameter of the model")
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"the gradient of {name} has values that are not finite")
+    if chosen is not None and chosen not in observation.gradients:
+        raise ValueError(f"matrix: {chosen} is not shared; there are {', '.join(list(observation.gradients)[:6])}")
+    if chosen is not None and parameters[chosen].ndim != 2:
+        raise ValueError(f"matrix: {chosen} {tuple(parameters[chosen].shape)} is no matrix")
+    return [name for name in observation.gradients if parameters[name].ndim == 2]
+
+
+def _takes_vectors(model: LanguageModel, parameters: Parameters, name: str) -> bool:
+    # The second factor of an adapter takes what the first makes of the layer's inputs.
+    if name.endswith(".lora_b"):
+        return False
+    first, second = [token for token in range(3) if token != model.padding][:2]
+    return model.inputs_of(name, parameters, torch.tensor([[first, second]])).ndim == 3
 
 
 def _of_attention(name: str) -> bool:

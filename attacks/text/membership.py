@@ -5,7 +5,7 @@ import torch
 from metaleak.attacks.attack import Answers, Progress, Targets
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.text.candidates import single_inputs
-from metaleak.attacks.text.input_space import InputSpace
+from metaleak.attacks.text.input_space import InputSpace, NothingShown
 from metaleak.attacks.text.matrices import matrices_of
 from metaleak.attacks.text.span_attack import space_of
 from metaleak.attacks.text.text_attack import TextAttack
@@ -27,22 +27,30 @@ class TextMembership(TextAttack):
     ) -> Answers:
         """Return the score of every target sentence `(T, tokens)`.
 
-        Raises `ValueError` in one line where what is shared has no matrix that the attack can use.
+        It is 0, neither for nor against, where a learner's gradient shows nothing, see `input_space`. Raises
+        `ValueError` in one line where that is so for all, and where no matrix is shared that the attack can use.
         """
         model, parameters = observation.model, observation.parameters
         assert isinstance(model, LanguageModel)
         weight = matrices_of(observation, self.matrix, second=False).first
         spaces: dict[int, InputSpace] = {}
-        scores = torch.empty(len(targets.rows), dtype=torch.float64)
+        nothing: dict[int, NothingShown] = {}
+        scores = torch.zeros(len(targets.rows), dtype=torch.float64)
         length = targets.examples.shape[1]
         for number, (sentence, row) in enumerate(zip(targets.examples, targets.rows.tolist(), strict=True)):
-            if row not in spaces:
+            if row not in spaces and row not in nothing:
                 gradient = observation.gradients[weight][row]
-                spaces[row] = space_of(model, parameters, weight, gradient, length)
-            places = (sentence != model.padding).nonzero().flatten()
-            inputs = single_inputs(model, parameters, weight, sentence[places], places, length)
-            ratios = spaces[row].distances(inputs) / spaces[row].tolerances(inputs)
-            scores[number] = -ratios.clamp(min=1e-9).log().amax()
+                try:
+                    spaces[row] = space_of(model, parameters, weight, gradient, length)
+                except NothingShown as error:
+                    nothing[row] = error
+            if row in spaces:
+                places = (sentence != model.padding).nonzero().flatten()
+                inputs = single_inputs(model, parameters, weight, sentence[places], places, length)
+                ratios = spaces[row].distances(inputs) / spaces[row].tolerances(inputs)
+                scores[number] = -ratios.clamp(min=1e-9).log().amax()
             if progress is not None:
                 progress(number + 1, len(scores))
+        if nothing and not spaces:
+            raise next(iter(nothing.values()))
         return Answers(scores)

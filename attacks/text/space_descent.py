@@ -15,7 +15,8 @@ from torch import Tensor
 from metaleak.attacks.attack import Progress, Reconstructions
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.seeding import generator_for
-from metaleak.attacks.text.input_space import InputSpace, input_space
+from metaleak.attacks.text.input_space import InputSpace, NothingShown, input_space
+from metaleak.attacks.text.matrices import matrix_of_a_layer
 from metaleak.attacks.text.span_attack import sentences_of
 from metaleak.attacks.text.text_attack import TextAttack
 from metaleak.clients.models import LanguageModel
@@ -30,7 +31,8 @@ _ELSEWHERE, _TURNS = 2, 2
 class TextDescent(TextAttack):
     """One sentence whose inputs to a layer lie in the space that the gradient of the layer's matrix shows.
 
-    `matrix` is the shared parameter that is used, by default the first matrix. The number of tokens is the rank of
+    `matrix` is the shared parameter that is used, by default the first matrix
+    of a layer that takes all tokens. The number of tokens is the rank of
     its gradient; this is right but for repeated inputs, and not in the last layer, which reads the first token alone.
     In each of `rounds`, Adam takes `steps` of `rate` over the embeddings of the tokens that are not settled, nearest
     tokens are taken, and the best is chosen of the `nearest` ones at every place and of those that came up elsewhere.
@@ -44,30 +46,34 @@ class TextDescent(TextAttack):
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
         """Return the sentence of every learner, `(L, 1, T)` int64, and how sure it is, in [0, 1].
 
-        Raises `ValueError` in one line for learners with several sentences, and where no matrix is shared.
+        A learner whose gradient shows nothing, see `input_space`, gets an empty sentence of confidence 0. Raises
+        `ValueError` in one line where that is so for all, for learners with several sentences, and where no matrix
+        is shared that the attack can use.
         """
         if sentences_of(observation) != 1:
             raise ValueError(f"rebuilds one sentence, and learners have {sentences_of(observation)}")
         model, parameters = observation.model, observation.parameters
         assert isinstance(model, LanguageModel)
-        matrices = [name for name in observation.gradients if parameters[name].ndim == 2]
-        weight = self.matrix or next(iter(matrices), None)
-        if weight is None or weight not in observation.gradients:
-            raise ValueError(
-                f"matrix: {weight or 'none'} is not shared; there are {', '.join(observation.gradients)}"
-            )
+        weight = matrix_of_a_layer(observation, self.matrix)
         learners = len(observation.gradients[weight])
         (length,) = observation.input_shape
         made = torch.full((learners, 1, length), model.padding)
         sure = torch.zeros(learners, 1, dtype=torch.float64)
+        nothing: list[NothingShown] = []
         for row in range(learners):
-            space = input_space(model.over_inputs(weight, observation.gradients[weight][row]))
+            try:
+                space = input_space(model.over_inputs(weight, observation.gradients[weight][row]))
+            except NothingShown as error:
+                nothing.append(error)
+                continue
             search = _Search(model, parameters, weight, space, min(len(space.basis), length))
             tokens, distance = search.best(self, generator_for(seed, row, "text descent"))
             made[row, 0, : len(tokens)] = tokens
             sure[row, 0] = 1 / (1 + distance / _ROUNDING)
             if progress is not None:
                 progress(row + 1, learners)
+        if len(nothing) == learners:
+            raise nothing[0]
         return Reconstructions(made, sure)
 
 
@@ -100,7 +106,7 @@ class _Search:
             likeness = F.normalize(embeddings, dim=-1) @ self._unit.mT
             likeness[:, self._model.padding] = -2
             tokens = torch.where(settled, tokens, likeness.argmax(dim=-1))
-            nearest = likeness.topk(settings.nearest, dim=-1).indices
+            nearest = likeness.topk(min(settings.nearest, likeness.shape[-1]), dim=-1).indices
             # Descent finds words sooner than their places.
             pool = torch.unique(torch.cat([pool, tokens, nearest[~known, :_ELSEWHERE].flatten()]))
             for _ in range(_TURNS):

@@ -11,7 +11,7 @@ from metaleak.attacks.observation import Observation
 from metaleak.attacks.seeding import generator_for
 from metaleak.attacks.text.candidates import Candidates, near_candidates, single_inputs
 from metaleak.attacks.text.head_consistency import HeadConsistency
-from metaleak.attacks.text.input_space import InputSpace, input_space
+from metaleak.attacks.text.input_space import InputSpace, NothingShown, input_space
 from metaleak.attacks.text.layer_consistency import LayerConsistency
 from metaleak.attacks.text.matrices import Matrices, matrices_of
 from metaleak.attacks.text.sentences import FITS, Sentence, improved, single_sentence, told_apart
@@ -47,17 +47,28 @@ class TextSpan(TextAttack):
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
         """Return the sentences of every learner's support and query set, `(L, n, T)` int64.
 
-        Raises `ValueError` in one line where what is shared has no matrix that the attack can use.
+        A learner whose gradient shows nothing, see `input_space`, gets empty sentences of confidence 0. Raises
+        `ValueError` in one line where that is so for all, and where no matrix is shared that the attack can use.
         """
         matrices = matrices_of(observation, self.matrix, second=self.uses == "two matrices")
+        assert isinstance(observation.model, LanguageModel)
         learners = len(next(iter(observation.gradients.values())))
-        made = []
+        count, (length,) = sentences_of(observation), observation.input_shape
+        made = torch.full((learners, count, length), observation.model.padding)
+        sure = torch.zeros(learners, count, dtype=torch.float64)
+        nothing: list[NothingShown] = []
         for row in range(learners):
             gradients = {name: value[row] for name, value in observation.gradients.items()}
-            made.append(self._sentences(observation, matrices, gradients, generator_for(seed, row, "text span")))
+            generator = generator_for(seed, row, "text span")
+            try:
+                made[row], sure[row] = self._sentences(observation, matrices, gradients, generator)
+            except NothingShown as error:
+                nothing.append(error)
             if progress is not None:
                 progress(row + 1, learners)
-        return Reconstructions(torch.stack([one for one, _ in made]), torch.stack([one for _, one in made]))
+        if len(nothing) == learners:
+            raise nothing[0]
+        return Reconstructions(made, sure)
 
     def _sentences(
         self, observation: Observation, matrices: Matrices, gradients: dict[str, Tensor], generator: torch.Generator
@@ -71,9 +82,11 @@ class TextSpan(TextAttack):
         if count == 1:
             sentences = [single_sentence(found, model.end)]
             inside = torch.bincount(found.places[found.ratios <= 1], minlength=length)[: len(sentences[0])]
-            sure = [float((inside > 0).all() / inside.clamp(min=1).prod())]
+            sure = [float((inside > 0).all() / inside.clamp(min=1).prod())] if len(inside) else [0.0]
         else:
             found = found.inside()
+            if not len(found.tokens):
+                raise NothingShown("no token lies in the space of the matrix's gradient")
             sentences, costs = self._told_apart(observation, matrices, gradients, space, found, count, generator)
             sure = [1 / (1 + cost / FITS) for cost in costs]
         made = torch.full((count, length), model.padding)
@@ -117,8 +130,12 @@ class TextSpan(TextAttack):
         def by_heads(some: Candidates) -> HeadConsistency:
             if heads is None or heads.query != matrices.first:
                 return HeadConsistency(some, space, gradient, None, 1, untold)
-            weight, bias = parameters[heads.key], parameters[heads.key.removesuffix("weight") + "bias"]
-            keys = some.inputs @ weight.double().mT + bias.double()
+            # The key matrix may be a constant of the model, and have no bias.
+            weight = model.value_of(heads.key, parameters)
+            bias = model.value_of(heads.key.removesuffix("weight") + "bias", parameters)
+            assert weight is not None
+            keys = some.inputs @ weight.double().mT
+            keys = keys if bias is None else keys + bias.double()
             return HeadConsistency(some, space, gradient, keys, heads.heads, untold)
 
         sentences, costs = arranged(found, count, model.end, by_heads, generator)

@@ -63,7 +63,10 @@ class CoLA(Corpus):
 
 
 class SST2(Corpus):
-    """The training sentences and phrases of SST-2 (Socher et al. 2013), from `train.tsv.gz` of GLUE's layout."""
+    """The training sentences and phrases of SST-2 (Socher et al. 2013), from `train.tsv.gz`.
+
+    A line has two columns, set apart by a tab: the label, 0 or 1, and the sentence.
+    """
 
     _name = "SST-2"
     _folder = "sst2"

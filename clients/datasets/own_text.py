@@ -31,8 +31,8 @@ class OwnText(TextData):
     def text(self) -> LabeledText:
         """Return the sentences, with the classes in the order of their names.
 
-        Raises `ValueError` for a path that is missing, too large, no text, without the columns or with fewer than two
-        classes.
+        Raises `ValueError` for a path that is missing, too large, no text, without the columns, with a row without a
+        label or with fewer than two classes.
         """
         pairs = self._of_folder() if self.path.is_dir() else self._of_table()
         classes = tuple(sorted({label for _, label in pairs}))
@@ -49,13 +49,22 @@ class OwnText(TextData):
         if self.path.stat().st_size > _LARGEST:
             raise ValueError(f"{self.path} has more than {_LARGEST >> 20} MiB")
         try:
-            with self.path.open(encoding="utf-8", newline="") as file:
-                rows = csv.DictReader(file, dialect="excel-tab" if self.path.suffix == ".tsv" else "excel")
+            # Spreadsheets begin a file with a mark of its encoding, and TSV has no quotes.
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                if self.path.suffix == ".tsv":
+                    rows = csv.DictReader(file, dialect="excel-tab", quoting=csv.QUOTE_NONE)
+                else:
+                    rows = csv.DictReader(file)
                 for column in (self.sentence, self.label):
                     if column not in (rows.fieldnames or ()):
                         there = ", ".join(rows.fieldnames or ())
                         raise ValueError(f"{self.path}: no column is called {column!r}; there are {there}")
-                return [(row[self.sentence] or "", row[self.label] or "") for row in rows]
+                pairs = []
+                for row in rows:
+                    if not row[self.label]:
+                        raise ValueError(f"{self.path}: the row that ends in line {rows.line_num} has no label")
+                    pairs.append((row[self.sentence] or "", row[self.label]))
+                return pairs
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{self.path} is not a table of text: {error}") from error
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metaleak.clients.models.conv4 import Conv4
-    from metaleak.clients.models.language_model import Attention, Embedding, LanguageModel
+    from metaleak.clients.models.language_model import LanguageModel
     from metaleak.clients.models.layers import INPUT, Layer, Layers, Sliding, layers_of
     from metaleak.clients.models.lenet import LeNet
     from metaleak.clients.models.mlp import MLP
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from metaleak.clients.models.torch_module import TorchModule
     from metaleak.clients.models.transformer import TinyBERT, Transformer
+    from metaleak.clients.models.transformer_parts import Attention, Embedding
 
 __all__ = [
     "INPUT",
@@ -64,12 +65,12 @@ _MODULES = {
     "MLP": "mlp",
     "Activation": "model",
     "Affine": "model",
-    "Attention": "language_model",
+    "Attention": "transformer_parts",
     "Conv4": "conv4",
     "Decoupled": "model",
     "DenseInput": "model",
     "ElementwiseFirst": "model",
-    "Embedding": "language_model",
+    "Embedding": "transformer_parts",
     "FindsDenseInput": "model",
     "LanguageModel": "language_model",
     "Layer": "layers",

@@ -17,9 +17,10 @@ def additive_mask(present: Tensor, dtype: torch.dtype, later: bool) -> Tensor:
 
 def sees_later_tokens(module: nn.Module) -> bool:
     """Return whether in this model of `transformers` a token sees those after it, found out by computing."""
-    ones = torch.full((1, 3), 5)
-    other = torch.tensor([[5, 5, 6]])
+    # Tokens of any vocabulary.
+    zeros = torch.zeros(1, 3, dtype=torch.int64)
+    other = torch.tensor([[0, 0, 1]])
     base: nn.Module = module.base_model  # type: ignore[assignment]
     with torch.no_grad():
-        first, second = (base(input_ids=tokens).last_hidden_state[0, 0] for tokens in (ones, other))
+        first, second = (base(input_ids=tokens).last_hidden_state[0, 0] for tokens in (zeros, other))
     return not torch.equal(first, second)

@@ -2,13 +2,11 @@
 
 import contextlib
 from abc import abstractmethod
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -16,37 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models.attention_mask import additive_mask, sees_later_tokens
+from metaleak.clients.models.transformer_parts import Attention, Embedding
 
 _LORA = (".lora_a", ".lora_b")
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The attention of one layer: the names of its query and key weights `(d, d)`, and how many `heads` it has."""
-
-    query: str
-    key: str
-    heads: int
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """What the first layers take of a token at a place: `norm(tokens[v] + places[p]) * gain + offset`.
-
-    `tokens (V, d)`, `places (T, d)`, `gain` and `offset (d,)`; `norm` takes mean and deviation of the d values, with
-    `epsilon` under the root.
-    """
-
-    tokens: Tensor
-    places: Tensor
-    gain: Tensor
-    offset: Tensor
-    epsilon: float
-
-    def inputs(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Return what the layer takes of the `tokens (n,)` at the `places (n,)`, `(n, d)` float64."""
-        added = self.tokens[tokens].double() + self.places[places].double()
-        return F.layer_norm(added, added.shape[-1:], self.gain.double(), self.offset.double(), self.epsilon)
 
 
 class LanguageModel(BaseModel):
@@ -102,15 +72,15 @@ class LanguageModel(BaseModel):
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Return the names of the last layer's parameters."""
-        last = [name for name, layer in self.module.named_modules() if list(layer.parameters(recurse=False))][-1]
-        return tuple(name for name in self._names() if name.startswith(f"{last}."))
+        """Return the names of the last layer's parameters that are learned."""
+        return tuple(name for name in self._last() if name in self._names())
 
     def initialize(self, input_shape: tuple[int, ...], ways: int, generator: torch.Generator) -> Parameters:
         """Return the learned parameters for sentences `(T,)` and `ways` classes, what is random of them seeded.
 
         Raises `ValueError` in one line for examples that are no tokens, sentences that are longer than the model
-        allows, and a pattern of `learns` that matches no parameter.
+        allows, another number of classes than two with a classifier that is not learned, and a pattern of `learns`
+        that matches no parameter.
         """
         if len(input_shape) != 1:
             raise ValueError(f"the model takes tokens (T,), and the data's examples have shape {input_shape}")
@@ -119,6 +89,8 @@ class LanguageModel(BaseModel):
             raise ValueError(
                 f"the model takes at most {longest} tokens, and the data's sentences have {input_shape[0]}"
             )
+        if ways != 2 and not set(self._last()) <= set(self._names()):
+            raise ValueError(f"learns: a classifier that is not learned has 2 classes, and the task has {ways}")
         seed = int(torch.randint(2**62, (), generator=generator))
         # Not one that is kept: every experiment has its own.
         module = _seeded(self, ways, seed)
@@ -158,6 +130,8 @@ class LanguageModel(BaseModel):
             caught.append(arguments[0])
             raise _Caught
 
+        # Found out by computing, which the hook would end.
+        _bidirectional(self)
         layer = self.module.get_submodule(weight.rpartition(".")[0])
         handle = layer.register_forward_pre_hook(catch)
         try:
@@ -220,6 +194,10 @@ class LanguageModel(BaseModel):
         heads = int(self.module.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
         return Attention(names["query"], names["key"], heads)
 
+    def value_of(self, name: str, parameters: Parameters) -> Tensor | None:
+        """Return the parameter `name`, be it learned or a constant of the model; `None` where there is none."""
+        return parameters[name] if name in parameters else self._every().get(name)
+
     def _called(self, parameters: Parameters, tokens: Tensor, embeddings: Tensor | None = None) -> Any:
         dtype = next(value.dtype for value in parameters.values() if value.is_floating_point())
 
@@ -239,6 +217,12 @@ class LanguageModel(BaseModel):
         with sdpa_kernel(SDPBackend.MATH):
             given = {"input_ids": tokens} if embeddings is None else {"inputs_embeds": embeddings}
             return functional_call(self.module, every, (), {**given, "attention_mask": mask})
+
+    def _last(self) -> list[str]:
+        """Return the names of the last layer's parameters."""
+        layers = self.module.named_modules()
+        last, layer = [each for each in layers if list(each[1].parameters(recurse=False))][-1]
+        return [f"{last}.{name}" for name, _ in layer.named_parameters(recurse=False)]
 
     def _table(self) -> Tensor:
         return self.module.get_input_embeddings().weight  # type: ignore[operator, no-any-return]

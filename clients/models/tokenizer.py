@@ -53,8 +53,10 @@ def tokenizer_in(directory: Path) -> Tokenizer:
     padding = next((number for name in _PADDING_NAMES if (number := found.token_to_id(name)) is not None), None)
     if padding is None:
         raise ValueError(f"tokenizer: {path} has no token for padding, such as {', '.join(_PADDING_NAMES[:2])}")
-    # What an empty sentence is made of stands around every one.
-    around = found.encode("").ids
+    # What an empty sentence is made of stands around every one: on which side, a word tells.
+    around, word = found.encode("").ids, found.encode("a").ids
+    begins = bool(around) and word[0] == around[0]
+    ends = bool(around) and len(word) > 1 and word[-1] == around[-1]
 
     def encode(sentences: Sequence[str]) -> list[list[int]]:
         return [one.ids for one in found.encode_batch(list(sentences))]
@@ -68,8 +70,8 @@ def tokenizer_in(directory: Path) -> Tokenizer:
         decode,
         found.get_vocab_size(),
         padding,
-        around[0] if around else None,
-        around[-1] if len(around) > 1 else None,
+        around[0] if begins else None,
+        around[-1] if ends else None,
     )
 
 

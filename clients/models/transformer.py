@@ -47,7 +47,11 @@ class Transformer(LanguageModel):
         return (self.directory / "tokenizer.json").is_file()
 
     def build(self, ways: int) -> nn.Module:
-        """Return the model of the directory; a classifier that it lacks is drawn."""
+        """Return the model of the directory; a classifier that it lacks is drawn, or that has other classes.
+
+        Raises `ValueError` in one line for files that are missing or cannot be read, weights that are not those of
+        the configuration, and `layers` of a model whose configuration does not count them.
+        """
         path = self.directory / "config.json"
         try:
             plain = json.loads(path.read_text())
@@ -60,11 +64,13 @@ class Transformer(LanguageModel):
         if not isinstance(plain, dict) or plain.get("pad_token_id") is None:
             raise ValueError(f"directory: {path} names no pad_token_id, the token that makes sentences equally long")
         library = _library()
-        counted = next((key for key in ("num_hidden_layers", "n_layer") if key in plain), None)
+        counted = next((key for key in ("num_hidden_layers", "n_layer", "n_layers") if key in plain), None)
+        if self.layers and counted is None:
+            raise ValueError(f"layers: {path} does not say how many layers the model has")
         changes = {counted: min(self.layers, plain[counted])} if self.layers and counted else {}
         with _quietly():
             try:
-                return library.AutoModelForSequenceClassification.from_pretrained(  # type: ignore[no-any-return]
+                module, loaded = library.AutoModelForSequenceClassification.from_pretrained(
                     self.directory,
                     num_labels=ways,
                     attn_implementation="eager",
@@ -72,11 +78,23 @@ class Transformer(LanguageModel):
                     trust_remote_code=False,
                     use_safetensors=True,
                     dtype=torch.float32,
+                    output_loading_info=True,
+                    # Told below: a classifier of another number of classes is drawn.
+                    ignore_mismatched_sizes=True,
                     **changes,
-                ).eval()
+                )
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 raise ValueError(f"directory: {self.directory} holds no model that can be read: {reason}") from error
+        lacking = sorted({*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])})
+        lacking = [name for name in lacking if not _of_classifier(module, name)]
+        if lacking:
+            raise ValueError(
+                f"directory: {self.directory / 'model.safetensors'} lacks {len(lacking)} weights of the model, or has"
+                f" them in another shape: {', '.join(lacking[:3])}"
+            )
+        made: nn.Module = module.eval()
+        return made
 
 
 class TinyBERT(LanguageModel):
@@ -125,6 +143,11 @@ class TinyBERT(LanguageModel):
                 nn.init.normal_(layer.weight, 1.0, self.deviation)
                 nn.init.normal_(layer.bias, 0.0, self.deviation)
         return module
+
+
+def _of_classifier(module: nn.Module, name: str) -> bool:
+    """Return whether a parameter is of what a model for classification has beside, or after, the layers."""
+    return not name.startswith(f"{module.base_model_prefix}.") or "pooler" in name.split(".")
 
 
 def _library() -> Any:

@@ -14,12 +14,12 @@ MODEL = TinyBERT(layers=3, width=64, heads=4, positions=16, vocabulary=40)
 SENTENCE = torch.tensor([[2, 17, 9, 31, 12, 3]])
 
 
-def observed(weight, queries=1):
+def observed(*weights, queries=1):
     parameters = MODEL.initialize((6,), 2, torch.Generator().manual_seed(0))
-    computing, moving = computed_part((weight,), MODEL, FedSGD(), parameters)
+    computing, moving = computed_part(weights, MODEL, FedSGD(), parameters)
     episode = Episode(SENTENCE, torch.tensor([1]), SENTENCE[:0], torch.tensor([0])[:0])
     gradient, _ = FedSGD().meta_gradient(computing, moving, episode)
-    shared = {weight: gradient[weight].detach()[None]}
+    shared = {name: gradient[name].detach()[None] for name in gradient}
     return Observation(MODEL, FedSGD(), parameters, shared, ways=1, shots=0, queries=queries, input_shape=(6,))
 
 
@@ -41,3 +41,16 @@ def test_the_last_layer_reads_the_first_token_alone_and_nothing_is_certain():
 def test_several_sentences_are_refused():
     with pytest.raises(ValueError, match="rebuilds one sentence, and learners have 2"):
         TextDescent().reconstruct(observed("bert.encoder.layer.1.attention.self.query.weight", queries=2), 0)
+
+
+def test_embeddings_are_no_matrices_of_a_layer_and_a_vocabulary_may_be_small():
+    query = "bert.encoder.layer.1.attention.self.query.weight"
+    observation = observed("*word_embeddings*", query)
+    attack = TextDescent(steps=2, rounds=1, nearest=41)
+    made, other = (one.reconstruct(observation, 0) for one in (attack, attack.model_copy(update={"matrix": query})))
+    assert torch.equal(made.examples, other.examples)
+    with pytest.raises(ValueError, match="needs one whose layer takes a vector a token"):
+        TextDescent(matrix=MODEL.embedding_table).reconstruct(observation, 0)
+    observation.gradients[query].zero_()
+    with pytest.raises(ValueError, match="gradient is 0"):
+        attack.reconstruct(observation, 0)

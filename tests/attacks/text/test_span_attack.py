@@ -97,12 +97,48 @@ def test_a_second_layer_tells_all_sentences_apart():
     assert (made.confidence > 0.9).all()
 
 
-def test_the_rows_of_the_word_embedding_leave_the_tokens_that_are_there():
+def test_a_token_whose_row_of_the_word_embedding_is_0_is_dropped():
     observation, held = observed(FIRST.format("query"), "*word_embeddings*")
-    made = TextSpan(uses="embeddings").reconstruct(observation, seed=0).examples
-    assert all(
-        set(ours.flatten().tolist()) <= set(true.flatten().tolist()) for ours, true in zip(made, held, strict=True)
-    )
+    token = int(held[0, 0, 1])
+    for uses, there in (("one matrix", True), ("embeddings", False)):
+        observation.gradients[MODEL.embedding_table][0, token] = 0
+        made = TextSpan(uses=uses).reconstruct(observation, seed=0).examples
+        assert (token in made[0]) == there
+        assert set(made[1].flatten().tolist()) == set(held[1].flatten().tolist())
+
+
+def test_a_learner_whose_gradient_shows_nothing_gets_confidence_0_and_its_sentences_score_0():
+    observation, held = observed(FIRST.format("query"))
+    observation.gradients[FIRST.format("query")][1] = 0
+    made = TextSpan().reconstruct(observation, seed=0)
+    assert (made.examples[1] == 0).all()
+    assert (made.confidence[1] == 0).all()
+    assert (made.examples[0] != 0).any()
+    asked = Targets(held[:2, 0], torch.arange(2), torch.zeros(2).long())
+    scores = TextMembership()(observation, asked, seed=0).scores
+    assert scores[0] > 0 == scores[1]
+
+
+@pytest.mark.parametrize(
+    ("gradient", "said"),
+    [(0.0, "gradient is 0"), (torch.nan, "not finite")],
+)
+@pytest.mark.parametrize("attack", [TextSpan(), TextMembership()])
+def test_a_gradient_that_shows_nothing_of_any_learner_is_refused(attack, gradient, said):
+    observation, held = observed(FIRST.format("query"))
+    observation.gradients[FIRST.format("query")][:] = gradient
+    asked = Targets(held[:1, 0], torch.zeros(1).long(), torch.zeros(1).long())
+    with pytest.raises(ValueError, match=said):
+        attack.reconstruct(observation, 0) if isinstance(attack, TextSpan) else attack(observation, asked, 0)
+
+
+def test_keys_may_be_constants_of_the_model():
+    query, classifier = FIRST.format("query"), "classifier.*"
+    observation, held = observed(query, model=MODEL.model_copy(update={"learns": (query, classifier)}))
+    made = TextSpan().reconstruct(observation, seed=0)
+    for ours, true in zip(made.examples, held, strict=True):
+        assert set(ours.flatten().tolist()) == set(true.flatten().tolist())
+    assert (made.confidence > 0.9).any()
 
 
 @pytest.mark.parametrize(
@@ -113,6 +149,7 @@ def test_the_rows_of_the_word_embedding_leave_the_tokens_that_are_there():
         ([FIRST.format("query")], TextSpan(uses="two matrices"), "needs that of a second layer"),
         ([FIRST.format("query")], TextSpan(uses="embeddings"), "needs the gradient of bert.embeddings"),
         ([FIRST.format("query")], TextSpan(matrix=SECOND), "is not shared"),
+        (["*.query.*"], TextSpan(matrix=FIRST.format("query").replace("weight", "bias")), "is no matrix"),
     ],
 )
 def test_what_is_not_shared_cannot_be_attacked(shares, attack, said):
@@ -165,15 +202,12 @@ def test_a_meta_gradient_holds_the_query_tokens_and_at_second_order_those_of_the
     assert found == (query if order == 1 else support | query)
 
 
-@pytest.mark.parametrize(("rank", "found"), [(16, True), (2, False)])
-def test_an_adapter_of_a_rank_above_the_number_of_tokens_gives_a_sentence_away(rank, found):
+def adapters(rank):
     model = TinyBERT(layers=2, width=96, heads=4, positions=16, learns=("classifier.*",), lora=rank)
-    parameters = model.initialize((LENGTH,), 2, torch.Generator().manual_seed(0))
-    # Those of a later round: at the initialization the second factors are 0, and so are the gradients of the first.
-    random = torch.Generator().manual_seed(1)
-    for name in parameters:
-        if name.endswith("lora_b"):
-            parameters[name] = torch.randn(parameters[name].shape, generator=random) / 10
+    return model, model.initialize((LENGTH,), 2, torch.Generator().manual_seed(0))
+
+
+def seen_of_one_sentence(model, parameters):
     sentence = RandomWords().load().examples[:1]
     episode = Episode(sentence, torch.tensor([1]), sentence[:0], torch.tensor([], dtype=torch.int64))
     gradient, _ = FedSGD().meta_gradient(model, parameters, episode)
@@ -181,6 +215,28 @@ def test_an_adapter_of_a_rank_above_the_number_of_tokens_gives_a_sentence_away(r
     observation = Observation(
         model, FedSGD(), parameters, gradients, ways=1, shots=0, queries=1, input_shape=(LENGTH,)
     )
-    made = TextSpan().reconstruct(observation, seed=0)
-    assert torch.equal(made.examples[0], sentence) == found
-    assert bool(made.confidence[0, 0] > 0.9) == found
+    return observation, sentence
+
+
+@pytest.mark.parametrize(("rank", "found"), [(16, True), (2, False)])
+def test_an_adapter_of_a_rank_above_the_number_of_tokens_gives_a_sentence_away(rank, found):
+    model, parameters = adapters(rank)
+    # Those of a later round: at the initialization the second factors are 0, and so are the gradients of the first.
+    random = torch.Generator().manual_seed(1)
+    for name in parameters:
+        if name.endswith("lora_b"):
+            parameters[name] = torch.randn(parameters[name].shape, generator=random) / 10
+    observation, sentence = seen_of_one_sentence(model, parameters)
+    if found:
+        made = TextSpan().reconstruct(observation, seed=0)
+        assert torch.equal(made.examples[0], sentence)
+        assert bool(made.confidence[0, 0] > 0.9)
+    else:
+        with pytest.raises(ValueError, match="has rank 1, and shows inputs only below 1"):
+            TextSpan().reconstruct(observation, seed=0)
+
+
+def test_adapters_give_nothing_away_at_their_initialization():
+    observation, _ = seen_of_one_sentence(*adapters(16))
+    with pytest.raises(ValueError, match="gradient is 0, as that of LoRA's first factor"):
+        TextSpan().reconstruct(observation, seed=0)

@@ -54,11 +54,19 @@ def test_the_users_own_sentences_are_read_from_a_table_or_from_folders(tmp_path)
     assert set(walked.sentences) == set(read.sentences)
 
 
+def test_a_table_may_begin_with_a_mark_of_its_encoding_and_quotes_of_tsv_are_text(tmp_path):
+    path = tmp_path / "mine.tsv"
+    path.write_text('sentence\tlabel\n"so it goes\tgood\nnever" again\tbad\n', encoding="utf-8-sig")
+    read = OwnText(path=path).text()
+    assert read.sentences == ('"so it goes', 'never" again')
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("text,label\na,1\n", "no column is called 'sentence'; there are text, label"),
         ("sentence,label\na,1\n", "has 1 classes, at least 2 are needed"),
+        ("sentence,label\na,1\nb\n", "the row that ends in line 3 has no label"),
     ],
 )
 def test_a_table_that_does_not_fit_is_named_in_one_line(tmp_path, content, said):
@@ -88,6 +96,22 @@ def test_a_tokenizer_without_a_token_for_padding_is_refused(tmp_path):
     made.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="has no token for padding"):
         tokenizer_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "begin", "end"), [("$A [E]", None, 3), ("[B] $A", 2, None), ("[B] $A [E]", 2, 3), ("$A", None, None)]
+)
+def test_the_tokens_around_a_sentence_are_told_by_their_side(tmp_path, template, begin, end):
+    tokenizers = pytest.importorskip("tokenizers")
+    names = {"[PAD]": 0, "[UNK]": 1, "[B]": 2, "[E]": 3, "a": 4}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(names, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single=template, special_tokens=[(name, names[name]) for name in ("[B]", "[E]") if name in template]
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    read = tokenizer_in(tmp_path)
+    assert (read.begin, read.end) == (begin, end)
 
 
 def test_padding_is_for_tokens_alone():

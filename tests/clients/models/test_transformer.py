@@ -63,6 +63,16 @@ def test_what_a_layer_takes_spans_the_gradient_of_its_weight(parameters):
     torch.testing.assert_close(gradient @ basis.mT @ basis, gradient)
 
 
+def test_what_a_layer_takes_is_right_of_a_model_that_was_never_called():
+    # None of the other tests has this width.
+    model = TinyBERT(vocabulary=30, width=16, heads=2, positions=10)
+    parameters = model.initialize((6,), 2, torch.Generator().manual_seed(1))
+    first = model.inputs_of(QUERY, parameters, TOKENS)
+    assert first.shape == (2, 6, 16)
+    model(parameters, TOKENS)
+    assert torch.equal(model.inputs_of(QUERY, parameters, TOKENS), first)
+
+
 def test_many_learners_are_computed_at_once(parameters):
     labels = torch.tensor([0, 1])
 
@@ -109,6 +119,11 @@ def test_what_does_not_fit_is_refused_in_one_line(model, shape, said):
         model.initialize(shape, 2, torch.Generator())
 
 
+def test_a_classifier_that_is_not_learned_is_of_two_classes():
+    with pytest.raises(ValueError, match="classifier that is not learned has 2 classes, and the task has 3"):
+        TinyBERT(learns=("*.query.weight", "classifier.weight")).initialize((6,), 3, torch.Generator())
+
+
 def test_a_model_is_read_from_a_directory_and_its_first_layers_are_taken(tmp_path, parameters):
     MODEL.module.save_pretrained(tmp_path)
     one = Transformer(directory=tmp_path, layers=1)
@@ -116,6 +131,39 @@ def test_a_model_is_read_from_a_directory_and_its_first_layers_are_taken(tmp_pat
     assert not any("layer.1" in name for name in read)
     stored = dict(MODEL.module.named_parameters())
     assert torch.equal(read[QUERY], stored[QUERY])
+
+
+def test_layers_of_distilbert_are_counted_and_a_vocabulary_may_have_two_tokens(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.DistilBertConfig(vocab_size=3, dim=8, hidden_dim=8, n_layers=2, n_heads=2)
+    transformers.DistilBertForSequenceClassification(settings).save_pretrained(tmp_path)
+    model = Transformer(directory=tmp_path, layers=1)
+    read = model.initialize((6,), 2, torch.Generator().manual_seed(1))
+    assert not any("layer.1" in name for name in read)
+    assert model(read, TOKENS.clamp(max=2)).shape == (2, 2)
+
+
+def test_weights_that_are_not_those_of_the_model_are_refused_and_a_classifier_is_drawn(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    MODEL.module.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = safetensors.load_file(path)
+    for changed in ({}, {QUERY: torch.zeros(4, 8)}):
+        others = {name: value for name, value in weights.items() if name != QUERY}
+        safetensors.save_file({**others, **changed}, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"lacks 1 weights of the model, or has them in another shape: {QUERY}"):
+            Transformer(directory=tmp_path).build(2)
+    others = {name: value for name, value in weights.items() if not name.startswith("classifier.bias")}
+    safetensors.save_file(others, path, metadata={"format": "pt"})
+    assert Transformer(directory=tmp_path).build(3).get_parameter("classifier.weight").shape == (3, 8)
+
+
+def test_layers_that_a_configuration_does_not_count_are_refused(tmp_path):
+    MODEL.module.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace("num_hidden_layers", "blocks"))
+    with pytest.raises(ValueError, match="does not say how many layers"):
+        Transformer(directory=tmp_path, layers=1).build(2)
 
 
 def test_a_decoder_sees_earlier_tokens_alone(tmp_path):
