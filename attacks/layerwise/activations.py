@@ -1,6 +1,5 @@
 """Activations as seen from their output: the inverse, where there is one, and the derivative."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -82,7 +81,8 @@ def _softplus(beta: float) -> OutputView:
     # From a threshold on torch computes it as the identity; the difference there is below 1e-8.
     return OutputView(
         "softplus",
-        lambda z: F.softplus(z, beta, math.inf),
+        # Torch's own overflows without its threshold.
+        lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta,
         lambda x: -torch.expm1(-beta * x),
         inverse,
     )

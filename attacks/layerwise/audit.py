@@ -11,10 +11,10 @@ from torch.func import grad
 
 from metaleak.attacks.layerwise.activations import activation_of
 from metaleak.attacks.layerwise.chain import obstacle
-from metaleak.attacks.layerwise.inversion_bound import inversion_bound, noise_like
-from metaleak.attacks.layerwise.security import ConvolutionShape, Rank, contributions, rank_of
+from metaleak.attacks.layerwise.inversion_bound import inversion_bounds, noise_like
+from metaleak.attacks.layerwise.security import MEMORY, ConvolutionShape, Rank, contributions, rank_of
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import Layer, Layers, Sliding, layers_of
+from metaleak.clients.models import Layer, Layers, layers_of
 from metaleak.clients.models.layers import Compute
 
 Covered = Literal["exact", "at most", "no"]
@@ -31,9 +31,10 @@ class LayerAudit:
     """What the weight and the gradient of one layer say of its input, for one example.
 
     `rank` counts the independent constraints on the `unknowns` numbers of the input; `None` for a layer that is
-    neither dense nor a convolution. `covered` says whether they can be had: `at most` where an activation that cannot
-    be inverted follows, `no` where something else stands in the way, which `note` names. `contribution` is the term
-    of the security number, for convolutions.
+    neither dense nor a convolution, and for one whose rank would take too much memory. `covered` says
+    whether they can be had: `at most` where an activation that cannot be inverted follows, `no` where something else
+    stands in the way, which `note` names. `contribution` is the term of the security number, for convolutions, where
+    the ranks of all of them were computed.
     """
 
     name: str
@@ -57,9 +58,9 @@ class Audit:
     """What a network gives away, layer by layer.
 
     `of_convolutions` is the security number of the convolutions by themselves, 0 without any; `None` where a rank
-    could not be found. `i2f` is a lower bound on the error a pixel (root mean square) of any inversion of one random
-    image's gradient under Gaussian noise of `NOISE` of its norm, of two images' where a norm refuses one; `None`
-    where it cannot be computed.
+    could not be found. `i2f` is by how much at least, to first order and root mean square a pixel, Gaussian noise of
+    `NOISE` of the gradient's norm moves what an inversion finds that matches the noisy gradient of one random image,
+    of two where a norm refuses one; other inversions may be moved less. `None` where it cannot be computed.
     """
 
     layers: tuple[LayerAudit, ...]
@@ -92,20 +93,19 @@ def audit(model: Compute, parameters: Parameters, input_shape: tuple[int, ...], 
     convolutions = [
         rank for layer, rank in zip(found.layers, ranks, strict=True) if layer.kind == "conv2d" and rank is not None
     ]
-    terms = iter(contributions(convolutions))
+    missing = any(layer.kind == "conv2d" and rank is None for layer, rank in zip(found.layers, ranks, strict=True))
+    terms = iter([] if missing else contributions(convolutions))
     rows = tuple(
-        _row(layer, rank, next(terms) if layer.kind == "conv2d" and rank is not None else None, found)
+        _row(layer, rank, next(terms, None) if layer.kind == "conv2d" else None, found, wide)
         for layer, rank in zip(found.layers, ranks, strict=True)
     )
-    known = all(rank.exact for rank in convolutions) and not any(
-        layer.kind == "conv2d" and rank is None for layer, rank in zip(found.layers, ranks, strict=True)
-    )
+    known = not missing and all(rank.exact for rank in convolutions)
     number = sum(row.contribution or 0.0 for row in rows)
     return Audit(rows, number if known else None, _i2f(model, wide, images), found.before)
 
 
 def _rank(layer: Layer, parameters: Parameters, seed: int) -> Rank | None:
-    """Return the rank of a layer's constraints, `None` for a layer that is not covered."""
+    """Return the rank of a layer's constraints, `None` for a layer that is not covered or takes too much memory."""
     if layer.weight is None:
         return None
     weight = parameters[layer.weight]
@@ -113,23 +113,26 @@ def _rank(layer: Layer, parameters: Parameters, seed: int) -> Rank | None:
         unknowns = layer.input_shape[0]
         # dW is the outer product of dz and x: one unit with a gradient tells the whole input.
         return Rank(unknowns, min(layer.output_shape[0], unknowns), unknowns, unknowns)
+    shape = _shape(layer, weight)
+    return None if shape is None or shape.memory > MEMORY else rank_of(shape, seed)
+
+
+def _shape(layer: Layer, weight: Tensor) -> ConvolutionShape | None:
     if layer.kind != "conv2d" or layer.sliding is None or len(layer.input_shape) != 3:
         return None
-    filters, channels, height, width = weight.shape
-    sliding: Sliding = layer.sliding
-    shape = ConvolutionShape((filters, channels, height, width), _sides(layer.input_shape), sliding)
-    return rank_of(shape, seed)
+    filters, fan_in, *kernel = weight.shape
+    channels, height, width = layer.input_shape
+    return ConvolutionShape((filters, fan_in, kernel[0], kernel[1]), (channels, height, width), layer.sliding)
 
 
-def _sides(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    channels, height, width = shape
-    return channels, height, width
-
-
-def _row(layer: Layer, rank: Rank | None, term: float | None, layers: Layers) -> LayerAudit:
+def _row(layer: Layer, rank: Rank | None, term: float | None, layers: Layers, parameters: Parameters) -> LayerAudit:
     unknowns = prod(layer.input_shape)
     if rank is None:
-        return LayerAudit(layer.name, layer.kind, unknowns, note=f"{layer.kind} is not covered")
+        shape = None if layer.weight is None else _shape(layer, parameters[layer.weight])
+        note = f"{layer.kind} is not covered"
+        if shape is not None:
+            note = f"its rank was not computed, it would take {shape.memory / 2**30:.1f} GiB"
+        return LayerAudit(layer.name, layer.kind, unknowns, note=note)
     covered, note = _covered(layer, layers)
     if not rank.exact:
         covered, note = "no", "its rank could only be bounded from below"
@@ -167,7 +170,7 @@ def _i2f(model: Compute, parameters: Parameters, images: Tensor) -> float | None
         some = images[:count]
         try:
             gradient = shares(some)
-            bounds = [inversion_bound(shares, some, noise_like(gradient, NOISE, seed)) for seed in range(_DRAWS)]
+            bounds = inversion_bounds(shares, some, [noise_like(gradient, NOISE, seed) for seed in range(_DRAWS)])
         except (NotImplementedError, RuntimeError, ValueError):
             # A function without a forward derivative, or a norm that refuses a single example.
             continue

@@ -95,9 +95,12 @@ def separated(spectrum: Spectrum, samples: int, generator: torch.Generator) -> C
 
     The one direction that is orthogonal to the rows of such a subset is a column of the mixing matrix if the units of
     the subset are all off for one example. It is then zero for all other units that are off for it, too, is computed
-    anew from all of them, and kept if they determine it with one unit to spare.
+    anew from all of them, and kept if they determine it with one unit to spare. Of rank 1 there is one column, which
+    leaves no live unit off.
     """
     rows, size = spectrum.rows, spectrum.rank
+    if size == 1:
+        return Candidates(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, len(rows), dtype=torch.bool))
     subsets = torch.randint(len(rows), (samples, size - 1), generator=generator)
     free = torch.randn(samples, 1, size, generator=generator, dtype=torch.float64)
     unit = torch.zeros(samples, size, 1, dtype=torch.float64)

@@ -171,7 +171,8 @@ def _gauss_newton(
             tried = _objective(residual, trial, prior, limits)
             if tried < value:
                 break
-        if tried >= value:
+        if not tried < value:
+            # Also where it is not a number.
             damping *= 10
             if damping > 10:
                 break

@@ -1,7 +1,7 @@
-"""I2F: how far any inversion must move an example when what is shared is changed (Zhang et al. 2023)."""
+"""I2F: how far an inversion that matches what is shared moves an example when that is changed (Zhang et al. 2023)."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,13 +13,21 @@ Shares = Callable[[Tensor], Parameters]
 """What is shared, a gradient or a meta-gradient, as a differentiable function of the examples."""
 
 
-def inversion_bound(shares: Shares, examples: Tensor, change: Parameters, iterations: int = 30) -> float:
-    """Return a lower bound on the distance by which `change` moves the examples that an inversion finds.
+def inversion_bounds(
+    shares: Shares,
+    examples: Tensor,
+    changes: Sequence[Parameters],
+    tolerance: float = 1e-6,
+    iterations: int = 1000,
+) -> list[float]:
+    """Return by what distance at least each of `changes` moves the examples that an inversion finds.
 
     It is `||J d|| / lambda_max(J J^T)` with the Jacobian J of what is shared, to first order in the change d (Zhang
     et al. 2023, "Understanding deep gradient leakage via inversion influence functions"): for an inversion that
-    matches the changed gradient as well as possible. `examples` have any shape, and the distance is over all of them
-    together; the largest eigenvalue is found by `iterations` of the power method, on Jacobian-vector products alone.
+    matches the changed gradient as well as possible; others may be moved less. `examples` have any shape, and the
+    distance is over all of them together. The largest eigenvalue is that of the power method on Jacobian-vector
+    products, until it changes by a part of less than `tolerance`, after `iterations` at most. The method approaches
+    it from below, so what is returned is above the bound by about as much as the eigenvalue is not yet found.
     Infinity where what is shared does not depend on the examples.
     """
     pull = vjp(shares, examples)[1]
@@ -39,11 +47,12 @@ def inversion_bound(shares: Shares, examples: Tensor, change: Parameters, iterat
         direction = direction / direction.norm()
         (direction,) = pull(push(direction))
         direction = direction.detach()
-        largest = float(direction.norm())
+        before, largest = largest, float(direction.norm())
         if largest == 0:
-            return float("inf")
-    (moved,) = pull(change)
-    return float(moved.detach().norm()) / largest
+            return [float("inf") for _ in changes]
+        if abs(largest - before) <= tolerance * largest:
+            break
+    return [float(pull(change)[0].detach().norm()) / largest for change in changes]
 
 
 def noise_like(gradient: Parameters, part: float, seed: int) -> Parameters:

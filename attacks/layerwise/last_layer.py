@@ -40,8 +40,9 @@ def candidates(stage: Stage, gradients: Parameters, loss: Loss) -> list[Candidat
 
     With a bias the loss gradient is the bias's own and there is one. Without, a scalar equation decides: for
     `logistic` that of Zhu and Blaschko (2021, section 3.1), `-u / (1 + e^u) = <W, dW>` for u = y z, with two roots
-    where the value is in (-0.278, 0), and both labels. Raises `ValueError` for a last layer that is not dense, a
-    gradient of zeros, and one that no single example can have.
+    where the value is in (-0.278, 0), and both labels; for `cross_entropy` that of the label's probability, of whose
+    roots those are solutions that match the whole loss gradient up to the precision of `gradients`. Raises
+    `ValueError` for a last layer that is not dense, a gradient of zeros, and one that no single example can have.
     """
     if not isinstance(stage.operator, Dense) or stage.activation.name != "identity":
         raise ValueError(f"the last layer, {stage.name}, must be linear with nothing after it")
@@ -85,12 +86,16 @@ def _logistic(weight: Tensor, gradient: Tensor) -> Iterator[Candidate]:
 
 
 def _cross_entropy(weight: Tensor, gradient: Tensor) -> Iterator[Candidate]:
-    """Yield the solutions of `softmax(W x) - label = dz` along the one direction that the gradient's rows have."""
+    """Yield the solutions of `softmax(W x) - label = dz` along the one direction that the gradient's columns have."""
+    precision = torch.finfo(gradient.dtype).eps
+    # Near a double root the scale is only known to the root of the precision.
+    tolerance = 10 * math.sqrt(precision)
     left, size, right = torch.linalg.svd(gradient.double(), full_matrices=False)
     direction, row = left[:, 0], size[0] * right[0]
     for sign in (1.0, -1.0):
         v, q = sign * direction, sign * row
-        if int((v < 0).sum()) != 1:
+        # A probability below the precision may have either sign.
+        if int((v < -tolerance).sum()) != 1:
             continue
         label = int(v.argmin())
         scores, most = weight.double() @ q, 1.0 / float(-v[label])
@@ -106,7 +111,10 @@ def _cross_entropy(weight: Tensor, gradient: Tensor) -> Iterator[Candidate]:
         for low, high in pairwise(places):
             if (missed(low) < 0) != (missed(high) < 0):
                 scale = math.exp(_root(missed, low, high))
-                yield Candidate((q / scale).to(weight.dtype), (scale * v).to(weight.dtype))
+                dz, made = scale * v, torch.softmax(scores / scale, dim=0)
+                made[label] -= 1.0
+                if float((made - dz).norm()) <= tolerance * float(dz.norm()) + 10 * precision:
+                    yield Candidate((q / scale).to(weight.dtype), dz.to(weight.dtype))
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

@@ -32,6 +32,10 @@ _SMALL = 1000
 """Up to so many unknowns a rank that is not found otherwise is that of the matrix."""
 
 
+MEMORY = 2 * 2**30
+"""Bytes that the matrices of one rank may take."""
+
+
 @dataclass(frozen=True)
 class ConvolutionShape:
     """A convolution's shape: `weight (m, c / groups, k, l)`, `input_shape (c, h, w)`, and how its kernel moves."""
@@ -39,6 +43,20 @@ class ConvolutionShape:
     weight: tuple[int, int, int, int]
     input_shape: tuple[int, int, int]
     sliding: Sliding = field(default_factory=Sliding)
+
+    @property
+    def memory(self) -> int:
+        """Return the bytes of the largest matrices that `rank_of` makes."""
+        (filters, channels, *kernel), (_, height, width), sliding = self.weight, self.input_shape, self.sliding
+        filters //= sliding.groups
+        place = height * width
+        outputs = filters * (height + 2 * sliding.padding[0]) * (width + 2 * sliding.padding[1])
+        # The convolution with dz reaches beyond the kernel by less than a stride.
+        reached = filters * math.prod(side + stride for side, stride in zip(kernel, sliding.stride, strict=True))
+        numbers = min(filters * math.prod(kernel), place) * (place + reached) + outputs
+        if channels * place <= _SMALL:
+            numbers = max(numbers, channels * place * (outputs + filters * channels * math.prod(kernel)))
+        return 8 * numbers
 
     def drawn(self, generator: torch.Generator) -> Convolution:
         """Return the convolution with random weights in float64, drawn around filters that select single inputs.
@@ -88,7 +106,14 @@ def rank_of(shape: ConvolutionShape, seed: int = 0) -> Rank:
     rank, which is tested by solving `W x = r` for a random r; `rank = n` is tested by finding a random x again.
     Inputs that no kernel touches are counted as missing. A convolution in groups is that many smaller ones. (That
     there are no further identities is observed, not proven.)
+
+    Raises `ValueError` for a shape whose matrices take more than `MEMORY`.
     """
+    if shape.memory > MEMORY:
+        raise ValueError(
+            f"the rank of a convolution of weight {shape.weight} on {shape.input_shape} takes "
+            f"{shape.memory / 2**30:.1f} GiB, {MEMORY / 2**30:.0f} GiB at most are allowed"
+        )
     groups = shape.sliding.groups
     if groups > 1:
         filters, channels = shape.weight[0] // groups, shape.input_shape[0] // groups

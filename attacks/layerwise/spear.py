@@ -20,7 +20,13 @@ from torch import Tensor
 from metaleak.attacks.layerwise.candidates import Candidates, Spectrum, first_of_each, separated
 
 _BATCH = 20_000
-"""Subsets of units that are tried at a time."""
+"""Subsets of units that are tried at a time at most."""
+
+_NUMBERS = 2**25
+"""Numbers in float64 that the subsets tried at a time may take, 256 MiB."""
+
+_HOPELESS = 1000
+"""How many times more subsets than may be tried must be expected to be needed, for none to be tried."""
 
 _OUTSIDE = 1e-3
 """By how much a recovered example may leave the range of examples: rounding does not bring it further."""
@@ -63,8 +69,9 @@ class Batch:
     def confidence(self) -> Tensor:
         """Return 1 for an example in the range whose activity is that of its coefficients, down to 0, `(k,)`.
 
-        A wrong column makes other examples wrong, which is seen by both. For examples that the layer met at other
-        parameters than those that were sent only what is contradicted beyond the misfit counts.
+        A wrong column makes other examples wrong, which both often show, but not always: a convex sum of examples
+        lies in the range, too. So this is a ranking, no proof. For examples that the layer met at other parameters
+        than those that were sent only what is contradicted beyond the misfit counts.
         """
         beyond = _beyond(self.contradicted, self.misfit)
         return torch.exp(-self.outside / _OUTSIDE - beyond / _BEYOND) * float(self.complete)
@@ -92,18 +99,22 @@ def recover(
     `weight` and `bias` are what was sent; `most` is the number of examples at most, `low` and `high` their range, a
     number or one an input `(n,)`.
     `samples` subsets of units are tried at most: with b examples one in about 2^(b-1) shows a column, so the work
-    doubles with every example. Ends earlier when all examples are found and lie in the range.
+    doubles with every example. Ends earlier when all examples are found and lie in the range. Where 2^(b-1) is more
+    than 1000 times `samples` nothing is tried, and nothing is returned.
     """
     matrix = torch.cat([gradient, bias_gradient[:, None]], dim=1).double()
     spectrum = Spectrum.of(matrix, most)
     if spectrum is None or not spectrum.rank:
         return _nothing(gradient)
+    if 2 ** (spectrum.rank - 1) > _HOPELESS * samples:
+        return _nothing(gradient)
     sent = torch.cat([weight, bias[:, None]], dim=1).double()[spectrum.live]
     generator = torch.Generator().manual_seed(seed)
-    pool = _Pool.of(spectrum, separated(spectrum, _BATCH, generator), sent)
+    batch = max(1, min(_BATCH, _NUMBERS // max(spectrum.rank**2, len(spectrum.rows))))
+    pool = _Pool.of(spectrum, separated(spectrum, min(batch, samples), generator), sent)
     best = _best(spectrum, pool, sent, low, high)
-    for _ in range(samples // _BATCH - 1):
-        pool = pool.joined(_Pool.of(spectrum, separated(spectrum, _BATCH, generator), sent))
+    for tried in range(batch, samples, batch):
+        pool = pool.joined(_Pool.of(spectrum, separated(spectrum, min(batch, samples - tried), generator), sent))
         before, best = best, _best(spectrum, pool, sent, low, high)
         same = torch.equal(best.active.sum(dim=0), before.active.sum(dim=0)) and before.complete
         if same and bool((best.outside < _OUTSIDE).all()):

@@ -34,9 +34,12 @@ class Spear(BaseModel):
     are returned, those of the asked set first as far as they can be told: support examples fit the parameters that
     were sent, query examples the adapted ones, and those that look like the other set have half the confidence. (ANIL
     does not adapt the layer: there the sets look alike.) `samples` subsets of units are tried for a learner at most;
-    the number that is needed doubles with every example (see `spear.recover`).
+    the number that is needed doubles with every example, and none is tried where that is hopeless: where 2^(b-1), b
+    the number of examples, is more than 1000 times `samples` (see `spear.recover`).
 
-    An example that is not found is medium gray, with confidence 0: no other image is returned in its place.
+    An example that is not found is medium gray, with confidence 0. The confidence ranks examples and proves none: a
+    sum of images can be returned for an image, with a confidence near 1 where it lies in the range (docs/layerwise.md
+    has how often).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -23,6 +23,14 @@ _RESHAPES = frozenset(
 _ACTIVATIONS = frozenset(
     {"relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh", "hardtanh", "relu6"}
 )
+_CONSTANTS: dict[str, dict[str, float]] = {
+    "leaky_relu": {"negative_slope": 0.01},
+    "elu": {"alpha": 1.0},
+    "softplus": {"beta": 1.0, "threshold": 20.0},
+    "hardtanh": {"min_val": -1.0, "max_val": 1.0},
+}
+"""What activations are called with after the input, in torch's order, with torch's defaults."""
+
 _BIASED = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 """Functions whose arguments after the input are a weight and perhaps a bias."""
 
@@ -45,8 +53,8 @@ class Layer:
     function: `linear`, `conv2d`, `batch_norm`. `takes` names the layers whose outputs it is called with, `INPUT` for
     the example itself; `after` the functions that its own output passes before the next layer, reshapes left out.
     Shapes are those of one example. `sliding` is that of a `conv2d`, `None` where its padding is no pair of numbers.
-    `constants` are the numbers that the activation is called with, such as the slope of `leaky_relu`, as far as they
-    are stated.
+    `constants` are the numbers that the activation is called with, in torch's order and with its defaults: the slope
+    of `leaky_relu`, alpha of `elu`, beta and threshold of `softplus`, and the limits of `hardtanh`.
     """
 
     name: str
@@ -178,7 +186,7 @@ class Followed(TorchFunctionMode):
             for call in (self._calls[name] for name in takes if name != INPUT):
                 call.after.append(kind)
                 if kind in _ACTIVATIONS:
-                    call.constants = _numbers(*called)
+                    call.constants = _constants(kind, *called)
             if INPUT in takes:
                 self._before.append(kind)
         self._sources.update({id(one): takes for one in made})
@@ -228,10 +236,11 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _numbers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
-    """Return the numbers, switches left out, that a function is called with."""
-    given = [*args, *(value for name, value in kwargs.items() if name != "inplace")]
-    return tuple(float(one) for one in given if isinstance(one, int | float) and not isinstance(one, bool))
+def _constants(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
+    """Return the numbers that an activation is called with, by their places or names."""
+    defaults = _CONSTANTS.get(kind, {})
+    given = {**dict(zip(defaults, args[1:], strict=False)), **kwargs}
+    return tuple(float(given.get(name, default)) for name, default in defaults.items())
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -146,8 +146,8 @@ def verdict(found: Audit) -> list[str]:
         )
     if found.i2f is not None:
         lines.append(
-            f"I2F: noise of {NOISE:.0%} of the gradient moves every pixel by at least {found.i2f:.2g} "
-            "(root mean square, random image and start)."
+            f"I2F: to first order, noise of {NOISE:.0%} of the gradient moves the image by at least {found.i2f:.2g} "
+            "a pixel (root mean square; random image and start) for an inversion that matches the noisy gradient."
         )
     else:
         lines.append("I2F could not be computed for this network.")

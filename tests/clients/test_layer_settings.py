@@ -24,6 +24,20 @@ def test_how_a_kernel_moves_is_that_of_the_call() -> None:
     assert (first.constants, second.constants, third.constants) == ((0.2,), (0.5,), ())
 
 
+def test_the_numbers_of_an_activation_keep_their_places_when_named() -> None:
+    def constants(activation):  # type: ignore[no-untyped-def]
+        def model(parameters: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = activation(F.linear(images, parameters["weight"]))
+            return made
+
+        return layers_of(model, {"weight": torch.ones(2, 3)}, torch.zeros(1, 3)).layers[0].constants
+
+    assert constants(lambda z: F.softplus(z, threshold=30)) == (1.0, 30.0)
+    assert constants(lambda z: F.softplus(z, threshold=30, beta=2)) == (2.0, 30.0)
+    assert constants(lambda z: F.hardtanh(z, max_val=2.0)) == (-1.0, 2.0)
+    assert constants(lambda z: F.leaky_relu(z, inplace=True)) == (0.01,)
+
+
 def test_shipped_networks_call_with_keywords() -> None:
     model = LeNet(filters=2)
     found = layers_of(model, model.initialize((1, 16, 16), 3, keyed_generator("start")), torch.zeros(1, 1, 16, 16))

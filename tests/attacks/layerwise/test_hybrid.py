@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import grad
 
 from metaleak.attacks.layerwise.chain import chain_of
-from metaleak.attacks.layerwise.hybrid import reconstruct_hybrid
+from metaleak.attacks.layerwise.hybrid import Prior, _gauss_newton, reconstruct_hybrid
 from metaleak.attacks.layerwise.rgap import reconstruct
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.models import TorchModule
@@ -46,3 +46,12 @@ def test_it_is_better_by_6_db_where_a_layer_lacks_constraints(module):
 def test_it_is_r_gap_where_none_does():
     alone, hybrid = both(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(784, 5)))
     assert alone == hybrid
+
+
+def test_a_step_to_what_is_not_a_number_is_not_taken():
+    start = torch.full((1, 2, 2), 0.5, dtype=torch.float64)
+    found, missed = _gauss_newton(
+        lambda x: torch.where(x < 0.6, 1 - x, torch.nan).flatten(), start, Prior(), (0, 1), 3
+    )
+    assert torch.isfinite(found).all()
+    assert missed <= 1.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metaleak.attacks.layerwise.operators import dense_matrix
-from metaleak.attacks.layerwise.security import ConvolutionShape, Rank, contributions, rank_of, security
+from metaleak.attacks.layerwise.security import MEMORY, ConvolutionShape, Rank, contributions, rank_of, security
 from metaleak.clients.models import Sliding
 from metaleak.clients.randomness import keyed_generator
 
@@ -46,6 +46,14 @@ def test_it_is_the_rank_of_the_matrix_with_plain_random_weights():
         dz = torch.randn(operator.output_shape, generator=generator, dtype=torch.float64)
         values = torch.linalg.svdvals(dense_matrix(operator, dz))
         assert rank_of(shape).rank == int((values > 1e-9 * values[0]).sum()), shape
+
+
+def test_shapes_that_take_too_much_memory_are_refused():
+    shape = convolution(4096, 4096, 3, 224)
+    with pytest.raises(ValueError, match=r"^the rank of a convolution of weight .* takes 33\.3 GiB, 2 GiB at most"):
+        rank_of(shape)
+    # The first convolution of ResNet-18.
+    assert convolution(64, 3, 7, 224, stride=2, padding=3).memory < MEMORY
 
 
 def test_terms_weigh_more_the_nearer_they_are_to_the_image():

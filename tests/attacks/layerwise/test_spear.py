@@ -8,6 +8,8 @@ import torch
 
 from metaleak.attacks.attack import Reconstructs
 from metaleak.attacks.evaluation.similarity import similarity
+from metaleak.attacks.layerwise.candidates import separated
+from metaleak.attacks.layerwise.spear import recover
 from metaleak.attacks.layerwise.spear_attack import Spear
 from metaleak.attacks.observation import Observation
 from metaleak.clients.datasets import EmbeddedMNIST
@@ -91,6 +93,40 @@ def test_what_is_not_found_is_gray_without_confidence(digits):
     silent = {name: torch.zeros_like(value) for name, value in observation.gradients.items()}
     made = Spear().reconstruct(replace(observation, gradients=silent), seed=0)
     assert bool((made.examples == 0.5).all())
+
+
+def drawn_layer(examples):
+    """Return random examples in [0, 1] and one layer's gradients, weight and bias, in float64."""
+    generator = keyed_generator("layer")
+    inputs = torch.rand(examples, 40, generator=generator, dtype=torch.float64)
+    weight, bias = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((60, 40), (60,)))
+    slopes = torch.randn(examples, 60, generator=generator, dtype=torch.float64) * (inputs @ weight.mT + bias > 0)
+    return inputs, (slopes.mT @ inputs, slopes.sum(dim=0), weight, bias)
+
+
+def test_one_example_is_a_batch():
+    inputs, layer = drawn_layer(1)
+    found = recover(*layer, 1)
+    assert torch.allclose(found.inputs, inputs, atol=1e-12)
+    assert float(found.confidence) > 0.99
+
+
+def test_no_more_subsets_are_tried_than_asked_for_and_none_without_hope(monkeypatch):
+    tried = []
+
+    def counted(spectrum, samples, generator):
+        tried.append(samples)
+        return separated(spectrum, samples, generator)
+
+    monkeypatch.setattr("metaleak.attacks.layerwise.spear.separated", counted)
+    _, layer = drawn_layer(4)
+    recover(*layer, 4, samples=500)
+    # Out of their range, the examples do not end the search.
+    recover(*layer, 4, low=2.0, high=3.0, samples=21_000)
+    assert tried == [500, 20_000, 1_000]
+    _, layer = drawn_layer(30)
+    found = recover(*layer, 30, samples=1_000)
+    assert (len(found.inputs), found.complete, len(tried)) == (0, False, 3)
 
 
 @pytest.mark.parametrize(
