@@ -61,7 +61,7 @@ class Rounds:
             learners_per_node=None if per_node == "auto" else per_node,
             shares_per_node=shares_per_node,
             largest_norm=settings.largest_norm,
-            least_learners=max(self._shares_of_noise(), default=1),
+            least_learners=max(self._shares_of_noise(), default=0),
             resume_from=self._checkpoints.begin,
             on_round=self._after,
         )
@@ -77,7 +77,7 @@ class Rounds:
     def _shares_of_noise(self) -> list[int]:
         """Return on how many learners' noise each guarantee rests that is about the sum of a round."""
         defenses = self._ready.federation.defenses
-        return [one.least_learners or 1 for one in defenses if isinstance(one, SharesNoise)]
+        return [one.least_learners or 0 for one in defenses if isinstance(one, SharesNoise)]
 
     def _writer(self) -> RecordWriter:
         path = self._run.record

@@ -79,7 +79,7 @@ class MetaLearner(Strategy):
         shares_per_node: int = 1,
         patience: Patience | None = None,
         largest_norm: float | None = None,
-        least_learners: int = 1,
+        least_learners: int = 0,
         resume_from: Checkpoint | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:

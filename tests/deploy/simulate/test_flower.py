@@ -99,8 +99,8 @@ def test_other_parameters_in_the_same_round_get_other_noise(folder):
         answer = sent(folder, scale=scale)
         changed_only = None if clipped is None else answer - clipped
         clipped = answer
-    deviation = experiment_from(PLAIN, "here").federation().defenses[0].standard_deviation
-    assert changed_only.std() > deviation, "the noise of two answers, where one noise would leave less than the clip"
+    clip = experiment_from(PLAIN, "here").federation().defenses[0].clip
+    assert changed_only.norm() > 2 * clip, "the noise of two answers, where one noise would leave 2 clip at most"
 
 
 def test_nothing_that_the_server_writes_or_receives_holds_the_secret(folder):
