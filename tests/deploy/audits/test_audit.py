@@ -20,7 +20,7 @@ from metaleak.deploy.audits.audit import Trials, audit
 from metaleak.deploy.audits.canaries import canary_for
 from metaleak.deploy.results.schema import PrivacyViolation
 
-FEW = Trials(trials=600, confidence=0.95)
+FEW = Trials(trials=300, confidence=0.95)
 
 
 def audited(defense, rule=None, asks="query", rounds=1, trials=FEW):
@@ -92,13 +92,13 @@ def test_of_many_guesses_the_truth_is_bounded_from_below_and_nearly_reached():
 def test_the_gaussian_mechanism_keeps_its_promise_and_just_so(rounds):
     found = audited(GaussianMechanism(clip=0.5, epsilon=8), rounds=rounds)
     found.check()
-    assert 0.8 * found.accounted < found.lower_bound <= found.accounted == pytest.approx(8)
+    assert 0.6 * found.accounted < found.lower_bound <= found.accounted == pytest.approx(8)
 
 
 def test_the_sum_of_shares_of_noise_keeps_its_promise():
-    found = audited(DistributedGaussian(clip=0.5, epsilon=4), trials=Trials(trials=1500))
+    found = audited(DistributedGaussian(clip=0.5, epsilon=4), trials=Trials(trials=600))
     found.check()
-    assert 0.6 * found.accounted < found.lower_bound
+    assert 0.5 * found.accounted < found.lower_bound
 
 
 @pytest.mark.parametrize(
@@ -114,20 +114,20 @@ def test_the_sum_of_shares_of_noise_keeps_its_promise():
 def test_record_level_rules_keep_their_promise_for_each_set_and_nearly_so(rule, asks):
     found = audited(RecordLevel(epsilon=8), rule, asks)
     found.check()
-    assert 0.65 * found.accounted < found.lower_bound <= found.accounted == pytest.approx(8)
+    assert 0.5 * found.accounted < found.lower_bound <= found.accounted == pytest.approx(8)
 
 
 @pytest.mark.parametrize("asks", ["query", "support"])
 def test_record_level_privacy_of_a_sum_keeps_its_promise(asks):
-    found = audited(DistributedRecordLevel(epsilon=8), asks=asks, trials=Trials(trials=300))
+    found = audited(DistributedRecordLevel(epsilon=8), asks=asks, trials=Trials(trials=160, confidence=0.95))
     found.check()
-    assert 0.5 * found.accounted < found.lower_bound
+    assert 0.3 * found.accounted < found.lower_bound
 
 
 def test_second_order_with_means_of_its_own_keeps_it_too():
-    found = audited(RecordLevel(epsilon=8), MAML(), "support", trials=Trials(trials=300))
+    found = audited(RecordLevel(epsilon=8), MAML(), "support", trials=Trials(trials=200))
     found.check()
-    assert found.lower_bound > 2, "half of what is released is about the gradient, which this canary is made for"
+    assert found.lower_bound > 1.5, "half of what is released is about the gradient, which this canary is made for"
 
 
 @pytest.mark.parametrize(

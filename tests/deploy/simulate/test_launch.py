@@ -113,8 +113,10 @@ def wait(event):
 @PROC
 @pytest.mark.parametrize(
     ("number", "ctrl_c"),
-    [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_IGN)],
-    ids=["ctrl-c", "sigterm"],
+    [
+        pytest.param(signal.SIGINT, signal.SIG_DFL, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, signal.SIG_IGN, id="sigterm", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_the_actors_and_leaves_a_readable_record(tmp_path, number, ctrl_c):
     # A shell's background job ignores Ctrl-C, and so do its children.

@@ -489,8 +489,9 @@ def judge(told, inputs):
     assert factor < 20, recipe
 
 
-def test_a_damaged_record_gives_one_line_or_its_real_data():
-    judge(in_own_process(2000, seed=1, timeout=120), 2000)
+@pytest.mark.parametrize("inputs", [700, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_a_damaged_record_gives_one_line_or_its_real_data(inputs):
+    judge(in_own_process(inputs, seed=1, timeout=280), inputs)
 
 
 def test_the_fuzzer_finds_the_faults_of_a_naive_reader():
