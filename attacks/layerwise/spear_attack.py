@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.attacks.attack import Progress, Reconstructions
+from metaleak.attacks.layerwise.explanation import explain
 from metaleak.attacks.layerwise.spear import Batch, recover
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.threat_model import Capability
@@ -21,6 +22,9 @@ from metaleak.clients.models import (
     layers_of,
 )
 from metaleak.clients.rules import support_entry
+
+_UNPROVEN = 0.4
+"""The confidence of an example that looks right in every respect and is not proven."""
 
 _SUPPORT = 0.1
 """By what part of the units a support example may contradict its coefficients; the others are far above."""
@@ -90,16 +94,38 @@ class Spear(BaseModel):
                 samples=self.samples,
                 seed=seed,
             )
-            examples, surely = _filled(batch, most, scale)
-            if entry == "curvature":
-                order, other = _order(batch, support, self.asks)
-                examples[: len(order)], surely[: len(order)] = examples[order], surely[order]
-                surely[other:] /= 2
+            examples, surely = self._arranged(observation, learner, batch, *_filled(batch, most, scale), seed)
             made.append(examples.reshape(most, *observation.input_shape))
             confidence.append(surely)
             if progress is not None:
                 progress(learner + 1, len(gradient))
         return Reconstructions(torch.stack(made).float(), torch.stack(confidence).float())
+
+    def _arranged(
+        self, observation: Observation, row: int, batch: Batch, examples: Tensor, confidence: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the examples and the confidence with the asked set's first."""
+        support, query = observation.ways * observation.shots, observation.ways * observation.queries
+        if len(batch.inputs) == support + query:
+            shaped = examples.reshape(-1, *observation.input_shape).float()
+            found = explain(observation, row, shaped, seed)
+            if found.holds:
+                of_support, of_query = found.places[:support].tolist(), found.places[support:].tolist()
+                asked, others = (of_support, of_query) if self.asks == "support" else (of_query, of_support)
+                return examples[asked + others], _halved(observation, torch.ones(len(examples)), len(asked))
+        confidence = _UNPROVEN * confidence
+        if support_entry(observation.rule) != "curvature":
+            return examples, confidence
+        order, asked_count = _order(batch, support, self.asks)
+        places = [*order, *range(len(order), len(examples))]
+        return examples[places], _halved(observation, confidence[places], asked_count)
+
+
+def _halved(observation: Observation, confidence: Tensor, asked: int) -> Tensor:
+    """Return the confidence with half of it for all behind those `asked`, where the sets enter by different ways."""
+    if support_entry(observation.rule) == "curvature":
+        confidence[asked:] /= 2
+    return confidence
 
 
 def _first_layer(observation: Observation) -> DenseInput:

@@ -48,15 +48,25 @@ def test_second_order_gives_away_both_sets(digits, rule):
     made = Spear(asks="support").reconstruct(observation, seed=0)
     assert made.examples.shape == (LEARNERS, 2 * WAYS, 1, 28, 28)
     assert psnr(made, digits.flatten(1, 2)).min() > 40
-    assert made.confidence.min() > 0.4
-    if rule == MAML():
-        # Adapted far enough, the sets are told apart: support examples fit the parameters that were sent.
-        assert psnr(replace(made, examples=made.examples[:, :WAYS]), digits[:, 0]).min() > 40
+    assert bool((made.confidence[:, :WAYS] == 1).all())
+    assert bool((made.confidence[:, WAYS:] == 0.5).all())
+    assert psnr(replace(made, examples=made.examples[:, :WAYS]), digits[:, 0]).min() > 40
+
+
+def test_what_is_not_proven_is_less_sure_than_what_is(digits, monkeypatch):
+    observation = observed(digits, MAML())
+    monkeypatch.setattr("metaleak.attacks.layerwise.explanation._EXPLAINED", 0.0)
+    made = Spear(asks="support").reconstruct(observation, seed=0)
+    assert 0 < made.confidence.max() <= 0.4
+    # Adapted far enough, the sets are told apart: support examples fit the parameters that were sent.
+    assert psnr(replace(made, examples=made.examples[:, :WAYS]), digits[:, 0]).min() > 40
 
 
 def test_first_order_gives_away_the_query_set_alone(digits):
     observation = observed(digits, first_order_maml())
-    assert psnr(Spear().reconstruct(observation, seed=0), digits[:, 1]).min() > 40
+    made = Spear().reconstruct(observation, seed=0)
+    assert psnr(made, digits[:, 1]).min() > 40
+    assert made.confidence.max() <= 0.4, "the support set that adapted the parameters is unknown"
     with pytest.raises(ValueError, match=r"^spear: with a first-order rule the support set enters"):
         Spear(asks="support").reconstruct(observation, seed=0)
 
