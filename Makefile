@@ -7,7 +7,7 @@ BIN := .venv/bin
 # One thread a worker: the tests' tensors are too small to share. A worker more than two cores: one of them waits for Ray.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: install test test-clusters test-slow test-lowest demo clean
+.PHONY: install install-lowest test test-clusters test-slow test-lowest demo clean
 
 install: .venv/installed
 
@@ -29,12 +29,17 @@ test-slow: install
 
 # The suite with the lowest versions that pyproject.toml allows, in an environment of its own; not the checks of the code
 # by ruff and mypy, whose newer versions find more.
-test-lowest:
+test-lowest: install-lowest
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		-k "not ruff_is_content and not types_hold"
+
+install-lowest: .venv-lowest/installed
+
+.venv-lowest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
 	VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install --quiet --resolution lowest-direct --editable '.[dev]'
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
-		-k "not ruff_is_content and not types_hold"
+	touch $@
 
 demo: install
 	$(BIN)/metaleak benchmark deploy/experiments/demo.yaml --out runs/demo

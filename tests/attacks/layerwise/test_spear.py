@@ -55,11 +55,12 @@ def test_second_order_gives_away_both_sets(digits, rule):
 
 def test_what_is_not_proven_is_less_sure_than_what_is(digits, monkeypatch):
     observation = observed(digits, MAML())
+    one = {name: value[:1] for name, value in observation.gradients.items()}
     monkeypatch.setattr("metaleak.attacks.layerwise.explanation._EXPLAINED", 0.0)
-    made = Spear(asks="support").reconstruct(observation, seed=0)
+    made = Spear(asks="support").reconstruct(replace(observation, gradients=one), seed=0)
     assert 0 < made.confidence.max() <= 0.4
     # Adapted far enough, the sets are told apart: support examples fit the parameters that were sent.
-    assert psnr(replace(made, examples=made.examples[:, :WAYS]), digits[:, 0]).min() > 40
+    assert psnr(replace(made, examples=made.examples[:, :WAYS]), digits[:1, 0]).min() > 40
 
 
 def test_first_order_gives_away_the_query_set_alone(digits):
