@@ -10,6 +10,9 @@ from metaleak.clients.episode import Parameters
 from metaleak.clients.models import DenseInput, bias_of
 from metaleak.defenses import NO_NOISE, Defense, noise_of
 
+_AT_ONCE = 16
+"""Learners whose rows are multiplied at once."""
+
 
 def with_bias_column(gradients: Parameters, first: str) -> Tensor:
     """Return the first layer's gradients `(L, H, P)`, with the bias's as one more column where there is a bias.
@@ -30,9 +33,10 @@ def layer_inputs(first: DenseInput, images: Tensor, width: int) -> Tensor:
 def second_moments(gradients: Tensor) -> Tensor:
     """Return the second moment `(P, P)` of all learners' rows, summed with each learner counting alike."""
     moments = gradients.new_zeros((gradients.shape[2],) * 2, dtype=torch.float64)
-    for one in gradients:
-        rows = one.double()
-        moments += rows.mT @ rows / rows.square().sum().clamp(min=1e-300)
+    for some in torch.split(gradients, _AT_ONCE):
+        size = some.double().square().sum(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-150)
+        rows = (some / size).to(gradients.dtype).flatten(0, 1)
+        moments += rows.mT @ rows
     return moments
 
 

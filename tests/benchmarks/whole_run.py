@@ -5,6 +5,8 @@
     ... whole_run.py --secure --learners 30 --attack alignment --rounds 1 5
     ... whole_run.py --noise support:1 --asks support --set partition.examples_per_class=80 --rounds 1 20
 
+    ... whole_run.py --noise support:1 --asks support --rounds 20     (how long it takes: 20 rounds of 100 learners)
+
 5-way 5-shot 15-query tasks, Adam at 0.003. The targets are the same for all numbers of rounds, where learners keep
 their sets. A line for each number of rounds; intervals are 95 %, learners resampled; `--seeds` gives a line a seed.
 """
@@ -13,6 +15,7 @@ import argparse
 import json
 import resource
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +80,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = simulate_here(experiment(given, seed, 1), Path(folder) / "run")
             for rounds in given.rounds:
-                asked = experiment(given, seed, rounds)
+                asked, busy = experiment(given, seed, rounds), time.process_time()
                 found = assess(run, asked, asked.attacks[0], f"rounds-{rounds}")
                 assert found.evaluation is not None
                 line = {
@@ -94,6 +97,7 @@ def main() -> None:
                     "TPR at 1 %": _text(found.evaluation.tpr["0.01"]),
                     "targets": f"{found.evaluation.members} + {found.evaluation.non_members}",
                     "s": found.seconds,
+                    "processor s": round(time.process_time() - busy, 1),
                     "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
                 }
                 print(json.dumps(line), flush=True)
