@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from metaleak.attacks.evaluation.intervals import Estimate, of_resampled
 from metaleak.attacks.evaluation.roc import Bools, Counts, Floats, descending, non_members_needed
 
 FPR_LEVELS = ("0.1", "0.01", "0.001")
@@ -15,21 +16,9 @@ FPR_LEVELS = ("0.1", "0.01", "0.001")
 
 _CELLS = 2_000_000  # Resampled targets held at once: about 100 MB, whatever the number of targets.
 
-Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class Estimate(BaseModel):
-    """A rate in [0, 1] with its 95 % interval `[low, high]`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    value: Rate
-    low: Rate
-    high: Rate
-
 
 class Evaluation(BaseModel):
-    """What an attack's scores achieved, each number with a 95 % percentile-bootstrap interval.
+    """What an attack's scores achieved, each number with a 95 % interval, see `intervals.of_resampled`.
 
     - `auc`: the chance that a random member scores above a random non-member, ties counted half (the
       normalized Mann-Whitney U). 0.5 is guessing, 1 perfect; far *below* 0.5 leaks as much as far above.
@@ -39,8 +28,7 @@ class Evaluation(BaseModel):
     - `tpr`: by false-positive rate (`FPR_LEVELS`), the largest TPR whose FPR is at most that rate, `None`
       where `non_members` is below 1 / FPR, too few to resolve it.
 
-    `clusters` is the number of groups that were resampled, `None` when targets were. An interval has no width
-    when the separation is perfect: then the counts say how sure it is. JSON keeps every digit.
+    `clusters` is the number of groups that were resampled, `None` when targets were. JSON keeps every digit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,19 +64,21 @@ def evaluate(
     threshold = int(point.threshold[0])
     parts = [_measure(targets, weights, threshold) for weights in _resampled(targets, resamples, seed)]
 
-    def estimate(value: Floats, resampled: list[Floats]) -> Estimate:
-        low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975])
-        return Estimate(value=_unit(float(value[0])), low=_unit(low), high=_unit(high))
-
     members = int(targets.member.sum())
     non_members = targets.total - members
+    fewest = min(members, non_members)
+    clusters = fewest if groups is None else len(targets.strata)
+
+    def estimate(value: Floats, resampled: list[Floats], steps: int) -> Estimate:
+        return of_resampled(float(value[0]), np.concatenate(resampled), clusters, fewest, steps)
+
     return Evaluation(
         members=members,
         non_members=non_members,
-        auc=estimate(point.auc, [part.auc for part in parts]),
-        balanced_accuracy=estimate(point.accuracy, [part.accuracy for part in parts]),
+        auc=estimate(point.auc, [part.auc for part in parts], members * non_members),
+        balanced_accuracy=estimate(point.accuracy, [part.accuracy for part in parts], 2 * fewest),
         tpr={
-            level: estimate(point.tpr[level], [part.tpr[level] for part in parts])
+            level: estimate(point.tpr[level], [part.tpr[level] for part in parts], members)
             if non_members >= non_members_needed(float(level))
             else None
             for level in FPR_LEVELS
@@ -181,8 +171,3 @@ def _measure(targets: _Targets, weights: Counts, threshold: int | None) -> _Meas
     }
     accuracy = (1 + gain[np.arange(len(weights)), best]) / 2
     return _Measures(area / (members * others)[:, 0], accuracy, tpr, best)
-
-
-def _unit(value: float) -> float:
-    """Return `value` without the rounding that could carry a rate past 0 or 1."""
-    return min(1.0, max(0.0, float(value)))

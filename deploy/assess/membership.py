@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save
 
 from metaleak.attacks.attack import Answers, AsksMembership, Divisible, joined
-from metaleak.attacks.evaluation.membership import Estimate, Evaluation, evaluate
+from metaleak.attacks.evaluation.intervals import Estimate
+from metaleak.attacks.evaluation.membership import Evaluation, evaluate
 from metaleak.attacks.rounds import AsksOverRounds
 from metaleak.deploy.assess.kept_parts import KeptParts
 from metaleak.deploy.assess.observe import Attacked, RecordedRounds, observe

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.measures import AUC, Measure, tpr_at
-from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.deploy.report.rows import Row, rows_of
 from metaleak.deploy.results.reading import SuiteResult
 from metaleak.deploy.results.schema import Cell

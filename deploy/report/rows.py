@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.measures import Measure
-from metaleak.attacks.evaluation.membership import Estimate, Evaluation
+from metaleak.attacks.evaluation.membership import Evaluation
 from metaleak.attacks.evaluation.roc import non_members_needed
 from metaleak.deploy.config.defense_words import (
     RULE_STRUCTURE,

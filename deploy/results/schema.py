@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.measures import Measure, membership_measures
-from metaleak.attacks.evaluation.membership import Estimate, Evaluation
+from metaleak.attacks.evaluation.membership import Evaluation
 
 MAX_CELLS = 10_000
 """Cells of one suite."""

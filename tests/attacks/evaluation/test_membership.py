@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from scipy.stats import norm
 from sklearn import metrics
 
-from metaleak.attacks.evaluation.membership import Estimate, Evaluation, evaluate
+from metaleak.attacks.evaluation.intervals import Estimate
+from metaleak.attacks.evaluation.membership import Evaluation, evaluate
 from metaleak.attacks.evaluation.roc import non_members_needed, roc_curve
 
 Sample = tuple[np.ndarray, np.ndarray]
@@ -147,10 +148,13 @@ def test_too_few_non_members_leave_a_rate_unresolved() -> None:
 def test_perfect_and_worthless_scores() -> None:
     member = np.arange(20) < 10
     perfect = evaluate(member.astype(float), member)
-    assert perfect.auc == perfect.balanced_accuracy == perfect.tpr["0.1"] == Estimate(value=1, low=1, high=1)
+    # As sure as ten members without a miss make it.
+    assert perfect.auc == perfect.balanced_accuracy == perfect.tpr["0.1"]
+    assert (perfect.auc.value, perfect.auc.high) == (1, 1)
+    assert perfect.auc.low == pytest.approx(0.025 ** (1 / 10))
     constant = evaluate(np.zeros(20), member)
     assert constant.auc == constant.balanced_accuracy == Estimate(value=0.5, low=0.5, high=0.5)
-    assert constant.tpr["0.1"] == Estimate(value=0, low=0, high=0)
+    assert constant.tpr["0.1"] == Estimate(value=0, low=0, high=1 - 0.025 ** (1 / 10))
 
 
 def test_infinite_scores_are_ordered_like_any_other() -> None:
