@@ -28,7 +28,9 @@ class Evaluation(BaseModel):
     - `tpr`: by false-positive rate (`FPR_LEVELS`), the largest TPR whose FPR is at most that rate, `None`
       where `non_members` is below 1 / FPR, too few to resolve it.
 
-    `clusters` is the number of groups that were resampled, `None` when targets were. JSON keeps every digit.
+    `clusters` is the number of groups that were resampled, `None` when targets were. It is 1 where all targets are of
+    one group: then targets were resampled, and the intervals say how sure the numbers are for this group alone. JSON
+    keeps every digit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +40,7 @@ class Evaluation(BaseModel):
     auc: Estimate
     balanced_accuracy: Estimate
     tpr: dict[str, Estimate | None]
-    clusters: Annotated[int, Field(ge=2)] | None = None
+    clusters: Annotated[int, Field(ge=1)] | None = None
 
 
 def evaluate(
@@ -54,10 +56,12 @@ def evaluate(
     Members and non-members are resampled apart, so that every resample has both. Targets asked of one learner
     lean on one gradient: with `groups (T,)`, such as learner ids, whole groups are resampled instead (among
     groups that hold members only, non-members only, or both), and the interval covers that dependence.
-    Raises `ValueError` for NaN scores, shapes that differ, a missing class, or fewer than two groups.
+    Of a single group, such as the one mean that a server saw, targets are resampled.
+    Raises `ValueError` for NaN scores, shapes that differ, or a missing class.
     Only the order of the scores counts; the same arguments give the same result.
     """
-    targets = _targets(scores, member, groups)
+    single = groups is not None and len(np.unique(np.asarray(groups))) == 1
+    targets = _targets(scores, member, None if single else groups)
     if resamples < 1:
         raise ValueError(f"resamples: {resamples} is not allowed; at least 1")
     point = _measure(targets, np.ones((1, targets.total), np.int64), None)
@@ -67,7 +71,7 @@ def evaluate(
     members = int(targets.member.sum())
     non_members = targets.total - members
     fewest = min(members, non_members)
-    clusters = fewest if groups is None else len(targets.strata)
+    clusters = fewest if groups is None or single else len(targets.strata)
 
     def estimate(value: Floats, resampled: list[Floats], steps: int) -> Estimate:
         return of_resampled(float(value[0]), np.concatenate(resampled), clusters, fewest, steps)
@@ -83,7 +87,7 @@ def evaluate(
             else None
             for level in FPR_LEVELS
         },
-        clusters=None if groups is None else len(targets.strata),
+        clusters=None if groups is None else 1 if single else clusters,
     )
 
 
@@ -131,8 +135,6 @@ def _targets(scores: ArrayLike, member: ArrayLike, groups: ArrayLike | None) -> 
     if group.shape != score.shape:
         raise ValueError(f"scores {score.shape} and groups {group.shape} must be of one length")
     names, index = np.unique(group, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("groups: a single group has no spread to resample; at least 2")
     holds_members = np.bincount(index, truth, len(names)) > 0
     holds_others = np.bincount(index, ~truth, len(names)) > 0
     return _Targets(truth[order], index[order], ends, holds_members + 2 * holds_others)

@@ -79,6 +79,7 @@ def assess(
         asks=made.asks,
         round=attacked.rounds[0],
         rounds=len(attacked.rounds) if asked else 1,
+        mean_of=asked.mean_of if asked else 1,
         knows=", ".join(sorted(made.requires)) or "nothing",
         seconds=round(time.monotonic() - started, 3),
         evaluation=asked.evaluation if asked else None,

@@ -27,11 +27,15 @@ _SHOWN = 8
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """The targets that an attack was asked about, with the truth, its answers, and what they prove of a guarantee."""
+    """The targets that an attack was asked about, with the truth, its answers, and what they prove of a guarantee.
+
+    `mean_of` is the number of learners of whom the server saw the mean alone, 1 where it saw each one's gradient.
+    """
 
     truth: Truth
     answers: Answers
     privacy: Privacy
+    mean_of: int
     kept: KeptParts
 
     @cached_property
@@ -75,10 +79,9 @@ class Asked:
             write_whole(gallery, save(tensors))
 
     def _evaluated(self, scores: torch.Tensor) -> Evaluation:
-        learners = self.truth.learner.tolist()
-        # One learner alone has no spread to resample.
-        groups = learners if len(set(learners)) > 1 else None
-        return evaluate(scores.numpy(), self.truth.member.numpy(), groups=groups)
+        # Learners of one mean share all that hides their images: together they are one cluster.
+        groups = self.truth.learner if self.mean_of == 1 else torch.zeros_like(self.truth.learner)
+        return evaluate(scores.numpy(), self.truth.member.numpy(), groups=groups.numpy())
 
 
 def ask_membership(
@@ -107,10 +110,9 @@ def ask_membership(
         raise Interrupted(
             f"interrupted; {kept.count} parts of the attack are kept, the same command goes on from there"
         ) from None
-    together = any(attacked.record.mean_of(round) for round in attacked.rounds)
-    return Asked(
-        truth, answers, measured_privacy(attacked.federation, releases, truth, answers.scores, together, whole), kept
-    )
+    mean_of = max(1, *(len(attacked.record.mean_of(round)) for round in attacked.rounds))
+    privacy = measured_privacy(attacked.federation, releases, truth, answers.scores, mean_of > 1, whole)
+    return Asked(truth, answers, privacy, mean_of, kept)
 
 
 def _answers(

@@ -71,6 +71,16 @@ class Row:
         return self.attack_result.evaluation if self.attack_result else None
 
     @property
+    def resampled(self) -> str | None:
+        """What the intervals of the evaluation rest on, where it is not single targets: "40 learners resampled"."""
+        if self.attack_result is None or self.evaluation is None or self.evaluation.clusters is None:
+            return None
+        if self.attack_result.mean_of > 1:
+            return f"for this one mean of {self.attack_result.mean_of} learners"
+        clusters = self.evaluation.clusters
+        return "for this one learner" if clusters == 1 else f"{clusters} learners resampled"
+
+    @property
     def headline(self) -> Measure | None:
         """The measure by which the attack is compared with others, if it was measured."""
         return self.attack_result.headline if self.attack_result else None

@@ -139,6 +139,13 @@ def test_groups_may_be_names_and_may_hold_both_classes() -> None:
     assert evaluate(scores, member, groups=names).clusters == 20
 
 
+def test_of_a_single_group_targets_are_resampled_and_it_is_said() -> None:
+    scores, member = binormal(50, 70, 1.0)
+    single = evaluate(scores, member, groups=np.zeros(120))
+    assert single.clusters == 1
+    assert single.model_copy(update={"clusters": None}) == evaluate(scores, member)
+
+
 def test_too_few_non_members_leave_a_rate_unresolved() -> None:
     assert evaluate(*binormal(20, 99, 1.0), resamples=5).tpr["0.01"] is None
     assert evaluate(*binormal(20, 100, 1.0), resamples=5).tpr["0.01"] is not None
@@ -198,8 +205,6 @@ def test_what_cannot_be_evaluated_is_said(scores: list[float], member: list[bool
 
 
 def test_bad_groups_and_resamples_are_said() -> None:
-    with pytest.raises(ValueError, match="single group"):
-        evaluate([1.0, 2.0], [True, False], groups=[0, 0])
     with pytest.raises(ValueError, match="groups"):
         evaluate([1.0, 2.0], [True, False], groups=[0, 0, 1])
     with pytest.raises(ValueError, match="resamples: 0"):

@@ -75,6 +75,10 @@ def test_a_run_is_attacked_over_its_rounds(tmp_path, changes):
     found = assess(run, experiment, experiment.attacks[0])
     assert (found.round, found.rounds) == (1, 4)
     assert found.evaluation.auc.value > 0.6
+    # Learners of one mean are one cluster.
+    aggregated = "defenses" in changes
+    assert found.mean_of == (10 if aggregated else 1)
+    assert (found.evaluation.clusters == 1) == aggregated
 
 
 def test_an_attack_that_sees_one_round_is_not_applicable_to_several():
