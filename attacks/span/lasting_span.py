@@ -6,7 +6,6 @@ is the span of the noisy images alone, and the rounds' noise is independent: giv
 likelihoods of the rounds' spaces multiply.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from metaleak.attacks.at_once import for_each
 from metaleak.attacks.attack import Progress, Targets
 from metaleak.attacks.observation import Observation
-from metaleak.attacks.rounds import Round, Rounds
+from metaleak.attacks.rounds import Evidence, Round, Rounds, evidence_of
 from metaleak.attacks.span.noisy_images import evidence_at_foot, noisy_precision
 from metaleak.attacks.span.predicted_coefficients import dense_input
 from metaleak.attacks.span.spectrum import row_space_above_noise
@@ -45,14 +44,13 @@ def noisy_images_over_rounds(
     """
     lasting = lasting_spans(rounds)
     spaces = _NoisySpaces(rounds[0].observation, lasting, deviation)
+
+    def of_round(round: Round) -> Evidence:
+        return {"ratios": spaces.of_round(round, targets, asks)}
+
     scores = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
     for number in range(len(rounds)):
-        _add(
-            scores,
-            rounds[number],
-            targets,
-            lambda seen, learner, row, images: spaces.evidence(seen, learner, row, images, asks),
-        )
+        scores += evidence_of(rounds, number, of_round)["ratios"]
         if progress is not None:
             progress(number + 1, len(rounds))
     return scores
@@ -155,7 +153,21 @@ class _NoisySpaces:
         taken = torch.linalg.solve_triangular(root, through, upper=False)
         return _Lasting(span, taken, _squares(self._null) - _squares(self._null @ span.mT))
 
-    def evidence(
+    def of_round(self, round: Round, targets: Targets, asks: Literal["query", "support"]) -> Tensor:
+        """Return the log-likelihood ratios `(T,)` in one round, 0 where it cannot hold a target."""
+        rows = round.rows.tolist()
+        found = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
+
+        def of_learner(learner: int) -> None:
+            asked = torch.nonzero((targets.rows == learner) & (round.positions >= 0)).flatten()
+            if rows[learner] >= 0 and len(asked):
+                images = targets.examples[asked]
+                found[asked] = self._evidence(round.observation, learner, rows[learner], images, asks)
+
+        for_each(range(len(rows)), of_learner)
+        return found
+
+    def _evidence(
         self, observation: Observation, learner: int, row: int, examples: Tensor, asks: Literal["query", "support"]
     ) -> Tensor:
         """Return the log-likelihood ratios of `examples (t, ...)` in one round, less the mean of own images."""
@@ -178,20 +190,6 @@ class _NoisySpaces:
         distance = (beside - _squares(foot)).clamp(min=0)
         found = evidence_at_foot(foot, distance, form, self._deviation, basis.shape[1] - len(lasting.rows))
         return found[: len(images)] - found[len(images) :].mean()
-
-
-def _add(
-    scores: Tensor, round: Round, targets: Targets, evidence: Callable[[Observation, int, int, Tensor], Tensor]
-) -> None:
-    """Add to each learner's `scores (T,)` the evidence in one round."""
-    rows = round.rows.tolist()
-
-    def of_learner(learner: int) -> None:
-        asked = torch.nonzero((targets.rows == learner) & (round.positions >= 0)).flatten()
-        if rows[learner] >= 0 and len(asked):
-            scores[asked] += evidence(round.observation, learner, rows[learner], targets.examples[asked])
-
-    for_each(range(len(rows)), of_learner)
 
 
 def _weights(observation: Observation) -> Tensor:

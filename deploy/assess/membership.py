@@ -17,7 +17,6 @@ from metaleak.deploy.assess.privacy import measured_privacy
 from metaleak.deploy.assess.time_limit import Advance
 from metaleak.deploy.assess.truth import Truth, ask_over, inputs
 from metaleak.deploy.config.experiment import TargetSettings
-from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.schema import Privacy
 from metaleak.server.record.whole_file import write_whole
@@ -97,19 +96,17 @@ def ask_membership(
 ) -> Asked:
     """Return what `attack` answers about the targets that `settings` draw.
 
-    A guarantee is that of `releases`, and beside it that of those of the `whole` run. Raises `Interrupted` with what
-    is kept, `ValueError` when there are no targets.
+    A guarantee is that of `releases`, and beside it that of those of the `whole` run. All answers are kept, too, for
+    what is still to come of the attack. Raises `ValueError` when there are no targets.
     """
     answered = {round: attacked.answered(round) for round in attacked.rounds}
     truth = ask_over(attacked.federation, answered, attack.asks, settings)
-    try:
-        answers = _answers(attack, attacked, truth, seed, device, kept, advance)
-    except Interrupted:
-        if not kept.count:
-            raise
-        raise Interrupted(
-            f"interrupted; {kept.count} parts of the attack are kept, the same command goes on from there"
-        ) from None
+    everything = torch.arange(len(truth.learner))
+    answers = kept.answers(
+        attacked.rounds[0],
+        everything,
+        lambda: _answers(attack, attacked, truth, seed, device, kept, advance),
+    )
     mean_of = max(1, *(len(attacked.record.mean_of(round)) for round in attacked.rounds))
     privacy = measured_privacy(attacked.federation, releases, truth, answers.scores, mean_of > 1, whole)
     return Asked(truth, answers, privacy, mean_of, kept)
@@ -132,13 +129,12 @@ def _answers(
     if len(attacked.rounds) > 1:
         if not isinstance(attack, AsksOverRounds):
             raise ValueError(f"{type(attack).__name__} sees one round, and is asked about {len(attacked.rounds)}")
-        return attack.over_rounds(RecordedRounds(attacked, attack, truth, device), asked, seed, advance).to("cpu")
+        return attack.over_rounds(RecordedRounds(attacked, attack, truth, device, kept), asked, seed, advance)
     (round,) = attacked.rounds
     observation = observe(attacked, round, attack, truth).to(device)
-    # Nothing is kept of an attack whose targets cannot be parted: there is one part, and it has ended.
     parts = attack.parts(observation, asked) if isinstance(attack, Divisible) else ()
     if not parts:
-        return attack(observation, asked, seed, advance).to("cpu")
+        return attack(observation, asked, seed, advance)
     found, before = [], 0
     for places in parts:
 
