@@ -132,12 +132,14 @@ def positions_in(federation: Federation, truth: Truth, round: int, learners: Seq
 
 
 def chance_of_a_draw(federation: Federation, which: Literal["query", "support"]) -> float:
-    """Return how likely an image of a learner's shard is in one set of a round whose task has its class."""
-    task, partition = federation.task, federation.partition
-    held = partition.examples_per_class or task.shots + task.queries
-    if held == task.shots + task.queries:
-        return 1.0
-    return (task.queries if which == "query" else task.shots) / held
+    """Return how likely an image of a learner's shard is in one set of a round whose task has its class.
+
+    Where shards are of unequal size it is the mean over learners.
+    """
+    task = federation.task
+    drawn, needed = (task.queries if which == "query" else task.shots), task.shots + task.queries
+    held = [shard.examples.shape[1] for shard in federation.split().shards]
+    return sum(1.0 if size == needed else drawn / size for size in held) / len(held)
 
 
 def held_inputs(

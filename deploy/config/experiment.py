@@ -25,6 +25,12 @@ _STRICT = ConfigDict(frozen=True, extra="forbid")
 MAX_ROUNDS = 200_000
 """The most rounds of a run."""
 
+_ABSENT = object()
+_LATER: Mapping[str, Mapping[str, Any]] = {
+    "partition": {"most_examples_per_class": None, "dirichlet": None, "overlap": 0.0},
+}
+"""Settings that came later, with what was the case before them: what was stored before is still the same."""
+
 _NOT_SIMULATED = ("name", "attacks", "targets", "threat_model", "engine")
 KINDS: Mapping[str, Kind] = {
     "data": "datasets",
@@ -260,6 +266,9 @@ def simulation_key(resolved: Mapping[str, Any]) -> str:
     if plain.get("shares") == list(EVERYTHING):
         # As if there were no such key: what was stored before there was one is still the same.
         del plain["shares"]
+    for part, settings in _LATER.items():
+        if isinstance(given := plain.get(part), Mapping):
+            plain[part] = {key: value for key, value in given.items() if settings.get(key, _ABSENT) != value}
     if isinstance(data := plain.get("data"), Mapping):
         plain["data"] = {key: value for key, value in data.items() if key not in ("data_dir", "download")}
     if isinstance(server := plain.get("server"), Mapping):
