@@ -15,13 +15,17 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TaskShape(BaseModel):
-    """The size of every task: `ways` classes with `shots` support and `queries` query images each."""
+    """The size of every task: `ways` classes with `shots` support and `queries` query images each.
+
+    A learner averages `episodes_per_message` episodes in what it sends: of the same classes, its images drawn anew.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ways: Annotated[int, Field(ge=2)] = 5
     shots: Annotated[int, Field(ge=1)] = 1
     queries: Annotated[int, Field(ge=1)] = 1
+    episodes_per_message: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 class Partition(BaseModel):

@@ -27,6 +27,7 @@ MAX_ROUNDS = 200_000
 
 _ABSENT = object()
 _LATER: Mapping[str, Mapping[str, Any]] = {
+    "task": {"episodes_per_message": 1},
     "partition": {"most_examples_per_class": None, "dirichlet": None, "overlap": 0.0},
 }
 """Settings that came later, with what was the case before them: what was stored before is still the same."""
@@ -214,6 +215,11 @@ class Experiment(BaseModel):
             raise ValueError(
                 "defenses: beside one of the place 'example' only noise may act on the sets: another could let one "
                 "example change what all others contribute"
+            )
+        if "example" in acting and self.task.episodes_per_message > 1:
+            raise ValueError(
+                "defenses: one of the place 'example' is accounted for one episode a message, "
+                f"task.episodes_per_message is {self.task.episodes_per_message}"
             )
         readings = reads_means(self.rule.built("rules")).readings if "example" in acting else {}
         for place, defense in enumerate(built):
