@@ -43,7 +43,7 @@ def main() -> None:
                 hits = usual = 0
                 for _ in range(given.simulations):
                     found = [
-                        one_seed(random, told + between * random.normal(), learners, offset, own, given)
+                        one_seed(random, told + between * random.normal(), learners, offset, own, seeds == 1, given)
                         for _ in range(seeds)
                     ]
                     whole = over_seeds([one.auc for one, _ in found], sum(one.members for one, _ in found))
@@ -71,14 +71,22 @@ def known_auc(told: float, learners: int, offset: float, own: float, seeded: flo
 
 
 def one_seed(
-    random: np.random.Generator, told: float, learners: int, offset: float, own: float, given: argparse.Namespace
+    random: np.random.Generator,
+    told: float,
+    learners: int,
+    offset: float,
+    own: float,
+    single: bool,
+    given: argparse.Namespace,
 ) -> tuple[Evaluation, np.ndarray]:
     """Return the evaluation of one federation and its resampled AUCs, by the plain percentile bootstrap's means."""
     member = np.arange(given.members + given.non_members) < given.members
     learner = random.integers(0, learners, len(member))
     offsets, strengths = offset * random.normal(size=learners), told + own * random.normal(size=learners)
     scores = offsets[learner] + member * strengths[learner] + random.normal(size=len(member))
-    found = evaluate(scores, member, groups=learner, resamples=_RESAMPLES, seed=int(random.integers(2**31)))
+    # Of several seeds the values alone are asked.
+    resamples = _RESAMPLES if single else 1
+    found = evaluate(scores, member, groups=learner, resamples=resamples, seed=int(random.integers(2**31)))
     return found, resampled_aucs(random, scores, member, learner, learners)
 
 
