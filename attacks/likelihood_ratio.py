@@ -11,7 +11,7 @@ from torch.func import vmap
 
 from metaleak.attacks.attack import Answers, Progress, Targets
 from metaleak.attacks.observation import Observation, Rest
-from metaleak.attacks.rounds import Round, Rounds
+from metaleak.attacks.rounds import Evidence, Round, Rounds, evidence_of
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.defenses import NO_NOISE, AddedNoise, Defense, Modeled, noise_of
@@ -104,16 +104,20 @@ class LikelihoodRatio(BaseModel):
         device = targets.rows.device
         scores, squares = (torch.zeros(len(targets.rows), dtype=torch.float64, device=device) for _ in range(2))
 
-        def add(round: Round) -> None:
+        def of_round(round: Round) -> Evidence:
             places, asked = round.asked(targets)
             rest = round.observation.rest
             some = None if rest is None else Rest(rest.images[places], rest.slots[places], rest.alternatives[places])
             answers = self(replace(round.observation, rest=some), asked, seed)
-            scores[places] += answers.scores
-            squares[places] += answers.statistics["separation"].square()
+            found = {name: torch.zeros_like(scores) for name in ("scores", "squares")}
+            found["scores"][places] = answers.scores
+            found["squares"][places] = answers.statistics["separation"].square()
+            return found
 
         for number in range(len(rounds)):
-            add(rounds[number])
+            found = evidence_of(rounds, number, of_round)
+            scores += found["scores"]
+            squares += found["squares"]
             if progress is not None:
                 progress(number + 1, len(rounds))
         return Answers(scores, statistics={"separation": squares.sqrt()})

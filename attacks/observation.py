@@ -102,7 +102,8 @@ class Observation(Tensors):
     `known_support (L, ways*shots, C, H, W)` and `known_query (L, ways*queries, C, H, W)`, ordered by position;
     `classes (L, ways)` int64; `own_examples (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defenses`,
     of which an empty tuple says that there are none; the `rest` of the set around every target. `mean_of` is that of
-    the `Update`.
+    the `Update`. Each gradient is the mean over `episodes` episodes of the same classes, of which `shots` and
+    `queries` count all images together; what is known of a set has them side by side.
     """
 
     model: Model
@@ -121,3 +122,4 @@ class Observation(Tensors):
     rest: Rest | None = None
     mean_of: int = 1
     input_shape: tuple[int, ...] = ()
+    episodes: int = 1

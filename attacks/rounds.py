@@ -1,6 +1,6 @@
 """Several rounds of the same learners, as an attack over rounds sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -43,6 +43,27 @@ Rounds = Sequence[Round]
 An attack holds one at a time, so that its memory does not grow with their number: `rounds[number]` is passed on to a
 function and not kept, nor is anything of the size of its gradients.
 """
+
+
+Evidence = Mapping[str, Tensor]
+"""What was computed of one round: tensors by name, none of the size of its gradients."""
+
+
+@runtime_checkable
+class KeepsEvidence(Protocol):
+    """Rounds that keep what is computed of each, so that an attack that was interrupted does not compute it again."""
+
+    def kept(self, place: int, find: Callable[[Round], Evidence]) -> Evidence:
+        """Return what `find` computes of the round at `place`, or what it computed of it before."""
+        ...
+
+
+def evidence_of(rounds: Rounds, place: int, find: Callable[[Round], Evidence]) -> Evidence:
+    """Return what `find` computes of the round at `place`, kept where the rounds keep it.
+
+    What it computes must follow from the attack, the seed, the targets and the round; call it once for a round.
+    """
+    return rounds.kept(place, find) if isinstance(rounds, KeepsEvidence) else find(rounds[place])
 
 
 @runtime_checkable

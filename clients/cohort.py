@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.clients.learner import TaskLearner
+from metaleak.clients.learner import TaskLearner, mean_of_episodes
 from metaleak.clients.rules import batch_meta_gradients, stacked
 from metaleak.clients.shard import episodes
 from metaleak.clients.sharing import computed_part, shared_part
@@ -37,16 +37,30 @@ def _chunk_meta_gradients(
 ) -> tuple[Parameters, Tensor]:
     first = learners[0]
     device = next(iter(parameters.values())).device
+    count = first.task.episodes_per_message
     if any(defense.place in ("support", "query") for learner in learners for defense in learner.defenses):
-        drawn = [learner.episode(round) for learner in learners]
-        batch = Episode(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+        # (L, m, n, ...)
+        drawn = [torch.stack(parts) for parts in zip(*(learner.episodes(round) for learner in learners), strict=True)]
+        batches = [Episode(*(part[:, number] for part in drawn)) for number in range(count)]
     else:
-        batch = episodes(first.data, [learner.drawn(round) for learner in learners])
-    batch = Episode(*(part.to(device) for part in batch))
-    perturbs = [learner.perturb(round) for learner in learners]
+        draws = zip(*(learner.drawn(round).parts(count) for learner in learners), strict=True)
+        batches = [episodes(first.data, each) for each in draws]
     means = [learner.means(round) for learner in learners]
     model, moving = computed_part(first.shares, first.model, first.rule, parameters)
-    gradients, losses = batch_meta_gradients(model, first.rule, moving, batch, perturbs, means)
+    # One episode of every learner at once: a chunk takes no more memory where messages average several.
+    gradients, losses = mean_of_episodes(
+        [
+            batch_meta_gradients(
+                model,
+                first.rule,
+                moving,
+                Episode(*(part.to(device) for part in batch)),
+                [learner.perturb(round, number) for learner in learners],
+                means,
+            )
+            for number, batch in enumerate(batches)
+        ]
+    )
     gradients = shared_part(first.shares, gradients)
     if any(defense.place == "shared" for learner in learners for defense in learner.defenses):
         gradients = stacked(

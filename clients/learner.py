@@ -1,7 +1,9 @@
 """The task-learner: a private shard, a rule, and the defenses that stand before anything leaves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from metaleak.clients.datasets import LabeledExamples
@@ -9,7 +11,7 @@ from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.rules import Perturb, ReleasedMeans, Rule, meta_gradient
-from metaleak.clients.shard import Draw, draw, episode
+from metaleak.clients.shard import Draw, draw, episodes
 from metaleak.clients.sharing import EVERYTHING, Patterns, computed_part, shared_part
 from metaleak.defenses import Defense, ExampleMechanism, Place, RandomSource, Reading
 
@@ -40,11 +42,15 @@ class TaskLearner:
         return draw(self.shard, self.task, self.seed, self.learner, round)
 
     def episode(self, round: int) -> Episode:
-        """Return this round's episode as the rule will see it: drawn from the shard, its images defended."""
-        drawn = episode(self.data, self.drawn(round))
+        """Return the first of this round's `episodes`: there is one, unless messages average several."""
+        return Episode(*(part[0] for part in self.episodes(round)))
+
+    def episodes(self, round: int) -> Episode:
+        """Return this round's episodes as the rule will see them, with a leading axis: their images defended."""
+        drawn = episodes(self.data, self.drawn(round).parts(self.task.episodes_per_message))
         return drawn._replace(
-            support_inputs=self._defend("support", {"inputs": drawn.support_inputs}, round)["inputs"],
-            query_inputs=self._defend("query", {"inputs": drawn.query_inputs}, round)["inputs"],
+            support_inputs=self._defended("support", drawn.support_inputs, round),
+            query_inputs=self._defended("query", drawn.query_inputs, round),
         )
 
     def meta_gradient(self, parameters: Parameters, round: int) -> tuple[Parameters, Tensor]:
@@ -53,9 +59,19 @@ class TaskLearner:
         `parameters` are all of the model, the loss is a scalar.
         """
         model, moving = computed_part(self.shares, self.model, self.rule, parameters)
-        gradient, loss = meta_gradient(
-            model, self.rule, moving, self.episode(round), self.perturb(round), self.means(round)
-        )
+        batch = self.episodes(round)
+        found = [
+            meta_gradient(
+                model,
+                self.rule,
+                moving,
+                Episode(*(part[number] for part in batch)),
+                self.perturb(round, number),
+                self.means(round),
+            )
+            for number in range(self.task.episodes_per_message)
+        ]
+        gradient, loss = mean_of_episodes(found)
         shared = shared_part(self.shares, gradient)
         sent = self.defend_shared({name: value.detach() for name, value in shared.items()}, round)
         return sent, loss.detach()
@@ -64,11 +80,14 @@ class TaskLearner:
         """Return the meta-gradient as it leaves."""
         return self._defend("shared", gradient, round)
 
-    def perturb(self, round: int) -> Perturb | None:
-        """Return what the defenses do to each inner step's gradient, or `None` when there is nothing to do."""
+    def perturb(self, round: int, number: int = 0) -> Perturb | None:
+        """Return what the defenses do to each inner step's gradient, or `None` when there is nothing to do.
+
+        In the message's episode `number`, counted from 0.
+        """
         if not any(defense.place == "inner" for defense in self.defenses):
             return None
-        return lambda gradient, step: self._defend("inner", gradient, round, step)
+        return lambda gradient, step: self._defend("inner", gradient, round, step, number)
 
     def means(self, round: int) -> ReleasedMeans | None:
         """Return how the rule takes means over examples, or `None` when no defense has a part in them."""
@@ -85,9 +104,25 @@ class TaskLearner:
     def _held(self) -> int | bytes:
         return self.seed if self.secret is None else self.secret
 
-    def _defend(self, place: Place, tensors: dict[str, Tensor], round: int, step: int = 0) -> dict[str, Tensor]:
+    def _defended(self, place: Place, images: Tensor, round: int) -> Tensor:
+        """Return the images `(m, n, ...)` of one set of m episodes as the defenses leave them."""
+        return self._defend(place, {"inputs": images.flatten(0, 1)}, round)["inputs"].reshape(images.shape)
+
+    def _defend(
+        self, place: Place, tensors: dict[str, Tensor], round: int, step: int = 0, number: int = 0
+    ) -> dict[str, Tensor]:
         for order, defense in enumerate(self.defenses):
             if defense.place == place:
                 # The letters are part of a random key: others would draw other numbers.
-                tensors = defense(tensors, RandomSource.of(self._held, round, self.learner, "defence", order, step))
+                key = (round, self.learner, "defence", order, step, *((number,) if number else ()))
+                tensors = defense(tensors, RandomSource.of(self._held, *key))
         return tensors
+
+
+def mean_of_episodes(found: Sequence[tuple[Parameters, Tensor]]) -> tuple[Parameters, Tensor]:
+    """Return the mean of the meta-gradients and losses of a message's episodes."""
+    if len(found) == 1:
+        return found[0]
+    gradients, losses = zip(*found, strict=True)
+    mean = {name: torch.stack([one[name] for one in gradients]).mean(dim=0) for name in gradients[0]}
+    return mean, torch.stack(losses).mean(dim=0)

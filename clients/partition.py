@@ -4,6 +4,7 @@ import heapq
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
@@ -14,13 +15,17 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TaskShape(BaseModel):
-    """The size of every task: `ways` classes with `shots` support and `queries` query images each."""
+    """The size of every task: `ways` classes with `shots` support and `queries` query images each.
+
+    A learner averages `episodes_per_message` episodes in what it sends: of the same classes, its images drawn anew.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ways: Annotated[int, Field(ge=2)] = 5
     shots: Annotated[int, Field(ge=1)] = 1
     queries: Annotated[int, Field(ge=1)] = 1
+    episodes_per_message: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 class Partition(BaseModel):
@@ -28,7 +33,11 @@ class Partition(BaseModel):
 
     `classes_per_learner: null` means the task's `ways`, `examples_per_class: null` its `shots + queries`.
     `held_out` and `non_members` are fractions of every class's images; `held_out` is ignored for a data set
-    that keeps whole classes for evaluation. Raises `ValueError` when the fractions leave nothing.
+    that keeps whole classes for evaluation. With `most_examples_per_class` shards are of unequal size: each learner
+    has a number of its own, drawn between the two. With `dirichlet` a learner's classes are drawn with chances that
+    are, for each learner anew, of the Dirichlet law of that concentration, the smaller the more one-sided (Hsu et al.
+    2019); else they are those of which most is left. `overlap` is the part of a shard's images of a class that the
+    learner which has this class next holds, too. Raises `ValueError` when the fractions leave nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +45,9 @@ class Partition(BaseModel):
     learners: Annotated[int, Field(ge=1)] = 100
     classes_per_learner: Annotated[int, Field(ge=2)] | None = None
     examples_per_class: Annotated[int, Field(ge=2)] | None = None
+    most_examples_per_class: Annotated[int, Field(ge=2)] | None = None
+    dirichlet: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    overlap: Fraction = 0.0
     held_out: Fraction = 0.1
     non_members: Fraction = 0.3
 
@@ -65,7 +77,7 @@ class Split:
     """A data set dealt out: learners' `shards` by learner id, and ascending int64 indices of the rest.
 
     `non_members (n,)` are images of the learners' classes that no learner ever holds; `held_out (m,)` are for
-    evaluation tasks. Every index stands in at most one place.
+    evaluation tasks. Every index stands in at most one place, or with an overlap in several shards.
     """
 
     shards: tuple[ShardIndices, ...]
@@ -83,7 +95,8 @@ def split(
     learner's shard does not change when learners are added after it. Raises `ValueError` when a shard is too
     small for the task, or the data for the learners.
     """
-    classes_each, images_each = _shard_size(partition, task)
+    classes_each, _ = _shard_size(partition, task)
+    sizes = shard_sizes(partition, task, seed)
     pools: dict[int, Tensor] = {}
     non_members: list[Tensor] = []
     held_out: list[Tensor] = []
@@ -100,7 +113,7 @@ def split(
         non_members.append(images[kept:outside])
         pools[label] = images[outside:]
     return Split(
-        shards=_deal(pools, partition.learners, classes_each, images_each, seed),
+        shards=_deal(pools, partition, classes_each, sizes, seed),
         non_members=_ascending(non_members),
         held_out=_ascending(held_out),
     )
@@ -118,38 +131,102 @@ def _shard_size(partition: Partition, task: TaskShape) -> tuple[int, int]:
     return classes_each, images_each
 
 
+def shard_sizes(partition: Partition, task: TaskShape, seed: int) -> list[int]:
+    """Return how many images of each of its classes every learner holds; checked against the task."""
+    least = _shard_size(partition, task)[1]
+    most = least if partition.most_examples_per_class is None else partition.most_examples_per_class
+    if most < least:
+        raise ValueError(f"most_examples_per_class is {most}, every learner has at least {least}")
+    if most == least:
+        return [least] * partition.learners
+    spread = most - least + 1
+    return [
+        least + derived_seed(seed, "partition", "size", learner) % spread for learner in range(partition.learners)
+    ]
+
+
 def _deal(
-    pools: dict[int, Tensor], learners: int, classes_each: int, images_each: int, seed: int
+    pools: dict[int, Tensor], partition: Partition, classes_each: int, sizes: list[int], seed: int
 ) -> tuple[ShardIndices, ...]:
     """Return one shard a learner, dealt in the order of learner ids from every class's shuffled pool."""
-    portions = {label: len(pool) // images_each for label, pool in pools.items()}
-    possible = _learners_possible(list(portions.values()), classes_each)
-    if learners > possible:
-        left = sum(len(pool) for pool in pools.values())
-        raise ValueError(
-            f"{learners} learners with {classes_each} classes x {images_each} images each are asked, "
-            f"the data ({left} images of {len(pools)} classes left for learners) suffices for {possible}"
+    left = {label: len(pool) for label, pool in pools.items()}
+
+    def step(size: int) -> int:
+        return max(1, round(size * (1 - partition.overlap)))
+
+    def too_many(possible: int) -> ValueError:
+        images = f"{min(sizes)} to {max(sizes)}" if len(set(sizes)) > 1 else str(sizes[0])
+        whole = sum(len(pool) for pool in pools.values())
+        return ValueError(
+            f"{partition.learners} learners with {classes_each} classes x {images} images each are asked, "
+            f"the data ({whole} images of {len(pools)} classes left for learners) suffices for {possible}"
         )
 
-    def entry(label: int, images_left: int) -> tuple[int, int, int]:
-        # The key of a tie says which class and how much of it is left, so it owes nothing to other learners.
-        return -images_left, derived_seed(seed, "partition", "tie", label, images_left), label
-
-    heap = [entry(label, len(pools[label])) for label, count in portions.items() if count]
-    heapq.heapify(heap)
+    choose = _OneSided(left, partition.dirichlet, seed) if partition.dirichlet else _Fullest(left, seed)
+    if not partition.dirichlet and len(set(sizes)) == 1:
+        portions = [0 if count < sizes[0] else 1 + (count - sizes[0]) // step(sizes[0]) for count in left.values()]
+        if partition.learners > (possible := _learners_possible(portions, classes_each)):
+            raise too_many(possible)
     shards = []
-    for _ in range(learners):
-        # Always the fullest classes: this serves as many learners as any order can.
-        taken = sorted((heapq.heappop(heap) for _ in range(classes_each)), key=lambda item: item[2])
+    for learner, size in enumerate(sizes):
+        taken = choose(learner, classes_each, size)
+        if len(taken) < classes_each:
+            raise too_many(learner)
         rows = []
-        for negative_left, _, label in taken:
-            start = len(pools[label]) + negative_left
-            rows.append(pools[label][start : start + images_each])
-            images_left = -negative_left - images_each
-            if images_left >= images_each:
-                heapq.heappush(heap, entry(label, images_left))
-        shards.append(ShardIndices(tuple(label for _, _, label in taken), torch.stack(rows)))
+        for label in taken:
+            start = len(pools[label]) - left[label]
+            rows.append(pools[label][start : start + size])
+            left[label] -= step(size)
+        choose.put_back(taken)
+        shards.append(ShardIndices(tuple(taken), torch.stack(rows)))
     return tuple(shards)
+
+
+class _Fullest:
+    """Always the classes of which most is `left`: for shards of one size, as many learners as any order can serve."""
+
+    def __init__(self, left: dict[int, int], seed: int) -> None:
+        self._left, self._seed = left, seed
+        self._heap = [self._entry(label) for label, count in left.items() if count > 0]
+        heapq.heapify(self._heap)
+
+    def __call__(self, learner: int, count: int, size: int) -> list[int]:
+        """Return at most `count` classes, ascending, with `size` images left each."""
+        taken = [heapq.heappop(self._heap)[2] for _ in range(min(count, len(self._heap)))]
+        return sorted(label for label in taken if self._left[label] >= size)
+
+    def put_back(self, labels: list[int]) -> None:
+        """Offer these classes again, with what is left of them."""
+        for label in labels:
+            if self._left[label] > 0:
+                heapq.heappush(self._heap, self._entry(label))
+
+    def _entry(self, label: int) -> tuple[int, int, int]:
+        # The key of a tie says which class and how much of it is left, so it owes nothing to other learners.
+        left = self._left[label]
+        return -left, derived_seed(self._seed, "partition", "tie", label, left), label
+
+
+class _OneSided:
+    """Classes drawn without replacement, by chances that are of a Dirichlet law, for each learner anew."""
+
+    def __init__(self, left: dict[int, int], concentration: float, seed: int) -> None:
+        self._left, self._concentration, self._seed = left, concentration, seed
+
+    def __call__(self, learner: int, count: int, size: int) -> list[int]:
+        """Return at most `count` classes, ascending, with `size` images left each."""
+        random = np.random.default_rng(derived_seed(self._seed, "partition", "classes", learner))
+        shape = len(self._left)
+        # Logarithms, as a gamma number of a small shape is 0 in floating point: G(a) is G(a + 1) U^(1/a).
+        chances = np.log(random.standard_gamma(self._concentration + 1, shape))
+        chances += np.log1p(-random.random(shape)) / self._concentration
+        order = np.argsort(-(chances + random.gumbel(size=shape)), kind="stable")
+        labels = list(self._left)
+        able = [labels[place] for place in order.tolist() if self._left[labels[place]] >= size]
+        return sorted(able[:count])
+
+    def put_back(self, labels: list[int]) -> None:
+        """Nothing to do: every draw is of all classes."""
 
 
 def _learners_possible(portions: list[int], classes_each: int) -> int:

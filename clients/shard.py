@@ -18,16 +18,24 @@ class Draw:
     """The images of one episode, as int64 indices into the data set.
 
     `classes (ways,)`; `support (ways, shots)`; `query (ways, queries)`. Row p is label position p, and holds
-    images of `classes[p]`.
+    images of `classes[p]`. Of a message of m episodes it holds them side by side, `(ways, m shots)` and `(ways,
+    m queries)`; an image may stand in several.
     """
 
     classes: Tensor
     support: Tensor
     query: Tensor
 
+    def parts(self, episodes: int) -> list["Draw"]:
+        """Return the draws of a message's single episodes."""
+        if episodes == 1:
+            return [self]
+        support, query = (torch.chunk(images, episodes, dim=1) for images in (self.support, self.query))
+        return [Draw(self.classes, *sets) for sets in zip(support, query, strict=True)]
+
 
 def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: int) -> Draw:
-    """Return the episode that `learner` plays in `round`, the same for the same arguments.
+    """Return the episode that `learner` plays in `round`, or those of its message, the same for the same arguments.
 
     A shard with no more classes than `ways` gives them the same positions in every round; a larger one draws
     `ways` of them a round, in random order. Likewise the split into support and query is the same in every
@@ -48,7 +56,14 @@ def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: i
         class_key = (seed, round, learner, "positions")
     if images_each > needed:
         image_key = (seed, round, learner, "roles")
-    return _drawn(shard, task, class_key, image_key)
+    drawn = [
+        _drawn(shard, task, class_key, (*image_key, number) if number else image_key)
+        for number in range(task.episodes_per_message)
+    ]
+    if len(drawn) == 1:
+        return drawn[0]
+    support, query = (torch.cat([getattr(one, which) for one in drawn], dim=1) for which in ("support", "query"))
+    return Draw(drawn[0].classes, support, query)
 
 
 # A choice that lasts is made once a process: it takes longer than a small network's meta-gradient.

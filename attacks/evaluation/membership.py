@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from metaleak.attacks.evaluation.intervals import Estimate, of_resampled
 from metaleak.attacks.evaluation.roc import Bools, Counts, Floats, descending, non_members_needed
 
 FPR_LEVELS = ("0.1", "0.01", "0.001")
@@ -15,21 +16,9 @@ FPR_LEVELS = ("0.1", "0.01", "0.001")
 
 _CELLS = 2_000_000  # Resampled targets held at once: about 100 MB, whatever the number of targets.
 
-Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class Estimate(BaseModel):
-    """A rate in [0, 1] with its 95 % interval `[low, high]`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    value: Rate
-    low: Rate
-    high: Rate
-
 
 class Evaluation(BaseModel):
-    """What an attack's scores achieved, each number with a 95 % percentile-bootstrap interval.
+    """What an attack's scores achieved, each number with a 95 % interval, see `intervals.of_resampled`.
 
     - `auc`: the chance that a random member scores above a random non-member, ties counted half (the
       normalized Mann-Whitney U). 0.5 is guessing, 1 perfect; far *below* 0.5 leaks as much as far above.
@@ -39,8 +28,9 @@ class Evaluation(BaseModel):
     - `tpr`: by false-positive rate (`FPR_LEVELS`), the largest TPR whose FPR is at most that rate, `None`
       where `non_members` is below 1 / FPR, too few to resolve it.
 
-    `clusters` is the number of groups that were resampled, `None` when targets were. An interval has no width
-    when the separation is perfect: then the counts say how sure it is. JSON keeps every digit.
+    `clusters` is the number of groups that were resampled, `None` when targets were. It is 1 where all targets are of
+    one group: then targets were resampled, and the intervals say how sure the numbers are for this group alone. JSON
+    keeps every digit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +40,7 @@ class Evaluation(BaseModel):
     auc: Estimate
     balanced_accuracy: Estimate
     tpr: dict[str, Estimate | None]
-    clusters: Annotated[int, Field(ge=2)] | None = None
+    clusters: Annotated[int, Field(ge=1)] | None = None
 
 
 def evaluate(
@@ -66,34 +56,38 @@ def evaluate(
     Members and non-members are resampled apart, so that every resample has both. Targets asked of one learner
     lean on one gradient: with `groups (T,)`, such as learner ids, whole groups are resampled instead (among
     groups that hold members only, non-members only, or both), and the interval covers that dependence.
-    Raises `ValueError` for NaN scores, shapes that differ, a missing class, or fewer than two groups.
+    Of a single group, such as the one mean that a server saw, targets are resampled.
+    Raises `ValueError` for NaN scores, shapes that differ, or a missing class.
     Only the order of the scores counts; the same arguments give the same result.
     """
-    targets = _targets(scores, member, groups)
+    single = groups is not None and len(np.unique(np.asarray(groups))) == 1
+    targets = _targets(scores, member, None if single else groups)
     if resamples < 1:
         raise ValueError(f"resamples: {resamples} is not allowed; at least 1")
     point = _measure(targets, np.ones((1, targets.total), np.int64), None)
     threshold = int(point.threshold[0])
     parts = [_measure(targets, weights, threshold) for weights in _resampled(targets, resamples, seed)]
 
-    def estimate(value: Floats, resampled: list[Floats]) -> Estimate:
-        low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975])
-        return Estimate(value=_unit(float(value[0])), low=_unit(low), high=_unit(high))
-
     members = int(targets.member.sum())
     non_members = targets.total - members
+    fewest = min(members, non_members)
+    clusters = fewest if groups is None or single else len(targets.strata)
+
+    def estimate(value: Floats, resampled: list[Floats], steps: int) -> Estimate:
+        return of_resampled(float(value[0]), np.concatenate(resampled), clusters, fewest, steps)
+
     return Evaluation(
         members=members,
         non_members=non_members,
-        auc=estimate(point.auc, [part.auc for part in parts]),
-        balanced_accuracy=estimate(point.accuracy, [part.accuracy for part in parts]),
+        auc=estimate(point.auc, [part.auc for part in parts], members * non_members),
+        balanced_accuracy=estimate(point.accuracy, [part.accuracy for part in parts], 2 * fewest),
         tpr={
-            level: estimate(point.tpr[level], [part.tpr[level] for part in parts])
+            level: estimate(point.tpr[level], [part.tpr[level] for part in parts], members)
             if non_members >= non_members_needed(float(level))
             else None
             for level in FPR_LEVELS
         },
-        clusters=None if groups is None else len(targets.strata),
+        clusters=None if groups is None else 1 if single else clusters,
     )
 
 
@@ -141,8 +135,6 @@ def _targets(scores: ArrayLike, member: ArrayLike, groups: ArrayLike | None) -> 
     if group.shape != score.shape:
         raise ValueError(f"scores {score.shape} and groups {group.shape} must be of one length")
     names, index = np.unique(group, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("groups: a single group has no spread to resample; at least 2")
     holds_members = np.bincount(index, truth, len(names)) > 0
     holds_others = np.bincount(index, ~truth, len(names)) > 0
     return _Targets(truth[order], index[order], ends, holds_members + 2 * holds_others)
@@ -181,8 +173,3 @@ def _measure(targets: _Targets, weights: Counts, threshold: int | None) -> _Meas
     }
     accuracy = (1 + gain[np.arange(len(weights)), best]) / 2
     return _Measures(area / (members * others)[:, 0], accuracy, tpr, best)
-
-
-def _unit(value: float) -> float:
-    """Return `value` without the rounding that could carry a rate past 0 or 1."""
-    return min(1.0, max(0.0, float(value)))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
+from metaleak.attacks.evaluation.intervals import expanded_interval
 from metaleak.attacks.evaluation.measures import Measure
 from metaleak.attacks.evaluation.rouge import rouge_l, rouge_n
 
@@ -50,8 +51,8 @@ def similarity(
     sentences, of which a `padding` token is known, the places where both have it do not count, and ROUGE-1, ROUGE-2
     and ROUGE-L are measured, too; the special tokens around a sentence are tokens as the others.
 
-    Intervals are 95 % percentile bootstraps over learners, or over the examples of a single one. Raises `ValueError`
-    for another modality, and for shapes or values that do not fit.
+    Intervals are 95 %, see `intervals.expanded_interval`, over learners, or over the examples of a single one. Raises
+    `ValueError` for another modality, and for shapes or values that do not fit.
     """
 
     def measure(name: str, values: Floats, headline: bool = False, higher_leaks: bool = True) -> Measure:
@@ -149,5 +150,4 @@ def _interval(values: Floats, resamples: int, seed: int) -> tuple[float, float]:
     units = values.mean(axis=1) if len(values) > 1 else values[0]
     random = np.random.default_rng(seed)
     means = [units[random.integers(0, len(units), len(units))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return expanded_interval(means, len(units))

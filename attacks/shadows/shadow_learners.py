@@ -116,6 +116,22 @@ def _means(defenses: tuple[Defense, ...], random: RandomSource) -> ReleasedMeans
     return None
 
 
+def _episodes(support: Tensor, query: Tensor, ways: int, count: int) -> list[Episode]:
+    """Return the episodes of messages that average `count`, of `support (S, ways m shots, ...)` and `query`."""
+
+    def parts(images: Tensor) -> list[Tensor]:
+        by_way = images.reshape(len(images), ways, -1, *images.shape[2:])
+        return [part.flatten(1, 2) for part in torch.chunk(by_way, count, dim=2)]
+
+    def labels(images: Tensor) -> Tensor:
+        return torch.arange(ways).repeat_interleave(images.shape[1] // ways).expand(len(images), -1)
+
+    return [
+        Episode(held, labels(held), asked, labels(asked))
+        for held, asked in zip(parts(support), parts(query), strict=True)
+    ]
+
+
 def _sent(
     observation: Observation,
     support: Tensor,
@@ -134,25 +150,21 @@ def _sent(
     def defended(place: Place, images: Tensor) -> Tensor:
         return torch.stack([defend(place, {"inputs": one})["inputs"] for one in images.flatten(1, 2)])
 
-    def labels(images: Tensor) -> Tensor:
-        return torch.arange(images.shape[1]).repeat_interleave(images.shape[2]).expand(len(images), -1)
-
-    episodes = Episode(
-        defended("support", support),
-        labels(support),
-        defended("query", query),
-        labels(query),
-    )
+    held, asked = defended("support", support), defended("query", query)
     inner: Perturb | None = None
     if any(defense.place == "inner" for defense in defenses):
         inner = lambda gradient, step: defend("inner", gradient)  # noqa: E731 (a function of two lines would say no more)
-    plain, _ = batch_meta_gradients(
-        observation.model,
-        observation.rule,
-        observation.parameters,
-        episodes,
-        [inner] * len(support),
-        [_means(defenses, random)] * len(support),
-    )
+    parts = [
+        batch_meta_gradients(
+            observation.model,
+            observation.rule,
+            observation.parameters,
+            episode,
+            [inner] * len(support),
+            [_means(defenses, random)] * len(support),
+        )[0]
+        for episode in _episodes(held, asked, observation.ways, observation.episodes)
+    ]
+    plain = {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
     sent = [defend("shared", {name: value[row] for name, value in plain.items()}) for row in range(len(support))]
     return plain, {name: torch.stack([one[name] for one in sent]) for name in plain}

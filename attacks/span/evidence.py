@@ -21,22 +21,34 @@ _SHARE = 10.0
 """How much of Lambda is images, in units of the noise. 1 to 100 did about as well on MNIST with every noise tried."""
 
 
+_SQUARED = 1e8
+"""Up to this size 1 + G Lambda^-1 G' is computed as it stands: its inverse then has eight digits at least."""
+
+
 @dataclass(frozen=True)
 class WhitenedGradient:
-    """G Lambda^-1/2 = `left (H, R)` diag(`values (R,)`) `right (R, P)`, where Lambda = `root root'` is `(P, P)`."""
+    """G Lambda^-1/2 as `rows (H, P)`, K of the module's formulas as `left_over (H, H)`, and Lambda = `root root'`.
 
-    left: Tensor
-    values: Tensor
-    right: Tensor
+    `onto (H, P)` and `back (H, H)` are factors of K G Lambda^-1/2 = `back' onto`.
+    """
+
+    rows: Tensor
+    left_over: Tensor
     root: Tensor
+    onto: Tensor
+    back: Tensor
 
 
 @dataclass(frozen=True)
 class Seen:
-    """T images as a gradient sees them: `dual (T, H)` is w and `unexplained (T,)` is c of the module's formulas."""
+    """T images as a gradient sees them: `dual (T, H)` is w and `unexplained (T,)` is c of the module's formulas.
+
+    `white (T, P)` are the images times Lambda^-1/2.
+    """
 
     dual: Tensor
     unexplained: Tensor
+    white: Tensor
 
 
 def whitened(gradient: Tensor, others: Tensor | None, deviation: float) -> WhitenedGradient:
@@ -61,21 +73,25 @@ def prior_root(gradient: Tensor, others: Tensor | None, deviation: float) -> Ten
 
 def whitened_by(root: Tensor, gradient: Tensor) -> WhitenedGradient:
     """Return the decomposition of `gradient (H, P)` for the root `(P, P)` of Lambda."""
-    white = torch.linalg.solve_triangular(root, gradient.mT, upper=False)
-    # The singular values of the small triangle: three times faster than those of the whole matrix.
-    tall, triangle = torch.linalg.qr(white)
-    right, values, left = torch.linalg.svd(triangle, full_matrices=False)
-    return WhitenedGradient(left.mT, values, (tall @ right).mT, root)
+    rows = torch.linalg.solve_triangular(root, gradient.mT, upper=False).mT
+    square = rows @ rows.mT
+    unit = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    if float(square.trace()) < _SQUARED:
+        left_over = torch.cholesky_inverse(torch.linalg.cholesky(square + unit))
+        return WhitenedGradient(rows, left_over, root, rows, left_over)
+    # Five times as long, but it squares no singular value: without noise they span more digits than there are.
+    upright, triangle = torch.linalg.qr(torch.cat([rows.mT, unit]))
+    inverse = torch.linalg.solve_triangular(triangle, unit, upper=True)
+    return WhitenedGradient(rows, inverse @ inverse.mT, root, upright[: rows.shape[1]].mT, inverse.mT)
 
 
 def seen(gradient: WhitenedGradient, images: Tensor) -> Seen:
     """Return what the gradient has of `images (T, P)`, float64."""
     white = torch.linalg.solve_triangular(gradient.root, images.mT, upper=False).mT
-    inside = white @ gradient.right.mT
-    # The rest as a vector: its norm as a difference of norms would drown in rounding where an image lies in the span.
-    outside = (white - inside @ gradient.right).square().sum(dim=1)
-    shrunk = inside / (1 + gradient.values.square())
-    return Seen((shrunk * gradient.values) @ gradient.left.mT, outside + (shrunk * inside).sum(dim=1))
+    dual = white @ gradient.onto.mT @ gradient.back
+    # The least of |x - G'a|^2 + |a|^2, whitened, is at a = w: as a difference of squares it would drown in rounding.
+    rest = white - dual @ gradient.rows
+    return Seen(dual, rest.square().sum(dim=1) + dual.square().sum(dim=1), white)
 
 
 def evidence_of_units(gradient: WhitenedGradient, image: Seen, activity: Tensor) -> Tensor:
@@ -83,11 +99,9 @@ def evidence_of_units(gradient: WhitenedGradient, image: Seen, activity: Tensor)
 
     Unit by unit, as if K were diagonal: what a unit that an image leaves inactive has of it speaks for nothing.
     """
-    spread = 1 - gradient.left.square() @ (gradient.values.square() / (1 + gradient.values.square()))
-    if gradient.left.shape[0] <= gradient.left.shape[1]:
-        spread = gradient.left.square() @ (1 / (1 + gradient.values.square()))
+    spread = gradient.left_over.diagonal()
     energy = ((image.dual * activity).square() / spread.clamp(min=1e-300)).sum(dim=1)
-    return len(gradient.left) / 2 * torch.log1p(energy / image.unexplained.clamp(min=1e-300))
+    return len(gradient.rows) / 2 * torch.log1p(energy / image.unexplained.clamp(min=1e-300))
 
 
 def evidence_of_direction(gradient: WhitenedGradient, image: Seen, direction: Tensor) -> Tensor:
@@ -95,9 +109,7 @@ def evidence_of_direction(gradient: WhitenedGradient, image: Seen, direction: Te
 
     Negative where the best multiple is. A direction of zeros gives 0.
     """
-    inside = direction @ gradient.left
-    beyond = (direction - inside @ gradient.left.mT).square().sum(dim=1)
-    spread = (inside.square() / (1 + gradient.values.square())).sum(dim=1) + beyond
+    spread = (direction @ gradient.left_over * direction).sum(dim=1)
     along = (image.dual * direction).sum(dim=1)
     energy = along.square() / (spread * image.unexplained).clamp(min=1e-300)
-    return len(gradient.left) / 2 * along.sign() * torch.log1p(energy)
+    return len(gradient.rows) / 2 * along.sign() * torch.log1p(energy)

@@ -6,9 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from metaleak.attacks.at_once import for_each
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import DenseInput, bias_of
 from metaleak.defenses import NO_NOISE, Defense, noise_of
+
+_AT_ONCE = 16
+"""Learners whose rows are multiplied at once."""
 
 
 def with_bias_column(gradients: Parameters, first: str) -> Tensor:
@@ -29,10 +33,18 @@ def layer_inputs(first: DenseInput, images: Tensor, width: int) -> Tensor:
 
 def second_moments(gradients: Tensor) -> Tensor:
     """Return the second moment `(P, P)` of all learners' rows, summed with each learner counting alike."""
+    some = torch.split(gradients, _AT_ONCE)
+    parts = [gradients.new_zeros(())] * len(some)
+
+    def multiply(number: int) -> None:
+        size = some[number].double().square().sum(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-150)
+        rows = (some[number] / size).to(gradients.dtype).flatten(0, 1)
+        parts[number] = rows.mT @ rows
+
+    for_each(range(len(some)), multiply)
     moments = gradients.new_zeros((gradients.shape[2],) * 2, dtype=torch.float64)
-    for one in gradients:
-        rows = one.double()
-        moments += rows.mT @ rows / rows.square().sum().clamp(min=1e-300)
+    for part in parts:
+        moments += part
     return moments
 
 

@@ -6,16 +6,17 @@ is the span of the noisy images alone, and the rounds' noise is independent: giv
 likelihoods of the rounds' spaces multiply.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from metaleak.attacks.at_once import for_each
 from metaleak.attacks.attack import Progress, Targets
 from metaleak.attacks.observation import Observation
-from metaleak.attacks.rounds import Round, Rounds
-from metaleak.attacks.span.noisy_images import noisy_precision, noisy_span_evidence
+from metaleak.attacks.rounds import Evidence, Round, Rounds, evidence_of
+from metaleak.attacks.span.noisy_images import evidence_at_foot, noisy_precision
 from metaleak.attacks.span.predicted_coefficients import dense_input
 from metaleak.attacks.span.spectrum import row_space_above_noise
 
@@ -41,16 +42,15 @@ def noisy_images_over_rounds(
     `deviation` is that of the noise on the images asked about, in pixel values. Each ratio is relative to the mean of
     own images under the same learner. The observations need `own_examples`.
     """
-    lasting = lasting_spans(rounds, len(rounds[0].rows))
+    lasting = lasting_spans(rounds)
     spaces = _NoisySpaces(rounds[0].observation, lasting, deviation)
+
+    def of_round(round: Round) -> Evidence:
+        return {"ratios": spaces.of_round(round, targets, asks)}
+
     scores = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
     for number in range(len(rounds)):
-        _add(
-            scores,
-            rounds[number],
-            targets,
-            lambda seen, learner, row, images: spaces.evidence(seen, learner, row, images, asks),
-        )
+        scores += evidence_of(rounds, number, of_round)["ratios"]
         if progress is not None:
             progress(number + 1, len(rounds))
     return scores
@@ -61,7 +61,7 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
 
     The score is minus the logarithm of the part of the target's squared norm that lies outside.
     """
-    spans = lasting_spans(rounds, len(rounds[0].rows), len(rounds), progress)
+    spans = lasting_spans(rounds, len(rounds), progress)
     first = dense_input(rounds[0].observation.model)
     images = first.inputs(targets.examples.double())
     scores = torch.zeros(len(images), dtype=torch.float64, device=images.device)
@@ -75,24 +75,27 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
     return scores
 
 
-def lasting_spans(
-    rounds: Rounds, learners: int, most: int = _ENOUGH, progress: Progress | None = None
-) -> list[Tensor | None]:
+def lasting_spans(rounds: Rounds, most: int = _ENOUGH, progress: Progress | None = None) -> list[Tensor | None]:
     """Return orthonormal rows `(n, P)` of the intersection of each learner's first `most` row spaces, or `None`.
 
     Of a learner that answered once it is the whole row space, of one that never did `None`.
     """
-    spans: list[Tensor | None] = [None] * learners
-    seen = [0] * learners
+    spans: list[Tensor | None] = []
+    seen: list[int] = []
 
     def narrow(round: Round) -> None:
-        gradients = _weights(round.observation)
-        for learner, row in enumerate(round.rows.tolist()):
-            if row >= 0 and seen[learner] < most:
-                basis = row_space_above_noise(gradients[row]).basis
+        gradients, rows = _weights(round.observation), round.rows.tolist()
+        spans.extend([None] * (len(rows) - len(spans)))
+        seen.extend([0] * (len(rows) - len(seen)))
+
+        def of_learner(learner: int) -> None:
+            if rows[learner] >= 0 and seen[learner] < most:
+                basis = row_space_above_noise(gradients[rows[learner]]).basis
                 span = spans[learner]
                 spans[learner] = basis if span is None else _intersection(span, basis)
                 seen[learner] += 1
+
+        for_each(range(len(rows)), of_learner)
 
     for number in range(len(rounds)):
         narrow(rounds[number])
@@ -101,6 +104,19 @@ def lasting_spans(
         if min(seen) >= most:
             break
     return spans
+
+
+@dataclass(frozen=True)
+class _Lasting:
+    """A learner's span that lasts, orthonormal `rows (n, P)`, as the law of what is left of noisy images sees it.
+
+    `taken (n, P)` is what the span takes off the precision W, as `taken' taken`; see `_NoisySpaces`. `null (m,)` are
+    the squared norms of own images beside the span.
+    """
+
+    rows: Tensor
+    taken: Tensor
+    null: Tensor
 
 
 class _NoisySpaces:
@@ -112,47 +128,68 @@ class _NoisySpaces:
         first = dense_input(observation.model)
         own = first.inputs(observation.own_examples.double())
         self._first = first
-        self._covariance = own.mT @ own / len(own)
         self._null = own[:: -(-len(own) // _OWN)]
-        self._lasting = lasting
-        self._precision: dict[int, Tensor] = {}
         if first.affine is not None:
             # Scaled with the pixels; by one number, where channels are scaled by several of much the same size.
             deviation *= float(first.affine.gain.double().square().mean().sqrt())
         self._deviation = deviation
+        self._precision = noisy_precision(own.mT @ own / len(own), deviation)
+        self._nothing = self._beside(own[:0])
+        self._lasting: list[_Lasting | None] = [None] * len(lasting)
 
-    def evidence(
+        def beside(learner: int) -> None:
+            span = lasting[learner]
+            self._lasting[learner] = None if span is None else self._beside(span)
+
+        for_each(range(len(lasting)), beside)
+
+    def _beside(self, span: Tensor) -> _Lasting:
+        """Return a span S `(n, P)` with what it changes of W, the inverse of the noisy images' second moment.
+
+        Beside the span that is the inverse of a block: W - W S' (S W S')^-1 S W.
+        """
+        through = span @ self._precision
+        root = torch.linalg.cholesky(through @ span.mT)
+        taken = torch.linalg.solve_triangular(root, through, upper=False)
+        return _Lasting(span, taken, _squares(self._null) - _squares(self._null @ span.mT))
+
+    def of_round(self, round: Round, targets: Targets, asks: Literal["query", "support"]) -> Tensor:
+        """Return the log-likelihood ratios `(T,)` in one round, 0 where it cannot hold a target."""
+        rows = round.rows.tolist()
+        found = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
+
+        def of_learner(learner: int) -> None:
+            asked = torch.nonzero((targets.rows == learner) & (round.positions >= 0)).flatten()
+            if rows[learner] >= 0 and len(asked):
+                images = targets.examples[asked]
+                found[asked] = self._evidence(round.observation, learner, rows[learner], images, asks)
+
+        for_each(range(len(rows)), of_learner)
+        return found
+
+    def _evidence(
         self, observation: Observation, learner: int, row: int, examples: Tensor, asks: Literal["query", "support"]
     ) -> Tensor:
         """Return the log-likelihood ratios of `examples (t, ...)` in one round, less the mean of own images."""
-        span = self._lasting[learner]
-        assert span is not None
+        lasting = self._lasting[learner]
+        assert lasting is not None
         basis = row_space_above_noise(_weights(observation)[row]).basis
         held = observation.ways * (observation.shots + observation.queries)
         asked = observation.ways * observation.queries if asks == "query" else held
-        if 0 < len(span) < len(basis[:held]):
-            basis = _without(basis[:held], span)
+        if 0 < len(lasting.rows) < len(basis[:held]):
+            basis = _without(basis[:held], lasting.rows)
         else:
             # Nothing lasts, or one round alone cannot tell what does: the query images make the largest directions.
-            span, basis = span[:0], basis[:asked]
-        if learner not in self._precision:
-            self._precision[learner] = noisy_precision(_off(_off(self._covariance, span).mT, span), self._deviation)
+            lasting, basis = self._nothing, basis[:asked]
         images = self._first.inputs(examples.double())
-        both = _off(torch.cat([images, self._null]), span)
-        found = noisy_span_evidence(
-            both, basis, self._precision[learner], self._deviation, basis.shape[1] - len(span)
-        )
+        beside = torch.cat([_squares(images) - _squares(images @ lasting.rows.mT), lasting.null])
+        # The basis is beside the span, so that what images have of the span has no part in their feet.
+        foot = torch.cat([images, self._null]) @ basis.mT
+        taken = basis @ lasting.taken.mT
+        form = basis @ self._precision @ basis.mT - taken @ taken.mT
+        distance = (beside - _squares(foot)).clamp(min=0)
+        found = evidence_at_foot(foot, distance, form, self._deviation, basis.shape[1] - len(lasting.rows))
         return found[: len(images)] - found[len(images) :].mean()
-
-
-def _add(
-    scores: Tensor, round: Round, targets: Targets, evidence: Callable[[Observation, int, int, Tensor], Tensor]
-) -> None:
-    """Add to each learner's `scores (T,)` the evidence in one round."""
-    for learner, row in enumerate(round.rows.tolist()):
-        asked = torch.nonzero((targets.rows == learner) & (round.positions >= 0)).flatten()
-        if row >= 0 and len(asked):
-            scores[asked] += evidence(round.observation, learner, row, targets.examples[asked])
 
 
 def _weights(observation: Observation) -> Tensor:
@@ -167,13 +204,13 @@ def _intersection(span: Tensor, basis: Tensor) -> Tensor:
     return common
 
 
-def _off(vectors: Tensor, span: Tensor) -> Tensor:
-    return vectors - vectors @ span.mT @ span
+def _squares(vectors: Tensor) -> Tensor:
+    return vectors.square().sum(dim=1)
 
 
 def _without(basis: Tensor, span: Tensor) -> Tensor:
     """Return orthonormal rows of what is left of `basis (m, P)` when `span (n, P)` is taken off, m - n of them."""
-    left = _off(basis, span)
+    left = basis - basis @ span.mT @ span
     values, vectors = torch.linalg.eigh(left @ left.mT)
     kept = len(basis) - len(span)
     rest: Tensor = (vectors[:, -kept:] / values[-kept:].clamp(min=1e-300).sqrt()).mT @ left

@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-_BISECTIONS = 50
+_STEPS = 60
+_NEAR = 1e-10
+"""A step that short, in parts of the point, is the last: at a saddle its error counts squared."""
 
 
 def noisy_precision(covariance: Tensor, deviation: float) -> Tensor:
@@ -35,12 +37,19 @@ def noisy_span_evidence(
     Its two parts: the distance from x to the space, and how likely the versions near the foot of x are images of
     noise and not what any span of so many images has to offer.
     """
-    values, vectors = torch.linalg.eigh(basis @ precision @ basis.mT)
     foot = images @ basis.mT
     distance = (images - foot @ basis).square().sum(dim=1)
-    moment = _log_moment(
-        foot @ vectors, values.clamp(min=0), deviation, ((dimensions or basis.shape[1]) - basis.shape[0]) / 2
-    )
+    return evidence_at_foot(foot, distance, basis @ precision @ basis.mT, deviation, dimensions or basis.shape[1])
+
+
+def evidence_at_foot(foot: Tensor, distance: Tensor, form: Tensor, deviation: float, dimensions: int) -> Tensor:
+    """Return `noisy_span_evidence`, `(T,)`, of images of which the space sees this alone.
+
+    `foot (T, n)` are their coordinates in the basis, `distance (T,)` their squared distances from the space, and
+    `form (n, n)` is the precision in the basis.
+    """
+    values, vectors = torch.linalg.eigh(form)
+    moment = _log_moment(foot @ vectors, values.clamp(min=0), deviation, (dimensions - len(form)) / 2)
     return moment - distance / (2 * deviation**2)
 
 
@@ -53,14 +62,24 @@ def _log_moment(mean: Tensor, values: Tensor, deviation: float, power: float) ->
     scaled = 2 * deviation**2 * values
     low = mean.new_zeros(len(mean))
     high = torch.full_like(low, 1 / float(scaled.max()))
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        left = 1 - middle[:, None] * scaled
-        over = middle * (scaled / (2 * left) + shifted / left.square()).sum(dim=1) > power + 1
-        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
-    left = 1 - low[:, None] * scaled
-    cumulant = (low[:, None] * shifted / left - left.log() / 2).sum(dim=1)
+    point = (low + high) / 2
+    for _ in range(_STEPS):
+        left = 1 - point[:, None] * scaled
+        slope = (scaled / (2 * left) + shifted / left.square()).sum(dim=1)
+        bend = (scaled.square() / (2 * left.square()) + 2 * shifted * scaled / left**3).sum(dim=1)
+        over = point * slope > power + 1
+        low, high = torch.where(over, low, point), torch.where(over, point, high)
+        # Newton's step for the logarithm, which is nearly straight both at 0 and at the pole; else a bisection.
+        step = ((point * slope).log() - math.log(power + 1)) / (1 / point + bend / slope)
+        following = point - step
+        inside = (following >= low) & (following <= high)
+        following = torch.where(inside, following, (low + high) / 2)
+        moved, point = (following - point).abs(), following
+        if bool((moved <= _NEAR * point).all()):
+            break
+    left = 1 - point[:, None] * scaled
+    cumulant = (point[:, None] * shifted / left - left.log() / 2).sum(dim=1)
     curvature = (scaled.square() / (2 * left.square()) + 2 * shifted * scaled / left**3).sum(dim=1)
-    width = curvature + (power + 1) / low.square()
+    width = curvature + (power + 1) / point.square()
     constant = math.lgamma(power + 1) - math.log(2 * math.pi) / 2
-    return constant + cumulant - (power + 1) * low.log() - width.log() / 2
+    return constant + cumulant - (power + 1) * point.log() - width.log() / 2

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from metaleak.attacks.at_once import for_each
 from metaleak.attacks.attack import Targets
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.span.evidence import (
@@ -34,14 +35,14 @@ class PredictedEvidence:
     """Of t targets: `units (t,)` and `along (t,)`, log ratios that know the active units and the direction alone.
 
     `direction (t, H)` are the predicted coefficients; it and `along` are `None` where none are predicted.
-    `from_support` says that they are those of support images. `gradient` is what they were compared with.
+    `from_support` says that they are those of support images. `sharpened (t, P)` are the images times Lambda^-1.
     """
 
     units: Tensor
     along: Tensor | None
     direction: Tensor | None
     from_support: bool
-    gradient: WhitenedGradient
+    sharpened: Tensor
 
 
 def predicted_evidence(
@@ -68,7 +69,8 @@ def predicted_evidence(
     else:
         direction = query_direction(observation.model, parameters, clean, targets.positions)
     along = None if direction is None else evidence_of_direction(white, image, direction)
-    return PredictedEvidence(units, along, direction, from_support, white)
+    sharpened = torch.linalg.solve_triangular(white.root.mT, image.white.mT, upper=True).mT
+    return PredictedEvidence(units, along, direction, from_support, sharpened)
 
 
 def evidence_features(
@@ -91,10 +93,12 @@ def evidence_features(
     moments = second_moments(gradients[:real]) if real > 1 and single else None
     root = prior_root(gradients[0].double(), moments, 1.0)
     found = torch.zeros(len(targets.rows), 3, dtype=torch.float64)
-    for row, gradient in enumerate(gradients):
+
+    def look(row: int) -> None:
         asked = torch.nonzero(targets.rows == row).flatten()
+        gradient = gradients[row]
         if not len(asked) or not bool(gradient.any()):
-            continue
+            return
         seen = {name: value[row] for name, value in observation.gradients.items()}
         deviation = shared_noise(defenses, seen, observation.mean_of) or row_space_above_noise(gradient).deviation
         images = layer_inputs(first, targets.examples[asked], gradient.shape[1])
@@ -105,16 +109,17 @@ def evidence_features(
             found[asked, 1] = one.along
             others = [place for place in range(real) if place != row]
             if single and len(others) >= _FEWEST:
-                rows = torch.tensor(others[:: -(-len(others) // _OTHERS)])
-                found[asked, 2] = _among_others(one, images, gradient, gradients[rows])
+                some = others[:: -(-len(others) // _OTHERS)]
+                found[asked, 2] = _among_others(one, gradient, [gradients[place] for place in some])
+
+    for_each(range(len(gradients)), look)
     return found[:, found.std(dim=0) > 0]
 
 
-def _among_others(one: PredictedEvidence, images: Tensor, gradient: Tensor, others: Tensor) -> Tensor:
-    """Return the standing `(t,)` of the match in `gradient (H, P)` among those in `others (K, H, P)`."""
+def _among_others(one: PredictedEvidence, gradient: Tensor, others: list[Tensor]) -> Tensor:
+    """Return the standing `(t,)` of the match in `gradient (H, P)` among those in K `others (H, P)`."""
     assert one.direction is not None
-    sharpened = torch.cholesky_solve(images.mT, one.gradient.root).mT.float()
-    direction = one.direction.float()
+    sharpened, direction = one.sharpened.float(), one.direction.float()
     matches = torch.stack([((sharpened @ each.mT) * direction).sum(dim=1) for each in (gradient, *others)]).double()
     spread = matches[1:].std(dim=0)
     return (matches[0] - matches[1:].mean(dim=0)) / spread.clamp(min=1e-300)

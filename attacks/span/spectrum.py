@@ -1,6 +1,7 @@
 """How much of a gradient's spectrum is noise: the Marchenko-Pastur floor under the singular values."""
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import torch
@@ -54,12 +55,13 @@ def noise_floor(values: Tensor, rows: int, columns: int, deviation: float | None
     # Sums from the small end: what is left below a rank must not drown in the large values.
     tails = energy.flip(0).cumsum(0).flip(0).tolist()
     least = _ROUNDING * float(values[0]) / marchenko_pastur_edge(rows, columns) if len(values) else 0.0
+    rising = (-values.double()).tolist()
     rank, found = 0, 0.0
     while rank < len(values):
         left = (rows - rank) * (columns - rank)
         found = max((tails[rank] / left) ** 0.5, least) if deviation is None else max(deviation, least)
         edge = _SLACK * marchenko_pastur_edge(rows - rank, columns - rank, found)
-        above = int((values > edge).sum())
+        above = bisect_left(rising, -edge)
         if above <= rank or rank == len(values) - 1:
             break
         # One at a time: a step too far would take noise for signal and never find back.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaleak.attacks.attack import Progress, Targets
 from metaleak.attacks.observation import Observation
-from metaleak.attacks.rounds import Round, Rounds
+from metaleak.attacks.rounds import Evidence, Round, Rounds, evidence_of
 from metaleak.attacks.seeding import generator_for, random_for
 from metaleak.attacks.shadows.discriminant import fit_discriminant
 from metaleak.attacks.shadows.own_examples import OwnExamples
@@ -37,16 +37,18 @@ def weighed_over_rounds(
     """
     told, targets = [], targets.to("cpu")
     for number in range(len(rounds)):
-        told.append(_told(rounds[number].to("cpu"), targets, asks, features, seed))
+        told.append(evidence_of(rounds, number, lambda round: _told(round.to("cpu"), targets, asks, features, seed)))
         if progress is not None:
             progress(number + 1, len(rounds))
-    ratios, members, others = (torch.stack(part, dim=1) for part in zip(*told, strict=True))
-    return weighed(ratios, members, others, rounds[0].chance)
+    ratios, members, others = (
+        torch.stack([one[name].cpu() for one in told], dim=1) for name in ("ratios", "members", "others")
+    )
+    return weighed(ratios, members, others, float(told[0]["chance"]))
 
 
 def _told(
     round: Round, targets: Targets, asks: Literal["query", "support"], features: Features, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Evidence:
     """Return log-likelihood ratios in one round: of the targets `(T,)`, NaN where it holds none, and of shadows'."""
     observation, own = round.observation, OwnExamples.of(round.observation)
     places, asked = round.asked(targets)
@@ -65,4 +67,9 @@ def _told(
     learned = fit_discriminant(members, others)
     ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64)
     ratios[places] = learned.log_ratio(targeted)
-    return ratios, learned.log_ratio(members), learned.log_ratio(others)
+    return {
+        "ratios": ratios,
+        "members": learned.log_ratio(members),
+        "others": learned.log_ratio(others),
+        "chance": torch.tensor([round.chance], dtype=torch.float64),
+    }

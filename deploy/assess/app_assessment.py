@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -204,8 +203,7 @@ def _evaluation(candidates: Candidates, scores: Tensor) -> Evaluation | None:
     if candidates.member is None or candidates.member.all() or not candidates.member.any():
         return None
     learners = candidates.learner.numpy()
-    groups = learners if len(np.unique(learners)) > 1 else None
-    return evaluate(scores.numpy(), candidates.member.numpy(), groups=groups)
+    return evaluate(scores.numpy(), candidates.member.numpy(), groups=learners)
 
 
 def _write_scores(path: Path, candidates: Candidates, answers: Answers, round: int) -> None:

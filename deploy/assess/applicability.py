@@ -8,8 +8,11 @@ from metaleak.deploy.config.plugins import Plugin
 
 def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
     """Return in one line why `attack` cannot be made on `experiment`, or `None` when it can."""
+    made = attack.built("attacks")
+    if experiment.task.episodes_per_message > 1 and "rest of the set" in made.requires:
+        return f"{attack.name} is of one episode a message, task.episodes_per_message is above 1"
     reason = refusal(
-        attack.built("attacks"),
+        made,
         experiment.model.built("models"),
         experiment.built_defenses(),
         experiment.threat_model,

@@ -65,20 +65,22 @@ def assess(
     started = time.monotonic()
     asked: Asked | None = None
     rebuilt: Rebuilt | None = None
-    if isinstance(made, AsksMembership):
-        decides = (experiment.simulation_key(), attack.resolved("attacks"), targets.model_dump(mode="json"), seed)
-        kept = KeptParts(out, repr(decides))
-        # What the server sent in a late round tells of every earlier one, so all up to it count.
-        releases = experiment.releases(attacked.rounds[-1])
-        asked = ask_membership(made, attacked, targets, releases, experiment.releases(), seed, device, kept, advance)
-    if isinstance(made, Reconstructs) and targets.learners:
-        rebuilt = rebuild(made, attacked, targets.learners, seed, device, advance)
+    decides = (experiment.simulation_key(), attack.resolved("attacks"), targets.model_dump(mode="json"), seed)
+    kept = KeptParts(out, repr(decides))
+    with kept.told():
+        if isinstance(made, AsksMembership):
+            # What the server sent in a late round tells of every earlier one, so all up to it count.
+            releases, whole = experiment.releases(attacked.rounds[-1]), experiment.releases()
+            asked = ask_membership(made, attacked, targets, releases, whole, seed, device, kept, advance)
+        if isinstance(made, Reconstructs) and targets.learners:
+            rebuilt = rebuild(made, attacked, targets.learners, seed, device, advance)
     result = AttackResult(
         attack=attack.resolved("attacks"),
         targets=targets.model_dump(mode="json"),
         asks=made.asks,
         round=attacked.rounds[0],
         rounds=len(attacked.rounds) if asked else 1,
+        mean_of=asked.mean_of if asked else 1,
         knows=", ".join(sorted(made.requires)) or "nothing",
         seconds=round(time.monotonic() - started, 3),
         evaluation=asked.evaluation if asked else None,

@@ -1,13 +1,15 @@
 """The finished parts of an attack that has not ended: kept on disk, and taken up again by the same command."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from metaleak.attacks.attack import Answers
+from metaleak.deploy.errors import Interrupted
 from metaleak.server.record.plain_file import plain_file
 from metaleak.server.record.tensor_file import encoded, read_header, read_tensor
 from metaleak.server.record.whole_file import whole_of, write_whole
@@ -22,9 +24,9 @@ def is_unfinished(name: str) -> bool:
 
 
 class KeptParts:
-    """Answers to parts of an attack's targets, a safetensors file each, in the directory `out` of its results.
+    """What is done of an attack, a safetensors file each, in the directory `out` of its results.
 
-    A part is found again for the same `decides`, round and places alone. `count` are those kept so far.
+    It is found again for the same `decides` and the same part alone. `count` are those kept so far.
     """
 
     def __init__(self, out: Path, decides: str) -> None:
@@ -33,10 +35,34 @@ class KeptParts:
 
     def answers(self, round: int, places: Tensor, ask: Callable[[], Answers]) -> Answers:
         """Return the answers to the targets at `places (n,)` in `round`, on the CPU: those kept or those of `ask`."""
-        name = self._name(round, places)
-        found = self._read(name, len(places))
+
+        def tensors() -> dict[str, Tensor]:
+            answers = ask().to("cpu")
+            made = {} if answers.reconstructions is None else {_RECONSTRUCTIONS: answers.reconstructions}
+            return (
+                {_STATISTIC + name: value for name, value in answers.statistics.items()}
+                | made
+                | {_SCORES: answers.scores}
+            )
+
+        found = self.tensors((round, places.device.type, places.tolist()), tensors, len(places))
+        return Answers(
+            found[_SCORES],
+            found.get(_RECONSTRUCTIONS),
+            {key.removeprefix(_STATISTIC): value for key, value in found.items() if key.startswith(_STATISTIC)},
+        )
+
+    def tensors(
+        self, part: object, find: Callable[[], Mapping[str, Tensor]], count: int | None = None
+    ) -> dict[str, Tensor]:
+        """Return the tensors of a `part`, which its `repr` names, on the CPU: those kept or what `find` returns.
+
+        With `count` kept tensors of another length are not taken.
+        """
+        name = self._name(part)
+        found = self._read(name, count)
         if found is None:
-            found = ask().to("cpu")
+            found = {key: value.cpu() for key, value in find().items()}
             self._write(name, found)
         self.count += 1
         return found
@@ -47,30 +73,34 @@ class KeptParts:
             if is_unfinished(path.name):
                 path.unlink(missing_ok=True)
 
-    def _name(self, round: int, places: Tensor) -> str:
-        key = repr((self._decides, torch.__version__, places.device.type, round, places.tolist()))
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Say how much is kept where what stands inside is interrupted."""
+        try:
+            yield
+        except Interrupted:
+            if not self.count:
+                raise
+            raise Interrupted(
+                f"interrupted; {self.count} parts of the attack are kept, the same command goes on from there"
+            ) from None
+
+    def _name(self, part: object) -> str:
+        key = repr((self._decides, torch.__version__, part))
         return _PREFIX + hashlib.blake2b(key.encode(), digest_size=16).hexdigest() + _SUFFIX
 
-    def _read(self, name: str, count: int) -> Answers | None:
+    def _read(self, name: str, count: int | None) -> dict[str, Tensor] | None:
         """Return what the file holds; `None` where there is none, or none that can be read."""
         try:
             with plain_file(self._out, name) as file:
                 header = read_header(file)
-                if _SCORES not in header.tensors or any(one.shape[:1] != (count,) for one in header.tensors.values()):
+                if count is not None and any(one.shape[:1] != (count,) for one in header.tensors.values()):
                     return None
-                tensors = {key: torch.from_numpy(read_tensor(file, header, key)) for key in header.tensors}
+                return {key: torch.from_numpy(read_tensor(file, header, key)) for key in header.tensors}
         except (OSError, ValueError):
             return None
-        return Answers(
-            tensors[_SCORES],
-            tensors.get(_RECONSTRUCTIONS),
-            {key.removeprefix(_STATISTIC): value for key, value in tensors.items() if key.startswith(_STATISTIC)},
-        )
 
-    def _write(self, name: str, answers: Answers) -> None:
-        tensors = {_STATISTIC + key: value for key, value in answers.statistics.items()} | {_SCORES: answers.scores}
-        if answers.reconstructions is not None:
-            tensors[_RECONSTRUCTIONS] = answers.reconstructions
+    def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         self._out.mkdir(parents=True, exist_ok=True)
         _, buffers = encoded({key: value.numpy() for key, value in tensors.items()}, {})
         write_whole(self._out / name, buffers)

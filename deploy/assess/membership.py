@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save
 
 from metaleak.attacks.attack import Answers, AsksMembership, Divisible, joined
-from metaleak.attacks.evaluation.membership import Estimate, Evaluation, evaluate
+from metaleak.attacks.evaluation.intervals import Estimate
+from metaleak.attacks.evaluation.membership import Evaluation, evaluate
 from metaleak.attacks.rounds import AsksOverRounds
 from metaleak.deploy.assess.kept_parts import KeptParts
 from metaleak.deploy.assess.observe import Attacked, RecordedRounds, observe
@@ -16,7 +17,6 @@ from metaleak.deploy.assess.privacy import measured_privacy
 from metaleak.deploy.assess.time_limit import Advance
 from metaleak.deploy.assess.truth import Truth, ask_over, inputs
 from metaleak.deploy.config.experiment import TargetSettings
-from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.schema import Privacy
 from metaleak.server.record.whole_file import write_whole
@@ -26,11 +26,15 @@ _SHOWN = 8
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """The targets that an attack was asked about, with the truth, its answers, and what they prove of a guarantee."""
+    """The targets that an attack was asked about, with the truth, its answers, and what they prove of a guarantee.
+
+    `mean_of` is the number of learners of whom the server saw the mean alone, 1 where it saw each one's gradient.
+    """
 
     truth: Truth
     answers: Answers
     privacy: Privacy
+    mean_of: int
     kept: KeptParts
 
     @cached_property
@@ -74,10 +78,9 @@ class Asked:
             write_whole(gallery, save(tensors))
 
     def _evaluated(self, scores: torch.Tensor) -> Evaluation:
-        learners = self.truth.learner.tolist()
-        # One learner alone has no spread to resample.
-        groups = learners if len(set(learners)) > 1 else None
-        return evaluate(scores.numpy(), self.truth.member.numpy(), groups=groups)
+        # Learners of one mean share all that hides their images: together they are one cluster.
+        groups = self.truth.learner if self.mean_of == 1 else torch.zeros_like(self.truth.learner)
+        return evaluate(scores.numpy(), self.truth.member.numpy(), groups=groups.numpy())
 
 
 def ask_membership(
@@ -93,23 +96,20 @@ def ask_membership(
 ) -> Asked:
     """Return what `attack` answers about the targets that `settings` draw.
 
-    A guarantee is that of `releases`, and beside it that of those of the `whole` run. Raises `Interrupted` with what
-    is kept, `ValueError` when there are no targets.
+    A guarantee is that of `releases`, and beside it that of those of the `whole` run. All answers are kept, too, for
+    what is still to come of the attack. Raises `ValueError` when there are no targets.
     """
     answered = {round: attacked.answered(round) for round in attacked.rounds}
     truth = ask_over(attacked.federation, answered, attack.asks, settings)
-    try:
-        answers = _answers(attack, attacked, truth, seed, device, kept, advance)
-    except Interrupted:
-        if not kept.count:
-            raise
-        raise Interrupted(
-            f"interrupted; {kept.count} parts of the attack are kept, the same command goes on from there"
-        ) from None
-    together = any(attacked.record.mean_of(round) for round in attacked.rounds)
-    return Asked(
-        truth, answers, measured_privacy(attacked.federation, releases, truth, answers.scores, together, whole), kept
+    everything = torch.arange(len(truth.learner))
+    answers = kept.answers(
+        attacked.rounds[0],
+        everything,
+        lambda: _answers(attack, attacked, truth, seed, device, kept, advance),
     )
+    mean_of = max(1, *(len(attacked.record.mean_of(round)) for round in attacked.rounds))
+    privacy = measured_privacy(attacked.federation, releases, truth, answers.scores, mean_of > 1, whole)
+    return Asked(truth, answers, privacy, mean_of, kept)
 
 
 def _answers(
@@ -129,13 +129,12 @@ def _answers(
     if len(attacked.rounds) > 1:
         if not isinstance(attack, AsksOverRounds):
             raise ValueError(f"{type(attack).__name__} sees one round, and is asked about {len(attacked.rounds)}")
-        return attack.over_rounds(RecordedRounds(attacked, attack, truth, device), asked, seed, advance).to("cpu")
+        return attack.over_rounds(RecordedRounds(attacked, attack, truth, device, kept), asked, seed, advance)
     (round,) = attacked.rounds
     observation = observe(attacked, round, attack, truth).to(device)
-    # Nothing is kept of an attack whose targets cannot be parted: there is one part, and it has ended.
     parts = attack.parts(observation, asked) if isinstance(attack, Divisible) else ()
     if not parts:
-        return attack(observation, asked, seed, advance).to("cpu")
+        return attack(observation, asked, seed, advance)
     found, before = [], 0
     for places in parts:
 

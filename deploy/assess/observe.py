@@ -1,6 +1,6 @@
 """What an adversary observes of a run: the record, and what the attack requires beside it, taken from the truth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -8,9 +8,10 @@ import torch
 
 from metaleak.attacks.attack import Attack
 from metaleak.attacks.observation import Observation, Update
-from metaleak.attacks.rounds import Round
+from metaleak.attacks.rounds import Evidence, Round
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.federation import Federation
+from metaleak.deploy.assess.kept_parts import KeptParts
 from metaleak.deploy.assess.truth import (
     SETS,
     Truth,
@@ -42,10 +43,18 @@ class Attacked:
 
 
 class RecordedRounds(Sequence[Round]):
-    """The attacked rounds, each read from the record when it is asked for."""
+    """The attacked rounds, each read from the record when it is asked for; see `KeepsEvidence`."""
 
-    def __init__(self, attacked: Attacked, attack: Attack, truth: Truth, device: torch.device) -> None:
+    def __init__(
+        self,
+        attacked: Attacked,
+        attack: Attack,
+        truth: Truth,
+        device: torch.device,
+        parts: KeptParts | None = None,
+    ) -> None:
         self._attacked, self._attack, self._truth, self._device = attacked, attack, truth, device
+        self._parts = parts
 
     def __len__(self) -> int:
         return len(self._attacked.rounds)
@@ -72,6 +81,14 @@ class RecordedRounds(Sequence[Round]):
             chance_of_a_draw(attacked.federation, self._attack.asks),
         ).to(self._device)
 
+    def kept(self, place: int, find: Callable[[Round], Evidence]) -> Evidence:
+        """Return what `find` computes of one round, or what is kept of it since an interruption."""
+        if self._parts is None:
+            return find(self[place])
+        part = ("evidence", self._attacked.rounds[place], self._device.type)
+        found = self._parts.tensors(part, lambda: find(self[place]))
+        return {name: value.to(self._device) for name, value in found.items()}
+
 
 def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None = None) -> Observation:
     """Return what the adversary holds about the learners in `round`, row for row.
@@ -96,8 +113,9 @@ def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None 
         parameters=federation.whole(update.sent),
         gradients=update.gradients(),
         ways=task.ways,
-        shots=task.shots,
-        queries=task.queries,
+        shots=task.shots * task.episodes_per_message,
+        queries=task.queries * task.episodes_per_message,
+        episodes=task.episodes_per_message,
         known_support=known.get("support"),
         known_query=known.get("query"),
         classes=held_classes(federation, learners, round) if "classes" in requires else None,

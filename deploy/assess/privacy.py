@@ -34,10 +34,11 @@ def measured_privacy(
     accounted_run, _, _ = min(_promised(federation, whole), default=(None, _DELTA, False))
     shared = torch.zeros_like(truth.learner) if together else truth.learner
     member = truth.member.numpy()
-    bounds = [
-        bound(scores.numpy(), member, delta=delta, confidence=CONFIDENCE, groups=shared.numpy())
-        for bound in (epsilon_lower_bound, *((gaussian_epsilon_lower_bound,) if gaussian else ()))
-    ]
+    kinds = (epsilon_lower_bound, *((gaussian_epsilon_lower_bound,) if gaussian else ()))
+    bounds, ceilings = (
+        [bound(told, member, delta=delta, confidence=CONFIDENCE, groups=shared.numpy()) for bound in kinds]
+        for told in (scores.numpy(), member.astype(float))
+    )
     return Privacy(
         accounted=accounted,
         delta=delta,
@@ -45,9 +46,8 @@ def measured_privacy(
         gaussian_lower_bound=bounds[1] if gaussian else None,
         confidence=CONFIDENCE,
         accounted_run=accounted_run,
-        ceiling=epsilon_lower_bound(
-            member.astype(float), member, delta=delta, confidence=CONFIDENCE, groups=shared.numpy()
-        ),
+        ceiling=ceilings[0],
+        gaussian_ceiling=ceilings[1] if gaussian else None,
         one_run=one_run_lower_bound(scores.numpy(), member, delta=delta, confidence=CONFIDENCE),
     )
 

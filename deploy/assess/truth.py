@@ -132,12 +132,16 @@ def positions_in(federation: Federation, truth: Truth, round: int, learners: Seq
 
 
 def chance_of_a_draw(federation: Federation, which: Literal["query", "support"]) -> float:
-    """Return how likely an image of a learner's shard is in one set of a round whose task has its class."""
-    task, partition = federation.task, federation.partition
-    held = partition.examples_per_class or task.shots + task.queries
-    if held == task.shots + task.queries:
-        return 1.0
-    return (task.queries if which == "query" else task.shots) / held
+    """Return how likely an image of a learner's shard is in one set of a round whose task has its class.
+
+    Where shards are of unequal size it is the mean over learners. Of a message of several episodes it is the chance
+    that any of them has the image.
+    """
+    task = federation.task
+    drawn, needed = (task.queries if which == "query" else task.shots), task.shots + task.queries
+    held = [shard.examples.shape[1] for shard in federation.split().shards]
+    chances = [1.0 if size == needed else 1 - (1 - drawn / size) ** task.episodes_per_message for size in held]
+    return sum(chances) / len(held)
 
 
 def held_inputs(

@@ -25,6 +25,13 @@ _STRICT = ConfigDict(frozen=True, extra="forbid")
 MAX_ROUNDS = 200_000
 """The most rounds of a run."""
 
+_ABSENT = object()
+_LATER: Mapping[str, Mapping[str, Any]] = {
+    "task": {"episodes_per_message": 1},
+    "partition": {"most_examples_per_class": None, "dirichlet": None, "overlap": 0.0},
+}
+"""Settings that came later, with what was the case before them: what was stored before is still the same."""
+
 _NOT_SIMULATED = ("name", "attacks", "targets", "threat_model", "engine")
 KINDS: Mapping[str, Kind] = {
     "data": "datasets",
@@ -209,6 +216,11 @@ class Experiment(BaseModel):
                 "defenses: beside one of the place 'example' only noise may act on the sets: another could let one "
                 "example change what all others contribute"
             )
+        if "example" in acting and self.task.episodes_per_message > 1:
+            raise ValueError(
+                "defenses: one of the place 'example' is accounted for one episode a message, "
+                f"task.episodes_per_message is {self.task.episodes_per_message}"
+            )
         readings = reads_means(self.rule.built("rules")).readings if "example" in acting else {}
         for place, defense in enumerate(built):
             try:
@@ -260,6 +272,9 @@ def simulation_key(resolved: Mapping[str, Any]) -> str:
     if plain.get("shares") == list(EVERYTHING):
         # As if there were no such key: what was stored before there was one is still the same.
         del plain["shares"]
+    for part, settings in _LATER.items():
+        if isinstance(given := plain.get(part), Mapping):
+            plain[part] = {key: value for key, value in given.items() if settings.get(key, _ABSENT) != value}
     if isinstance(data := plain.get("data"), Mapping):
         plain["data"] = {key: value for key, value in data.items() if key not in ("data_dir", "download")}
     if isinstance(server := plain.get("server"), Mapping):

@@ -19,8 +19,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.measures import AUC, Measure
-from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.attacks.evaluation.roc import Bools, Floats, roc_curve
 
 SERIES = 8

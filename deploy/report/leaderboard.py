@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.measures import AUC, Measure, tpr_at
-from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.deploy.report.rows import Row, rows_of
 from metaleak.deploy.results.reading import SuiteResult
 from metaleak.deploy.results.schema import Cell
@@ -45,6 +45,12 @@ COLUMNS: Mapping[str, tuple[Any, str]] = {
     "rounds": (_WHOLE, "recorded rounds that are attacked together"),
     "members": (_WHOLE, "targets that the learner holds"),
     "non_members": (_WHOLE, "targets that no learner holds"),
+    "clusters": (
+        _WHOLE,
+        "learners behind the intervals; 1 where they hold for one mean or one learner alone, null where learners "
+        "are not told apart",
+    ),
+    "mean_of": (_WHOLE, "learners of whom the server saw the mean alone, 1 where it saw each by itself"),
     "measure": (_TEXT, "the attack's headline, such as `AUC`: what `value` is"),
     "value": (_NUMBER, "how much the attack learned, by that measure"),
     "value_low": (_NUMBER, "lower end of its 95 % interval"),
@@ -72,7 +78,11 @@ COLUMNS: Mapping[str, tuple[Any, str]] = {
     "epsilon_accounted_attacked": (_NUMBER, "the same for the rounds up to the last that is attacked"),
     "epsilon_lower_bound": (_NUMBER, "empirical epsilon: the attack proves at least this much"),
     "epsilon_lower_bound_ceiling": (_NUMBER, "the most that this bound can be with so many targets and learners"),
-    "epsilon_lower_bound_gaussian": (_NUMBER, "the same, sharper, where the defense is known to be Gaussian"),
+    "epsilon_lower_bound_gaussian": (
+        _NUMBER,
+        "the sharper empirical epsilon by the mechanism's mu, where the defense is known to be Gaussian",
+    ),
+    "epsilon_lower_bound_gaussian_ceiling": (_NUMBER, "the most that this one can be"),
     "delta": (_NUMBER, "the delta of all of these"),
     "confidence": (_NUMBER, "of each lower bound"),
     "run_seconds": (_NUMBER, "what the simulation took; several cells share it"),
@@ -126,6 +136,8 @@ def _row(cell: Cell, row: Row) -> dict[str, Any]:
         "rounds": result and result.rounds,
         "members": evaluation and evaluation.members,
         "non_members": evaluation and evaluation.non_members,
+        "clusters": evaluation and evaluation.clusters,
+        "mean_of": result and result.mean_of,
         "measure": headline and headline.name,
         **_interval("value", headline),
         "higher_leaks": headline and headline.higher_leaks,
@@ -140,6 +152,7 @@ def _row(cell: Cell, row: Row) -> dict[str, Any]:
         "epsilon_lower_bound": privacy and privacy.lower_bound,
         "epsilon_lower_bound_ceiling": privacy and privacy.ceiling,
         "epsilon_lower_bound_gaussian": privacy and privacy.gaussian_lower_bound,
+        "epsilon_lower_bound_gaussian_ceiling": privacy and privacy.gaussian_ceiling,
         "delta": privacy and privacy.delta,
         "confidence": privacy and privacy.confidence,
         "run_seconds": row.run and row.run.state.seconds,

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.measures import Measure
-from metaleak.attacks.evaluation.membership import Estimate, Evaluation
+from metaleak.attacks.evaluation.membership import Evaluation
 from metaleak.attacks.evaluation.roc import non_members_needed
 from metaleak.deploy.config.defense_words import (
     RULE_STRUCTURE,
@@ -68,6 +69,16 @@ class Row:
     def evaluation(self) -> Evaluation | None:
         """What the attack achieved, if it was evaluated."""
         return self.attack_result.evaluation if self.attack_result else None
+
+    @property
+    def resampled(self) -> str | None:
+        """What the intervals of the evaluation rest on, where it is not single targets: "40 learners resampled"."""
+        if self.attack_result is None or self.evaluation is None or self.evaluation.clusters is None:
+            return None
+        if self.attack_result.mean_of > 1:
+            return f"for this one mean of {self.attack_result.mean_of} learners"
+        clusters = self.evaluation.clusters
+        return "for this one learner" if clusters == 1 else f"{clusters} learners resampled"
 
     @property
     def headline(self) -> Measure | None:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.measures import AUC, Measure
-from metaleak.attacks.evaluation.membership import Estimate
 from metaleak.deploy.config.defense_words import RULE_STRUCTURE
 from metaleak.deploy.report.rows import Row, flattened, short_key
 from metaleak.deploy.results.schema import Cost, Privacy

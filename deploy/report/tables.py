@@ -1,7 +1,5 @@
 """The tables for a terminal: one of all attacks, and of a suite one a setting with a line a defense."""
 
-from collections.abc import Sequence
-
 from rich.table import Table
 from rich.text import Text
 
@@ -50,6 +48,8 @@ def comparison_table(result: Results) -> Table:
             if row.betrayed:
                 auc.append(f"\nbut {row.betrayed[0]} {row.betrayed[1]:.3f}", style="bold red")
             counts = f"{evaluation.members} + {evaluation.non_members}"
+            if evaluation.clusters == 1:
+                counts += f"\n{row.resampled}"
         elif row.headline:
             tpr = counts = "–"
             auc = Text(measure_text(row.headline).replace(", ", "\n"))
@@ -70,13 +70,21 @@ def bytes_text(line: Line) -> str:
 
 
 def epsilon_text(line: Line) -> str:
-    """Return the lower bounds on epsilon and what is accounted for, "≥ 0.31, Gaussian ≥ 0.62, ≤ 8"."""
+    """Return the lower bounds on epsilon and what is accounted for, "≥ 0.31, Gaussian ≥ 0.62, ≤ 8, attacked ≤ 2".
+
+    That is for the whole run, and beside it for the rounds up to the last that was attacked, where these are fewer.
+    A lower bound that can be no more than 0 with so few learners says so.
+    """
     if (privacy := line.privacy) is None:
         return "–"
-    bound = f"≥ {privacy.lower_bound:.2f}"
+    bound = f"≥ {privacy.lower_bound:.2f}" + (" (at most 0 with so few learners)" if privacy.ceiling == 0 else "")
     if privacy.gaussian_lower_bound is not None:
         bound += f", Gaussian ≥ {privacy.gaussian_lower_bound:.2f}"
-    return bound if privacy.accounted is None else f"{bound}, ≤ {privacy.accounted:.3g}"
+    whole = privacy.accounted if privacy.accounted_run is None else privacy.accounted_run
+    if whole is None:
+        return bound
+    attacked = "" if privacy.accounted in (None, whole) else f", attacked ≤ {privacy.accounted:.3g}"
+    return f"{bound}, ≤ {whole:.3g}{attacked}"
 
 
 def tpr_text(line: Line, asked: Asked) -> str:
@@ -120,5 +128,7 @@ def _table(setting: Setting) -> Table:
 def _strongest(found: Found | None) -> Text:
     if found is None:
         return Text("–")
-    lines: Sequence[str] = (*rate_text(found.strength), found.row.attack + (" reversed" if found.reversed else ""))
+    lines = [*rate_text(found.strength), found.row.attack + (" reversed" if found.reversed else "")]
+    if found.row.evaluation and found.row.evaluation.clusters == 1:
+        lines.append(str(found.row.resampled))
     return Text("\n".join(lines))

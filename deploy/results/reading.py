@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from metaleak.attacks.evaluation.membership import Estimate
+from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.deploy.config.experiment import MAX_ROUNDS
 from metaleak.deploy.config.reading import MAX_FILE, in_long_form, yaml_from
 from metaleak.deploy.printable import printable

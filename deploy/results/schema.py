@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.measures import Measure, membership_measures
-from metaleak.attacks.evaluation.membership import Estimate, Evaluation
+from metaleak.attacks.evaluation.membership import Evaluation
 
 MAX_CELLS = 10_000
 """Cells of one suite."""
@@ -77,7 +78,8 @@ class Privacy(Written):
 
     `accounted` is that of the rounds up to the last that was attacked, `accounted_run` that of the whole run; `None`
     without a guarantee, or with one that is infinite. `ceiling` is what `lower_bound` would be if the same targets
-    were told apart without an error: no attack can prove more of so few. `lower_bound` exceeds the true epsilon
+    were told apart without an error: no attack can prove more of so few, and `gaussian_ceiling` the same of
+    `gaussian_lower_bound`. `lower_bound` exceeds the true epsilon
     with a chance of 1 - `confidence` at most, whatever the mechanism; so does `gaussian_lower_bound`, the sharper
     one, which is there only where what is accounted for promises to be Gaussian (see `Modeled`). `one_run` (Steinke
     et al. 2023) rests on assumptions that only about hold, see `one_run_lower_bound`, and decides nothing.
@@ -91,6 +93,7 @@ class Privacy(Written):
     one_run: Epsilon | None = None
     accounted_run: Epsilon | None = None
     ceiling: Epsilon | None = None
+    gaussian_ceiling: Epsilon | None = None
 
     @property
     def proven(self) -> float:
@@ -122,9 +125,9 @@ class AttackResult(Written):
     """`attack.json`: what one attack on one run was, and what it found.
 
     `attack` and `targets` are its settings, defaults included; `rounds` recorded rounds from `round` on were attacked
-    together. `evaluation` is there for an attack that asks for membership, with the AUC of each of its `statistics`
-    by itself, taking small values for "member". `measured` is what else was measured, such as how much
-    reconstructions resemble the truth.
+    together, and `mean_of` learners were seen in a mean alone (1: each by itself). `evaluation` is there for an
+    attack that asks for membership, with the AUC of each of its `statistics` by itself, taking small values for
+    "member". `measured` is what else was measured, such as how much reconstructions resemble the truth.
     """
 
     attack: dict[str, Any] = {}
@@ -132,6 +135,7 @@ class AttackResult(Written):
     asks: Literal["query", "support"] | None = None
     round: int | None = None
     rounds: int | None = None
+    mean_of: Annotated[int, Field(ge=1)] = 1
     knows: str = ""
     seconds: float | None = None
     evaluation: Evaluation | None = None

@@ -120,7 +120,8 @@ def _batch(federation: Federation, parameters: Parameters, count: int) -> Episod
     device = next(iter(parameters.values())).device
     learners = len(federation.split().shards)
     drawn = [learner.drawn(1) for learner in federation.learners([number % learners for number in range(count)])]
-    return Episode(*(part.to(device) for part in episodes(federation.examples(), drawn)))
+    first = [one.parts(federation.task.episodes_per_message)[0] for one in drawn]
+    return Episode(*(part.to(device) for part in episodes(federation.examples(), first)))
 
 
 def _key(federation: Federation, parameters: Parameters, device: torch.device, memory: int) -> str:

@@ -50,7 +50,7 @@ class Job:
         what = "simulation" if self.attack is None else self.attack.name
         asked = "" if self.attack is None else str(self.attack.settings)
         task, model = experiment.task, experiment.model
-        size = f"{task.ways} {task.shots} {task.queries} {experiment.partition.learners}"
+        size = f"{task.ways} {task.shots} {task.queries} {task.episodes_per_message} {experiment.partition.learners}"
         return (what, f"{model.name} {model.settings}", size, asked)
 
 

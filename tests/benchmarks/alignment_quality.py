@@ -20,7 +20,8 @@ import yaml
 from measuring import show
 
 from metaleak.attacks.alignment.alignment import Alignment
-from metaleak.attacks.evaluation.membership import Estimate, evaluate
+from metaleak.attacks.evaluation.intervals import Estimate
+from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.observation import Observation
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import MNIST, FashionMNIST

@@ -18,7 +18,8 @@ sys.path.append(str(Path(__file__).parent))
 
 import measuring
 
-from metaleak.attacks.evaluation.membership import Estimate, evaluate
+from metaleak.attacks.evaluation.intervals import Estimate
+from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.span.span_test import SpanTest
 from metaleak.clients import Federation, Partition, TaskShape

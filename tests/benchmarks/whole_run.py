@@ -5,18 +5,24 @@
     ... whole_run.py --secure --learners 30 --attack alignment --rounds 1 5
     ... whole_run.py --noise support:1 --asks support --set partition.examples_per_class=80 --rounds 1 20
 
+    ... whole_run.py --noise support:1 --asks support --rounds 20     (how long it takes: 20 rounds of 100 learners)
+
 5-way 5-shot 15-query tasks, Adam at 0.003. The targets are the same for all numbers of rounds, where learners keep
-their sets. A line for each number of rounds; intervals are 95 %, learners resampled; `--seeds` gives a line a seed.
+their sets. A line for each number of rounds; intervals are 95 %, learners resampled; `--seeds` gives a line a seed,
+and of several one line more for each number of rounds, with the mean over seeds and its interval over these.
 """
 
 import argparse
 import json
 import resource
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metaleak.attacks.evaluation.membership import Estimate
+from metaleak.attacks.evaluation.intervals import Estimate, over_seeds
+from metaleak.attacks.evaluation.membership import Evaluation
 from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.reading import experiment_from
@@ -73,34 +79,45 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[21])
     parser.add_argument("--set", nargs="*", default=[])
     given = parser.parse_args()
+    found: dict[int, list[Evaluation]] = {rounds: [] for rounds in given.rounds}
     for seed in given.seeds:
         with tempfile.TemporaryDirectory() as folder:
             run = simulate_here(experiment(given, seed, 1), Path(folder) / "run")
             for rounds in given.rounds:
-                asked = experiment(given, seed, rounds)
-                found = assess(run, asked, asked.attacks[0], f"rounds-{rounds}")
-                assert found.evaluation is not None
-                line = {
-                    "noise": given.noise,
-                    "asks": given.asks,
-                    "model": given.model,
-                    "data": given.data,
-                    "secure": given.secure,
-                    "learners": given.learners,
-                    "set": given.set,
-                    "seed": seed,
-                    "rounds": rounds,
-                    "AUC": _text(found.evaluation.auc),
-                    "TPR at 1 %": _text(found.evaluation.tpr["0.01"]),
-                    "targets": f"{found.evaluation.members} + {found.evaluation.non_members}",
-                    "s": found.seconds,
+                asked, busy = experiment(given, seed, rounds), time.process_time()
+                result = assess(run, asked, asked.attacks[0], f"rounds-{rounds}")
+                assert result.evaluation is not None
+                found[rounds].append(result.evaluation)
+                took = {
+                    "s": result.seconds,
+                    "processor s": round(time.process_time() - busy, 1),
                     "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
                 }
-                print(json.dumps(line), flush=True)
+                _print(given, {"seed": seed, "rounds": rounds}, [result.evaluation], took)
+    if len(given.seeds) > 1:
+        for rounds, evaluations in found.items():
+            _print(given, {"seeds": given.seeds, "rounds": rounds}, evaluations, {})
 
 
-def _text(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
+def _print(
+    given: argparse.Namespace, which: dict[str, Any], evaluations: Sequence[Evaluation], took: dict[str, float]
+) -> None:
+    """Print one line: of one seed's evaluation, or the mean over those of several."""
+    members, others = (sum(getattr(one, kind) for one in evaluations) for kind in ("members", "non_members"))
+    rates = [rate for one in evaluations if (rate := one.tpr["0.01"]) is not None]
+    line = {
+        **{key: getattr(given, key) for key in ("noise", "asks", "model", "data", "secure", "learners", "set")},
+        **which,
+        "AUC": _text(over_seeds([one.auc for one in evaluations], members)),
+        "TPR at 1 %": _text(over_seeds(rates, members)) if len(rates) == len(evaluations) else "",
+        "targets": f"{members} + {others}",
+        **took,
+    }
+    print(json.dumps(line), flush=True)
+
+
+def _text(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from local_grid import LocalGrid
 from small_federation import federation
 from torch.func import grad
 
-from metaleak.clients import Partition, TaskShape, client_app
+from metaleak.clients import Episode, Partition, TaskShape, client_app
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.models import MLP, Conv4, LeNet
@@ -42,6 +42,33 @@ def test_no_image_and_no_label_is_in_any_message_of_a_run():
         assert set(message.content) <= {"arrays", "config", "metrics"}
         assert set(message.content.get("metrics", {})) <= {"num-examples"}
         assert set(message.content.get("config", {})) <= {"server-round", "learner-ids", "chunk"}
+
+
+@pytest.mark.parametrize("defense", [None, "query", "inner", "shared"])
+def test_a_message_of_several_episodes_is_the_mean_of_what_they_give(defense):
+    noise = () if defense is None else (Noise(place=defense, scale=0.5),)
+    several = TaskShape(ways=5, episodes_per_message=3)
+    everyone = federation(data=EmbeddedMNIST(), task=several, defenses=noise, partition=Partition(learners=4))
+    start = everyone.initial_parameters()
+    learners = everyone.learners([3, 1])
+    together, losses = cohort_meta_gradients(learners, start, round=2)
+    for row, learner in enumerate(learners):
+        alone, loss = learner.meta_gradient(start, 2)
+        torch.testing.assert_close(losses[row], loss, rtol=1e-5, atol=1e-6)
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name][row], value, rtol=1e-4, atol=1e-6)
+        if defense != "shared":
+            batch = learner.episodes(2)
+            assert len(batch.query_labels) == 3
+            each = [
+                everyone.rule.meta_gradient(
+                    everyone.model, start, Episode(*(part[number] for part in batch)), learner.perturb(2, number)
+                )[0]["head.weight"]
+                for number in range(3)
+            ]
+            mean = torch.stack(each).mean(dim=0)
+            torch.testing.assert_close(alone["head.weight"], mean.detach(), rtol=1e-5, atol=1e-7)
+            assert not torch.allclose(each[0], each[1])
 
 
 def image_traces(image):

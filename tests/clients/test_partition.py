@@ -174,3 +174,51 @@ def test_large_federations_are_dealt(classes: int, images: int, learners: int) -
     labels = torch.arange(classes).repeat_interleave(images)
     dealt = split(labels, frozenset(), Partition(learners=learners), TaskShape(), 0)
     assert len(dealt.shards) == learners
+
+
+def of_digits(**settings: object) -> Split:
+    labels = labels_of([200] * 10)
+    return split(labels, frozenset(), Partition(learners=12, held_out=0.1, **settings), TaskShape(ways=3), 7)  # type: ignore[arg-type]
+
+
+def test_unequal_shards_have_sizes_between_the_two_and_no_image_of_another() -> None:
+    dealt = of_digits(examples_per_class=2, most_examples_per_class=9)
+    sizes = [shard.examples.shape[1] for shard in dealt.shards]
+    assert 2 <= min(sizes) < max(sizes) <= 9
+    held = torch.cat([shard.examples.flatten() for shard in dealt.shards])
+    assert len(held) == len(held.unique())
+    assert not torch.isin(held, torch.cat([dealt.non_members, dealt.held_out])).any()
+    with pytest.raises(ValueError, match="most_examples_per_class is 3, every learner has at least 4"):
+        of_digits(examples_per_class=4, most_examples_per_class=3)
+    with pytest.raises(ValueError, match=r"12 learners with 3 classes x \d+ to \d+ images .* suffices for \d"):
+        of_digits(examples_per_class=60, most_examples_per_class=120)
+
+
+def test_an_overlap_is_held_by_two_learners_and_by_no_more_and_never_a_non_member() -> None:
+    dealt = of_digits(examples_per_class=10, overlap=0.4)
+    held, times = torch.cat([shard.examples.flatten() for shard in dealt.shards]).unique(return_counts=True)
+    assert set(times.tolist()) == {1, 2}
+    for shard in dealt.shards:
+        assert len(shard.examples.flatten().unique()) == 30
+    # The four images that a class's first learner shares with its second.
+    first, second = [shard for shard in dealt.shards if shard.classes[0] == dealt.shards[0].classes[0]][:2]
+    assert int(torch.isin(first.examples[0], second.examples[0]).sum()) == 4
+    assert not torch.isin(held, torch.cat([dealt.non_members, dealt.held_out])).any()
+
+
+def test_dirichlet_classes_are_one_sided_and_each_learners_own() -> None:
+    labels = labels_of([2000] * 10)
+
+    def classes(concentration: float | None, learners: int = 200) -> list[tuple[int, ...]]:
+        partition = Partition(learners=learners, dirichlet=concentration)
+        return [shard.classes for shard in split(labels, frozenset(), partition, TaskShape(ways=2), 3).shards]
+
+    drawn = classes(0.3)
+    assert all(len(set(one)) == 2 for one in drawn)
+    # Not dealt evenly: of the evenly dealt, every class is held by as many learners.
+    counts, even = (torch.bincount(torch.tensor(one).flatten(), minlength=10) for one in (drawn, classes(None)))
+    assert int(even.max() - even.min()) <= 1
+    assert int(counts.max() - counts.min()) > 5
+    assert classes(0.3, learners=50) == drawn[:50]
+    with pytest.raises(ValueError, match="suffices for"):
+        split(labels_of([6] * 10), frozenset(), Partition(learners=90, dirichlet=0.1), TaskShape(ways=2), 3)

@@ -50,6 +50,23 @@ def test_a_shard_that_just_fits_plays_the_same_episode_in_every_round() -> None:
     assert not equal(first, draw(shard_of(5, 5), task, 1, learner=4, round=1))
 
 
+def test_a_message_of_several_episodes_has_their_images_side_by_side() -> None:
+    once, thrice = TaskShape(ways=3, queries=2), TaskShape(ways=3, queries=2, episodes_per_message=3)
+    for spare in (0, 7):
+        message = draw(shard_of(3, 3 + spare), thrice, 0, learner=2, round=5)
+        parts = message.parts(3)
+        assert equal(parts[0], draw(shard_of(3, 3 + spare), once, 0, learner=2, round=5))
+        assert all(torch.equal(part.classes, parts[0].classes) for part in parts)
+        assert len({tuple(part.query.flatten().tolist()) for part in parts}) == 3
+        assert message.query.shape == (3, 6)
+        for part in parts:
+            images = torch.cat([part.support, part.query], dim=1)
+            assert len(set(images.flatten().tolist())) == 9
+            assert torch.equal(images // 100, part.classes[:, None].expand_as(images))
+    lasting, other = (draw(shard_of(3, 3), thrice, 0, learner=2, round=number) for number in (1, 2))
+    assert equal(lasting, other)
+
+
 def test_spare_images_change_the_sets_and_not_the_positions() -> None:
     task = TaskShape(ways=5)
     draws = [draw(shard_of(5, 10), task, 0, learner=0, round=number) for number in range(30)]

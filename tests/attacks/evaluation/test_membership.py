@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from scipy.stats import norm
 from sklearn import metrics
 
-from metaleak.attacks.evaluation.membership import Estimate, Evaluation, evaluate
+from metaleak.attacks.evaluation.intervals import Estimate
+from metaleak.attacks.evaluation.membership import Evaluation, evaluate
 from metaleak.attacks.evaluation.roc import non_members_needed, roc_curve
 
 Sample = tuple[np.ndarray, np.ndarray]
@@ -138,6 +139,13 @@ def test_groups_may_be_names_and_may_hold_both_classes() -> None:
     assert evaluate(scores, member, groups=names).clusters == 20
 
 
+def test_of_a_single_group_targets_are_resampled_and_it_is_said() -> None:
+    scores, member = binormal(50, 70, 1.0)
+    single = evaluate(scores, member, groups=np.zeros(120))
+    assert single.clusters == 1
+    assert single.model_copy(update={"clusters": None}) == evaluate(scores, member)
+
+
 def test_too_few_non_members_leave_a_rate_unresolved() -> None:
     assert evaluate(*binormal(20, 99, 1.0), resamples=5).tpr["0.01"] is None
     assert evaluate(*binormal(20, 100, 1.0), resamples=5).tpr["0.01"] is not None
@@ -147,10 +155,13 @@ def test_too_few_non_members_leave_a_rate_unresolved() -> None:
 def test_perfect_and_worthless_scores() -> None:
     member = np.arange(20) < 10
     perfect = evaluate(member.astype(float), member)
-    assert perfect.auc == perfect.balanced_accuracy == perfect.tpr["0.1"] == Estimate(value=1, low=1, high=1)
+    # As sure as ten members without a miss make it.
+    assert perfect.auc == perfect.balanced_accuracy == perfect.tpr["0.1"]
+    assert (perfect.auc.value, perfect.auc.high) == (1, 1)
+    assert perfect.auc.low == pytest.approx(0.025 ** (1 / 10))
     constant = evaluate(np.zeros(20), member)
     assert constant.auc == constant.balanced_accuracy == Estimate(value=0.5, low=0.5, high=0.5)
-    assert constant.tpr["0.1"] == Estimate(value=0, low=0, high=0)
+    assert constant.tpr["0.1"] == Estimate(value=0, low=0, high=1 - 0.025 ** (1 / 10))
 
 
 def test_infinite_scores_are_ordered_like_any_other() -> None:
@@ -194,8 +205,6 @@ def test_what_cannot_be_evaluated_is_said(scores: list[float], member: list[bool
 
 
 def test_bad_groups_and_resamples_are_said() -> None:
-    with pytest.raises(ValueError, match="single group"):
-        evaluate([1.0, 2.0], [True, False], groups=[0, 0])
     with pytest.raises(ValueError, match="groups"):
         evaluate([1.0, 2.0], [True, False], groups=[0, 0, 1])
     with pytest.raises(ValueError, match="resamples: 0"):

@@ -45,3 +45,17 @@ def test_a_direction_of_zeros_and_units_that_are_off_say_nothing():
     one = torch.zeros(2, 6, dtype=torch.float64)
     one[:, 3] = 1
     assert torch.allclose(evidence_of_units(white, image, one), evidence_of_direction(white, image, one).abs())
+
+
+def test_without_noise_the_inverse_is_computed_without_squares_and_is_the_same(monkeypatch):
+    gradient, images = random(12, 4) @ random(4, 20, seed=1), random(3, 20, seed=2)
+    squared = whitened(gradient, None, 1e-2)
+    monkeypatch.setattr("metaleak.attacks.span.evidence._SQUARED", 0.0)
+    exact = whitened(gradient, None, 1e-2)
+    assert squared.onto is squared.rows
+    assert exact.onto is not exact.rows
+    assert torch.allclose(squared.left_over, exact.left_over, atol=1e-10)
+    assert torch.allclose(seen(squared, images).dual, seen(exact, images).dual, atol=1e-10)
+    # As good as without noise, a member is explained to the last digit and another image is not.
+    least = seen(whitened(gradient, None, 1e-9), torch.cat([random(4, 20, seed=1), images])).unexplained
+    assert float(least[:4].max()) < 1e-12 * float(least[4:].min())

@@ -84,6 +84,7 @@ def test_what_is_accounted_for_covers_every_round_up_to_the_last_that_is_attacke
     # Of 40 learners a member of the one half counts and a non-member of the other.
     rate = (0.05 / 12) ** (1 / 20)
     assert found.privacy.lower_bound <= found.privacy.ceiling
+    assert found.privacy.gaussian_lower_bound <= found.privacy.gaussian_ceiling
     assert found.privacy.ceiling == pytest.approx(np.log((rate - 1e-5) / (1 - rate)))
     assert (found.privacy.delta, found.privacy.confidence) == (1e-5, 0.95)
     entries = 64 * 8 + 8 + 8 * 2 + 2

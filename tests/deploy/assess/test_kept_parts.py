@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from local_grid import local_simulate
 
 from metaleak.attacks import InversionFromTarget
+from metaleak.attacks.attack import Answers, Reconstructions
 from metaleak.deploy.assess.assessment import assess
+from metaleak.deploy.assess.observe import RecordedRounds
+from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import Interrupted
 from metaleak.deploy.results.reading import read_attack
@@ -99,3 +103,69 @@ def test_a_damaged_part_is_computed_again(run, monkeypatch, tmp_path, damage):
         computed = counted(patch)
         assess(run, experiment, experiment.attacks[0])
     assert len(computed) == 8
+
+
+OVER_ROUNDS = {
+    **SMALL,
+    "task": {"ways": 2, "shots": 2, "queries": 2},
+    "partition": {"learners": 6, "held_out": 0.4},
+    "server": {"rounds": 5},
+    "attacks": [{"name": "span", "knows_defenses": True}],
+    "targets": {"members": 20, "non_members": 20, "rounds": 5},
+}
+
+
+@pytest.mark.parametrize("place", ["shared", "query"])
+def test_an_attack_over_rounds_goes_on_from_the_rounds_that_it_had_seen(tmp_path, monkeypatch, place):
+    noisy = {"name": "noise", "place": place, "scale": 0.5}
+    experiment = experiment_from({**OVER_ROUNDS, "defenses": [noisy]}, "test")
+    run, (attack,) = local_simulate(experiment, tmp_path / "run"), experiment.attacks
+    computed, real, stop = [], RecordedRounds.kept, [3]
+
+    def kept(self, at, find):
+        def counted(round):
+            if len(computed) == stop[0]:
+                raise Interrupted("interrupted")
+            computed.append(at)
+            return find(round)
+
+        return real(self, at, counted)
+
+    monkeypatch.setattr(RecordedRounds, "kept", kept)
+    with pytest.raises(Interrupted, match="3 parts of the attack are kept"):
+        assess(run, experiment, attack)
+    stop[0] = None
+    assess(run, experiment, attack)
+    assert computed == [0, 1, 2, 3, 4]
+    assess(run, experiment, attack, "afresh")
+    assert np.array_equal(found(run, "span"), found(run, "afresh"))
+    assert {path.name for path in (run.path / "attacks" / "span").iterdir()} == {"attack.json", "scores.parquet"}
+
+
+class Both:
+    """Asks for membership and reconstructs."""
+
+    asks = "query"
+    requires = frozenset()
+    calls, interrupted = 0, False
+
+    def __call__(self, observation, targets, seed, progress=None):
+        type(self).calls += 1
+        return Answers(torch.arange(len(targets.rows), dtype=torch.float64))
+
+    def reconstruct(self, observation, seed, progress=None):
+        if type(self).interrupted:
+            raise Interrupted("interrupted")
+        learners = len(next(iter(observation.gradients.values())))
+        return Reconstructions(torch.full((learners, 2, *observation.input_shape), 0.5), torch.zeros(learners, 2))
+
+
+def test_answers_are_kept_before_anything_is_rebuilt(run, monkeypatch):
+    experiment = experiment_from(SMALL, "test")
+    monkeypatch.setattr(Both, "interrupted", True)
+    monkeypatch.setattr(Both, "calls", 0)
+    with pytest.raises(Interrupted, match="1 parts of the attack are kept"):
+        assess(run, experiment, Plugin(name=f"{__name__}:Both"), "both")
+    Both.interrupted = False
+    result = assess(run, experiment, Plugin(name=f"{__name__}:Both"), "both")
+    assert (Both.calls, len(result.measured)) == (1, 2)

@@ -25,6 +25,21 @@ SMALL = {
     "targets": {"members": 40, "non_members": 40, "rounds": 4},
 }
 REDRAWN = {"partition": {"learners": 10, "held_out": 0.4, "examples_per_class": 8}}
+UNEQUAL = {
+    "partition": {
+        "learners": 10,
+        "held_out": 0.4,
+        "examples_per_class": 4,
+        "most_examples_per_class": 7,
+        "dirichlet": 1.0,
+        "overlap": 0.25,
+    }
+}
+SEVERAL = {
+    "task": {"ways": 2, "shots": 2, "queries": 2, "episodes_per_message": 3},
+    "partition": {"learners": 10, "held_out": 0.4, "examples_per_class": 8},
+}
+SECURE = {"defenses": [{"name": "secure-aggregation"}]}
 FEW = {"server": {"rounds": 4, "fraction": 0.5}}
 
 
@@ -56,6 +71,32 @@ def test_what_learners_drew_in_any_round_is_a_member_and_its_chance_is_known(tmp
     assert chance_of_a_draw(experiment_from(SMALL, "test").federation(), "query") == 1
 
 
+def test_of_a_message_of_several_episodes_a_member_is_in_any_of_them(tmp_path):
+    _, experiment, there, truth, rounds = rounds_of(tmp_path, **SEVERAL)
+    federation = experiment.federation()
+    for place in truth.member.nonzero().flatten().tolist():
+        drawn = [federation.learner(int(truth.learner[place])).drawn(round) for round in there]
+        assert any(bool((one.query == truth.example[place]).any()) for one in drawn)
+    observation = rounds[0].observation
+    assert (observation.episodes, observation.shots, observation.queries) == (3, 6, 6)
+    assert rounds[0].chance == pytest.approx(1 - (1 - 2 / 8) ** 3)
+    refused = experiment_from({**SMALL, **SEVERAL, "attacks": [], "targets": {}}, "test")
+    assert "one episode a message" in reason_against(refused, Plugin(name="likelihood-ratio"))
+    with pytest.raises(ValueError, match="one episode a message"):
+        experiment_from({**SMALL, **SEVERAL, "defenses": [{"name": "record-level", "epsilon": 8.0}]}, "test")
+
+
+def test_where_shards_overlap_a_member_may_be_anothers_and_a_non_member_is_nobodys(tmp_path):
+    _, experiment, _, truth, rounds = rounds_of(tmp_path, **UNEQUAL)
+    federation = experiment.federation()
+    shards = [set(shard.examples.flatten().tolist()) for shard in federation.split().shards]
+    holders = [sum(image in shard for shard in shards) for image in truth.example.tolist()]
+    assert all((count > 0) == member for count, member in zip(holders, truth.member.tolist(), strict=True))
+    assert max(holders) == 2
+    sizes = [shard.examples.shape[1] for shard in federation.split().shards]
+    assert rounds[0].chance == pytest.approx(sum(1 if size == 4 else 2 / size for size in sizes) / 10)
+
+
 def test_a_round_holds_the_targets_of_those_learners_that_answered_in_it(tmp_path):
     _, experiment, there, truth, rounds = rounds_of(tmp_path, **FEW)
     targets = truth.targets(experiment.federation(), sorted(set().union(*there.values())))
@@ -69,12 +110,18 @@ def test_a_round_holds_the_targets_of_those_learners_that_answered_in_it(tmp_pat
         assert torch.equal(asked.positions, truth.position[places])
 
 
-@pytest.mark.parametrize("changes", [{}, REDRAWN, FEW, {"defenses": [{"name": "secure-aggregation"}]}])
+@pytest.mark.parametrize(
+    "changes", [{}, REDRAWN, FEW, UNEQUAL, SEVERAL, {"defenses": [{"name": "secure-aggregation"}]}]
+)
 def test_a_run_is_attacked_over_its_rounds(tmp_path, changes):
     run, experiment, *_ = rounds_of(tmp_path, **changes)
     found = assess(run, experiment, experiment.attacks[0])
     assert (found.round, found.rounds) == (1, 4)
     assert found.evaluation.auc.value > 0.6
+    # Learners of one mean are one cluster.
+    aggregated = "defenses" in changes
+    assert found.mean_of == (10 if aggregated else 1)
+    assert (found.evaluation.clusters == 1) == aggregated
 
 
 def test_an_attack_that_sees_one_round_is_not_applicable_to_several():

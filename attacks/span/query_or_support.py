@@ -1,0 +1,47 @@
+"""Which of the two sets of a learner holds an image? From what the span test answers to both questions."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from metaleak.attacks.attack import Targets
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.seeding import generator_for, random_for
+from metaleak.attacks.shadows.discriminant import fit_discriminant
+from metaleak.attacks.shadows.own_examples import OwnExamples
+from metaleak.attacks.shadows.shadow_learners import among_shadows, shadow_learners
+from metaleak.attacks.span.span_test import SpanTest
+
+_SHADOWS = 32
+
+
+def log_odds_of_query(scores: Tensor, query: Tensor, support: Tensor) -> Tensor:
+    """Return the log odds `(T,)` that an image is of the query set, given that it is of one of the two.
+
+    `scores (T, 2)` answer for each image whether it is of the query and whether of the support set; `query (M, 2)`
+    and `support (N, 2)` are the same of images that are of these sets, as often as images are: M to N are the odds
+    before a score is seen.
+    """
+    return fit_discriminant(query, support).log_ratio(scores) + math.log(len(query) / len(support))
+
+
+def query_or_support(observation: Observation, targets: Targets, seed: int) -> Tensor:
+    """Return the log odds `(T,)` that each target is of its learner's query set and not of its support set.
+
+    The targets are images of the learners, in one of the two sets. What the two answers of the span test tell is
+    learned from shadow learners, so the observation needs own examples and the learners' defenses.
+    """
+    own = OwnExamples.of(observation)
+    classes = own.tasks(observation.ways, _SHADOWS, generator_for(seed, "classes"))
+    shadows = shadow_learners(replace(observation, classes=classes), own, _SHADOWS, random_for(seed, "shadows"))
+    real = len(next(iter(observation.gradients.values())))
+    query, support = (shadows.questions(images, real) for images in (shadows.query, shadows.support))
+    among, asked = among_shadows(observation, shadows), targets.and_then(query).and_then(support)
+    answers = [
+        SpanTest(asks="query", knows_defenses=True)(among, asked, seed).scores,
+        SpanTest(asks="support", knows_defenses=True)(among, asked, seed).scores,
+    ]
+    parts = torch.split(torch.stack(answers, dim=1), [len(one.rows) for one in (targets, query, support)])
+    return log_odds_of_query(*parts)
