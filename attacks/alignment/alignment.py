@@ -87,7 +87,8 @@ class Alignment(BaseModel):
     ) -> Answers:
         """Return log-likelihood ratios of the pooled discriminant's normal laws.
 
-        Raises `ValueError` when the observation lacks what the attack requires.
+        Where the server sees a mean, shadows are seen in that mean with one learner more. Raises `ValueError` when
+        the observation lacks what the attack requires.
         """
         return Answers(self._told(observation, targets, seed, None, progress).targets)
 
@@ -98,8 +99,7 @@ class Alignment(BaseModel):
     def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
         """Return log-likelihood ratios from those of single rounds, weighed by shadow learners; see `weighed`.
 
-        The shadows hold the same images in every round, and their defenses draw anew. Where the server sees a mean,
-        theirs is that mean with one learner more.
+        The shadows hold the same images in every round, and their defenses draw anew.
         """
         told = []
         for number in range(len(rounds)):
@@ -141,9 +141,10 @@ class Alignment(BaseModel):
         shadows = shadow_learners(
             replace(observation, classes=like), for_shadows, self.shadows, random_for(seed, "shadows"), noise
         )
-        if noise is not None:
-            shadows = in_means(observation, shadows)
-        metric = self._metric(observation, for_metric, shadows, seed)
+        # Of single learners: beside what an image adds, a mean has as much noise as they have.
+        added = _noise(shadows)
+        shadows = in_means(observation, shadows)
+        metric = self._metric(observation, for_metric, shadows, added, seed)
         known = self._known(observation, for_metric, shadows, metric, seed)
         learned = fit_discriminant(*known)
         scores = torch.empty(len(targets.rows), dtype=torch.float64)
@@ -165,12 +166,17 @@ class Alignment(BaseModel):
         """Whether the query set's part can be taken off the observed gradient, which leaves the support set's."""
         return self.asks == "support" and self.knows == "other"
 
-    def _metric(self, observation: Observation, own: OwnExamples, shadows: Shadows, seed: int) -> Whitening:
-        """Return the metric, estimated from own images in the place of the images that hide the target."""
+    def _metric(
+        self, observation: Observation, own: OwnExamples, shadows: Shadows, noise: Tensor, seed: int
+    ) -> Whitening:
+        """Return the metric, estimated from own images in the place of the images that hide the target.
+
+        `noise (tensors,)` is the variance of what defenses add to each tensor of one learner's gradient.
+        """
         assert observation.classes is not None
         real = [self._seen(observation, row) for row in range(min(len(shadows.classes), len(observation.classes)))]
         # The shadows' own too, or what is learned from them would not hold for the real learners.
-        learners = [*real, *self._seen_shadows(shadows)]
+        learners = [*real, *self._seen_shadows(observation, shadows)]
         each = max(1, -(-self.samples // (len(learners) * observation.ways)))
         samples = []
         for number, learner in enumerate(learners):
@@ -183,13 +189,7 @@ class Alignment(BaseModel):
         # The gradient is a mean of the query set's contributions and a sum of the support set's.
         count = observation.ways * observation.queries
         units = 1 / (observation.ways * observation.shots) if self._only_support else count
-        noise = torch.stack(
-            [
-                (shadows.gradients[name] - shadows.undefended[name]).square().mean() * units
-                for name in observation.parameters
-            ]
-        )
-        return fit(torch.cat(samples), shapes, noise, self.components)
+        return fit(torch.cat(samples), shapes, noise * units, self.components)
 
     def _known(
         self, observation: Observation, own: OwnExamples, shadows: Shadows, metric: Whitening, seed: int
@@ -197,7 +197,7 @@ class Alignment(BaseModel):
         """Return the features of what shadow learners hold, `(M, F)`, and of other images, `(N, F)`."""
         held = shadows.query if self.asks == "query" else shadows.support
         found: dict[bool, list[Tensor]] = {True: [], False: []}
-        for number, learner in enumerate(self._seen_shadows(shadows)):
+        for number, learner in enumerate(self._seen_shadows(observation, shadows)):
             generator = generator_for(seed, "stand-ins", "shadow", number)
             stand_ins = self._stand_ins(learner, observation, own, generator)
             members, others = held[number], shadows.others[number]
@@ -223,7 +223,7 @@ class Alignment(BaseModel):
         """Return each image's alignments with what `learner` sent, tensor by tensor, `(B, F)`."""
         gradient = learner.gradient
         if self._only_support:
-            gradient = gradient - expected_gradient(observation, stand_ins)
+            gradient = gradient - learner.share * expected_gradient(observation, stand_ins)
         observed = metric.own(metric.white(gradient))
         alignments = []
         for contributions in self._contributions(observation, stand_ins, images, positions):
@@ -253,20 +253,25 @@ class Alignment(BaseModel):
         """Return what the adversary sees of the learner in this row of the observation."""
         assert observation.classes is not None
         gradient = flattened({name: value[row : row + 1] for name, value in observation.gradients.items()})
+        share = 1 / observation.mean_of
         if self.knows != "other":
-            return SeenLearner(observation.classes[row], gradient)
+            return SeenLearner(observation.classes[row], gradient, share=share)
         given = observation.known_support if self.asks == "query" else observation.known_query
         if given is None:
             raise ValueError("knows 'other' needs the observation's other set, which it does not carry")
         known = given[row].reshape(observation.ways, -1, *given.shape[2:])
-        return SeenLearner(observation.classes[row], gradient, known)
+        return SeenLearner(observation.classes[row], gradient, known, share)
 
-    def _seen_shadows(self, shadows: Shadows) -> list[SeenLearner]:
-        """Return the same of every shadow learner."""
+    def _seen_shadows(self, observation: Observation, shadows: Shadows) -> list[SeenLearner]:
+        """Return the same of every shadow learner, one more in the observation's mean where that is one."""
+        share = 1 / (observation.mean_of + 1) if observation.mean_of > 1 else 1.0
         sets = shadows.support if self.asks == "query" else shadows.query
         known = list(sets) if self.knows == "other" else [None] * len(sets)
         gradients = torch.split(flattened(shadows.gradients), 1)
-        return [SeenLearner(*one) for one in zip(shadows.classes, gradients, known, strict=True)]
+        return [
+            SeenLearner(classes, gradient, other, share)
+            for classes, gradient, other in zip(shadows.classes, gradients, known, strict=True)
+        ]
 
     def _stand_ins(
         self, learner: SeenLearner, observation: Observation, own: OwnExamples, generator: torch.Generator
@@ -274,6 +279,13 @@ class Alignment(BaseModel):
         return stand_ins_for(
             learner, observation, own, self.asks, self.stand_ins, self.choices, self.references, generator
         )
+
+
+def _noise(shadows: Shadows) -> Tensor:
+    """Return the variance of what the defenses of the shared gradient added to each tensor, `(tensors,)`."""
+    return torch.stack(
+        [(value - shadows.undefended[name]).square().mean() for name, value in shadows.gradients.items()]
+    )
 
 
 def _by_learner(rows: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -20,7 +20,7 @@ from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.shadows.discriminant import fit_discriminant
 from metaleak.attacks.shadows.own_examples import OwnExamples
-from metaleak.attacks.shadows.shadow_learners import shadow_learners
+from metaleak.attacks.shadows.shadow_learners import in_means, shadow_learners
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.episode import Episode
@@ -265,6 +265,32 @@ def test_who_knows_the_defense_finds_more():
     told = auc(Alignment(**SMALL), world, seen)
     assert told > 0.55
     assert told > auc(Alignment(knows_defenses=False, **SMALL), world, naive)
+
+
+def test_in_a_mean_the_scores_are_those_of_learners_in_a_mean(world, observation):
+    """Log-likelihood ratios: 0 parts members from others about as well as any threshold does."""
+    members = 4
+    some = {name: value[:members].mean(dim=0, keepdim=True) for name, value in observation.gradients.items()}
+    mean = {name: value.expand(members, *value.shape[1:]) for name, value in some.items()}
+    together = replace(observation, gradients=mean, classes=observation.classes[:members], mean_of=members)
+    targets, member = asked(world)
+    asked_of = targets.rows < members
+    targets, member = targets.at(asked_of), member[asked_of]
+    scores = Alignment(**SMALL)(together, targets, seed=0).scores
+    found = evaluate(scores.numpy(), member.numpy(), resamples=1)
+    assert found.auc.value > 0.65
+    at_zero = ((scores[member] > 0).double().mean() + (scores[~member] <= 0).double().mean()) / 2
+    assert at_zero > found.balanced_accuracy.value - 0.1
+
+
+def test_a_shadow_is_one_learner_more_in_the_observed_mean(observation):
+    own = OwnExamples.of(observation)
+    shadows = shadow_learners(observation, own, 3, RandomSource.of(0))
+    together = in_means(replace(observation, mean_of=12), shadows)
+    for name, value in together.gradients.items():
+        expected = (12 * observation.gradients[name][0] + shadows.gradients[name]) / 13
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-8)
+    assert in_means(observation, shadows) is shadows
 
 
 def test_a_target_is_scored_by_itself(observation, world):
