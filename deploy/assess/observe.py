@@ -42,9 +42,9 @@ class Attacked:
 
 
 class RecordedRounds(Sequence[Round]):
-    """The attacked rounds, each read from the record when it is asked for."""
+    """The attacked rounds, each read from the record when it is asked for; without `truth` they ask about nothing."""
 
-    def __init__(self, attacked: Attacked, attack: Attack, truth: Truth, device: torch.device) -> None:
+    def __init__(self, attacked: Attacked, attack: Attack, truth: Truth | None, device: torch.device) -> None:
         self._attacked, self._attack, self._truth, self._device = attacked, attack, truth, device
 
     def __len__(self) -> int:
@@ -68,7 +68,9 @@ class RecordedRounds(Sequence[Round]):
             number,
             observation,
             torch.tensor([row_of.get(learner, -1) for learner in attacked.learners]),
-            positions_in(attacked.federation, truth, number, answered),
+            torch.empty(0, dtype=torch.int64)
+            if truth is None
+            else positions_in(attacked.federation, truth, number, answered),
             chance_of_a_draw(attacked.federation, self._attack.asks),
         ).to(self._device)
 

@@ -93,8 +93,10 @@ def main() -> None:
     torch.set_num_threads(1)
     model, task, rate = CASES[given.case]
     settings = pairs(given.set)
-    attack: Alignment | PerExampleAlignment = Alignment(asks=given.asks, **settings)
-    if given.law != "pooled":
+    attack: Alignment | PerExampleAlignment
+    if given.law == "pooled":
+        attack = Alignment(asks=given.asks, **settings)
+    else:
         attack = PerExampleAlignment(asks=given.asks, law=given.law, **settings)
     noise = {
         key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in given.defense.split(",") if p)
