@@ -4,6 +4,8 @@
     ... whole_run.py --noise shared:16 --asks query --model conv4 --learners 20 --rounds 1 5 20
     ... whole_run.py --secure --learners 30 --attack alignment --rounds 1 5
     ... whole_run.py --noise support:1 --asks support --set partition.examples_per_class=80 --rounds 1 20
+    ... whole_run.py --noise shared:1 --model lenet --attack inverting-gradients --set task.shots=1 task.queries=1
+        rule.inner_rate=0.01 targets.learners=8 --learners 8 --members 40 --non-members 80 --rounds 1 5
 
 5-way 5-shot 15-query tasks, Adam at 0.003. The targets are the same for all numbers of rounds, where learners keep
 their sets. A line for each number of rounds; intervals are 95 %, learners resampled; `--seeds` gives a line a seed.
@@ -25,10 +27,13 @@ from metaleak.deploy.simulate.launch import simulate_here
 _MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "hidden": [256]},
     "conv4": {"name": "conv4", "normalization": "none"},
+    "lenet": {"name": "lenet"},
 }
 _ATTACKS: dict[str, dict[str, Any]] = {
     "span": {"name": "span", "knows_defenses": True},
     "alignment": {"name": "alignment", "second_order": False},
+    "query": {"name": "query", "knows": "other", "decision": "fit", "fit": 100, "iterations": 1},
+    "inverting-gradients": {"name": "inverting-gradients", "knows": "other", "iterations": 300},
 }
 
 
@@ -92,6 +97,7 @@ def main() -> None:
                     "rounds": rounds,
                     "AUC": _text(found.evaluation.auc),
                     "TPR at 1 %": _text(found.evaluation.tpr["0.01"]),
+                    **{measure.name: f"{measure.value:.2f}" for measure in found.measured},
                     "targets": f"{found.evaluation.members} + {found.evaluation.non_members}",
                     "s": found.seconds,
                     "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,

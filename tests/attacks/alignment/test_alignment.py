@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from membership_questions import held_classes, held_inputs, inputs, questions
+from membership_questions import held_inputs, observed, questions
 from torch import Tensor
 
 from metaleak.attacks.alignment.alignment import Alignment
@@ -21,7 +21,6 @@ from metaleak.attacks.observation import Observation
 from metaleak.attacks.shadows.discriminant import fit_discriminant
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.attacks.shadows.shadow_learners import in_means, shadow_learners
-from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
@@ -46,25 +45,6 @@ def federation(model=None, rule=None, defenses=()):
     )
 
 
-def observed(world: Federation) -> Observation:
-    parameters = world.initial_parameters()
-    gradients, _ = cohort_meta_gradients(world.learners(LEARNERS), parameters, round=1)
-    own = world.split().held_out
-    return Observation(
-        world.model,
-        world.rule,
-        parameters,
-        gradients,
-        ways=5,
-        shots=2,
-        queries=3,
-        classes=held_classes(world, LEARNERS, 1),
-        own_examples=inputs(world, own),
-        own_labels=world.examples().labels[own],
-        defenses=world.defenses,
-    )
-
-
 def asked(world: Federation, asks="query") -> tuple[Targets, Tensor]:
     return questions(world, LEARNERS, 1, asks, members=120, non_members=180)
 
@@ -76,7 +56,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def observation(world):
-    return observed(world)
+    return observed(world, LEARNERS)
 
 
 def auc(attack: Alignment, world: Federation, observation: Observation) -> float:
@@ -224,7 +204,7 @@ FEDERATED = [Reptile(inner_steps=3), FedSGD(), FedAvg(epochs=2, batch=10)]
 @pytest.mark.parametrize("asks", ["query", "support"])
 def test_members_of_either_set_are_found_where_both_are_one(rule, asks):
     world = federation(rule=rule)
-    found = auc(Alignment(asks=asks, second_order=asks == "query", **SMALL), world, observed(world))
+    found = auc(Alignment(asks=asks, second_order=asks == "query", **SMALL), world, observed(world, LEARNERS))
     assert found > 0.7
 
 
@@ -255,12 +235,12 @@ def test_support_members_are_found_by_who_knows_the_query_set(observation, world
 
 def test_query_members_are_found_through_batch_normalization():
     world = federation(Conv4(filters=8, normalization="batch"))
-    assert auc(Alignment(**SMALL), world, observed(world)) > 0.7
+    assert auc(Alignment(**SMALL), world, observed(world, LEARNERS)) > 0.7
 
 
 def test_who_knows_the_defense_finds_more():
     world = federation(defenses=(Noise(place="shared", scale=1.0),))
-    seen = observed(world)
+    seen = observed(world, LEARNERS)
     naive = replace(seen, defenses=None)
     told = auc(Alignment(**SMALL), world, seen)
     assert told > 0.55

@@ -4,15 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from membership_questions import held_classes, inputs, questions
+from membership_questions import observed, questions
 
 from metaleak.attacks.alignment.alignment import Alignment
 from metaleak.attacks.alignment.per_example import PerExampleAlignment
 from metaleak.attacks.evaluation.membership import evaluate
-from metaleak.attacks.observation import Observation
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.attacks.shadows.shadow_learners import shadow_learners, with_example
-from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
@@ -37,30 +35,11 @@ def world(scale: float = 0.0) -> Federation:
     )
 
 
-def observed(federation: Federation) -> Observation:
-    parameters = federation.initial_parameters()
-    gradients, _ = cohort_meta_gradients(federation.learners(LEARNERS), parameters, round=1)
-    own = federation.split().held_out
-    return Observation(
-        federation.model,
-        federation.rule,
-        parameters,
-        gradients,
-        ways=5,
-        shots=2,
-        queries=3,
-        classes=held_classes(federation, LEARNERS, 1),
-        own_examples=inputs(federation, own),
-        own_labels=federation.examples().labels[own],
-        defenses=federation.defenses,
-    )
-
-
 @pytest.mark.parametrize("asks", ["query", "support"])
 @pytest.mark.parametrize("mean_of", [1, 4])
 def test_a_shadow_with_an_example_sends_what_a_learner_with_it_would(asks, mean_of):
     federation = world()
-    observation = replace(observed(federation), mean_of=mean_of)
+    observation = replace(observed(federation, LEARNERS), mean_of=mean_of)
     shadows = shadow_learners(observation, OwnExamples.of(observation), 2, RandomSource.of(0))
     images, positions = torch.rand(3, 1, 28, 28), torch.tensor([4, 0, 4])
     found = with_example(observation, shadows, 1, asks, images, positions, RandomSource.of(1))
@@ -81,7 +60,7 @@ def test_a_shadow_with_an_example_sends_what_a_learner_with_it_would(asks, mean_
 
 def test_laws_of_its_own_tell_more_of_a_target_than_a_pooled_one():
     federation = world(scale=1.5)
-    observation = observed(federation)
+    observation = observed(federation, LEARNERS)
     targets, member = questions(federation, LEARNERS, 1, "query", 80, 160)
 
     def auc(attack):
@@ -95,7 +74,7 @@ def test_laws_of_its_own_tell_more_of_a_target_than_a_pooled_one():
 
 
 def test_other_learners_are_no_null_where_none_is_seen_by_itself():
-    observation = observed(world())
+    observation = observed(world(), LEARNERS)
     targets, _ = questions(world(), LEARNERS, 1, "query", 5, 5)
     for seen in (
         replace(observation, mean_of=4),
