@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from metaleak.attacks.attack import Answers, AsksMembership, Progress, Targets
+from metaleak.attacks.attack import Answers, AsksMembership, Progress, Reconstructions, Reconstructs, Targets
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.tensors import Tensors
 
@@ -71,7 +71,8 @@ class AsksOverRounds(AsksMembership, Protocol):
     """An attack that says of examples how likely a learner held them in any of several rounds, from all of them.
 
     How it weighs the rounds is its own matter: scores of single rounds are not comparable unless they are
-    log-likelihood ratios.
+    log-likelihood ratios. Its class may say `needs_lasting_sets = True`: it is *not applicable* to several rounds
+    where learners draw new episodes.
     """
 
     def reason_against_rounds(self) -> str | None:
@@ -82,5 +83,17 @@ class AsksOverRounds(AsksMembership, Protocol):
         """Return an answer for every target, whose `rows` count the learners of the rounds' `rows`.
 
         A target that no round can hold has the score 0. The same arguments give the same answers.
+        """
+        ...
+
+
+@runtime_checkable
+class ReconstructsOverRounds(Reconstructs, Protocol):
+    """An attack that rebuilds from several rounds what learners held in all of them."""
+
+    def reconstruct_over_rounds(self, rounds: Rounds, seed: int, progress: Progress | None = None) -> Reconstructions:
+        """Return what it makes of the one set of every learner of the rounds' `rows`.
+
+        The rounds ask about no target: their `positions` are empty. The same arguments give the same answer.
         """
         ...

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from metaleak.attacks.attack import Targets
+from metaleak.attacks.observation import Observation
+from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.federation import Federation
 
 
@@ -25,6 +27,26 @@ def held_inputs(
     """Return one set of every learner, `(L, n, C, H, W)`, ordered by position."""
     drawn = [getattr(federation.learner(learner).drawn(round), which).flatten() for learner in learners]
     return torch.stack([inputs(federation, images) for images in drawn])
+
+
+def observed(federation: Federation, learners: list[int]) -> Observation:
+    """Return what the server sees of the learners in round 1, and what alignment requires beside it."""
+    parameters, task = federation.initial_parameters(), federation.task
+    gradients, _ = cohort_meta_gradients(federation.learners(learners), parameters, 1)
+    own = federation.split().held_out
+    return Observation(
+        federation.model,
+        federation.rule,
+        parameters,
+        gradients,
+        task.ways,
+        task.shots,
+        task.queries,
+        classes=held_classes(federation, learners, 1),
+        own_examples=inputs(federation, own),
+        own_labels=federation.examples().labels[own],
+        defenses=federation.defenses,
+    )
 
 
 def questions(

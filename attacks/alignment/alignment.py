@@ -10,24 +10,17 @@ anew from shadow models with and without it. The idea of scoring by alignment fo
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from metaleak.attacks.alignment.example_gradients import flattened, query_contributions, support_contributions
-from metaleak.attacks.alignment.gradient_metric import Whitening, fit
-from metaleak.attacks.alignment.stand_ins import SeenLearner, StandIns, expected_gradient, stand_ins_for
+from metaleak.attacks.alignment.learned_alignment import LearnedAlignment
 from metaleak.attacks.attack import Answers, Progress, Targets
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.rounds import Round, Rounds
 from metaleak.attacks.seeding import generator_for, random_for
-from metaleak.attacks.shadows.discriminant import fit_discriminant
 from metaleak.attacks.shadows.own_examples import OwnExamples
-from metaleak.attacks.shadows.shadow_learners import Shadows, in_means, shadow_learners
 from metaleak.attacks.shadows.weighed_rounds import weighed
-from metaleak.attacks.threat_model import Capability
 from metaleak.defenses import RandomSource
 
 
@@ -40,54 +33,19 @@ class _Told:
     others: Tensor
 
 
-class Alignment(BaseModel):
-    """Was this image in the learner's set that the attack `asks` about?
+class Alignment(LearnedAlignment):
+    """Was this image in the learner's set that the attack `asks` about? By one discriminant pooled over all targets.
 
-    `knows`: `labels` (and classes), or `other`, also the images of the set not asked about. `stand_ins` sets of own
-    images stand in for each unknown one: of `choices` times as many, those that would have sent what is most like the
-    observed gradient, at a meta-gradient each for learners and shadows. The metric is estimated from contributions
-    of about `samples` own images, of whose principal directions the part `components` is taken for common. `shadows`
-    learners are simulated to learn from. `knows_defenses`: the shadows defend themselves as the learners do, and the
-    metric allows for the noise (an adaptive adversary).
-
-    A support image is looked for twice: as if it were a query image, for it has adapted the parameters to images like
-    it, and (with `second_order`; much slower) by the change of the meta-gradient when it is added to a set of
-    stand-ins, which takes a meta-gradient an image; `references` own images a class show what any image of it would
-    change. Memory: `samples` times the parameters times about 20 bytes.
+    Not a likelihood ratio of each target's own: that is `PerExampleAlignment`. See `LearnedAlignment` for the fields.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    asks: Literal["query", "support"] = "query"
-    knows: Literal["labels", "other"] = "labels"
-    stand_ins: Annotated[int, Field(ge=1, le=1000)] = 4
-    choices: Annotated[int, Field(ge=1, le=1000)] = 1
-    references: Annotated[int, Field(ge=1, le=1000)] = 4
-    samples: Annotated[int, Field(ge=10, le=1_000_000)] = 2000
-    components: Annotated[float, Field(ge=0, lt=1)] = 0.6
-    shadows: Annotated[int, Field(ge=4, le=100_000)] = 32
-    second_order: bool = True
-    knows_defenses: bool = True
-
-    @model_validator(mode="after")
-    def _something_to_look_for(self) -> "Alignment":
-        if self._only_support and not self.second_order:
-            raise ValueError("second_order: must be true where the query set is known, got False")
-        return self
-
-    @property
-    def requires(self) -> frozenset[Capability]:
-        """Labels, classes and own images; the other set and the defenses as the fields say."""
-        known: frozenset[Capability] = frozenset({"labels", "classes", "own examples"})
-        known |= {"other set"} if self.knows == "other" else set()
-        return known | {"defenses"} if self.knows_defenses else known
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
         """Return log-likelihood ratios of the pooled discriminant's normal laws.
 
-        Raises `ValueError` when the observation lacks what the attack requires.
+        Where the server sees a mean, shadows are seen in that mean with one learner more. Raises `ValueError` when
+        the observation lacks what the attack requires.
         """
         return Answers(self._told(observation, targets, seed, None, progress).targets)
 
@@ -98,8 +56,7 @@ class Alignment(BaseModel):
     def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
         """Return log-likelihood ratios from those of single rounds, weighed by shadow learners; see `weighed`.
 
-        The shadows hold the same images in every round, and their defenses draw anew. Where the server sees a mean,
-        theirs is that mean with one learner more.
+        The shadows hold the same images in every round, and their defenses draw anew.
         """
         told = []
         for number in range(len(rounds)):
@@ -128,155 +85,24 @@ class Alignment(BaseModel):
         progress: Progress | None,
     ) -> "_Told":
         """Return the log-likelihood ratios in one round; with `noise` the shadows are those of several rounds."""
-        own = OwnExamples.of(observation)
-        if observation.classes is None:
-            raise ValueError("needs the class at each position, which the observation does not carry")
-        observation = replace(observation, classes=own.present(observation.classes, generator_for(seed, "present")))
-        # Learners' images are in no sample of the metric and stand in for nothing: nor may those of the shadows.
-        for_metric, for_shadows = own.parted()
-        like = observation.classes
-        if noise is not None:
-            # Not those of the learners that answer in this round: shadows are the same in all of them.
-            like = own.tasks(observation.ways, self.shadows, generator_for(seed, "classes"))
-        shadows = shadow_learners(
-            replace(observation, classes=like), for_shadows, self.shadows, random_for(seed, "shadows"), noise
-        )
-        if noise is not None:
-            shadows = in_means(observation, shadows)
-        metric = self._metric(observation, for_metric, shadows, seed)
-        known = self._known(observation, for_metric, shadows, metric, seed)
-        learned = fit_discriminant(*known)
+        found = self.learned(observation, seed, noise)
+        observation, own = found.observation, OwnExamples.of(observation)
         scores = torch.empty(len(targets.rows), dtype=torch.float64)
         done = 0
-        for row, places in _by_learner(targets.rows):
-            learner = self._seen(observation, row)
-            stand_ins = self._stand_ins(learner, observation, own, generator_for(seed, "stand-ins", "target", row))
-            features = self._features(
-                learner, observation, metric, stand_ins, targets.examples[places], targets.positions[places]
+        for row, places in by_learner(targets.rows):
+            learner = self.seen(observation, row)
+            stand_ins = self.standing_in(learner, observation, own, generator_for(seed, "stand-ins", "target", row))
+            features = self.features(
+                learner, observation, found.metric, stand_ins, targets.examples[places], targets.positions[places]
             )
-            scores[places] = learned.log_ratio(features)
+            scores[places] = found.discriminant.log_ratio(features)
             done += len(places)
             if progress is not None:
                 progress(done, len(targets.rows))
-        return _Told(scores, *(learned.log_ratio(found) for found in known))
-
-    @property
-    def _only_support(self) -> bool:
-        """Whether the query set's part can be taken off the observed gradient, which leaves the support set's."""
-        return self.asks == "support" and self.knows == "other"
-
-    def _metric(self, observation: Observation, own: OwnExamples, shadows: Shadows, seed: int) -> Whitening:
-        """Return the metric, estimated from own images in the place of the images that hide the target."""
-        assert observation.classes is not None
-        real = [self._seen(observation, row) for row in range(min(len(shadows.classes), len(observation.classes)))]
-        # The shadows' own too, or what is learned from them would not hold for the real learners.
-        learners = [*real, *self._seen_shadows(shadows)]
-        each = max(1, -(-self.samples // (len(learners) * observation.ways)))
-        samples = []
-        for number, learner in enumerate(learners):
-            images = own.draw(learner.classes, each, generator_for(seed, "samples", number)).flatten(0, 1)
-            positions = torch.arange(observation.ways).repeat_interleave(each)
-            generator = generator_for(seed, "stand-ins", "samples", number)
-            stand_ins = self._stand_ins(learner, observation, own, generator)
-            samples.append(self._contributions(observation, stand_ins, images, positions)[-1])
-        shapes = tuple(tuple(value.shape) for value in observation.parameters.values())
-        # The gradient is a mean of the query set's contributions and a sum of the support set's.
-        count = observation.ways * observation.queries
-        units = 1 / (observation.ways * observation.shots) if self._only_support else count
-        noise = torch.stack(
-            [
-                (shadows.gradients[name] - shadows.undefended[name]).square().mean() * units
-                for name in observation.parameters
-            ]
-        )
-        return fit(torch.cat(samples), shapes, noise, self.components)
-
-    def _known(
-        self, observation: Observation, own: OwnExamples, shadows: Shadows, metric: Whitening, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the features of what shadow learners hold, `(M, F)`, and of other images, `(N, F)`."""
-        held = shadows.query if self.asks == "query" else shadows.support
-        found: dict[bool, list[Tensor]] = {True: [], False: []}
-        for number, learner in enumerate(self._seen_shadows(shadows)):
-            generator = generator_for(seed, "stand-ins", "shadow", number)
-            stand_ins = self._stand_ins(learner, observation, own, generator)
-            members, others = held[number], shadows.others[number]
-            images = torch.cat([members.flatten(0, 1), others.flatten(0, 1)])
-            positions = torch.cat(
-                [torch.arange(observation.ways).repeat_interleave(part.shape[1]) for part in (members, others)]
-            )
-            features = self._features(learner, observation, metric, stand_ins, images, positions)
-            count = members.shape[0] * members.shape[1]
-            found[True].append(features[:count])
-            found[False].append(features[count:])
-        return torch.cat(found[True]), torch.cat(found[False])
-
-    def _features(
-        self,
-        learner: SeenLearner,
-        observation: Observation,
-        metric: Whitening,
-        stand_ins: StandIns,
-        images: Tensor,
-        positions: Tensor,
-    ) -> Tensor:
-        """Return each image's alignments with what `learner` sent, tensor by tensor, `(B, F)`."""
-        gradient = learner.gradient
-        if self._only_support:
-            gradient = gradient - expected_gradient(observation, stand_ins)
-        observed = metric.own(metric.white(gradient))
-        alignments = []
-        for contributions in self._contributions(observation, stand_ins, images, positions):
-            white = metric.white(contributions)
-            alignments.append(metric.by_tensor(white * observed) / metric.norm(white)[:, None])
-        return torch.cat(alignments, dim=1)
-
-    def _contributions(
-        self, observation: Observation, stand_ins: StandIns, images: Tensor, positions: Tensor
-    ) -> list[Tensor]:
-        """Return what each image adds, in every way in which it is looked for; the last is the metric's."""
-        seen = observation.model, observation.rule, observation.parameters
-        found = []
-        if self.asks == "support" and self.second_order:
-            # Most of it is what any image of the class would change: that is taken off.
-            usual = stand_ins.references
-            both = torch.cat([usual.flatten(0, 1), images])
-            places = torch.cat([torch.arange(len(usual)).repeat_interleave(usual.shape[1]), positions])
-            added = support_contributions(*seen, stand_ins.support, stand_ins.query, both, places)
-            mean = added[: len(both) - len(images)].reshape(*usual.shape[:2], -1).mean(dim=1)
-            found.append(added[len(both) - len(images) :] - mean[positions])
-        if not self._only_support:
-            found.append(query_contributions(*seen, stand_ins.support, images, positions))
-        return found
-
-    def _seen(self, observation: Observation, row: int) -> SeenLearner:
-        """Return what the adversary sees of the learner in this row of the observation."""
-        assert observation.classes is not None
-        gradient = flattened({name: value[row : row + 1] for name, value in observation.gradients.items()})
-        if self.knows != "other":
-            return SeenLearner(observation.classes[row], gradient)
-        given = observation.known_support if self.asks == "query" else observation.known_query
-        if given is None:
-            raise ValueError("knows 'other' needs the observation's other set, which it does not carry")
-        known = given[row].reshape(observation.ways, -1, *given.shape[2:])
-        return SeenLearner(observation.classes[row], gradient, known)
-
-    def _seen_shadows(self, shadows: Shadows) -> list[SeenLearner]:
-        """Return the same of every shadow learner."""
-        sets = shadows.support if self.asks == "query" else shadows.query
-        known = list(sets) if self.knows == "other" else [None] * len(sets)
-        gradients = torch.split(flattened(shadows.gradients), 1)
-        return [SeenLearner(*one) for one in zip(shadows.classes, gradients, known, strict=True)]
-
-    def _stand_ins(
-        self, learner: SeenLearner, observation: Observation, own: OwnExamples, generator: torch.Generator
-    ) -> StandIns:
-        return stand_ins_for(
-            learner, observation, own, self.asks, self.stand_ins, self.choices, self.references, generator
-        )
+        return _Told(scores, *(found.discriminant.log_ratio(features) for features in found.known))
 
 
-def _by_learner(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+def by_learner(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield each learner's row and the places of the targets that ask about it."""
     for row in sorted(set(rows.tolist())):
         yield row, torch.nonzero(rows == row).flatten()

@@ -22,13 +22,14 @@ _AT_ONCE = 4
 class SeenLearner:
     """What the adversary sees of one learner, a real one or a shadow.
 
-    `classes (ways,)` at each position; `gradient (1, D)` is what it sent; `known (ways, n, C, H, W)` is the set that
-    the attack does not ask about, where it is known.
+    `classes (ways,)` at each position; `gradient (1, D)` is what it sent, or the mean that it is a `share` of;
+    `known (ways, n, C, H, W)` is the set that the attack does not ask about, where it is known.
     """
 
     classes: Tensor
     gradient: Tensor
     known: Tensor | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from metaleak.attacks.attack import Answers, Progress, Reconstructions, Targets, joined
-from metaleak.attacks.inversion.gradient_inversion import Inversion, Problem, Unknowns, invert
-from metaleak.attacks.inversion.gradient_matching import GradientMatching, in_turn
-from metaleak.attacks.inversion.image_space import pixels
+from metaleak.attacks.inversion.case import Case, learners_at_a_time, several_rounds
+from metaleak.attacks.inversion.gradient_inversion import Inversion, Unknowns, invert
+from metaleak.attacks.inversion.gradient_matching import GradientMatching, in_turn, part_of
 from metaleak.attacks.inversion.starts import start_random
 from metaleak.attacks.observation import Observation
+from metaleak.attacks.rounds import Rounds
 
 
 class InversionFromNoise(GradientMatching):
@@ -26,16 +27,34 @@ class InversionFromNoise(GradientMatching):
         Raises `ValueError` when the observation lacks what `knows` says is known, or the shape of the images, or when
         a chunk needs more memory than it may take.
         """
-        problem, known, shape = self.problem(observation), self.known_set(observation), observation.input_shape
+        return self._rebuilt(self.case(observation, seed), observation.input_shape, progress)
+
+    def reconstruct_over_rounds(self, rounds: Rounds, seed: int, progress: Progress | None = None) -> Reconstructions:
+        """Return the set asked about of every learner, one set for all rounds; see `over_rounds`."""
+        made = []
+        groups = learners_at_a_time(rounds)
+        total, done = sum(len(group) for group in groups), 0
+        for learners in groups:
+            observation, seen = several_rounds(rounds, learners)
+            case = self.case(observation, seed, rounds=seen)
+            tell = part_of(progress, done, len(learners), total)
+            made.append(self._rebuilt(case, observation.input_shape, tell))
+            done += len(learners)
+        examples, confidence = (
+            torch.cat([getattr(one, name) for one in made]) for name in ("examples", "confidence")
+        )
+        return Reconstructions(examples, confidence)
+
+    def _rebuilt(self, case: Case, shape: tuple[int, ...], progress: Progress | None) -> Reconstructions:
         if len(shape) != 3:
             raise ValueError(f"reconstructs images (C, H, W), and the observation's examples have shape {shape}")
 
         def invert_some(rows: Tensor, tick: Callable[[], None]) -> Inversion:
-            return self._inverted(observation, problem, known, shape, rows, seed, tick)
+            return self._inverted(case, shape, rows, tick)
 
-        one = next(iter(observation.gradients.values()))
-        rows = torch.arange(len(one), device=one.device)
-        parts = torch.split(rows, self._size(observation, problem, known, shape, rows))
+        answered = case.rounds[0].answered
+        rows = torch.arange(len(answered), device=answered.device)
+        parts = torch.split(rows, self._size(case, shape, rows))
         found = in_turn(parts, [len(part) for part in parts], self.iterations, invert_some, progress)
         examples = torch.cat([one.unknowns.asked for one in found])
         sure = -torch.cat([one.loss for one in found])
@@ -51,50 +70,45 @@ class InversionFromNoise(GradientMatching):
         `ValueError` when the shapes do not fit, when the observation lacks what `knows` says is known, or when a
         chunk needs more memory than it may take.
         """
-        problem, known = self.checked(observation, targets)
+        return self.answers(self.case(observation, seed, targets), targets, progress)
+
+    def answers(self, case: Case, targets: Targets, progress: Progress | None) -> Answers:
+        """Return what a call does, for targets that fit the case."""
         if not len(targets.examples):
             return Answers(torch.empty(0), torch.empty_like(targets.examples))
 
         def answer(places: Tensor, tick: Callable[[], None]) -> Answers:
-            return self._answers(observation, problem, targets.at(places), known, seed, tick)
+            return self._of_chunk(case, targets.at(places), tick)
 
-        parts = self.parts(observation, targets)
+        parts = self._parts(case, targets)
         counts = [len(torch.unique(targets.rows[places])) for places in parts]
         return joined(parts, in_turn(parts, counts, self.iterations, answer, progress))
 
     def parts(self, observation: Observation, targets: Targets) -> Sequence[Tensor]:
         """Return the places of the targets that are computed together, see `Divisible`; raises as a call does."""
-        problem, known = self.checked(observation, targets)
+        return self._parts(self.case(observation, 0, targets), targets)
+
+    def _parts(self, case: Case, targets: Targets) -> Sequence[Tensor]:
         if not len(targets.rows):
             return ()
         rows, of = torch.unique(targets.rows, return_inverse=True)
-        size = self._size(observation, problem, known, tuple(targets.examples.shape[1:]), rows)
+        size = self._size(case, tuple(targets.examples.shape[1:]), rows)
         everywhere = torch.arange(len(of), device=of.device)
         return [everywhere[of // size == number] for number in range(int(of.max()) // size + 1)]
 
-    def _size(
-        self, observation: Observation, problem: Problem, known: Tensor | None, shape: tuple[int, ...], rows: Tensor
-    ) -> int:
+    def _size(self, case: Case, shape: tuple[int, ...], rows: Tensor) -> int:
         """Return how many of the learners `rows` are inverted at a time."""
         short = self.model_copy(update={"iterations": 1})
 
         def try_one() -> Inversion:
-            return short._inverted(observation, problem, known, shape, rows[:1], 0, lambda: None)
+            return short._inverted(case, shape, rows[:1], lambda: None)
 
         return self.chunk_size(try_one, len(rows), rows.device)
 
-    def _answers(
-        self,
-        observation: Observation,
-        problem: Problem,
-        targets: Targets,
-        known: Tensor | None,
-        seed: int,
-        tick: Callable[[], None],
-    ) -> Answers:
+    def _of_chunk(self, case: Case, targets: Targets, tick: Callable[[], None]) -> Answers:
         """Invert every learner that is asked about, and answer with each target's nearest image."""
         rows, of = torch.unique(targets.rows, return_inverse=True)
-        found = self._inverted(observation, problem, known, tuple(targets.examples.shape[1:]), rows, seed, tick)
+        found = self._inverted(case, tuple(targets.examples.shape[1:]), rows, tick)
         made = found.unknowns.asked
         # Targets one by one: each compares as many images as the asked set has.
         distances = torch.stack(
@@ -106,21 +120,11 @@ class InversionFromNoise(GradientMatching):
         distance, nearest = distances.min(dim=1)
         return Answers(-distance, made[of, nearest], {"distance": distance, "loss": found.loss[of]})
 
-    def _inverted(
-        self,
-        observation: Observation,
-        problem: Problem,
-        known: Tensor | None,
-        shape: tuple[int, ...],
-        rows: Tensor,
-        seed: int,
-        tick: Callable[[], None],
-    ) -> Inversion:
+    def _inverted(self, case: Case, shape: tuple[int, ...], rows: Tensor, tick: Callable[[], None]) -> Inversion:
         """Return what is found of the learners `rows (T,)`, whose images have this shape."""
-        gradients = {name: value[rows] for name, value in observation.gradients.items()}
-        given = None if known is None else known[rows].float()
-        drawn = start_random(sum(self.unknown_images(problem)), shape, rows, seed)
+        problem = case.problem
+        given = None if case.known is None else case.known[rows].float()
+        drawn = start_random(sum(self.unknown_images(problem)), shape, rows, case.seed)
         asked, other = drawn[:, : problem.images_of()], drawn[:, problem.images_of() :]
         start = Unknowns(asked, other if given is None else None, self.unknown_labels(problem, rows))
-        inside = pixels(observation.parameters, gradients, shape)
-        return invert(problem, inside, start, given, None, self.schedule(), tick)
+        return invert(problem, case.views(rows, shape), start, given, None, self.schedule(), tick)

@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from metaleak.attacks.attack import Answers, Progress, Targets, joined
-from metaleak.attacks.inversion.gradient_inversion import Problem, Unknowns, invert
+from metaleak.attacks.inversion.case import Case
+from metaleak.attacks.inversion.gradient_inversion import Unknowns, View, invert
 from metaleak.attacks.inversion.gradient_matching import GradientMatching, in_turn
-from metaleak.attacks.inversion.image_space import pixels, row_space, seen_by_dense_layer
+from metaleak.attacks.inversion.image_space import row_space, seen_by_dense_layer
 from metaleak.attacks.inversion.outcome import read_outcome
 from metaleak.attacks.inversion.starts import start_blurred, start_from_known, start_in_row_space
 from metaleak.attacks.observation import Observation
@@ -62,41 +63,38 @@ class InversionFromTarget(GradientMatching):
         bits, which the chunk decides. Raises `ValueError` when the shapes do not fit, when the observation lacks what
         `knows` says is known, or when a chunk needs more memory than it may take.
         """
-        problem, known = self.checked(observation, targets)
+        return self.answers(self.case(observation, seed, targets), targets, progress)
+
+    def answers(self, case: Case, targets: Targets, progress: Progress | None) -> Answers:
+        """Return what a call does, for targets that fit the case."""
         if not len(targets.examples):
             return Answers(torch.empty(0), torch.empty_like(targets.examples))
 
         def answer(places: Tensor, tick: Callable[[], None]) -> Answers:
-            return self._answers(observation, problem, targets.at(places), known, seed, tick)
+            return self._of_chunk(case, targets.at(places), tick)
 
-        parts = self.parts(observation, targets)
+        parts = self._parts(case, targets)
         counts = [len(places) for places in parts]
         return joined(parts, in_turn(parts, counts, self.fit + self.iterations, answer, progress))
 
     def parts(self, observation: Observation, targets: Targets) -> Sequence[Tensor]:
         """Return the places of the targets that are computed together, see `Divisible`; raises as a call does."""
-        problem, known = self.checked(observation, targets)
+        return self._parts(self.case(observation, 0, targets), targets)
+
+    def _parts(self, case: Case, targets: Targets) -> Sequence[Tensor]:
         everywhere = torch.arange(len(targets.rows), device=targets.rows.device)
         if not len(everywhere):
             return ()
         short, one = self.model_copy(update={"fit": 0, "iterations": 1}), targets.at(slice(1))
 
         def try_one() -> Answers:
-            return short._answers(observation, problem, one, known, 0, lambda: None)
+            return short._of_chunk(case, one, lambda: None)
 
         return torch.split(everywhere, self.chunk_size(try_one, len(everywhere), targets.examples.device))
 
-    def _answers(
-        self,
-        observation: Observation,
-        problem: Problem,
-        targets: Targets,
-        known: Tensor | None,
-        seed: int,
-        tick: Callable[[], None],
-    ) -> Answers:
+    def _of_chunk(self, case: Case, targets: Targets, tick: Callable[[], None]) -> Answers:
         """Return the answers to the targets of one chunk."""
-        reconstructions, statistics = self._reconstructed(observation, problem, targets, known, seed, tick)
+        reconstructions, statistics = self._reconstructed(case, targets, tick)
         if self.decision == "class":
             score = statistics["class_kept"]
         elif self.decision == "fit":
@@ -106,22 +104,19 @@ class InversionFromTarget(GradientMatching):
         return Answers(score, reconstructions, statistics)
 
     def _reconstructed(
-        self,
-        observation: Observation,
-        problem: Problem,
-        targets: Targets,
-        known: Tensor | None,
-        seed: int,
-        tick: Callable[[], None],
+        self, case: Case, targets: Targets, tick: Callable[[], None]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return reconstructions `(T, C, H, W)` and statistics for the targets of one chunk."""
+        problem, known = case.problem, case.known
         images = targets.examples.float()
         rows = targets.rows
-        gradients = {name: value[rows] for name, value in observation.gradients.items()}
+        views = case.views(rows, tuple(images.shape[1:]))
+        parameters, gradients = views[0].coordinates.parameters, views[0].coordinates.gradients
         given = None if known is None else known[rows].float()
         counts = self.unknown_images(problem)
 
-        first = None if self.total_variation else input_weight_of(observation.model)
+        # One round alone is seen in the span of its own gradient.
+        first = None if self.total_variation or len(views) > 1 else input_weight_of(problem.model)
         space = (
             None
             if first is None
@@ -136,20 +131,20 @@ class InversionFromTarget(GradientMatching):
                 if space is None
                 else start_in_row_space(*space, gradients[str(first)], gradients.get(bias_of(str(first))))
             )
-            drawn = make(images, rows, sum(counts), seed)
+            drawn = make(images, rows, sum(counts), case.seed)
             asked, other = drawn[:, : counts[0]], drawn[:, counts[0] :]
         slots = targets.positions * problem.images_of(position=True)
         asked[torch.arange(len(rows), device=rows.device), slots] = images
 
-        if first is None or space is None:
-            inside = pixels(observation.parameters, gradients, tuple(images.shape[1:]))
-        else:
+        if first is not None and space is not None:
             spanning = images[:, None] if given is None else torch.cat([given, images[:, None]], dim=1)
-            inside = seen_by_dense_layer(first, observation.parameters, gradients, space, spanning, self.whitening)
+            inside = seen_by_dense_layer(first, parameters, gradients, space, spanning, self.whitening)
+            views = (View(inside, views[0].counts),)
+        inside = views[0].coordinates
         entered = None if given is None else inside.enter(given)
         labels = self.unknown_labels(problem, rows)
         start = Unknowns(inside.enter(asked), None if other is None else inside.enter(other), labels)
-        found = invert(problem, inside, start, entered, slots, self.schedule(self.fit), tick)
+        found = invert(problem, views, start, entered, slots, self.schedule(self.fit), tick)
         return read_outcome(problem, inside, start, found, entered, slots)
 
 

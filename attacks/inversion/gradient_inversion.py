@@ -1,7 +1,7 @@
 """Gradient inversion of many targets at once: images that would have caused the observed meta-gradients."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -110,22 +110,35 @@ class Inversion:
     loss: Tensor
 
 
+@dataclass(frozen=True)
+class View:
+    """One round as T inversions see it: what they are computed in, and how much it `counts (T,)`, 0 or more.
+
+    A round that does not count is one in which the inversion's learner did not answer.
+    """
+
+    coordinates: Coordinates
+    counts: Tensor
+
+
 def invert(
     problem: Problem,
-    coordinates: Coordinates,
+    views: Sequence[View],
     start: Unknowns,
     known: Tensor | None,
     slots: Tensor | None,
     schedule: Schedule,
     tick: Callable[[], None],
 ) -> Inversion:
-    """Return the unknowns that make the rule's meta-gradient match the observed one, found from `start`.
+    """Return the unknowns that make the rule's meta-gradients match the observed ones, found from `start`.
 
-    `known (T, M, ...)` is the other set where the adversary has it; `slots (T,)` say which image of the asked set
-    is the target, which stays put in the first phase; without them nothing does. `tick` is called after every step.
-    Nothing here is random.
+    One set explains all of the `views`, each at the parameters sent in it: what is minimized is the weighted mean of
+    their losses. Several are seen in the same coordinates, pixels. `known (T, M, ...)` is the other set where the
+    adversary has it; `slots (T,)` say which image of the asked set is the target, which stays put in the first phase;
+    without them nothing does. `tick` is called after every step. Nothing here is random.
     """
-    step = _stepper(problem, coordinates, known, schedule)
+    coordinates = views[0].coordinates
+    step = _joint_stepper(problem, views, known, schedule)
     values = start.tensors()
     # A step in K coordinates moves an image as far as the same step in all of its pixels.
     rate = schedule.rate * math.sqrt(math.prod(coordinates.input_shape) / math.prod(coordinates.shape))
@@ -164,6 +177,29 @@ def _free(asked: Tensor, slots: Tensor | None) -> Tensor:
     if slots is not None:
         free.scatter_(1, slots[:, None], 0.0)
     return free.reshape(*free.shape, *(1,) * (asked.ndim - 2))
+
+
+def _joint_stepper(
+    problem: Problem, views: Sequence[View], known: Tensor | None, schedule: Schedule
+) -> Callable[[Values], tuple[Values, Tensor]]:
+    """Return the function from the unknowns to the weighted means over views of gradients and objectives."""
+    steps = [_stepper(problem, view.coordinates, known, schedule) for view in views]
+    if len(views) == 1:
+        return steps[0]
+    counts = torch.stack([view.counts for view in views])
+    weights = counts / counts.sum(dim=0).clamp(min=1e-30)
+
+    def evaluate(values: Values) -> tuple[Values, Tensor]:
+        # One after the other: only one round's graph is in memory.
+        gradients, losses = {name: torch.zeros_like(value) for name, value in values.items()}, weights.new_zeros(())
+        for step, weight in zip(steps, weights, strict=True):
+            found, loss = step(values)
+            losses = losses + weight * loss
+            for name, gradient in found.items():
+                gradients[name] += weight.reshape(-1, *(1,) * (gradient.ndim - 1)) * gradient
+        return gradients, losses
+
+    return evaluate
 
 
 def _stepper(

@@ -1,18 +1,29 @@
 """What all inversions by gradient matching have in common: their settings, and how many fit into memory at a time."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from metaleak.attacks.attack import Progress, Targets
+from metaleak.attacks.attack import Answers, Progress, Targets, joined
+from metaleak.attacks.inversion.case import (
+    Case,
+    Seen,
+    learners_at_a_time,
+    one_round,
+    positions_in_all,
+    several_rounds,
+)
 from metaleak.attacks.inversion.consistency import check_consistency
 from metaleak.attacks.inversion.descent import Decay, Optimizer
 from metaleak.attacks.inversion.gradient_inversion import Problem, Schedule, Set
 from metaleak.attacks.inversion.matching import Layers, Loss
 from metaleak.attacks.observation import Observation
+from metaleak.attacks.rounds import Rounds
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.rules.memory import memory_share, peak_bytes
 
@@ -50,6 +61,7 @@ class GradientMatching(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     on_any_device: ClassVar[bool] = True
+    needs_lasting_sets: ClassVar[bool] = True
 
     asks: Set = "query"
     knows: Literal["labels", "other", "nothing"] = "labels"
@@ -78,20 +90,55 @@ class GradientMatching(BaseModel):
             return frozenset()
         return frozenset({"labels", "other set"} if self.knows == "other" else {"labels"})
 
-    def checked(self, observation: Observation, targets: Targets) -> tuple[Problem, Tensor | None]:
-        """Return what is inverted, and the other set where it is known.
+    def case(
+        self,
+        observation: Observation,
+        seed: int,
+        targets: Targets | None = None,
+        rounds: tuple[Seen, ...] | None = None,
+    ) -> Case:
+        """Return what is inverted: the observation's one round, or the `rounds` of its learners that are given.
 
         Raises `ValueError` for what does not fit together, or is known and not in the observation.
         """
-        problem, known = self.problem(observation), self.known_set(observation)
-        check_consistency(observation, targets, known, problem)
-        return problem, known
-
-    def problem(self, observation: Observation) -> Problem:
-        """Return what is inverted."""
-        return Problem(
+        problem = Problem(
             observation.model, observation.rule, observation.ways, observation.shots, observation.queries, self.asks
         )
+        known = self.known_set(observation)
+        if targets is not None:
+            check_consistency(observation, targets, known, problem)
+        return Case(problem, rounds or one_round(observation), known, seed)
+
+    def reason_against_rounds(self) -> str | None:
+        """Return `None`: one set of images explains the gradients of all rounds."""
+        return None
+
+    def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
+        """Return answers from all rounds: one set of dummies, whose meta-gradients match those of every round.
+
+        What is minimized is the mean of the rounds' matching losses, at the parameters sent in each. Images are moved
+        as pixels, and all that is out of the observed row spaces counts as `distance` does. Raises `ValueError` where
+        learners draw new episodes or classes from round to round, and as a call does. Of the learners that are
+        inverted together all rounds' gradients are held, 256 MiB or one learner's, and of one round everybody's.
+        """
+        positions = positions_in_all(rounds, targets)
+        places, answers, done = [], [], 0
+        for learners in learners_at_a_time(rounds):
+            mine = torch.nonzero(torch.isin(targets.rows, learners)).flatten()
+            if len(mine):
+                observation, seen = several_rounds(rounds, learners)
+                rows = targets.rows[mine] - learners[0]
+                asked = Targets(targets.examples[mine], rows, positions[mine].clamp(min=0))
+                case = self.case(observation, seed, asked, seen)
+                places.append(mine)
+                answers.append(self.answers(case, asked, part_of(progress, done, len(mine), len(targets.rows))))
+                done += len(mine)
+        found = joined(places, answers)
+        return replace(found, scores=torch.where(positions < 0, torch.zeros_like(found.scores), found.scores))
+
+    @abstractmethod
+    def answers(self, case: Case, targets: Targets, progress: Progress | None) -> Answers:
+        """Return the answers to targets that fit the case, part by part."""
 
     def known_set(self, observation: Observation) -> Tensor | None:
         """Return the set not asked about, `(L, n, ...)`, where `knows` says that it is known.
@@ -167,6 +214,13 @@ def in_turn(
     if progress is not None:
         progress(total, total)
     return made
+
+
+def part_of(progress: Progress | None, before: int, count: int, total: int) -> Progress | None:
+    """Return what tells `progress` of `count` of the `total` targets, `before` of which are done."""
+    if progress is None:
+        return None
+    return lambda done, of: progress(before + done * count // max(1, of), total)
 
 
 def _ticker(progress: Progress | None, before: int, count: int, total: int) -> Callable[[], None]:

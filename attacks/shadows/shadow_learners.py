@@ -87,14 +87,41 @@ def in_means(observation: Observation, shadows: Shadows) -> Shadows:
     Where that is the mean of N learners, a shadow sends the mean of N + 1, itself among them: what hides its images
     is then what hides those of the real ones.
     """
-    count = observation.mean_of
-    if count == 1:
+    if observation.mean_of == 1:
         return shadows
+    gradients, undefended = (_in_mean(observation, sent) for sent in (shadows.gradients, shadows.undefended))
+    return replace(shadows, gradients=gradients, undefended=undefended)
 
-    def mean(sent: Parameters) -> Parameters:
-        return {name: (count * observation.gradients[name][:1] + own) / (count + 1) for name, own in sent.items()}
 
-    return replace(shadows, gradients=mean(shadows.gradients), undefended=mean(shadows.undefended))
+def with_example(
+    observation: Observation,
+    shadows: Shadows,
+    shadow: int,
+    asks: Literal["query", "support"],
+    images: Tensor,
+    positions: Tensor,
+    random: RandomSource,
+) -> Parameters:
+    """Return what the server sees of one shadow learner if it held each of B images in turn, `(B, ...)`.
+
+    Each of `images (B, ...)` takes the place of the first image at its label position `positions (B,)` in the set
+    that is asked about. The defenses draw from `random`. It takes a meta-gradient an image.
+    """
+    parts = []
+    for places in torch.split(torch.arange(len(positions)), _AT_ONCE):
+        sets = {"support": shadows.support[shadow], "query": shadows.query[shadow]}
+        held = {which: images.expand(len(places), *images.shape).clone() for which, images in sets.items()}
+        held[asks][torch.arange(len(places)), positions[places], 0] = images[places]
+        sent = _sent(observation, held["support"], held["query"], observation.defenses or (), random)
+        parts.append(sent[1])
+    together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return together if observation.mean_of == 1 else _in_mean(observation, together)
+
+
+def _in_mean(observation: Observation, sent: Parameters) -> Parameters:
+    """Return the mean of the learners that are seen together with each of `sent (B, ...)` as one more."""
+    count = observation.mean_of
+    return {name: (count * observation.gradients[name][:1] + own) / (count + 1) for name, own in sent.items()}
 
 
 def among_shadows(observation: Observation, shadows: Shadows) -> Observation:

@@ -37,7 +37,7 @@ def assess(
     """Run `attack` on what the server recorded in `run` and write `attacks/<name>/`; return what was found.
 
     An attack that asks for membership is asked about the experiment's targets, one that reconstructs to rebuild the
-    sets of some learners in the first of the rounds, one that is both does both.
+    sets of some learners, see `rebuild`, one that is both does both.
 
     What is done of an attack is kept part by part where its targets can be parted, so that the same call goes on
     after an interruption. It computes on `engine.device` where it can, see `Attack`.
@@ -79,7 +79,7 @@ def assess(
         targets=targets.model_dump(mode="json"),
         asks=made.asks,
         round=attacked.rounds[0],
-        rounds=len(attacked.rounds) if asked else 1,
+        rounds=len(attacked.rounds) if asked else rebuilt.rounds if rebuilt else 1,
         mean_of=asked.mean_of if asked else 1,
         knows=", ".join(sorted(made.requires)) or "nothing",
         seconds=round(time.monotonic() - started, 3),

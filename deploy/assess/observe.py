@@ -43,13 +43,16 @@ class Attacked:
 
 
 class RecordedRounds(Sequence[Round]):
-    """The attacked rounds, each read from the record when it is asked for; see `KeepsEvidence`."""
+    """The attacked rounds, each read from the record when it is asked for; see `KeepsEvidence`.
+
+    Without `truth` they ask about nothing.
+    """
 
     def __init__(
         self,
         attacked: Attacked,
         attack: Attack,
-        truth: Truth,
+        truth: Truth | None,
         device: torch.device,
         parts: KeptParts | None = None,
     ) -> None:
@@ -77,7 +80,9 @@ class RecordedRounds(Sequence[Round]):
             number,
             observation,
             torch.tensor([row_of.get(learner, -1) for learner in attacked.learners]),
-            positions_in(attacked.federation, truth, number, answered),
+            torch.empty(0, dtype=torch.int64)
+            if truth is None
+            else positions_in(attacked.federation, truth, number, answered),
             chance_of_a_draw(attacked.federation, self._attack.asks),
         ).to(self._device)
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from metaleak.attacks.attack import Progress, Reconstructs
 from metaleak.attacks.evaluation.measures import Measure
 from metaleak.attacks.evaluation.similarity import similarity
+from metaleak.attacks.rounds import ReconstructsOverRounds
+from metaleak.clients.learner import TaskLearner
 from metaleak.clients.randomness import keyed_generator
-from metaleak.deploy.assess.observe import Attacked, observe
+from metaleak.deploy.assess.observe import Attacked, RecordedRounds, observe
 from metaleak.deploy.assess.truth import held_inputs
 from metaleak.server.record.whole_file import write_whole
 
@@ -24,7 +26,7 @@ class Rebuilt:
 
     `learner (L,)` int64; `truth (L, m, ...)`; of the example that each is paired with `reconstruction (L, m, ...)`,
     zeros where there is none, `confidence (L, m)` and how alike the two are, `alike (L, m)`. `words` are what tokens
-    stand for, empty where that is not known.
+    stand for, empty where that is not known. `rounds` is from how many rounds they are rebuilt.
     """
 
     measures: tuple[Measure, ...]
@@ -34,6 +36,7 @@ class Rebuilt:
     confidence: Tensor
     alike: Tensor
     words: Mapping[int, str]
+    rounds: int
 
     def write(self, path: Path) -> None:
         """Write the pairs, a row each, to a safetensors file; what tokens stand for is in its metadata, as JSON."""
@@ -56,8 +59,9 @@ def rebuild(
     device: torch.device,
     progress: Progress | None = None,
 ) -> Rebuilt:
-    """Return what `attack` rebuilds of at most `most` learners, drawn at random, from the first of the rounds.
+    """Return what `attack` rebuilds of at most `most` learners, drawn at random, that answered in the first round.
 
+    From all of the rounds where it sees several and these learners hold the same sets in each, else from the first.
     Raises `ValueError` when its reconstructions are not those of the learners' kind of examples.
     """
     federation, round = attacked.federation, attacked.rounds[0]
@@ -65,8 +69,14 @@ def rebuild(
     answered = attacked.answered(round)
     places = torch.randperm(len(answered), generator=generator)[:most].tolist()
     chosen = sorted(answered[place] for place in places)
-    observation = observe(replace(attacked, learners=chosen), round, attack).to(device)
-    made = attack.reconstruct(observation, seed, progress).to("cpu")
+    some = replace(attacked, learners=chosen)
+    rounds = 1
+    if isinstance(attack, ReconstructsOverRounds) and _sets_last(some):
+        rounds = len(attacked.rounds)
+        every = RecordedRounds(some, attack, None, device)
+        made = attack.reconstruct_over_rounds(every, seed, progress).to("cpu")
+    else:
+        made = attack.reconstruct(observe(some, round, attack).to(device), seed, progress).to("cpu")
     held = held_inputs(federation, chosen, round, attack.asks)
     if made.confidence.shape != made.examples.shape[:2]:
         raise ValueError(
@@ -89,4 +99,21 @@ def rebuild(
         confidence=made.confidence[at].to(torch.float32) * found,
         alike=torch.from_numpy(pairing.alike).to(torch.float32),
         words={token: data.text_of([token]) for token in seen} if data.text_of is not None else {},
+        rounds=rounds,
     )
+
+
+def _sets_last(attacked: Attacked) -> bool:
+    """Return whether there are several rounds, and the learners hold the same sets at the same positions in each."""
+    first, *others = attacked.rounds
+    return bool(others) and all(
+        torch.equal(now, then)
+        for learner in map(attacked.federation.learner, attacked.learners)
+        for round in others
+        for now, then in zip(_held(learner, round), _held(learner, first), strict=True)
+    )
+
+
+def _held(learner: TaskLearner, round: int) -> tuple[Tensor, Tensor]:
+    drawn = learner.drawn(round)
+    return drawn.support, drawn.query

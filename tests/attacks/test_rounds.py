@@ -9,10 +9,11 @@ import pytest
 import torch
 from membership_questions import held_classes, inputs, questions
 
+from metaleak.attacks import InversionFromNoise, InversionFromTarget
 from metaleak.attacks.alignment.alignment import Alignment
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.observation import Observation
-from metaleak.attacks.rounds import AsksOverRounds, Round
+from metaleak.attacks.rounds import AsksOverRounds, ReconstructsOverRounds, Round
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.attacks.shadows.shadow_learners import shadow_learners
 from metaleak.attacks.shadows.weighed_rounds import weighed
@@ -70,6 +71,7 @@ class Rounds(Sequence[Round]):
             own_examples=inputs(federation, own),
             own_labels=federation.examples().labels[own],
             defenses=federation.defenses,
+            input_shape=federation.examples().input_shape,
         )
         rows = torch.tensor([learners.index(one) if one in learners else -1 for one in range(LEARNERS)])
         positions = torch.where(rows[self.targets.rows] >= 0, self.targets.positions, -1)
@@ -101,6 +103,8 @@ ATTACKS = {
     "weighed": (SpanTest(knows_defenses=True), Noise(place="shared", scale=1.0)),
     "noisy": (SpanTest(knows_defenses=True), Noise(place="query", scale=1.0)),
     "clean": (SpanTest(knows_defenses=True, asks="support"), Noise(place="query", scale=1.0)),
+    "inversion": (InversionFromTarget(fit=2, iterations=2), Noise(place="shared", scale=1.0)),
+    "classical": (InversionFromNoise(iterations=2), Noise(place="shared", scale=1.0)),
     "alignment": (Alignment(samples=20, stand_ins=1, shadows=4), Noise(place="shared", scale=1.0)),
 }
 
@@ -113,6 +117,16 @@ def test_one_round_is_in_memory_however_many_there_are(name):
     answers = attack.over_rounds(rounds, targets, seed=0)
     gc.collect()
     assert answers.scores.isfinite().all()
+    assert (rounds.most, rounds.alive) == (1, 0)
+
+
+def test_images_rebuilt_from_all_rounds_take_one_round_of_memory_too():
+    attack = InversionFromNoise(iterations=2)
+    assert isinstance(attack, ReconstructsOverRounds)
+    rounds, _, _ = attacked(4)
+    made = attack.reconstruct_over_rounds(rounds, seed=0)
+    gc.collect()
+    assert made.examples.shape == (LEARNERS, 6, 1, 8, 8)
     assert (rounds.most, rounds.alive) == (1, 0)
 
 

@@ -3,9 +3,11 @@
     METALEAK_DATA=../shared/data python tests/benchmarks/alignment_quality.py conv4-none --asks query
     ... alignment_quality.py conv4-batch --rounds 20 --learners 20 --members 300 --non-members 900
     ... alignment_quality.py lenet --asks support --set knows=other
+    ... alignment_quality.py conv4-none --law online --learners 10 --members 200 --non-members 200
 
 Learners with MNIST or Fashion-MNIST (`--data`), simulated without Flower; with several rounds the parameters move by
-Adam and the scores of a target add up. `--defense place=shared,scale=1` defends by noise. Bars of the undefended
+Adam and the scores of a target add up. `--law` takes laws of each target's own instead of the pooled discriminant.
+`--defense place=shared,scale=1` defends by noise. Bars of the undefended
 cases: conv4-none query 0.97, support 0.65; conv4-batch and -group query 0.70, over 20 rounds 0.80; LeNet (1-shot
 1-query) query 0.95, support 0.85. Intervals are 95 %, learners resampled.
 """
@@ -20,6 +22,7 @@ import yaml
 from measuring import show
 
 from metaleak.attacks.alignment.alignment import Alignment
+from metaleak.attacks.alignment.per_example import PerExampleAlignment
 from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.observation import Observation
@@ -45,7 +48,9 @@ CASES: dict[str, tuple[Model, TaskShape, float]] = {
 }
 
 
-def observe(federation: Federation, attack: Alignment, parameters: Parameters, round: int) -> Observation:
+def observe(
+    federation: Federation, attack: Alignment | PerExampleAlignment, parameters: Parameters, round: int
+) -> Observation:
     """Return what the server sees in `round`, and what the attack requires."""
     learners = list(range(federation.partition.learners))
     gradients, _ = cohort_meta_gradients(federation.learners(learners), parameters, round, chunk=4)
@@ -81,6 +86,7 @@ def main() -> None:
     parser.add_argument("--non-members", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--law", choices=("pooled", "online", "offline", "learners"), default="pooled")
     parser.add_argument("--defense", default="")
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--json", action="store_true")
@@ -88,7 +94,11 @@ def main() -> None:
     torch.set_num_threads(1)
     model, task, rate = CASES[given.case]
     settings = pairs(given.set)
-    attack = Alignment(asks=given.asks, **settings)
+    attack: Alignment | PerExampleAlignment
+    if given.law == "pooled":
+        attack = Alignment(asks=given.asks, **settings)
+    else:
+        attack = PerExampleAlignment(asks=given.asks, law=given.law, **settings)
     noise = {
         key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in given.defense.split(",") if p)
     }
@@ -120,6 +130,7 @@ def main() -> None:
                 "case": given.case,
                 "data": given.data,
                 "asks": given.asks,
+                "law": given.law,
                 "knows": attack.knows,
                 "seed": given.seed,
                 "defense": given.defense,

@@ -4,6 +4,8 @@
     ... whole_run.py --noise shared:16 --asks query --model conv4 --learners 20 --rounds 1 5 20
     ... whole_run.py --secure --learners 30 --attack alignment --rounds 1 5
     ... whole_run.py --noise support:1 --asks support --set partition.examples_per_class=80 --rounds 1 20
+    ... whole_run.py --noise shared:1 --model lenet --attack inverting-gradients --set task.shots=1 task.queries=1
+        rule.inner_rate=0.01 targets.learners=8 --learners 8 --members 40 --non-members 80 --rounds 1 5
 
     ... whole_run.py --noise support:1 --asks support --rounds 20     (how long it takes: 20 rounds of 100 learners)
 
@@ -31,10 +33,13 @@ from metaleak.deploy.simulate.launch import simulate_here
 _MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "hidden": [256]},
     "conv4": {"name": "conv4", "normalization": "none"},
+    "lenet": {"name": "lenet"},
 }
 _ATTACKS: dict[str, dict[str, Any]] = {
     "span": {"name": "span", "knows_defenses": True},
     "alignment": {"name": "alignment", "second_order": False},
+    "query": {"name": "query", "knows": "other", "decision": "fit", "fit": 100, "iterations": 1},
+    "inverting-gradients": {"name": "inverting-gradients", "knows": "other", "iterations": 300},
 }
 
 
@@ -89,6 +94,7 @@ def main() -> None:
                 assert result.evaluation is not None
                 found[rounds].append(result.evaluation)
                 took = {
+                    **{measure.name: round(measure.value, 2) for measure in result.measured},
                     "s": result.seconds,
                     "processor s": round(time.process_time() - busy, 1),
                     "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from membership_questions import held_classes, held_inputs, inputs, questions
+from membership_questions import held_inputs, observed, questions
 from torch import Tensor
 
 from metaleak.attacks.alignment.alignment import Alignment
@@ -20,8 +20,7 @@ from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.shadows.discriminant import fit_discriminant
 from metaleak.attacks.shadows.own_examples import OwnExamples
-from metaleak.attacks.shadows.shadow_learners import shadow_learners
-from metaleak.clients.cohort import cohort_meta_gradients
+from metaleak.attacks.shadows.shadow_learners import in_means, shadow_learners
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
@@ -46,25 +45,6 @@ def federation(model=None, rule=None, defenses=()):
     )
 
 
-def observed(world: Federation) -> Observation:
-    parameters = world.initial_parameters()
-    gradients, _ = cohort_meta_gradients(world.learners(LEARNERS), parameters, round=1)
-    own = world.split().held_out
-    return Observation(
-        world.model,
-        world.rule,
-        parameters,
-        gradients,
-        ways=5,
-        shots=2,
-        queries=3,
-        classes=held_classes(world, LEARNERS, 1),
-        own_examples=inputs(world, own),
-        own_labels=world.examples().labels[own],
-        defenses=world.defenses,
-    )
-
-
 def asked(world: Federation, asks="query") -> tuple[Targets, Tensor]:
     return questions(world, LEARNERS, 1, asks, members=120, non_members=180)
 
@@ -76,7 +56,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def observation(world):
-    return observed(world)
+    return observed(world, LEARNERS)
 
 
 def auc(attack: Alignment, world: Federation, observation: Observation) -> float:
@@ -224,7 +204,7 @@ FEDERATED = [Reptile(inner_steps=3), FedSGD(), FedAvg(epochs=2, batch=10)]
 @pytest.mark.parametrize("asks", ["query", "support"])
 def test_members_of_either_set_are_found_where_both_are_one(rule, asks):
     world = federation(rule=rule)
-    found = auc(Alignment(asks=asks, second_order=asks == "query", **SMALL), world, observed(world))
+    found = auc(Alignment(asks=asks, second_order=asks == "query", **SMALL), world, observed(world, LEARNERS))
     assert found > 0.7
 
 
@@ -255,16 +235,42 @@ def test_support_members_are_found_by_who_knows_the_query_set(observation, world
 
 def test_query_members_are_found_through_batch_normalization():
     world = federation(Conv4(filters=8, normalization="batch"))
-    assert auc(Alignment(**SMALL), world, observed(world)) > 0.7
+    assert auc(Alignment(**SMALL), world, observed(world, LEARNERS)) > 0.7
 
 
 def test_who_knows_the_defense_finds_more():
     world = federation(defenses=(Noise(place="shared", scale=1.0),))
-    seen = observed(world)
+    seen = observed(world, LEARNERS)
     naive = replace(seen, defenses=None)
     told = auc(Alignment(**SMALL), world, seen)
     assert told > 0.55
     assert told > auc(Alignment(knows_defenses=False, **SMALL), world, naive)
+
+
+def test_in_a_mean_the_scores_are_those_of_learners_in_a_mean(world, observation):
+    """Log-likelihood ratios: 0 parts members from others about as well as any threshold does."""
+    members = 4
+    some = {name: value[:members].mean(dim=0, keepdim=True) for name, value in observation.gradients.items()}
+    mean = {name: value.expand(members, *value.shape[1:]) for name, value in some.items()}
+    together = replace(observation, gradients=mean, classes=observation.classes[:members], mean_of=members)
+    targets, member = asked(world)
+    asked_of = targets.rows < members
+    targets, member = targets.at(asked_of), member[asked_of]
+    scores = Alignment(**SMALL)(together, targets, seed=0).scores
+    found = evaluate(scores.numpy(), member.numpy(), resamples=1)
+    assert found.auc.value > 0.65
+    at_zero = ((scores[member] > 0).double().mean() + (scores[~member] <= 0).double().mean()) / 2
+    assert at_zero > found.balanced_accuracy.value - 0.1
+
+
+def test_a_shadow_is_one_learner_more_in_the_observed_mean(observation):
+    own = OwnExamples.of(observation)
+    shadows = shadow_learners(observation, own, 3, RandomSource.of(0))
+    together = in_means(replace(observation, mean_of=12), shadows)
+    for name, value in together.gradients.items():
+        expected = (12 * observation.gradients[name][0] + shadows.gradients[name]) / 13
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-8)
+    assert in_means(observation, shadows) is shadows
 
 
 def test_a_target_is_scored_by_itself(observation, world):

@@ -20,7 +20,7 @@ from metaleak.attacks import (
 )
 from metaleak.attacks.attack import Attack, Divisible, Targets, joined
 from metaleak.attacks.inversion import gradient_inversion
-from metaleak.attacks.inversion.gradient_inversion import Problem, Schedule, Unknowns, invert
+from metaleak.attacks.inversion.gradient_inversion import Problem, Schedule, Unknowns, View, invert
 from metaleak.attacks.inversion.image_space import pixels
 from metaleak.attacks.inversion.matching import matching_loss
 from metaleak.attacks.inversion.starts import start_blurred
@@ -241,11 +241,11 @@ def test_the_true_episode_is_a_solution(world):
     some = torch.arange(4)
     observation = world.observation
     gradients = {name: value[some] for name, value in observation.gradients.items()}
-    inside = pixels(observation.parameters, gradients, (1, 28, 28))
+    views = (View(pixels(observation.parameters, gradients, (1, 28, 28)), torch.ones(4)),)
     problem = Problem(observation.model, observation.rule, WAYS, 1, 1, "query")
     schedule = Schedule("squared", "joint", "adam", 1e-3, 0, 1)
     start = Unknowns(world.query[some], None, None)
-    ended = invert(problem, inside, start, world.support[some], some, schedule, lambda: None)
+    ended = invert(problem, views, start, world.support[some], some, schedule, lambda: None)
     assert ended.loss.max() < 1e-10
 
 
@@ -255,7 +255,7 @@ def test_computing_in_the_span_of_the_dummies_changes_nothing(world, layers, dum
     """With a total variation images stay in pixels; the first layer is met in their own span all the same."""
     some = torch.arange(4)
     gradients = {name: value[some] for name, value in world.observation.gradients.items()}
-    inside = pixels(world.observation.parameters, gradients, (1, 28, 28))
+    views = (View(pixels(world.observation.parameters, gradients, (1, 28, 28)), torch.ones(4)),)
     problem = Problem(MLP(), MAML(), WAYS, 1, 1, "query")
     schedule = Schedule("cosine", layers, "momentum", 1e-2, 0, 5, total_variation=0.1)
     asked = start_blurred(world.query[some, 0], some, WAYS, seed=1)
@@ -266,7 +266,7 @@ def test_computing_in_the_span_of_the_dummies_changes_nothing(world, layers, dum
     start = Unknowns(asked, None, None)
 
     def ended():
-        return invert(problem, inside, start, world.support[some], None, schedule, lambda: None)
+        return invert(problem, views, start, world.support[some], None, schedule, lambda: None)
 
     in_span = ended()
     calls = []

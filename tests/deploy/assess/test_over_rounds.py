@@ -127,11 +127,36 @@ def test_a_run_is_attacked_over_its_rounds(tmp_path, changes):
 def test_an_attack_that_sees_one_round_is_not_applicable_to_several():
     experiment = experiment_from(SMALL, "test")
     assert reason_against(experiment, experiment.attacks[0]) is None
-    assert (
-        reason_against(experiment, Plugin(name="dlg")) == "dlg sees one round, and is asked about 4 (targets.rounds)"
-    )
+    reason = "span sees one round, and is asked about 4 (targets.rounds): knows_defenses must be true"
+    assert reason_against(experiment, Plugin(name="span")).startswith(reason)
     recorded = experiment_from({**SMALL, "record": {"rounds": 1}}, "test")
-    assert reason_against(recorded, Plugin(name="dlg")) is None
+    assert reason_against(recorded, Plugin(name="span")) is None
+
+
+def test_an_inversion_takes_rounds_together_where_sets_last():
+    dlg = Plugin(name="dlg")
+    assert reason_against(experiment_from(SMALL, "test"), dlg) is None
+    for partition in (REDRAWN["partition"], {"learners": 10, "held_out": 0.4, "classes_per_learner": 3}):
+        redrawn = experiment_from({**SMALL, "partition": partition}, "test")
+        assert reason_against(redrawn, dlg).startswith("dlg is asked about 4 rounds (targets.rounds), in which")
+
+
+@pytest.mark.parametrize("changes", [{}, FEW])
+def test_an_inversion_rebuilds_and_answers_from_all_rounds(tmp_path, changes):
+    run, experiment, *_ = rounds_of(tmp_path, **changes)
+    told = experiment.targets.model_copy(update={"learners": 10})
+    asked = experiment.model_copy(update={"targets": told})
+    attack = Plugin(name="inverting-gradients", iterations=60)
+    found = assess(run, asked, attack)
+    assert (found.rounds, found.measured[0].name) == (4, "PSNR")
+    assert found.evaluation.auc.value > 0.6
+
+
+def test_what_is_rebuilt_of_sets_that_are_redrawn_is_of_the_first_round(tmp_path):
+    run, experiment, *_ = rounds_of(tmp_path, **REDRAWN)
+    learners = experiment.targets.model_copy(update={"learners": 3})
+    found = assess(run, experiment.model_copy(update={"targets": learners}), Plugin(name=f"{__name__}:GraySets"))
+    assert found.rounds == 1
 
 
 def test_what_is_rebuilt_is_of_learners_that_answered_in_the_round_that_is_seen(tmp_path):

@@ -1,0 +1,1 @@
+"""Blind source separation: the images that a first layer's gradient is a mixture of."""

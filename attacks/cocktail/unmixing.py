@@ -1,0 +1,176 @@
+"""Independent component analysis of images: a mixture is taken apart by what images are like, and mixtures are not.
+
+Kariyappa et al. (ICML 2023) descend along a sum of terms: the negentropy of each source, by the log of cosh squared,
+its total variation, and how far two rows of the unmixing matrix point the same way; on whitened mixtures, by Adam.
+Ours are the term for values outside of an image's range, and starting anew those rows that have found what another
+row has.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from metaleak.attacks.inversion.descent import remaining
+from metaleak.attacks.inversion.matching import total_variation
+
+_STEP = 0.03
+"""Adam's rate at first, for rows of length 1."""
+
+_SHARPNESS = 4.0
+"""How steeply the penalty of two rows grows with their cosine; the paper's are 7.7 and 12.4."""
+
+_SAME = 0.95
+"""Sources whose correlation is above this are one image."""
+
+_IN_RANGE = 0.02
+"""A source is taken for an image where no more than this part of its energy lies out of the range of one."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """K combinations of images that span the same space as the images, for images of `input_shape` with P pixels.
+
+    A row u `(K,)` makes the source `u @ white`, `white (K, P)` with mean 0 and the identity for a covariance over
+    pixels. It is the image `u @ raw / (u @ sizes)`, `raw (K, P)` and `sizes (K,)`, where `sizes` are known; without
+    them an image comes out as a multiple of itself, of either sign.
+    """
+
+    white: Tensor
+    raw: Tensor
+    sizes: Tensor | None
+    input_shape: tuple[int, ...]
+
+    def in_type(self, dtype: torch.dtype) -> "Mixture":
+        """Return it with tensors of this type."""
+        sizes = None if self.sizes is None else self.sizes.to(dtype)
+        return replace(self, white=self.white.to(dtype), raw=self.raw.to(dtype), sizes=sizes)
+
+
+@dataclass(frozen=True)
+class Priors:
+    """The weights of what images are like beside their negentropy, each 0 or more.
+
+    `smooth` that of a source's total variation, `apart` that of the likeness of rows, `range` that of the part of a
+    source's energy that lies outside of [0, 1].
+    """
+
+    smooth: float
+    apart: float
+    range: float
+
+
+def mixture(basis: Tensor, input_shape: tuple[int, ...], sized: bool) -> Mixture:
+    """Return the mixture of `basis (K, P)`, whose rows span a space of images, whitened.
+
+    `sized`: the basis has one more column `(K, P + 1)`, what it makes of an image's constant 1. Directions that are
+    constant over pixels are left out: K can be one less.
+    """
+    pixels = math.prod(input_shape)
+    centered = basis[:, :pixels] - basis[:, :pixels].mean(dim=1, keepdim=True)
+    energy, axes = torch.linalg.eigh(centered @ centered.mT / pixels)
+    known = energy > 1e-10 * energy[-1]
+    whiten = (axes[:, known] / energy[known].sqrt()).mT
+    turned = whiten @ basis
+    return Mixture(whiten @ centered, turned[:, :pixels], turned[:, pixels] if sized else None, input_shape)
+
+
+def objective(rows: Tensor, mixed: Mixture, priors: Priors) -> Tensor:
+    """Return what a good unmixing makes small, a scalar, from `rows (N, K)` of any length but 0.
+
+    Natural logarithms, means over sources and pixels, in the units of whitened sources. One pixel alone has no
+    neighbor: images are two pixels wide and high at least.
+    """
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    sources = rows @ mixed.white
+    # log cosh of x without the overflow of cosh.
+    curved = sources.abs() + torch.log1p(torch.exp(-2 * sources.abs())) - math.log(2)
+    loss = -2 * curved.mean()
+    if priors.smooth:
+        loss = loss + priors.smooth * total_variation(sources.reshape(-1, *mixed.input_shape))
+    if priors.apart and len(rows) > 1:
+        others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        loss = loss + priors.apart * (_SHARPNESS * (rows @ rows.mT).abs()).expm1().mul(others).mean()
+    if priors.range and mixed.sizes is not None:
+        loss = loss + priors.range * out_of_range(rows, mixed).mean()
+    return loss
+
+
+def out_of_range(rows: Tensor, mixed: Mixture) -> Tensor:
+    """Return which part of each source's energy lies outside of the range of an image, `(N,)` in [0, 1].
+
+    It is 0 for each of the images themselves. The mixture's `sizes` must be known.
+    """
+    assert mixed.sizes is not None
+    size = rows @ mixed.sizes
+    values = (rows @ mixed.raw) * torch.sign(size)[:, None]
+    beyond = torch.relu(-values) + torch.relu(values - size.abs()[:, None])
+    return beyond.square().sum(dim=1) / values.square().sum(dim=1).clamp(min=1e-30)
+
+
+def unmix(mixed: Mixture, priors: Priors, iterations: int, restarts: int, generator: torch.Generator) -> Tensor:
+    """Return unmixing rows of length 1, `(K, K)`: one for every source that there can be.
+
+    All descend together for `iterations` steps, from random directions; after that, `restarts` times, the rows that
+    found what another has, or nothing that can be an image, begin again orthogonally to the others.
+    """
+    count = len(mixed.white)
+    rows = _directions(count, mixed.white, generator)
+    for turn in range(restarts + 1):
+        if turn:
+            kept = rows[found(rows, mixed)]
+            fresh = _directions(count, mixed.white, generator)[: count - len(kept)]
+            basis, _ = torch.linalg.qr(kept.mT)
+            rows = torch.cat([kept, _unit(fresh - (fresh @ basis) @ basis.mT)])
+        rows = _descended(rows, mixed, priors, iterations)
+    return rows
+
+
+def found(rows: Tensor, mixed: Mixture) -> Tensor:
+    """Return the places of rows that make different sources, and such as can be images, the likeliest first."""
+    sources = _unit(rows @ mixed.white)
+    alike = (sources @ sources.mT).abs()
+    order = list(range(len(rows)))
+    if mixed.sizes is not None:
+        beyond = out_of_range(rows, mixed)
+        order = [place for place in beyond.argsort().tolist() if float(beyond[place]) <= _IN_RANGE]
+    kept: list[int] = []
+    for place in order:
+        if not kept or float(alike[place, kept].max()) < _SAME:
+            kept.append(place)
+    return torch.tensor(kept, dtype=torch.int64, device=rows.device)
+
+
+def images(rows: Tensor, mixed: Mixture) -> Tensor:
+    """Return the sources as images in [0, 1], `(N, P)`.
+
+    Of known size, or else stretched to the range, with the sign that makes their mean positive.
+    """
+    values = rows @ mixed.raw
+    if mixed.sizes is not None:
+        size = rows @ mixed.sizes
+        return (values / torch.where(size == 0, torch.inf, size)[:, None]).clamp(0.0, 1.0)
+    values = values * torch.sign(values.mean(dim=1, keepdim=True))
+    low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
+    return (values - low) / (high - low).clamp(min=1e-30)
+
+
+def _descended(rows: Tensor, mixed: Mixture, priors: Priors, iterations: int) -> Tensor:
+    rows = rows.clone().requires_grad_()
+    adam = torch.optim.Adam([rows])
+    for step in range(iterations):
+        adam.param_groups[0]["lr"] = _STEP * remaining("linear", step, iterations)
+        (rows.grad,) = torch.autograd.grad(objective(rows, mixed, priors), rows)
+        adam.step()
+    return _unit(rows.detach())
+
+
+def _directions(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(count, count, generator=generator, dtype=torch.float64)
+    return _unit(drawn.to(like))
+
+
+def _unit(rows: Tensor) -> Tensor:
+    length: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows / length.clamp(min=1e-30)

@@ -1,0 +1,36 @@
+"""The laws of each target's own statistic among learners that hold it and that do not (Carlini et al. 2022)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Law = Literal["online", "offline", "learners"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Of T targets the `statistic (T,)` in what was observed, and in what S others send, each at least 2.
+
+    `outside (T, S)` are of those that do not hold the target, `inside (T, S)` of those that do, `None` where nobody
+    is simulated with it.
+    """
+
+    statistic: Tensor
+    outside: Tensor
+    inside: Tensor | None
+
+
+def per_example_scores(samples: Samples) -> Tensor:
+    """Return each target's log-likelihood ratio, or where `inside` is `None` its deviations above the null, `(T,)`.
+
+    The laws are normal with each target's own means and one spread, pooled over all targets and both cases: from few
+    samples that is the better estimate (Carlini et al. 2022), and the ratio rises with the statistic without end.
+    """
+    low = samples.outside.mean(dim=1)
+    if samples.inside is None:
+        return (samples.statistic - low) / samples.outside.var(dim=1).mean().clamp(min=1e-60).sqrt()
+    high = samples.inside.mean(dim=1)
+    variance = (samples.outside.var(dim=1) + samples.inside.var(dim=1)).mean().clamp(min=1e-60) / 2
+    ratio: Tensor = (high - low) / variance * (samples.statistic - (high + low) / 2)
+    return ratio

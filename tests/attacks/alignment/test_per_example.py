@@ -1,0 +1,84 @@
+"""Per-example ratios: shadows with and without the target itself, and what they find beside a pooled law."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from membership_questions import observed, questions
+
+from metaleak.attacks.alignment.alignment import Alignment
+from metaleak.attacks.alignment.per_example import PerExampleAlignment
+from metaleak.attacks.evaluation.membership import evaluate
+from metaleak.attacks.shadows.own_examples import OwnExamples
+from metaleak.attacks.shadows.shadow_learners import shadow_learners, with_example
+from metaleak.clients.datasets import EmbeddedMNIST
+from metaleak.clients.episode import Episode
+from metaleak.clients.federation import Federation
+from metaleak.clients.models import Conv4
+from metaleak.clients.partition import Partition, TaskShape
+from metaleak.clients.rules import MAML
+from metaleak.defenses import Noise, RandomSource
+
+LEARNERS = list(range(6))
+SMALL = {"stand_ins": 2, "samples": 300, "shadows": 12}
+
+
+def world(scale: float = 0.0) -> Federation:
+    return Federation(
+        seed=3,
+        data=EmbeddedMNIST(),
+        task=TaskShape(ways=5, shots=2, queries=3),
+        partition=Partition(learners=len(LEARNERS), held_out=0.4),
+        model=Conv4(filters=8, normalization="none"),
+        rule=MAML(),
+        defenses=(Noise(place="shared", scale=scale),) if scale else (),
+    )
+
+
+@pytest.mark.parametrize("asks", ["query", "support"])
+@pytest.mark.parametrize("mean_of", [1, 4])
+def test_a_shadow_with_an_example_sends_what_a_learner_with_it_would(asks, mean_of):
+    federation = world()
+    observation = replace(observed(federation, LEARNERS), mean_of=mean_of)
+    shadows = shadow_learners(observation, OwnExamples.of(observation), 2, RandomSource.of(0))
+    images, positions = torch.rand(3, 1, 28, 28), torch.tensor([4, 0, 4])
+    found = with_example(observation, shadows, 1, asks, images, positions, RandomSource.of(1))
+    sets = {"support": shadows.support[1].clone(), "query": shadows.query[1].clone()}
+    sets[asks][4, 0] = images[2]
+    labels = torch.arange(5)
+    episode = Episode(
+        sets["support"].flatten(0, 1),
+        labels.repeat_interleave(2),
+        sets["query"].flatten(0, 1),
+        labels.repeat_interleave(3),
+    )
+    gradient, _ = federation.rule.meta_gradient(federation.model, observation.parameters, episode)
+    for name, value in gradient.items():
+        seen = value if mean_of == 1 else (4 * observation.gradients[name][0] + value) / 5
+        torch.testing.assert_close(found[name][2], seen, rtol=1e-4, atol=1e-6)
+
+
+def test_laws_of_its_own_tell_more_of_a_target_than_a_pooled_one():
+    federation = world(scale=1.5)
+    observation = observed(federation, LEARNERS)
+    targets, member = questions(federation, LEARNERS, 1, "query", 80, 160)
+
+    def auc(attack):
+        scores = attack(observation, targets, seed=0).scores
+        return evaluate(scores.numpy(), member.numpy(), resamples=1).auc.value
+
+    pooled = auc(Alignment(**SMALL))
+    for law in ("online", "offline"):
+        assert auc(PerExampleAlignment(law=law, each=8, **SMALL)) > pooled
+    assert auc(PerExampleAlignment(law="learners", **SMALL)) > 0.6
+
+
+def test_other_learners_are_no_null_where_none_is_seen_by_itself():
+    observation = observed(world(), LEARNERS)
+    targets, _ = questions(world(), LEARNERS, 1, "query", 5, 5)
+    for seen in (
+        replace(observation, mean_of=4),
+        replace(observation, gradients={name: value[:2] for name, value in observation.gradients.items()}),
+    ):
+        with pytest.raises(ValueError, match=r"^law 'learners' needs the gradients of three learners"):
+            PerExampleAlignment(law="learners", **SMALL)(seen, targets, seed=0)
