@@ -4,8 +4,8 @@
     ... whole_run.py --noise shared:16 --asks query --model conv4 --learners 20 --rounds 1 5 20
     ... whole_run.py --secure --learners 30 --attack alignment --rounds 1 5
     ... whole_run.py --noise support:1 --asks support --set partition.examples_per_class=80 --rounds 1 20
-    ... whole_run.py --noise shared:1 --model lenet --attack inverting-gradients --set task.shots=1 task.queries=1
-        rule.inner_rate=0.01 targets.learners=8 --learners 8 --members 40 --non-members 80 --rounds 1 5
+    ... whole_run.py --noise shared:4 --attack inverting-gradients --set task.shots=1 task.queries=1 model.hidden=[64]
+        targets.learners=8 --learners 8 --members 40 --non-members 120 --rounds 1 5
 
     ... whole_run.py --noise support:1 --asks support --rounds 20     (how long it takes: 20 rounds of 100 learners)
 
