@@ -134,7 +134,8 @@ def test_what_is_fitted_is_recorded_with_what_was_sent_and_stated(tmp_path):
     assert sorted(weights) == sorted(record.sent(1)) == ["0", "1"], "arrays without names are called by their place"
     assert same(record.sent(1).values(), parameters_to_ndarrays(initial()))
     for number in learners:
-        assert same([value[number] for value in weights.values()], Client(number).fit(record.sent(1).values(), {})[0])
+        fitted = Client(number).fit(record.sent(1).values(), {})[0]
+        assert same([weights[name][number] for name in ("0", "1")], fitted)
     assert record.config(2) == {"rate": 0.1, "round": 2}
     assert record.metrics(2)[3] == {"partition_id": 3, "loss": 0.5, "num_examples": 6}
     assert [entry.node for entry in record.entries if entry.learner == 3] == ["10000"] * 2
@@ -150,7 +151,7 @@ def test_the_grid_records_of_a_classic_workflow_what_the_strategy_does(tmp_path)
         (learners, arrays), (others, weights) = by_grid.received(round), by_strategy.received(round)
         assert learners == others
         assert list(arrays) == list(weights)
-        assert same(arrays.values(), weights.values())
+        assert same([arrays[name] for name in sorted(arrays)], [weights[name] for name in sorted(weights)])
         assert by_grid.config(round) == by_strategy.config(round)
         # On the wire there is Flower's own status, too.
         assert all(by_grid.metrics(round)[n].items() > by_strategy.metrics(round)[n].items() for n in learners)
