@@ -4,8 +4,8 @@ import pytest
 from flower_apps.networks import CNN
 from pydantic import ValidationError
 
-from metaleak.attacks import dlg_attack
 from metaleak.attacks.alignment.alignment import Alignment
+from metaleak.attacks.alignment.per_example import PerExampleAlignment
 from metaleak.attacks.likelihood_ratio import LikelihoodRatio
 from metaleak.attacks.refusal import refusal
 from metaleak.attacks.span.span_test import SpanTest
@@ -48,7 +48,8 @@ def test_what_is_written_of_a_threat_model_is_always_the_same():
 
 
 def test_an_attack_that_sees_one_round_is_refused_several_with_a_reason():
-    assert refusal(dlg_attack(), MLP(), rounds=20) == "sees one round, and is asked about 20 (targets.rounds)"
+    said = refusal(PerExampleAlignment(), LeNet(), rounds=20)
+    assert said == "sees one round, and is asked about 20 (targets.rounds)"
     said = refusal(SpanTest(), MLP(), rounds=20)
     assert said is not None
     assert said.startswith("sees one round, and is asked about 20 (targets.rounds): knows_defenses")
