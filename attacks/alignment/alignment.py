@@ -9,7 +9,7 @@ anew from shadow models with and without it. The idea of scoring by alignment fo
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,17 +20,8 @@ from metaleak.attacks.observation import Observation
 from metaleak.attacks.rounds import Round, Rounds
 from metaleak.attacks.seeding import generator_for, random_for
 from metaleak.attacks.shadows.own_examples import OwnExamples
-from metaleak.attacks.shadows.weighed_rounds import weighed
+from metaleak.attacks.shadows.weighed_rounds import RoundRatios, weighed_over
 from metaleak.defenses import RandomSource
-
-
-@dataclass(frozen=True)
-class _Told:
-    """Log-likelihood ratios of the `targets (T,)`, and of shadows' `members (M,)` and `others (N,)`."""
-
-    targets: Tensor
-    members: Tensor
-    others: Tensor
 
 
 class Alignment(LearnedAlignment):
@@ -47,7 +38,7 @@ class Alignment(LearnedAlignment):
         Where the server sees a mean, shadows are seen in that mean with one learner more. Raises `ValueError` when
         the observation lacks what the attack requires.
         """
-        return Answers(self._told(observation, targets, seed, None, progress).targets)
+        return Answers(self._ratios(observation, targets, seed, None, progress).targets)
 
     def reason_against_rounds(self) -> None:
         """Return `None`: rounds are weighed as shadow learners tell."""
@@ -58,32 +49,23 @@ class Alignment(LearnedAlignment):
 
         The shadows hold the same images in every round, and their defenses draw anew.
         """
-        told = []
-        for number in range(len(rounds)):
-            told.append(self._of_round(rounds[number], targets, seed))
-            if progress is not None:
-                progress(number + 1, len(rounds))
-        ratios, members, others = (
-            torch.stack(part, dim=1)
-            for part in zip(*((one.targets, one.members, one.others) for one in told), strict=True)
-        )
-        return Answers(weighed(ratios, members, others, rounds[0].chance))
+        return Answers(weighed_over(rounds, lambda round: self._of_round(round, targets, seed), progress))
 
-    def _of_round(self, round: Round, targets: Targets, seed: int) -> "_Told":
+    def _of_round(self, round: Round, targets: Targets, seed: int) -> RoundRatios:
         places, asked = round.asked(targets)
-        told = self._told(round.observation, asked, seed, random_for(seed, "noise", round.number), None)
+        found = self._ratios(round.observation, asked, seed, random_for(seed, "noise", round.number), None)
         ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64)
-        ratios[places] = told.targets
-        return replace(told, targets=ratios)
+        ratios[places] = found.targets
+        return replace(found, targets=ratios)
 
-    def _told(
+    def _ratios(
         self,
         observation: Observation,
         targets: Targets,
         seed: int,
         noise: RandomSource | None,
         progress: Progress | None,
-    ) -> "_Told":
+    ) -> RoundRatios:
         """Return the log-likelihood ratios in one round; with `noise` the shadows are those of several rounds."""
         found = self.learned(observation, seed, noise)
         observation, own = found.observation, OwnExamples.of(observation)
@@ -99,7 +81,7 @@ class Alignment(LearnedAlignment):
             done += len(places)
             if progress is not None:
                 progress(done, len(targets.rows))
-        return _Told(scores, *(found.discriminant.log_ratio(features) for features in found.known))
+        return RoundRatios(scores, *(found.discriminant.log_ratio(features) for features in found.known))
 
 
 def by_learner(rows: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -1,11 +1,50 @@
 """What several rounds tell together: weights learned from shadow learners that take part in the same rounds."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from metaleak.attacks.attack import Progress
+from metaleak.attacks.rounds import Evidence, Round, Rounds, evidence_of
 from metaleak.attacks.shadows.discriminant import fit_discriminant
+
+
+@dataclass(frozen=True)
+class RoundRatios:
+    """Log-likelihood ratios in one round, float64.
+
+    Of the `targets (T,)`, NaN where the round cannot hold one, and of the images that shadow learners hold and do not
+    hold, `members (M,)` and `others (N,)`.
+    """
+
+    targets: Tensor
+    members: Tensor
+    others: Tensor
+
+
+def weighed_over(rounds: Rounds, ratios: Callable[[Round], RoundRatios], progress: Progress | None = None) -> Tensor:
+    """Return the log-likelihood ratio of each target from the `ratios` of every round, `(T,)`; see `weighed`.
+
+    The shadow learners must hold the same images in every round.
+    """
+
+    def evidence(round: Round) -> Evidence:
+        found = ratios(round)
+        chance = torch.tensor([round.chance], dtype=torch.float64)
+        return {"ratios": found.targets, "members": found.members, "others": found.others, "chance": chance}
+
+    found = []
+    for number in range(len(rounds)):
+        found.append(evidence_of(rounds, number, evidence))
+        if progress is not None:
+            progress(number + 1, len(rounds))
+    targets, members, others = (
+        torch.stack([one[name].cpu() for one in found], dim=1) for name in ("ratios", "members", "others")
+    )
+    return weighed(targets, members, others, float(found[0]["chance"]))
 
 
 def weighed(ratios: Tensor, members: Tensor, others: Tensor, chance: float) -> Tensor:

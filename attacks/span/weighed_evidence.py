@@ -9,12 +9,12 @@ from torch import Tensor
 
 from metaleak.attacks.attack import Progress, Targets
 from metaleak.attacks.observation import Observation
-from metaleak.attacks.rounds import Evidence, Round, Rounds, evidence_of
+from metaleak.attacks.rounds import Round, Rounds
 from metaleak.attacks.seeding import generator_for, random_for
 from metaleak.attacks.shadows.discriminant import fit_discriminant
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.attacks.shadows.shadow_learners import among_shadows, shadow_learners
-from metaleak.attacks.shadows.weighed_rounds import weighed
+from metaleak.attacks.shadows.weighed_rounds import RoundRatios, weighed_over
 
 _SHADOWS = 32
 
@@ -35,21 +35,13 @@ def weighed_over_rounds(
     In every round the same shadow learners are simulated with own images, at the parameters that were sent in it and
     with fresh noise; see `weighed` for what is learned from them. The observations need own examples and defenses.
     """
-    told, targets = [], targets.to("cpu")
-    for number in range(len(rounds)):
-        told.append(evidence_of(rounds, number, lambda round: _told(round.to("cpu"), targets, asks, features, seed)))
-        if progress is not None:
-            progress(number + 1, len(rounds))
-    ratios, members, others = (
-        torch.stack([one[name].cpu() for one in told], dim=1) for name in ("ratios", "members", "others")
-    )
-    return weighed(ratios, members, others, float(told[0]["chance"]))
+    targets = targets.to("cpu")
+    return weighed_over(rounds, lambda round: _ratios(round.to("cpu"), targets, asks, features, seed), progress)
 
 
-def _told(
+def _ratios(
     round: Round, targets: Targets, asks: Literal["query", "support"], features: Features, seed: int
-) -> Evidence:
-    """Return log-likelihood ratios in one round: of the targets `(T,)`, NaN where it holds none, and of shadows'."""
+) -> RoundRatios:
     observation, own = round.observation, OwnExamples.of(round.observation)
     places, asked = round.asked(targets)
     classes = own.tasks(observation.ways, _SHADOWS, generator_for(seed, "classes"))
@@ -67,9 +59,4 @@ def _told(
     learned = fit_discriminant(members, others)
     ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64)
     ratios[places] = learned.log_ratio(targeted)
-    return {
-        "ratios": ratios,
-        "members": learned.log_ratio(members),
-        "others": learned.log_ratio(others),
-        "chance": torch.tensor([round.chance], dtype=torch.float64),
-    }
+    return RoundRatios(ratios, learned.log_ratio(members), learned.log_ratio(others))

@@ -110,15 +110,18 @@ OVER_ROUNDS = {
     "task": {"ways": 2, "shots": 2, "queries": 2},
     "partition": {"learners": 6, "held_out": 0.4},
     "server": {"rounds": 5},
-    "attacks": [{"name": "span", "knows_defenses": True}],
     "targets": {"members": 20, "non_members": 20, "rounds": 5},
 }
 
 
-@pytest.mark.parametrize("place", ["shared", "query"])
-def test_an_attack_over_rounds_goes_on_from_the_rounds_that_it_had_seen(tmp_path, monkeypatch, place):
+SPAN = {"name": "span", "knows_defenses": True}
+ALIGNMENT = {"name": "alignment", "samples": 20, "stand_ins": 1, "shadows": 4}
+
+
+@pytest.mark.parametrize(("attacking", "place"), [(SPAN, "shared"), (SPAN, "query"), (ALIGNMENT, "shared")])
+def test_an_attack_over_rounds_goes_on_from_the_rounds_that_it_had_seen(tmp_path, monkeypatch, attacking, place):
     noisy = {"name": "noise", "place": place, "scale": 0.5}
-    experiment = experiment_from({**OVER_ROUNDS, "defenses": [noisy]}, "test")
+    experiment = experiment_from({**OVER_ROUNDS, "defenses": [noisy], "attacks": [attacking]}, "test")
     run, (attack,) = local_simulate(experiment, tmp_path / "run"), experiment.attacks
     computed, real, stop = [], RecordedRounds.kept, [3]
 
@@ -138,8 +141,8 @@ def test_an_attack_over_rounds_goes_on_from_the_rounds_that_it_had_seen(tmp_path
     assess(run, experiment, attack)
     assert computed == [0, 1, 2, 3, 4]
     assess(run, experiment, attack, "afresh")
-    assert np.array_equal(found(run, "span"), found(run, "afresh"))
-    assert {path.name for path in (run.path / "attacks" / "span").iterdir()} == {"attack.json", "scores.parquet"}
+    assert np.array_equal(found(run, attack.name), found(run, "afresh"))
+    assert {path.name for path in (run.path / "attacks" / attack.name).iterdir()} == {"attack.json", "scores.parquet"}
 
 
 class Both:
