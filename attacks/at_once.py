@@ -9,27 +9,36 @@ import torch
 
 Part = TypeVar("Part")
 
+_MOST = 8
+"""Threads at most: each holds what one part takes in memory."""
+
 
 def for_each(parts: Iterable[Part], do: Callable[[Part], None]) -> None:
-    """Call `do` with every part, on as many threads as the process has cores or `OMP_NUM_THREADS` allows.
+    """Call `do` with every part, on as many threads as the process has cores or `OMP_NUM_THREADS` allows, at most 8.
 
-    Each thread computes with one core, so that few large products gain as many small ones do. The order is not told:
-    what `do` writes must be its part's own.
+    Each thread computes with one core, so that few large products gain as many small ones do. Parts are computed in
+    any order: `do` must write only what belongs to its part.
     """
     threads = _threads()
     if threads == 1:
         for part in parts:
             do(part)
         return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in pool.map(do, parts):
-            pass
+    # What a thread sets is the default of all that are started after it.
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(do, parts):
+                pass
+    finally:
+        torch.set_num_threads(before)
 
 
 def _threads() -> int:
-    """Return how many threads the process may use: one in a worker beside others, which is told so."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdecimal() and int(told) > 0:
-        return int(told)
+    """Return how many threads the process may use: one in a worker that shares the cores with others."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    if allowed.isdecimal() and int(allowed) > 0:
+        return min(_MOST, int(allowed))
     # macOS has no affinity.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST, cores)

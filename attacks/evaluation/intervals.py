@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.special import expit, ndtr, stdtrit
+from scipy.special import betaincinv, expit, logit, ndtr, stdtrit
 
 Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -42,19 +42,23 @@ def expanded_interval(resampled: ArrayLike, clusters: int) -> tuple[float, float
     return float(low), float(high)
 
 
-def of_resampled(value: float, resampled: ArrayLike, clusters: int, units: int, steps: int) -> Estimate:
+def of_resampled(value: float, resampled: ArrayLike, clusters: int, units: int) -> Estimate:
     """Return a rate whose `resampled (B,)` values are of n `clusters`, with its interval.
 
-    Student's t with n - 1 degrees of freedom on the logarithm of the odds, with the bootstrap's deviation there and
-    the divisor n - 1: near 1, where percentiles cover far too little, it is skewed as the rate is. A resample cannot
-    be nearer to 0 or 1 than half of one of the `steps` in which the rate can change.
+    Student's t with n - 1 degrees of freedom on the logarithm of the odds, so that near 1, where percentiles cover
+    far too little, it is skewed as the rate is. The standard error, with the divisor n - 1, is the larger of two: the
+    deviation of the resamples' log odds, none of which counts as nearer to 0 or 1 than half a target, and that of the
+    resamples, carried to the log odds by the delta method.
 
-    Of a rate without a single error no resample has one. Then the interval is that of Clopper and Pearson for
-    independent `units` (targets of the rarer kind), which tells nothing of how much clusters differ: none does.
+    Where resamples do not differ, as those of a rate without a single error, or there is one cluster, it is the
+    interval of Clopper and Pearson for `units` (targets of the rarer kind). That takes the targets for independent:
+    how much clusters differ cannot be seen then, and where they do the interval is too narrow.
     """
-    drawn = np.clip(np.asarray(resampled, np.float64), 1 / (2 * steps), 1 - 1 / (2 * steps))
-    error = float(_log_odds(drawn).std()) * math.sqrt(clusters / (clusters - 1)) if clusters > 1 else 0.0
-    return _on_the_odds(value, error, clusters, units)
+    drawn, slope = np.asarray(resampled, np.float64), value * (1 - value)
+    if clusters < 2 or not drawn.std() or slope <= 0:
+        return _clopper_pearson(value, units)
+    error = max(float(logit(np.clip(drawn, 0.5 / units, 1 - 0.5 / units)).std()), float(drawn.std()) / slope)
+    return _on_the_odds(value, error * math.sqrt(clusters / (clusters - 1)), clusters)
 
 
 def over_seeds(estimates: Sequence[Estimate], units: int) -> Estimate:
@@ -69,22 +73,24 @@ def over_seeds(estimates: Sequence[Estimate], units: int) -> Estimate:
         return estimates[0]
     values = np.array([one.value for one in estimates])
     mean = float(values.mean())
-    slope = mean * (1 - mean)
-    error = float(values.std(ddof=1)) / math.sqrt(len(values)) / slope if slope else 0.0
-    return _on_the_odds(mean, error, len(values), units)
+    spread, slope = float(values.std(ddof=1)), mean * (1 - mean)
+    if spread == 0 or slope <= 0:
+        return _clopper_pearson(mean, units)
+    return _on_the_odds(mean, spread / math.sqrt(len(values)) / slope, len(values))
 
 
-def _log_odds(rate: Floats) -> Floats:
-    return np.asarray(np.log(rate) - np.log1p(-rate))
-
-
-def _on_the_odds(value: float, error: float, clusters: int, units: int) -> Estimate:
-    """Return the estimate of a rate whose log odds have a standard `error` known from `clusters`."""
-    value = min(1.0, max(0.0, value))
-    if value in (0.0, 1.0):
-        reach = 1 - _ERROR ** (1 / units)
-        return Estimate(value=value, low=max(0.0, value - reach), high=min(1.0, value + reach))
-    reach = -float(stdtrit(max(1, clusters - 1), _ERROR)) * error
+def _on_the_odds(value: float, error: float, clusters: int) -> Estimate:
+    """Return the estimate of a rate in (0, 1) whose log odds have a standard `error` known from n > 1 `clusters`."""
+    reach = -float(stdtrit(clusters - 1, _ERROR)) * error
     odds = math.log(value / (1 - value))
     low, high = (float(expit(odds + side * reach)) for side in (-1, 1))
+    return Estimate(value=value, low=min(low, value), high=max(high, value))
+
+
+def _clopper_pearson(value: float, units: int) -> Estimate:
+    """Return the estimate of a rate over so many independent units."""
+    value = min(1.0, max(0.0, value))
+    right = value * units
+    low = float(betaincinv(right, units - right + 1, _ERROR)) if right > 0 else 0.0
+    high = float(betaincinv(right + 1, units - right, 1 - _ERROR)) if right < units else 1.0
     return Estimate(value=value, low=min(low, value), high=max(high, value))

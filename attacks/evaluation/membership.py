@@ -73,14 +73,14 @@ def evaluate(
     fewest = min(members, non_members)
     clusters = fewest if groups is None or single else len(targets.strata)
 
-    def estimate(value: Floats, resampled: list[Floats], steps: int) -> Estimate:
-        return of_resampled(float(value[0]), np.concatenate(resampled), clusters, fewest, steps)
+    def estimate(value: Floats, resampled: list[Floats], units: int = fewest) -> Estimate:
+        return of_resampled(float(value[0]), np.concatenate(resampled), clusters, units)
 
     return Evaluation(
         members=members,
         non_members=non_members,
-        auc=estimate(point.auc, [part.auc for part in parts], members * non_members),
-        balanced_accuracy=estimate(point.accuracy, [part.accuracy for part in parts], 2 * fewest),
+        auc=estimate(point.auc, [part.auc for part in parts]),
+        balanced_accuracy=estimate(point.accuracy, [part.accuracy for part in parts]),
         tpr={
             level: estimate(point.tpr[level], [part.tpr[level] for part in parts], members)
             if non_members >= non_members_needed(float(level))

@@ -23,8 +23,8 @@ from metaleak.clients.models import (
 )
 from metaleak.clients.rules import support_entry
 
-_UNPROVEN = 0.4
-"""The confidence of an example that looks right in every respect and is not proven."""
+_UNCONFIRMED = 0.4
+"""The confidence of an example that looks right in every respect and is not confirmed."""
 
 _SUPPORT = 0.1
 """By what part of the units a support example may contradict its coefficients; the others are far above."""
@@ -36,14 +36,16 @@ class Spear(BaseModel):
     From a plain gradient (FedSGD) it recovers the batch, from second-order meta-gradients support and query examples
     together; with first-order rules the query set alone, for the support set does not enter. All that were recovered
     are returned, those of the asked set first as far as they can be told: support examples fit the parameters that
-    were sent, query examples the adapted ones, and those that look like the other set have half the confidence. (ANIL
-    does not adapt the layer: there the sets look alike.) `samples` subsets of units are tried for a learner at most;
-    the number that is needed doubles with every example, and none is tried where that is hopeless: where 2^(b-1), b
-    the number of examples, is more than 1000 times `samples` (see `spear.recover`).
+    were sent, query examples the adapted ones, and those of the other set have half the confidence. `samples`
+    subsets of units are tried for a learner at most; the number that is needed doubles with every example, and none
+    is tried where that is hopeless: where 2^(b-1), b the number of examples, is more than 1000 times `samples` (see
+    `spear.recover`).
 
-    An example that is not found is medium gray, with confidence 0. The confidence ranks examples and proves none: a
-    sum of images can be returned for an image, with a confidence near 1 where it lies in the range (docs/layerwise.md
-    has how often).
+    A confidence of 1 says that the example is confirmed: all together have, with labels and sets that are found, the
+    meta-gradient that was sent, and this one contributes to it (see `explanation`); 0.5 says the same of an example
+    of the other set. Confidence up to 0.4 is a ranking: a sum of images can be returned for an image, and lie in its
+    range. First-order rules leave nothing to confirm it by, as the support set that adapted the parameters is
+    unknown. An example that is not found is medium gray, with confidence 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -110,15 +112,19 @@ class Spear(BaseModel):
             shaped = examples.reshape(-1, *observation.input_shape).float()
             found = explain(observation, row, shaped, seed)
             if found.holds:
-                of_support, of_query = found.places[:support].tolist(), found.places[support:].tolist()
-                asked, others = (of_support, of_query) if self.asks == "support" else (of_query, of_support)
-                return examples[asked + others], _halved(observation, torch.ones(len(examples)), len(asked))
-        confidence = _UNPROVEN * confidence
+                order = torch.arange(support + query)
+                asked = support
+                if self.asks == "query":
+                    order, asked = order.roll(query), query
+                places = found.places[order]
+                sure = torch.where(found.confirmed[order], 1.0, _UNCONFIRMED * confidence[places])
+                return examples[places], _halved(observation, sure, asked)
+        confidence = _UNCONFIRMED * confidence
         if support_entry(observation.rule) != "curvature":
             return examples, confidence
-        order, asked_count = _order(batch, support, self.asks)
-        places = [*order, *range(len(order), len(examples))]
-        return examples[places], _halved(observation, confidence[places], asked_count)
+        found_order, asked = _order(batch, support, self.asks)
+        rest = [*found_order, *range(len(found_order), len(examples))]
+        return examples[rest], _halved(observation, confidence[rest], asked)
 
 
 def _halved(observation: Observation, confidence: Tensor, asked: int) -> Tensor:

@@ -1,5 +1,7 @@
 """One attack on one run: read the record, attack, compare with the truth, write what was found."""
 
+import hashlib
+import inspect
 import time
 from pathlib import Path
 
@@ -65,7 +67,8 @@ def assess(
     started = time.monotonic()
     asked: Asked | None = None
     rebuilt: Rebuilt | None = None
-    decides = (experiment.simulation_key(), attack.resolved("attacks"), targets.model_dump(mode="json"), seed)
+    settings = (attack.resolved("attacks"), targets.model_dump(mode="json"))
+    decides = (experiment.simulation_key(), *settings, seed, _source_of(made))
     kept = KeptParts(out, repr(decides))
     with kept.told():
         if isinstance(made, AsksMembership):
@@ -80,7 +83,7 @@ def assess(
         asks=made.asks,
         round=attacked.rounds[0],
         rounds=len(attacked.rounds) if asked else rebuilt.rounds if rebuilt else 1,
-        mean_of=asked.mean_of if asked else 1,
+        mean_of=attacked.mean_of,
         knows=", ".join(sorted(made.requires)) or "nothing",
         seconds=round(time.monotonic() - started, 3),
         evaluation=asked.evaluation if asked else None,
@@ -101,6 +104,15 @@ def assess(
         asked.forget_parts()
         asked.privacy.check()
     return result
+
+
+def _source_of(attack: Attack) -> str:
+    """Return a digest of the module that defines the attack: parts of an earlier version are not taken up."""
+    try:
+        source = inspect.getsource(inspect.getmodule(type(attack)) or type(attack))
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def result_name(attack: Plugin) -> str:

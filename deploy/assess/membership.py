@@ -107,7 +107,7 @@ def ask_membership(
         everything,
         lambda: _answers(attack, attacked, truth, seed, device, kept, advance),
     )
-    mean_of = max(1, *(len(attacked.record.mean_of(round)) for round in attacked.rounds))
+    mean_of = attacked.mean_of
     privacy = measured_privacy(attacked.federation, releases, truth, answers.scores, mean_of > 1, whole)
     return Asked(truth, answers, privacy, mean_of, kept)
 

@@ -41,6 +41,11 @@ class Attacked:
         there = set(self.record.mean_of(round) or self.record.learners(round))
         return [learner for learner in self.learners if learner in there]
 
+    @property
+    def mean_of(self) -> int:
+        """Return of how many learners the server saw the mean alone, 1 where it saw each one's gradient."""
+        return max(1, *(len(self.record.mean_of(round)) for round in self.rounds))
+
 
 class RecordedRounds(Sequence[Round]):
     """The attacked rounds, each read from the record when it is asked for; see `KeepsEvidence`.

@@ -4,7 +4,7 @@
 
 Each case is simulated with every learner in every round, in this process, and read back from its record: float32, as
 on the wire. An image counts as rebuilt at a PSNR of 40 dB or more. Intervals are 95 %, learners resampled. "Wrong and
-sure": images below 40 dB that the attack gave a confidence of 0.5 or more, which it has for proven ones alone.
+sure": images below 40 dB that the attack gave a confidence of 0.5 or more, which it has for confirmed ones alone.
 
 `spear_quality.py batch:N [batch:M ...]` takes plain gradients of as many batches of N images of MNIST, with labels
 drawn from five classes, on the same network, in float32.

@@ -110,12 +110,13 @@ def _print(
 ) -> None:
     """Print one line: of one seed's evaluation, or the mean over those of several."""
     members, others = (sum(getattr(one, kind) for one in evaluations) for kind in ("members", "non_members"))
+    rarer = min(members, others)
     rates = [rate for one in evaluations if (rate := one.tpr["0.01"]) is not None]
     line = {
         **{key: getattr(given, key) for key in ("noise", "asks", "model", "data", "secure", "learners", "set")},
         **which,
-        "AUC": _text(over_seeds([one.auc for one in evaluations], members)),
-        "TPR at 1 %": _text(over_seeds(rates, members)) if len(rates) == len(evaluations) else "",
+        "AUC": _text(over_seeds([one.auc for one in evaluations], rarer)),
+        "TPR at 1 %": _text(over_seeds(rates, rarer)) if len(rates) == len(evaluations) else "",
         "targets": f"{members} + {others}",
         **took,
     }

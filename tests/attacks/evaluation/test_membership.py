@@ -160,8 +160,11 @@ def test_perfect_and_worthless_scores() -> None:
     assert (perfect.auc.value, perfect.auc.high) == (1, 1)
     assert perfect.auc.low == pytest.approx(0.025 ** (1 / 10))
     constant = evaluate(np.zeros(20), member)
-    assert constant.auc == constant.balanced_accuracy == Estimate(value=0.5, low=0.5, high=0.5)
-    assert constant.tpr["0.1"] == Estimate(value=0, low=0, high=1 - 0.025 ** (1 / 10))
+    assert constant.auc == constant.balanced_accuracy
+    assert constant.auc.low < constant.auc.value == 0.5 < constant.auc.high
+    unseen = constant.tpr["0.1"]
+    assert unseen is not None
+    assert (unseen.value, unseen.low, unseen.high) == pytest.approx((0, 0, 1 - 0.025 ** (1 / 10)))
 
 
 def test_infinite_scores_are_ordered_like_any_other() -> None:

@@ -1,5 +1,7 @@
 """Examples explain a meta-gradient when they are those behind it, with labels and sets that nobody said."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,11 +39,39 @@ def test_the_right_examples_are_arranged_as_they_were_held(held, rule):
     shuffled = torch.randperm(len(held), generator=keyed_generator("shuffled"))
     found = explain(observed(held, rule), 0, held[shuffled], seed=0)
     assert found.holds
+    assert found.confirmed.all()
     assert found.residual < 1e-4
     slots = [SLOTS[place] for place in shuffled[found.places].tolist()]
     # A plain gradient is the same whichever of the two sets an example is in.
     of = (lambda slot: slot[1]) if isinstance(rule, FedSGD) else (lambda slot: slot)
     assert [of(slot) for slot in slots] == [of(slot) for slot in SLOTS]
+
+
+def test_an_example_without_a_gradient_is_not_confirmed(held):
+    """Trained until it is sure of its examples, the network sends next to nothing of some, and others fit, too."""
+    observation = observed(held, FedSGD())
+    parameters = {name: value.clone().requires_grad_() for name, value in observation.parameters.items()}
+    labels = torch.arange(WAYS).repeat_interleave(SHOTS), torch.arange(WAYS).repeat_interleave(QUERIES)
+    optimizer = torch.optim.Adam(parameters.values(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(MODEL(parameters, held), torch.cat(labels)).backward()
+        optimizer.step()
+    trained = {name: value.detach() for name, value in parameters.items()}
+    episode = Episode(held[: len(labels[0])], labels[0], held[len(labels[0]) :], labels[1])
+    gradients, _ = batch_meta_gradients(MODEL, FedSGD(), trained, Episode(*(part[None] for part in episode)))
+    sent = replace(observation, parameters=trained, gradients=gradients)
+    right = explain(sent, 0, held, seed=0)
+    assert right.holds
+    assert right.confirmed.any()
+    holds = []
+    for place in range(len(held)):
+        wrong = held.clone()
+        wrong[place] = (held[place] + held[place - 1]) / 2
+        found = explain(sent, 0, wrong, seed=0)
+        assert not found.confirmed[found.places == place].any()
+        holds.append(found.holds)
+    assert any(holds), "there is a wrong set that explains what was sent"
 
 
 @pytest.mark.parametrize("rule", [MAML(), FedSGD()], ids=str)
@@ -58,4 +88,6 @@ def test_a_gradient_of_zeros_or_of_nothing_is_not_explained(held):
     silent = {name: torch.zeros_like(value) for name, value in observation.gradients.items()}
     broken = {name: torch.full_like(value, torch.nan) for name, value in observation.gradients.items()}
     for gradients in (silent, broken):
-        assert not explain(Observation(**{**vars(observation), "gradients": gradients}), 0, held, seed=0).holds
+        found = explain(replace(observation, gradients=gradients), 0, held, seed=0)
+        assert not found.holds
+        assert not found.confirmed.any()

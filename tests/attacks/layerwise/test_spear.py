@@ -53,7 +53,7 @@ def test_second_order_gives_away_both_sets(digits, rule):
     assert psnr(replace(made, examples=made.examples[:, :WAYS]), digits[:, 0]).min() > 40
 
 
-def test_what_is_not_proven_is_less_sure_than_what_is(digits, monkeypatch):
+def test_what_is_not_confirmed_is_less_sure_than_what_is(digits, monkeypatch):
     observation = observed(digits, MAML())
     one = {name: value[:1] for name, value in observation.gradients.items()}
     monkeypatch.setattr("metaleak.attacks.layerwise.explanation._EXPLAINED", 0.0)

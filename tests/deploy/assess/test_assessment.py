@@ -58,6 +58,9 @@ def test_under_secure_aggregation_every_learner_is_shown_the_one_mean(tmp_path):
     found = read_attack(secure.path / "attacks" / "query").result
     assert (found.evaluation.members, found.evaluation.non_members) == (2 * len(answered), 80)
     assert set(json.loads((secure.path / "attacks/query/attack.json").read_text())) >= {"privacy", "cost"}
+    targets = experiment.targets.model_copy(update={"learners": 1})
+    rebuilt = assess(secure, experiment.model_copy(update={"targets": targets}), Plugin(name="spear"))
+    assert rebuilt.mean_of == found.mean_of > 1
     # One noise for all, and so one observation.
     assert found.privacy.lower_bound == 0
 
