@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metaleak.attacks.observation import Observation
+from metaleak.attacks.seeding import generator_for
 from metaleak.clients.episode import Episode
 from metaleak.clients.rules import batch_meta_gradients
 
@@ -110,7 +111,7 @@ def explain(observation: Observation, row: int, examples: Tensor, seed: int) -> 
     that explains what was sent; the best of several local optima is returned where there is none.
     """
     sent = _Sent.of(observation, row, examples)
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_for(seed, "arrangements", row)
     best = Explanation(torch.arange(len(examples)), torch.inf, torch.zeros(len(examples)))
     for _ in range(_STARTS):
         found = _improved(sent, torch.randperm(len(examples), generator=generator))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metaleak.attacks.layerwise.candidates import Candidates, Spectrum, first_of_each, separated
+from metaleak.attacks.seeding import generator_for
 
 _BATCH = 20_000
 """Subsets of units that are tried at a time at most."""
@@ -109,7 +110,7 @@ def recover(
     if 2 ** (spectrum.rank - 1) > _HOPELESS * samples:
         return _nothing(gradient)
     sent = torch.cat([weight, bias[:, None]], dim=1).double()[spectrum.live]
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_for(seed, "subsets of units")
     batch = max(1, min(_BATCH, _NUMBERS // max(spectrum.rank**2, len(spectrum.rows))))
     pool = _Pool.of(spectrum, separated(spectrum, min(batch, samples), generator), sent)
     best = _best(spectrum, pool, sent, low, high)
