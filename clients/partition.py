@@ -60,6 +60,16 @@ class Partition(BaseModel):
             )
         return self
 
+    def sets_last(self, task: TaskShape) -> bool:
+        """Return whether every learner holds the same sets in every round: its shard is just as large as an episode.
+
+        By the settings alone: with sizes drawn between two numbers it is `False`, whatever is drawn.
+        """
+        needed = task.shots + task.queries
+        return self.classes_per_learner in (None, task.ways) and all(
+            size in (None, needed) for size in (self.examples_per_class, self.most_examples_per_class)
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class ShardIndices:

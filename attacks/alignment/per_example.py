@@ -5,6 +5,9 @@ either case. Here the shadows are learners with the classes of the target's lear
 alignment with what a shadow sends, weighed over the tensors as in `Alignment`, and a shadow that holds the target
 differs from one that does not in this one image. As Carlini et al. do with few shadows, spreads are pooled over the
 targets, and their means are each target's own.
+
+It is of learners that are seen one by one. A mean, as a server sees it under secure aggregation, is not like what one
+shadow sends, and with a shadow added to it, it has in it whatever the real learners hold, perhaps the target.
 """
 
 from dataclasses import replace
@@ -21,7 +24,8 @@ from metaleak.attacks.attack import Answers, Progress, Targets
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.seeding import generator_for, random_for
 from metaleak.attacks.shadows.per_example_laws import Law, Samples, per_example_scores
-from metaleak.attacks.shadows.shadow_learners import Shadows, in_means, shadow_learners, with_example
+from metaleak.attacks.shadows.shadow_learners import Shadows, shadow_learners, with_example
+from metaleak.defenses import Defense
 
 
 class PerExampleAlignment(LearnedAlignment):
@@ -37,17 +41,25 @@ class PerExampleAlignment(LearnedAlignment):
     each: Annotated[int, Field(ge=2, le=10_000)] = 16
     knows: Literal["labels"] = "labels"
 
+    def reason_against(self, defenses: tuple[Defense, ...]) -> str | None:
+        """Return in one line why targets have no laws of their own under `defenses`, or `None` where they have."""
+        if any(defense.place == "aggregate" for defense in defenses):
+            return "its laws are of learners that are seen one by one, and the server sees their mean alone"
+        return None
+
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
         """Return log-likelihood ratios, or of the one-sided laws the deviations above their means.
 
-        Raises `ValueError` when the observation lacks what the attack requires, and for the law of `learners` where
-        the server sees a mean or fewer than three of them.
+        Raises `ValueError` when the observation lacks what the attack requires or shows a mean over learners, and for
+        the law of `learners` with fewer than three of them.
         """
+        if observation.mean_of > 1:
+            raise ValueError(f"its laws are of one learner's gradient, not of a mean of {observation.mean_of}")
         rows = len(next(iter(observation.gradients.values())))
-        if self.law == "learners" and (observation.mean_of > 1 or rows < 3):
-            raise ValueError("law 'learners' needs the gradients of three learners at least, each by itself")
+        if self.law == "learners" and rows < 3:
+            raise ValueError(f"law 'learners' needs the gradients of three learners at least, got {rows}")
         found = self.learned(observation, seed, None)
         count = rows - 1 if self.law == "learners" else self.each
         statistic = torch.empty(len(targets.rows), dtype=torch.float64)
@@ -84,7 +96,7 @@ class PerExampleAlignment(LearnedAlignment):
             others = [statistics(everyone[other : other + 1]) for other in range(len(everyone)) if other != row]
             return Samples(statistics(learner.gradient), torch.stack(others, dim=1), None)
         shadows = self._shadows_like(found, row, seed)
-        seen = torch.split(flattened(in_means(observation, shadows).gradients), 1)
+        seen = torch.split(flattened(shadows.gradients), 1)
         outside = torch.stack([statistics(gradient) for gradient in seen], dim=1)
         inside = None
         if self.law == "online":
@@ -103,7 +115,7 @@ class PerExampleAlignment(LearnedAlignment):
         )
 
     def _holding(self, found: Learned, shadows: Shadows, shadow: int, targets: Targets, seed: int) -> Tensor:
-        """Return what is seen of a shadow that holds each target, `(T, D)`."""
+        """Return what a shadow that holds each target sends, `(T, D)`."""
         random = random_for(seed, "holding", int(targets.rows[0]), shadow)
         asked = targets.examples, targets.positions
         return flattened(with_example(found.observation, shadows, shadow, self.asks, *asked, random))

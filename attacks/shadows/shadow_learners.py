@@ -89,7 +89,11 @@ def in_means(observation: Observation, shadows: Shadows) -> Shadows:
     """
     if observation.mean_of == 1:
         return shadows
-    gradients, undefended = (_in_mean(observation, sent) for sent in (shadows.gradients, shadows.undefended))
+    count = observation.mean_of
+    gradients, undefended = (
+        {name: (count * observation.gradients[name][:1] + own) / (count + 1) for name, own in sent.items()}
+        for sent in (shadows.gradients, shadows.undefended)
+    )
     return replace(shadows, gradients=gradients, undefended=undefended)
 
 
@@ -102,7 +106,7 @@ def with_example(
     positions: Tensor,
     random: RandomSource,
 ) -> Parameters:
-    """Return what the server sees of one shadow learner if it held each of B images in turn, `(B, ...)`.
+    """Return what one shadow learner sends if it holds each of B images in turn, `(B, ...)`.
 
     Each of `images (B, ...)` takes the place of the first image at its label position `positions (B,)` in the set
     that is asked about. The defenses draw from `random`. It takes a meta-gradient an image.
@@ -114,14 +118,7 @@ def with_example(
         held[asks][torch.arange(len(places)), positions[places], 0] = images[places]
         sent = _sent(observation, held["support"], held["query"], observation.defenses or (), random)
         parts.append(sent[1])
-    together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return together if observation.mean_of == 1 else _in_mean(observation, together)
-
-
-def _in_mean(observation: Observation, sent: Parameters) -> Parameters:
-    """Return the mean of the learners that are seen together with each of `sent (B, ...)` as one more."""
-    count = observation.mean_of
-    return {name: (count * observation.gradients[name][:1] + own) / (count + 1) for name, own in sent.items()}
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def among_shadows(observation: Observation, shadows: Shadows) -> Observation:

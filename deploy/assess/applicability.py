@@ -18,15 +18,6 @@ def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
         experiment.threat_model,
         all_shared=experiment.shares == EVERYTHING,
         rounds=min(experiment.targets.rounds, experiment.recorded_rounds()),
-        sets_last=_sets_last(experiment),
+        sets_last=experiment.partition.sets_last(experiment.task),
     )
     return None if reason is None else f"{attack.name} {reason}"
-
-
-def _sets_last(experiment: Experiment) -> bool:
-    """Return whether learners hold the same sets in every round: their shards are as large as an episode."""
-    task, partition = experiment.task, experiment.partition
-    return partition.classes_per_learner in (None, task.ways) and partition.examples_per_class in (
-        None,
-        task.shots + task.queries,
-    )

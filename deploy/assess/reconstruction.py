@@ -13,7 +13,6 @@ from metaleak.attacks.attack import Progress, Reconstructs
 from metaleak.attacks.evaluation.measures import Measure
 from metaleak.attacks.evaluation.similarity import similarity
 from metaleak.attacks.rounds import ReconstructsOverRounds
-from metaleak.clients.learner import TaskLearner
 from metaleak.clients.randomness import keyed_generator
 from metaleak.deploy.assess.observe import Attacked, RecordedRounds, observe
 from metaleak.deploy.assess.truth import held_inputs
@@ -61,17 +60,18 @@ def rebuild(
 ) -> Rebuilt:
     """Return what `attack` rebuilds of at most `most` learners, drawn at random, that answered in the first round.
 
-    From all of the rounds where it sees several and these learners hold the same sets in each, else from the first.
+    From all of the rounds where it sees several and learners hold the same sets in each, else from the first.
     Raises `ValueError` when its reconstructions are not those of the learners' kind of examples.
     """
     federation, round = attacked.federation, attacked.rounds[0]
+    sets_last = federation.partition.sets_last(federation.task)
     generator = keyed_generator(federation.seed, round, "reconstructed", attack.asks)
     answered = attacked.answered(round)
     places = torch.randperm(len(answered), generator=generator)[:most].tolist()
     chosen = sorted(answered[place] for place in places)
     some = replace(attacked, learners=chosen)
     rounds = 1
-    if isinstance(attack, ReconstructsOverRounds) and _sets_last(some):
+    if isinstance(attack, ReconstructsOverRounds) and len(attacked.rounds) > 1 and sets_last:
         rounds = len(attacked.rounds)
         every = RecordedRounds(some, attack, None, device)
         made = attack.reconstruct_over_rounds(every, seed, progress).to("cpu")
@@ -101,19 +101,3 @@ def rebuild(
         words={token: data.text_of([token]) for token in seen} if data.text_of is not None else {},
         rounds=rounds,
     )
-
-
-def _sets_last(attacked: Attacked) -> bool:
-    """Return whether there are several rounds, and the learners hold the same sets at the same positions in each."""
-    first, *others = attacked.rounds
-    return bool(others) and all(
-        torch.equal(now, then)
-        for learner in map(attacked.federation.learner, attacked.learners)
-        for round in others
-        for now, then in zip(_held(learner, round), _held(learner, first), strict=True)
-    )
-
-
-def _held(learner: TaskLearner, round: int) -> tuple[Tensor, Tensor]:
-    drawn = learner.drawn(round)
-    return drawn.support, drawn.query

@@ -221,6 +221,12 @@ class Experiment(BaseModel):
                 "defenses: one of the place 'example' is accounted for one episode a message, "
                 f"task.episodes_per_message is {self.task.episodes_per_message}"
             )
+        if self.partition.overlap > 0 and any(isinstance(defense, Accounted) for defense in built):
+            # Whether such an image is held changes two learners' messages, which no epsilon of one learner bounds.
+            raise ValueError(
+                "defenses: a guarantee is accounted for images that one learner alone holds, "
+                f"partition.overlap is {self.partition.overlap:g}"
+            )
         readings = reads_means(self.rule.built("rules")).readings if "example" in acting else {}
         for place, defense in enumerate(built):
             try:

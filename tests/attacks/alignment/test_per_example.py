@@ -9,6 +9,7 @@ from membership_questions import observed, questions
 from metaleak.attacks.alignment.alignment import Alignment
 from metaleak.attacks.alignment.per_example import PerExampleAlignment
 from metaleak.attacks.evaluation.membership import evaluate
+from metaleak.attacks.refusal import refusal
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.attacks.shadows.shadow_learners import shadow_learners, with_example
 from metaleak.clients.datasets import EmbeddedMNIST
@@ -17,7 +18,7 @@ from metaleak.clients.federation import Federation
 from metaleak.clients.models import Conv4
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import MAML
-from metaleak.defenses import Noise, RandomSource
+from metaleak.defenses import Noise, RandomSource, SecureAggregation
 
 LEARNERS = list(range(6))
 SMALL = {"stand_ins": 2, "samples": 300, "shadows": 12}
@@ -36,10 +37,9 @@ def world(scale: float = 0.0) -> Federation:
 
 
 @pytest.mark.parametrize("asks", ["query", "support"])
-@pytest.mark.parametrize("mean_of", [1, 4])
-def test_a_shadow_with_an_example_sends_what_a_learner_with_it_would(asks, mean_of):
+def test_a_shadow_with_an_example_sends_what_a_learner_with_it_would(asks):
     federation = world()
-    observation = replace(observed(federation, LEARNERS), mean_of=mean_of)
+    observation = observed(federation, LEARNERS)
     shadows = shadow_learners(observation, OwnExamples.of(observation), 2, RandomSource.of(0))
     images, positions = torch.rand(3, 1, 28, 28), torch.tensor([4, 0, 4])
     found = with_example(observation, shadows, 1, asks, images, positions, RandomSource.of(1))
@@ -54,8 +54,7 @@ def test_a_shadow_with_an_example_sends_what_a_learner_with_it_would(asks, mean_
     )
     gradient, _ = federation.rule.meta_gradient(federation.model, observation.parameters, episode)
     for name, value in gradient.items():
-        seen = value if mean_of == 1 else (4 * observation.gradients[name][0] + value) / 5
-        torch.testing.assert_close(found[name][2], seen, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[name][2], value, rtol=1e-4, atol=1e-6)
 
 
 def test_laws_of_its_own_tell_more_of_a_target_than_a_pooled_one():
@@ -73,12 +72,22 @@ def test_laws_of_its_own_tell_more_of_a_target_than_a_pooled_one():
     assert auc(PerExampleAlignment(law="learners", **SMALL)) > 0.6
 
 
-def test_other_learners_are_no_null_where_none_is_seen_by_itself():
-    observation = observed(world(), LEARNERS)
+@pytest.mark.parametrize("law", ["online", "offline", "learners"])
+def test_a_mean_over_learners_has_no_laws_of_a_target(law):
+    attack = PerExampleAlignment(law=law, **SMALL)
+    assert refusal(attack, world().model) is None
+    said = refusal(attack, world().model, (SecureAggregation(),))
+    assert (
+        said
+        == "does not apply: its laws are of learners that are seen one by one, and the server sees their mean alone"
+    )
     targets, _ = questions(world(), LEARNERS, 1, "query", 5, 5)
-    for seen in (
-        replace(observation, mean_of=4),
-        replace(observation, gradients={name: value[:2] for name, value in observation.gradients.items()}),
-    ):
-        with pytest.raises(ValueError, match=r"^law 'learners' needs the gradients of three learners"):
-            PerExampleAlignment(law="learners", **SMALL)(seen, targets, seed=0)
+    with pytest.raises(ValueError, match="not of a mean of 4"):
+        attack(replace(observed(world(), LEARNERS), mean_of=4), targets, seed=0)
+
+
+def test_two_learners_are_no_law_of_others():
+    seen = observed(world(), LEARNERS[:2])
+    targets, _ = questions(world(), LEARNERS[:2], 1, "query", 5, 5)
+    with pytest.raises(ValueError, match=r"three learners at least, got 2$"):
+        PerExampleAlignment(law="learners", **SMALL)(seen, targets, seed=0)

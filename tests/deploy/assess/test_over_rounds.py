@@ -136,7 +136,8 @@ def test_an_attack_that_sees_one_round_is_not_applicable_to_several():
 def test_an_inversion_takes_rounds_together_where_sets_last():
     dlg = Plugin(name="dlg")
     assert reason_against(experiment_from(SMALL, "test"), dlg) is None
-    for partition in (REDRAWN["partition"], {"learners": 10, "held_out": 0.4, "classes_per_learner": 3}):
+    three = {"learners": 10, "held_out": 0.4, "classes_per_learner": 3}
+    for partition in (REDRAWN["partition"], UNEQUAL["partition"], three):
         redrawn = experiment_from({**SMALL, "partition": partition}, "test")
         assert reason_against(redrawn, dlg).startswith("dlg is asked about 4 rounds (targets.rounds), in which")
 
@@ -152,11 +153,12 @@ def test_an_inversion_rebuilds_and_answers_from_all_rounds(tmp_path, changes):
     assert found.evaluation.auc.value > 0.6
 
 
-def test_what_is_rebuilt_of_sets_that_are_redrawn_is_of_the_first_round(tmp_path):
-    run, experiment, *_ = rounds_of(tmp_path, **REDRAWN)
-    learners = experiment.targets.model_copy(update={"learners": 3})
-    found = assess(run, experiment.model_copy(update={"targets": learners}), Plugin(name=f"{__name__}:GraySets"))
-    assert found.rounds == 1
+@pytest.mark.parametrize(("changes", "rounds"), [({}, 4), (REDRAWN, 1), (UNEQUAL, 1)])
+def test_what_is_rebuilt_is_of_all_rounds_where_sets_last_and_else_of_the_first(tmp_path, changes, rounds):
+    run, experiment, *_ = rounds_of(tmp_path, **changes)
+    learners = experiment.targets.model_copy(update={"learners": 1})
+    found = assess(run, experiment.model_copy(update={"targets": learners}), Plugin(name=f"{__name__}:GrayLasting"))
+    assert found.rounds == rounds
 
 
 def test_what_is_rebuilt_is_of_learners_that_answered_in_the_round_that_is_seen(tmp_path):
@@ -177,3 +179,12 @@ class GraySets:
     def reconstruct(self, observation, seed, progress=None):
         learners = len(next(iter(observation.gradients.values())))
         return Reconstructions(torch.full((learners, 4, *observation.input_shape), 0.5), torch.zeros(learners, 4))
+
+
+class GrayLasting(GraySets):
+    """The same of one set that all rounds are about."""
+
+    def reconstruct_over_rounds(self, rounds, seed, progress=None):
+        assert rounds[0].chance == 1
+        learners = len(rounds[0].rows)
+        return Reconstructions(torch.full((learners, 4, 1, 8, 8), 0.5), torch.zeros(learners, 4))

@@ -83,6 +83,18 @@ def test_a_wrong_value_names_the_key_the_value_and_what_is_allowed(plain, said):
         assert part in message
 
 
+@pytest.mark.parametrize("defense", [{"name": "record-level"}, {"name": "gaussian", "unit": "learner"}])
+def test_no_guarantee_is_accounted_for_images_that_two_learners_hold(defense):
+    defenses = [{**defense, "clip": 1.0, "epsilon": 8.0}]
+    plain = {"data": {"name": "digits"}, "rule": {"name": "fomaml"}, "defenses": defenses}
+    experiment_from(plain, "mine.yaml")
+    assert problem({**plain, "partition": {"overlap": 0.25}}) == (
+        "mine.yaml: defenses: a guarantee is accounted for images that one learner alone holds, "
+        "partition.overlap is 0.25"
+    )
+    experiment_from({**plain, "defenses": ["sign"], "partition": {"overlap": 0.25}}, "mine.yaml")
+
+
 def test_changes_reach_nested_keys_lists_and_the_short_names():
     experiment = experiment_from(
         {"defenses": [{"name": "noise"}]},
