@@ -8,11 +8,9 @@ members and non-members is inspired by LiRA (Carlini et al. 2022) and is not LiR
 anew from shadow models with and without it. The idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from metaleak.attacks.alignment.learned_alignment import LearnedAlignment
 from metaleak.attacks.attack import Answers, Progress, Targets
@@ -71,7 +69,7 @@ class Alignment(LearnedAlignment):
         observation, own = found.observation, OwnExamples.of(observation)
         scores = torch.empty(len(targets.rows), dtype=torch.float64)
         done = 0
-        for row, places in by_learner(targets.rows):
+        for row, places in targets.by_learner():
             learner = self.seen(observation, row)
             stand_ins = self.standing_in(learner, observation, own, generator_for(seed, "stand-ins", "target", row))
             features = self.features(
@@ -82,9 +80,3 @@ class Alignment(LearnedAlignment):
             if progress is not None:
                 progress(done, len(targets.rows))
         return RoundRatios(scores, *(found.discriminant.log_ratio(features) for features in found.known))
-
-
-def by_learner(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield each learner's row and the places of the targets that ask about it."""
-    for row in sorted(set(rows.tolist())):
-        yield row, torch.nonzero(rows == row).flatten()

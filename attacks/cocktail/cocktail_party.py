@@ -96,7 +96,7 @@ class CocktailParty(BaseModel):
         scores = torch.zeros(len(targets.rows), dtype=torch.float64)
         made = torch.full_like(targets.examples, 0.5)
         for row, mixed, rows in self._unmixed(observation, first, shape, seed, progress):
-            asked = torch.nonzero(targets.rows == row).flatten()
+            asked = targets.places_of(row)
             likeness = correlations(targets.examples[asked].flatten(1).double(), rows @ mixed.white)
             scores[asked], best = likeness.max(dim=1)
             made[asked] = images(rows[best], mixed).reshape(-1, *shape).to(made)

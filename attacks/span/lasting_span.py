@@ -66,7 +66,7 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
     images = first.inputs(targets.examples.double())
     scores = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     for learner, span in enumerate(spans):
-        asked = torch.nonzero(targets.rows == learner).flatten()
+        asked = targets.places_of(learner)
         if span is not None and len(asked):
             rest = images[asked] - images[asked] @ span.mT @ span
             outside = rest.square().sum(dim=1) / images[asked].square().sum(dim=1).clamp(min=1e-300)
@@ -159,7 +159,8 @@ class _NoisySpaces:
         found = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
 
         def of_learner(learner: int) -> None:
-            asked = torch.nonzero((targets.rows == learner) & (round.positions >= 0)).flatten()
+            asked = targets.places_of(learner)
+            asked = asked[round.positions[asked] >= 0]
             if rows[learner] >= 0 and len(asked):
                 images = targets.examples[asked]
                 found[asked] = self._evidence(round.observation, learner, rows[learner], images, asks)

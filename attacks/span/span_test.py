@@ -109,7 +109,7 @@ class SpanTest(BaseModel):
         scores = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
         outside = torch.ones_like(scores)
         for row in range(len(gradients)):
-            asked = (targets.rows == row).nonzero()[:, 0]
+            asked = targets.places_of(row)
             gradient = gradients[row].double()
             # A learner that sends nothing of this layer has said nothing.
             if len(asked) and bool(gradient.any()):
@@ -125,9 +125,8 @@ class SpanTest(BaseModel):
                     scores[asked] = _free(images, images.square().sum(dim=1), space)
                 else:
                     others = None if moments is None else moments - second_moments(gradients[row : row + 1])
-                    some = Targets(targets.examples[asked], targets.rows[asked], targets.positions[asked])
                     scores[asked] = self._predicted(
-                        model, observation, some, images, gradient, others, space.deviation
+                        model, observation, targets.at(asked), images, gradient, others, space.deviation
                     )
             if progress is not None:
                 progress(row + 1, len(gradients))
