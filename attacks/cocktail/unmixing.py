@@ -131,7 +131,7 @@ def unmix(mixed: Mixture, priors: Priors, iterations: int, restarts: int, genera
 
 
 def found(rows: Tensor, mixed: Mixture) -> Tensor:
-    """Return the places of rows that make different sources, and such as can be images, the likeliest first."""
+    """Return the places of rows that make different sources, and such as can be images, the most plausible first."""
     sources = _unit(rows @ mixed.white)
     alike = (sources @ sources.mT).abs()
     order = list(range(len(rows)))

@@ -20,7 +20,7 @@ _HELD = 1 << 28
 class Seen:
     """What was seen of L learners in one round: the `parameters` sent, `gradients (L, ...)`, who `answered (L,)`.
 
-    The gradients of those that did not answer are another's and tell nothing.
+    The gradients of those that did not answer are another's and not used.
     """
 
     parameters: Parameters

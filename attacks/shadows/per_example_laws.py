@@ -1,4 +1,4 @@
-"""The laws of each target's own statistic among learners that hold it and that do not (Carlini et al. 2022)."""
+"""Per-target distributions of a statistic among learners that hold it and that do not (Carlini et al. 2022)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,8 +24,9 @@ class Samples:
 def per_example_scores(samples: Samples) -> Tensor:
     """Return each target's log-likelihood ratio, or where `inside` is `None` its deviations above the null, `(T,)`.
 
-    The laws are normal with each target's own means and one spread, pooled over all targets and both cases: from few
-    samples that is the better estimate (Carlini et al. 2022), and the ratio rises with the statistic without end.
+    The distributions are normal with each target's own means and one spread, pooled over all targets and both cases:
+    from few samples that is the better estimate (Carlini et al. 2022), and the ratio rises with the statistic without
+    end.
     """
     low = samples.outside.mean(dim=1)
     if samples.inside is None:
