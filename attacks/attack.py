@@ -1,6 +1,6 @@
 """What an attack is: what it asks about, what it requires, and what it answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -33,6 +33,15 @@ class Targets(Tensors):
     def at(self, places: Tensor | slice) -> "Targets":
         """Return the questions at these places."""
         return Targets(self.examples[places], self.rows[places], self.positions[places])
+
+    def places_of(self, row: int) -> Tensor:
+        """Return the places `(n,)` int64 of the questions about the learner in this row, ascending."""
+        return torch.nonzero(self.rows == row).flatten()
+
+    def by_learner(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the row of each learner that is asked about, ascending, and the places of the questions about it."""
+        for row in torch.unique(self.rows).tolist():
+            yield row, self.places_of(row)
 
     def and_then(self, others: "Targets") -> "Targets":
         """Return these questions and the `others` behind them."""

@@ -24,10 +24,10 @@ class LikelihoodRatio(BaseModel):
     """Was it this image, or the other one that it may be? The exact log-likelihood ratio of the two.
 
     Everything else is known, so that the meta-gradient is known under both hypotheses, up to the defense's noise,
-    whose law is known, too. No test of these two images on one release is more powerful (Neyman and Pearson). What a
-    finite number of its answers proves about epsilon is another question: for a mechanism known to be Gaussian
-    `gaussian_epsilon_lower_bound` of the same scores is sharper than `epsilon_lower_bound`, and the worst pair of
-    images may be further apart than any natural one. It is an audit: no server knows this much.
+    whose distribution is known, too. No test of these two images on one release is more powerful (Neyman and
+    Pearson). What a finite number of its answers proves about epsilon is another question: for a mechanism known to
+    be Gaussian `gaussian_epsilon_lower_bound` of the same scores is sharper than `epsilon_lower_bound`, and the worst
+    pair of images may be further apart than any natural one. It is an audit: no server knows this much.
 
     The defenses must all act on the shared gradient and tell their noise (see `Modeled`); only the last may have any.
     `chunk` targets are computed at a time, about 10 gradients each.

@@ -31,11 +31,11 @@ class TaskShape(BaseModel):
 class Partition(BaseModel):
     """How a data set is dealt out.
 
-    `classes_per_learner: null` means the task's `ways`, `examples_per_class: null` its `shots + queries`.
-    `held_out` and `non_members` are fractions of every class's images; `held_out` is ignored for a data set
-    that keeps whole classes for evaluation. With `most_examples_per_class` shards are of unequal size: each learner
-    has a number of its own, drawn between the two. With `dirichlet` a learner's classes are drawn with chances that
-    are, for each learner anew, of the Dirichlet law of that concentration, the smaller the more one-sided (Hsu et al.
+    `classes_per_learner: null` means the task's `ways`, `examples_per_class: null` its `shots + queries`. `held_out`
+    and `non_members` are fractions of every class's images; `held_out` is ignored for a data set that keeps whole
+    classes for evaluation. With `most_examples_per_class` shards are of unequal size: each learner has a number of
+    its own, drawn between the two. With `dirichlet` a learner's classes are drawn with chances that come, for each
+    learner anew, from the Dirichlet distribution of that concentration, the smaller the more skewed (Hsu et al.
     2019); else they are those of which most is left. `overlap` is the part of a shard's images of a class that the
     learner which has this class next holds, too. Raises `ValueError` when the fractions leave nothing.
     """
@@ -172,23 +172,23 @@ def _deal(
             f"the data ({whole} images of {len(pools)} classes left for learners) suffices for {possible}"
         )
 
-    choose = _OneSided(left, partition.dirichlet, seed) if partition.dirichlet else _Fullest(left, seed)
+    choose = _DirichletClasses(left, partition.dirichlet, seed) if partition.dirichlet else _Fullest(left, seed)
     if not partition.dirichlet and len(set(sizes)) == 1:
         portions = [0 if count < sizes[0] else 1 + (count - sizes[0]) // step(sizes[0]) for count in left.values()]
         if partition.learners > (possible := _learners_possible(portions, classes_each)):
             raise too_many(possible)
     shards = []
     for learner, size in enumerate(sizes):
-        taken = choose(learner, classes_each, size)
-        if len(taken) < classes_each:
+        labels = choose(learner, classes_each, size)
+        if len(labels) < classes_each:
             raise too_many(learner)
         rows = []
-        for label in taken:
+        for label in labels:
             start = len(pools[label]) - left[label]
             rows.append(pools[label][start : start + size])
             left[label] -= step(size)
-        choose.put_back(taken)
-        shards.append(ShardIndices(tuple(taken), torch.stack(rows)))
+        choose.put_back(labels)
+        shards.append(ShardIndices(tuple(labels), torch.stack(rows)))
     return tuple(shards)
 
 
@@ -202,8 +202,8 @@ class _Fullest:
 
     def __call__(self, learner: int, count: int, size: int) -> list[int]:
         """Return at most `count` classes, ascending, with `size` images left each."""
-        taken = [heapq.heappop(self._heap)[2] for _ in range(min(count, len(self._heap)))]
-        return sorted(label for label in taken if self._left[label] >= size)
+        fullest = [heapq.heappop(self._heap)[2] for _ in range(min(count, len(self._heap)))]
+        return sorted(label for label in fullest if self._left[label] >= size)
 
     def put_back(self, labels: list[int]) -> None:
         """Offer these classes again, with what is left of them."""
@@ -217,8 +217,8 @@ class _Fullest:
         return -left, derived_seed(self._seed, "partition", "tie", label, left), label
 
 
-class _OneSided:
-    """Classes drawn without replacement, by chances that are of a Dirichlet law, for each learner anew."""
+class _DirichletClasses:
+    """Classes drawn without replacement, by chances from a Dirichlet distribution, for each learner anew."""
 
     def __init__(self, left: dict[int, int], concentration: float, seed: int) -> None:
         self._left, self._concentration, self._seed = left, concentration, seed

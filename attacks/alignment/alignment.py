@@ -4,15 +4,13 @@ The meta-gradient is a sum of contributions, one an image. The adversary compute
 place of the unknown support set, and takes its inner product with what was observed, in a metric in which what all
 images have in common counts little (`whitening`). How members and others score is learned from shadow learners: one
 linear discriminant, pooled over all targets, whose log-likelihood ratio is the answer. That learning from simulated
-members and non-members is inspired by LiRA (Carlini et al. 2022) and is not LiRA, which fits the laws of each target
-anew from shadow models with and without it. The idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
+members and non-members is inspired by LiRA (Carlini et al. 2022) and is not LiRA, which fits distributions to each
+target anew from shadow models with and without it. The idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from metaleak.attacks.alignment.learned_alignment import LearnedAlignment
 from metaleak.attacks.attack import Answers, Progress, Targets
@@ -27,13 +25,13 @@ from metaleak.defenses import RandomSource
 class Alignment(LearnedAlignment):
     """Was this image in the learner's set that the attack `asks` about? By one discriminant pooled over all targets.
 
-    Not a likelihood ratio of each target's own: that is `PerExampleAlignment`. See `LearnedAlignment` for the fields.
+    Not a per-target likelihood ratio: that is `PerExampleAlignment`. See `LearnedAlignment` for the fields.
     """
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return log-likelihood ratios of the pooled discriminant's normal laws.
+        """Return log-likelihood ratios of the pooled discriminant's normal distributions.
 
         Where the server sees a mean, shadows are seen in that mean with one learner more. Raises `ValueError` when
         the observation lacks what the attack requires.
@@ -71,7 +69,7 @@ class Alignment(LearnedAlignment):
         observation, own = found.observation, OwnExamples.of(observation)
         scores = torch.empty(len(targets.rows), dtype=torch.float64)
         done = 0
-        for row, places in by_learner(targets.rows):
+        for row, places in targets.by_learner():
             learner = self.seen(observation, row)
             stand_ins = self.standing_in(learner, observation, own, generator_for(seed, "stand-ins", "target", row))
             features = self.features(
@@ -82,9 +80,3 @@ class Alignment(LearnedAlignment):
             if progress is not None:
                 progress(done, len(targets.rows))
         return RoundRatios(scores, *(found.discriminant.log_ratio(features) for features in found.known))
-
-
-def by_learner(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield each learner's row and the places of the targets that ask about it."""
-    for row in sorted(set(rows.tolist())):
-        yield row, torch.nonzero(rows == row).flatten()

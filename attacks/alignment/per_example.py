@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaleak.attacks.alignment.alignment import by_learner
 from metaleak.attacks.alignment.example_gradients import flattened
 from metaleak.attacks.alignment.learned_alignment import Learned, LearnedAlignment, aligned
 from metaleak.attacks.attack import Answers, Progress, Targets
@@ -66,7 +65,7 @@ class PerExampleAlignment(LearnedAlignment):
         outside = torch.empty(len(targets.rows), count, dtype=torch.float64)
         inside = torch.empty_like(outside) if self.law == "online" else None
         done = 0
-        for row, places in by_learner(targets.rows):
+        for row, places in targets.by_learner():
             own = self._of_learner(found, row, targets.at(places), seed)
             statistic[places], outside[places] = own.statistic, own.outside
             if inside is not None and own.inside is not None:

@@ -39,7 +39,8 @@ class CocktailParty(BaseModel):
 
     `smooth`, `apart` and `range` are the weights of total variation, of the likeness of two unmixing rows and of
     leaving the range [0, 1], beside negentropy; the last is of use where the layer has a bias. All rows descend for
-    `iterations` steps, and those that have found nothing of their own `restarts` times again.
+    `iterations` steps. Where some have found nothing of their own, these start anew and all descend again, up to
+    `restarts` times.
 
     Asked about membership, it scores a target by the absolute correlation over pixels with the most similar source.
     """
@@ -67,34 +68,35 @@ class CocktailParty(BaseModel):
 
         The confidence, in [0, 1], is the part of a source's energy inside the range of images (1 where a layer
         without a bias does not tell it), half of it for a source found before. A place without a source is medium
-        gray with confidence 0. Raises `ValueError` for a model without a dense first layer and for examples that are
-        no images.
+        gray with confidence 0: all places of a learner whose gradient is 0 or not finite. Raises `ValueError` for a
+        model without a dense first layer and for examples that are no images.
         """
         first, most = _first_layer(observation, observation.input_shape), _most(observation)
         made = torch.full((_learners(observation, first), most, *observation.input_shape), 0.5)
         confidence = torch.zeros(made.shape[:2])
         for row, mixed, rows in self._unmixed(observation, first, observation.input_shape, seed, progress):
             made[row, : len(rows)] = images(rows, mixed).reshape(-1, *observation.input_shape).float()
-            surely = torch.full((len(rows),), _REPEATED, dtype=torch.float64)
-            surely[found(rows, mixed)] = 1.0
+            certainty = torch.full((len(rows),), _REPEATED, dtype=torch.float64)
+            certainty[found(rows, mixed)] = 1.0
             if mixed.sizes is not None:
-                surely = surely * (1 - out_of_range(rows, mixed))
-            confidence[row, : len(rows)] = surely.float()
+                certainty = certainty * (1 - out_of_range(rows, mixed))
+            confidence[row, : len(rows)] = certainty.float()
         return Reconstructions(made, confidence)
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return the absolute correlation `(T,)` in [0, 1] of each target with its likest source, and that source.
+        """Return the absolute correlation `(T,)` of each target with the most similar source, and that source.
 
-        Raises `ValueError` for a model without a dense first layer and for targets that do not fit it.
+        0 and medium gray for a learner whose gradient is 0 or not finite. Raises `ValueError` for a model without a
+        dense first layer and for targets that do not fit it.
         """
         shape = tuple(targets.examples.shape[1:])
         first = _first_layer(observation, shape)
         scores = torch.zeros(len(targets.rows), dtype=torch.float64)
         made = torch.full_like(targets.examples, 0.5)
         for row, mixed, rows in self._unmixed(observation, first, shape, seed, progress):
-            asked = torch.nonzero(targets.rows == row).flatten()
+            asked = targets.places_of(row)
             likeness = correlations(targets.examples[asked].flatten(1).double(), rows @ mixed.white)
             scores[asked], best = likeness.max(dim=1)
             made[asked] = images(rows[best], mixed).reshape(-1, *shape).to(made)
@@ -115,8 +117,8 @@ class CocktailParty(BaseModel):
         for row, gradient in enumerate(gradients):
             if observation.mean_of > 1 and unmixed:
                 unmixed.append((row, *unmixed[0][1:]))
-            # A learner that sends nothing of this layer has said nothing.
-            elif bool(gradient.any()):
+            # No source can be found in a gradient that is zero or not finite.
+            elif bool(gradient.any()) and bool(gradient.isfinite().all()):
                 mixed = mixture(_span(gradient, first, _most(observation)), shape, _sized(observation, first))
                 generator, single = generator_for(seed, "unmixing", row), mixed.in_type(torch.float32)
                 rows = unmix(single, priors, self.iterations, self.restarts, generator).double()

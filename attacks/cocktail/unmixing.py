@@ -112,14 +112,17 @@ def out_of_range(rows: Tensor, mixed: Mixture) -> Tensor:
 def unmix(mixed: Mixture, priors: Priors, iterations: int, restarts: int, generator: torch.Generator) -> Tensor:
     """Return unmixing rows of length 1, `(K, K)`: one for every source that there can be.
 
-    All descend together for `iterations` steps, from random directions; after that, `restarts` times, the rows that
-    found what another has, or nothing that can be an image, begin again orthogonally to the others.
+    All descend together for `iterations` steps, from random directions. While there are rows that found what another
+    has, or nothing that can be an image, these start anew, orthogonally to the others, and all descend again, at most
+    `restarts` times.
     """
     count = len(mixed.white)
     rows = _directions(count, mixed.white, generator)
     for turn in range(restarts + 1):
         if turn:
             kept = rows[found(rows, mixed)]
+            if len(kept) == count:
+                break
             fresh = _directions(count, mixed.white, generator)[: count - len(kept)]
             basis, _ = torch.linalg.qr(kept.mT)
             rows = torch.cat([kept, _unit(fresh - (fresh @ basis) @ basis.mT)])
@@ -128,7 +131,7 @@ def unmix(mixed: Mixture, priors: Priors, iterations: int, restarts: int, genera
 
 
 def found(rows: Tensor, mixed: Mixture) -> Tensor:
-    """Return the places of rows that make different sources, and such as can be images, the likeliest first."""
+    """Return the places of rows that make different sources, and such as can be images, the most plausible first."""
     sources = _unit(rows @ mixed.white)
     alike = (sources @ sources.mT).abs()
     order = list(range(len(rows)))

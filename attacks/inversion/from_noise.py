@@ -35,8 +35,8 @@ class InversionFromNoise(GradientMatching):
         groups = learners_at_a_time(rounds)
         total, done = sum(len(group) for group in groups), 0
         for learners in groups:
-            observation, seen = several_rounds(rounds, learners)
-            case = self.case(observation, seed, rounds=seen)
+            observation, seen, _ = several_rounds(rounds, learners)
+            case = self.case(observation, seed, rounds=seen, learners=learners)
             tell = part_of(progress, done, len(learners), total)
             made.append(self._rebuilt(case, observation.input_shape, tell))
             done += len(learners)
@@ -124,7 +124,7 @@ class InversionFromNoise(GradientMatching):
         """Return what is found of the learners `rows (T,)`, whose images have this shape."""
         problem = case.problem
         given = None if case.known is None else case.known[rows].float()
-        drawn = start_random(sum(self.unknown_images(problem)), shape, rows, case.seed)
+        drawn = start_random(sum(self.unknown_images(problem)), shape, case.learners[rows], case.seed)
         asked, other = drawn[:, : problem.images_of()], drawn[:, problem.images_of() :]
         start = Unknowns(asked, other if given is None else None, self.unknown_labels(problem, rows))
         return invert(problem, case.views(rows, shape), start, given, None, self.schedule(), tick)

@@ -131,7 +131,7 @@ class InversionFromTarget(GradientMatching):
                 if space is None
                 else start_in_row_space(*space, gradients[str(first)], gradients.get(bias_of(str(first))))
             )
-            drawn = make(images, rows, sum(counts), case.seed)
+            drawn = make(images, case.learners[rows], sum(counts), case.seed)
             asked, other = drawn[:, : counts[0]], drawn[:, counts[0] :]
         slots = targets.positions * problem.images_of(position=True)
         asked[torch.arange(len(rows), device=rows.device), slots] = images

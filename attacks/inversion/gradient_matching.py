@@ -15,7 +15,6 @@ from metaleak.attacks.inversion.case import (
     Seen,
     learners_at_a_time,
     one_round,
-    positions_in_all,
     several_rounds,
 )
 from metaleak.attacks.inversion.consistency import check_consistency
@@ -96,9 +95,11 @@ class GradientMatching(BaseModel):
         seed: int,
         targets: Targets | None = None,
         rounds: tuple[Seen, ...] | None = None,
+        learners: Tensor | None = None,
     ) -> Case:
         """Return what is inverted: the observation's one round, or the `rounds` of its learners that are given.
 
+        `learners (L,)` are the numbers by which random starts are drawn, the observation's rows where none are given.
         Raises `ValueError` for what does not fit together, or is known and not in the observation.
         """
         problem = Problem(
@@ -107,7 +108,11 @@ class GradientMatching(BaseModel):
         known = self.known_set(observation)
         if targets is not None:
             check_consistency(observation, targets, known, problem)
-        return Case(problem, rounds or one_round(observation), known, seed)
+        rounds = rounds or one_round(observation)
+        if learners is None:
+            answered = rounds[0].answered
+            learners = torch.arange(len(answered), device=answered.device)
+        return Case(problem, rounds, known, learners, seed)
 
     def reason_against_rounds(self) -> str | None:
         """Return `None`: one set of images explains the gradients of all rounds."""
@@ -121,15 +126,14 @@ class GradientMatching(BaseModel):
         learners draw new episodes or classes from round to round, and as a call does. Of the learners that are
         inverted together all rounds' gradients are held, 256 MiB or one learner's, and of one round everybody's.
         """
-        positions = positions_in_all(rounds, targets)
         places, answers, done = [], [], 0
         for learners in learners_at_a_time(rounds):
             mine = torch.nonzero(torch.isin(targets.rows, learners)).flatten()
             if len(mine):
-                observation, seen = several_rounds(rounds, learners)
+                observation, seen, positions = several_rounds(rounds, learners)
                 rows = targets.rows[mine] - learners[0]
                 asked = Targets(targets.examples[mine], rows, positions[mine].clamp(min=0))
-                case = self.case(observation, seed, asked, seen)
+                case = self.case(observation, seed, asked, seen, learners)
                 places.append(mine)
                 answers.append(self.answers(case, asked, part_of(progress, done, len(mine), len(targets.rows))))
                 done += len(mine)

@@ -15,15 +15,15 @@ _NOISE = 0.02
 """Standard deviation of a blurred start's noise, in pixel values."""
 
 Start = Callable[[Tensor, Tensor, int, int], Tensor]
-"""From targets `(T, C, H, W)`, their learners' rows, a number of images M and a seed to images `(T, M, C, H, W)`."""
+"""From targets `(T, C, H, W)`, their learners' numbers, how many images M and a seed to images `(T, M, C, H, W)`."""
 
 
 def start_from_known(known: Tensor, of: Tensor) -> Tensor:
-    """Return images `of (M,)` of `known (T, N, C, H, W)`: an unknown image is likest a known one of its class."""
+    """Return images `of (M,)` of `known (T, N, C, H, W)`: unknown images are most similar to one of their class."""
     return known[:, of].clone()
 
 
-def start_blurred(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tensor:
+def start_blurred(targets: Tensor, learners: Tensor, images: int, seed: int) -> Tensor:
     """Return the target out of focus and a little noise, which tells the images of one class apart.
 
     The unknown images are of the target's kind: for a convolution, whose gradient constrains them less than a dense
@@ -35,19 +35,23 @@ def start_blurred(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tens
     for _ in range(2):
         blurred = F.avg_pool2d(blurred, side, stride=1, padding=side // 2)
     noise = [
-        torch.randn((images, *targets.shape[1:]), generator=_of(seed, row), device="cpu") for row in rows.tolist()
+        torch.randn((images, *targets.shape[1:]), generator=_of(seed, learner), device="cpu")
+        for learner in learners.tolist()
     ]
     return (blurred[:, None] + _NOISE * torch.stack(noise).to(targets.device)).clamp(0.0, 1.0)
 
 
-def start_random(images: int, input_shape: tuple[int, ...], rows: Tensor, seed: int) -> Tensor:
+def start_random(images: int, input_shape: tuple[int, ...], learners: Tensor, seed: int) -> Tensor:
     """Return normal noise of mean 0.5 and deviation 0.25 as `(T, images, *input_shape)`.
 
     It is about a standard normal in the units of images that were brought to mean 0 and deviation 1, where DLG and
-    inverting gradients draw theirs. The learner, in `rows (T,)`, and the seed decide on it.
+    inverting gradients draw theirs. The learner, its number in `learners (T,)`, and the seed decide on it.
     """
-    noise = [torch.randn((images, *input_shape), generator=_of(seed, row), device="cpu") for row in rows.tolist()]
-    return 0.5 + 0.25 * torch.stack(noise).to(rows.device)
+    noise = [
+        torch.randn((images, *input_shape), generator=_of(seed, learner), device="cpu")
+        for learner in learners.tolist()
+    ]
+    return 0.5 + 0.25 * torch.stack(noise).to(learners.device)
 
 
 def start_in_row_space(values: Tensor, vectors: Tensor, gradient: Tensor, bias: Tensor | None) -> Start:
@@ -60,14 +64,14 @@ def start_in_row_space(values: Tensor, vectors: Tensor, gradient: Tensor, bias: 
     `values (T, R)` are the gradient's singular values.
     """
 
-    def start(targets: Tensor, rows: Tensor, images: int, seed: int) -> Tensor:
+    def start(targets: Tensor, learners: Tensor, images: int, seed: int) -> Tensor:
         size = vectors.shape[1]
         own = torch.stack(
             [
-                torch.randn((images, size), generator=_of(seed, row), dtype=torch.float64, device="cpu")
-                for row in rows.tolist()
+                torch.randn((images, size), generator=_of(seed, learner), dtype=torch.float64, device="cpu")
+                for learner in learners.tolist()
             ]
-        ).to(rows.device)
+        ).to(learners.device)
         length = targets.flatten(1).double().norm(dim=1)[:, None]
         if bias is None:
             common = _unit(vectors.sum(dim=2)) * length * _SHARE
@@ -91,6 +95,6 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / (length + 1e-12)
 
 
-def _of(seed: int, row: int) -> torch.Generator:
-    """Return a generator for the learner in this row, whatever other rows are asked about."""
-    return generator_for(seed, "start", row)
+def _of(seed: int, learner: int) -> torch.Generator:
+    """Return a generator for the learner of this number, whatever other learners are asked about."""
+    return generator_for(seed, "start", learner)

@@ -10,7 +10,7 @@ _RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Discriminant:
-    """A linear score of features `(T, F)` and the normal laws that it has for members and for others."""
+    """A linear score of features `(T, F)` and the normal distributions that it has for members and for others."""
 
     direction: Tensor
     member: tuple[float, float]
@@ -19,7 +19,8 @@ class Discriminant:
     def log_ratio(self, features: Tensor) -> Tensor:
         """Return log p(features | member) - log p(features | other), `(T,)` float64, rising with the score.
 
-        The two laws share a spread, so that a score beyond all that was learned from is still evidence for one side.
+        The two distributions share a spread, so that a score beyond all that was learned from is still evidence for
+        one side.
         """
         (high, wide), (low, narrow) = self.member, self.other
         variance = (wide**2 + narrow**2) / 2

@@ -1,4 +1,4 @@
-"""The laws of each target's own statistic among learners that hold it and that do not (Carlini et al. 2022)."""
+"""Per-target distributions of a statistic among learners that hold it and that do not (Carlini et al. 2022)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +24,7 @@ class Samples:
 def per_example_scores(samples: Samples) -> Tensor:
     """Return each target's log-likelihood ratio, or where `inside` is `None` its deviations above the null, `(T,)`.
 
-    The laws are normal with each target's own means and one spread, pooled over all targets and both cases: from few
+    The distributions are normal with each target's own means and one spread, pooled over all targets and both cases: from few
     samples that is the better estimate (Carlini et al. 2022). With one spread the ratio is linear in the statistic:
     it rises where the mean `inside` is above that `outside`, and falls where it is below, be it by chance alone.
     """

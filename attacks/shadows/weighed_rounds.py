@@ -54,7 +54,7 @@ def weighed(ratios: Tensor, members: Tensor, others: Tensor, chance: float) -> T
     are not independent, since what hides an image, such as its learner's other images, stays from round to round,
     and they do not tell equally much: so where the same sets are used in every round the ratios are the features of
     one more linear discriminant. Where an image is in the set of a round with the `chance` below 1 alone, by itself
-    in every round, the law of a member's round is a mixture, and the logarithms of the R mixtures add up.
+    in every round, the distribution of a member's round is a mixture, and the logarithms of the R mixtures add up.
 
     NaN stands for a round that cannot hold the target: it tells nothing.
     """

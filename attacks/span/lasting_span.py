@@ -16,7 +16,7 @@ from metaleak.attacks.at_once import for_each
 from metaleak.attacks.attack import Progress, Targets
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.rounds import Evidence, Round, Rounds, evidence_of
-from metaleak.attacks.span.noisy_images import evidence_at_foot, noisy_precision
+from metaleak.attacks.span.noisy_images import evidence_of_projection, noisy_precision
 from metaleak.attacks.span.predicted_coefficients import dense_input
 from metaleak.attacks.span.spectrum import row_space_above_noise
 
@@ -66,7 +66,7 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
     images = first.inputs(targets.examples.double())
     scores = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     for learner, span in enumerate(spans):
-        asked = torch.nonzero(targets.rows == learner).flatten()
+        asked = targets.places_of(learner)
         if span is not None and len(asked):
             rest = images[asked] - images[asked] @ span.mT @ span
             outside = rest.square().sum(dim=1) / images[asked].square().sum(dim=1).clamp(min=1e-300)
@@ -108,14 +108,14 @@ def lasting_spans(rounds: Rounds, most: int = _ENOUGH, progress: Progress | None
 
 @dataclass(frozen=True)
 class _Lasting:
-    """A learner's span that lasts, orthonormal `rows (n, P)`, as the law of what is left of noisy images sees it.
+    """A learner's span that lasts, orthonormal `rows (n, P)`, and what it changes of the noisy images' distribution.
 
-    `taken (n, P)` is what the span takes off the precision W, as `taken' taken`; see `_NoisySpaces`. `null (m,)` are
-    the squared norms of own images beside the span.
+    `reduction (n, P)` is a factor of what the span subtracts from the precision W, `reduction' reduction`; see
+    `_NoisySpaces`. `null (m,)` are the squared norms of what of own images is orthogonal to the span.
     """
 
     rows: Tensor
-    taken: Tensor
+    reduction: Tensor
     null: Tensor
 
 
@@ -134,24 +134,24 @@ class _NoisySpaces:
             deviation *= float(first.affine.gain.double().square().mean().sqrt())
         self._deviation = deviation
         self._precision = noisy_precision(own.mT @ own / len(own), deviation)
-        self._nothing = self._beside(own[:0])
+        self._without_span = self._orthogonal_to(own[:0])
         self._lasting: list[_Lasting | None] = [None] * len(lasting)
 
-        def beside(learner: int) -> None:
+        def orthogonal(learner: int) -> None:
             span = lasting[learner]
-            self._lasting[learner] = None if span is None else self._beside(span)
+            self._lasting[learner] = None if span is None else self._orthogonal_to(span)
 
-        for_each(range(len(lasting)), beside)
+        for_each(range(len(lasting)), orthogonal)
 
-    def _beside(self, span: Tensor) -> _Lasting:
+    def _orthogonal_to(self, span: Tensor) -> _Lasting:
         """Return a span S `(n, P)` with what it changes of W, the inverse of the noisy images' second moment.
 
-        Beside the span that is the inverse of a block: W - W S' (S W S')^-1 S W.
+        For images orthogonal to the span that is the inverse of a block: W - W S' (S W S')^-1 S W.
         """
         through = span @ self._precision
         root = torch.linalg.cholesky(through @ span.mT)
-        taken = torch.linalg.solve_triangular(root, through, upper=False)
-        return _Lasting(span, taken, _squares(self._null) - _squares(self._null @ span.mT))
+        reduction = torch.linalg.solve_triangular(root, through, upper=False)
+        return _Lasting(span, reduction, _squares(self._null) - _squares(self._null @ span.mT))
 
     def of_round(self, round: Round, targets: Targets, asks: Literal["query", "support"]) -> Tensor:
         """Return the log-likelihood ratios `(T,)` in one round, 0 where it cannot hold a target."""
@@ -159,7 +159,8 @@ class _NoisySpaces:
         found = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
 
         def of_learner(learner: int) -> None:
-            asked = torch.nonzero((targets.rows == learner) & (round.positions >= 0)).flatten()
+            asked = targets.places_of(learner)
+            asked = asked[round.positions[asked] >= 0]
             if rows[learner] >= 0 and len(asked):
                 images = targets.examples[asked]
                 found[asked] = self._evidence(round.observation, learner, rows[learner], images, asks)
@@ -180,15 +181,17 @@ class _NoisySpaces:
             basis = _without(basis[:held], lasting.rows)
         else:
             # Nothing lasts, or one round alone cannot tell what does: the query images make the largest directions.
-            lasting, basis = self._nothing, basis[:asked]
+            lasting, basis = self._without_span, basis[:asked]
         images = self._first.inputs(examples.double())
-        beside = torch.cat([_squares(images) - _squares(images @ lasting.rows.mT), lasting.null])
-        # The basis is beside the span, so that what images have of the span has no part in their feet.
-        foot = torch.cat([images, self._null]) @ basis.mT
-        taken = basis @ lasting.taken.mT
-        form = basis @ self._precision @ basis.mT - taken @ taken.mT
-        distance = (beside - _squares(foot)).clamp(min=0)
-        found = evidence_at_foot(foot, distance, form, self._deviation, basis.shape[1] - len(lasting.rows))
+        rest = torch.cat([_squares(images) - _squares(images @ lasting.rows.mT), lasting.null])
+        # The basis is orthogonal to the span, whose part of the images does not enter their projections.
+        projection = torch.cat([images, self._null]) @ basis.mT
+        reduction = basis @ lasting.reduction.mT
+        form = basis @ self._precision @ basis.mT - reduction @ reduction.mT
+        distance = (rest - _squares(projection)).clamp(min=0)
+        found = evidence_of_projection(
+            projection, distance, form, self._deviation, basis.shape[1] - len(lasting.rows)
+        )
         return found[: len(images)] - found[len(images) :].mean()
 
 

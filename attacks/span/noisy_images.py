@@ -34,22 +34,26 @@ def noisy_span_evidence(
         LR(x) = integral over y in the space of  N(y; x, deviation^2) (y^T W y)^(k/2) dy.
 
     The integral is the moment of a quadratic form in Gaussians, taken by saddle point (relative error below 1 / n).
-    Its two parts: the distance from x to the space, and how likely the versions near the foot of x are images of
-    noise and not what any span of so many images has to offer.
+    Its two parts: the distance from x to the space, and how likely the versions near the projection of x are images
+    of noise and not what any span of so many images has to offer.
     """
-    foot = images @ basis.mT
-    distance = (images - foot @ basis).square().sum(dim=1)
-    return evidence_at_foot(foot, distance, basis @ precision @ basis.mT, deviation, dimensions or basis.shape[1])
+    projection = images @ basis.mT
+    distance = (images - projection @ basis).square().sum(dim=1)
+    return evidence_of_projection(
+        projection, distance, basis @ precision @ basis.mT, deviation, dimensions or basis.shape[1]
+    )
 
 
-def evidence_at_foot(foot: Tensor, distance: Tensor, form: Tensor, deviation: float, dimensions: int) -> Tensor:
-    """Return `noisy_span_evidence`, `(T,)`, of images of which the space sees this alone.
+def evidence_of_projection(
+    projection: Tensor, distance: Tensor, form: Tensor, deviation: float, dimensions: int
+) -> Tensor:
+    """Return `noisy_span_evidence`, `(T,)`, of images given by their projections on the space.
 
-    `foot (T, n)` are their coordinates in the basis, `distance (T,)` their squared distances from the space, and
-    `form (n, n)` is the precision in the basis.
+    `projection (T, n)` are their coordinates in the basis, `distance (T,)` their squared distances from the space,
+    and `form (n, n)` is the precision in the basis.
     """
     values, vectors = torch.linalg.eigh(form)
-    moment = _log_moment(foot @ vectors, values.clamp(min=0), deviation, (dimensions - len(form)) / 2)
+    moment = _log_moment(projection @ vectors, values.clamp(min=0), deviation, (dimensions - len(form)) / 2)
     return moment - distance / (2 * deviation**2)
 
 

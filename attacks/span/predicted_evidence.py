@@ -95,7 +95,7 @@ def evidence_features(
     found = torch.zeros(len(targets.rows), 3, dtype=torch.float64)
 
     def look(row: int) -> None:
-        asked = torch.nonzero(targets.rows == row).flatten()
+        asked = targets.places_of(row)
         gradient = gradients[row]
         if not len(asked) or not bool(gradient.any()):
             return

@@ -3,7 +3,7 @@
 The gradient of a dense first layer is a sum of outer products `a x^T`, one for every image x that the learner used;
 with second-order MAML the Hessian puts the support images into the same sum. So a member lies in the gradient's row
 space, and an outsider does not: known from federated learning (Zhu and Blaschko 2021, R-GAP) and, with spans, from
-DAGER (Petrov et al. 2024). The noise model, the coefficients and the law under noisy images are ours.
+DAGER (Petrov et al. 2024). The noise model, the coefficients and the distribution under noisy images are ours.
 
 Where it must fail, whatever is computed:
 
@@ -66,8 +66,8 @@ class SpanTest(BaseModel):
     no idea which of the two sets a member is in, and no use for the other learners of the round.
 
     `knows_defenses`: the learners' defenses and the adversary's `own examples` are known; used for the deviation of
-    the noise that the defenses tell (see `Modeled`) and, where the images asked about are noisy, for the law of their
-    span, see `noisy_span_evidence`.
+    the noise that the defenses tell (see `Modeled`) and, where the images asked about are noisy, for the distribution
+    of their span, see `noisy_span_evidence`.
 
     The scores are generalized likelihood ratios: maximized over coefficients that are not known, and not calibrated.
     They rank the targets of a gradient; the size of a score is no measure of confidence.
@@ -109,9 +109,9 @@ class SpanTest(BaseModel):
         scores = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
         outside = torch.ones_like(scores)
         for row in range(len(gradients)):
-            asked = (targets.rows == row).nonzero()[:, 0]
+            asked = targets.places_of(row)
             gradient = gradients[row].double()
-            # A learner that sends nothing of this layer has said nothing.
+            # A gradient of zero is no evidence.
             if len(asked) and bool(gradient.any()):
                 known = shared_noise(
                     defenses, {name: value[row] for name, value in observation.gradients.items()}, observation.mean_of
@@ -125,9 +125,8 @@ class SpanTest(BaseModel):
                     scores[asked] = _free(images, images.square().sum(dim=1), space)
                 else:
                     others = None if moments is None else moments - second_moments(gradients[row : row + 1])
-                    some = Targets(targets.examples[asked], targets.rows[asked], targets.positions[asked])
                     scores[asked] = self._predicted(
-                        model, observation, some, images, gradient, others, space.deviation
+                        model, observation, targets.at(asked), images, gradient, others, space.deviation
                     )
             if progress is not None:
                 progress(row + 1, len(gradients))

@@ -38,7 +38,7 @@ class Floor:
 def marchenko_pastur_edge(rows: int, columns: int, deviation: float = 1.0) -> float:
     """Return the largest singular value of a `rows x columns` matrix of independent noise, for large matrices.
 
-    It is `deviation (sqrt(rows) + sqrt(columns))` (Marchenko and Pastur 1967), for any law with four moments.
+    It is `deviation (sqrt(rows) + sqrt(columns))` (Marchenko and Pastur 1967), for entries with four moments.
     """
     return deviation * (math.sqrt(rows) + math.sqrt(columns))
 

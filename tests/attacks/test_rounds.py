@@ -178,8 +178,8 @@ def test_rounds_count_by_what_they_tell():
     member = torch.arange(1000) < 500
     found = auc(weighed(asked, members, others, 1.0), member)
     assert found > auc(asked.sum(dim=1), member) + 0.2
-    assert found == pytest.approx(0.84, abs=0.03)  # the normal law's: two standard deviations apart by sqrt(2)
-    # A round that cannot hold the target says nothing, of whichever kind the others are.
+    assert found == pytest.approx(0.84, abs=0.03)  # of normal distributions sqrt(2) deviations apart
+    # A round that cannot hold the target changes nothing, of whichever kind the others are.
     gone = asked.clone()
     gone[:, 1] = torch.nan
     assert auc(weighed(gone, members, others, 1.0), member) == pytest.approx(found, abs=0.03)

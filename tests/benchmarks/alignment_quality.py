@@ -6,7 +6,7 @@
     ... alignment_quality.py conv4-none --law online --learners 10 --members 200 --non-members 200
 
 Learners with MNIST or Fashion-MNIST (`--data`), simulated without Flower; with several rounds the parameters move by
-Adam and the scores of a target add up. `--law` takes laws of each target's own instead of the pooled discriminant.
+Adam and the scores of a target add up. `--law` takes per-target distributions instead of the pooled discriminant.
 `--defense place=shared,scale=1` defends by noise. Bars of the undefended
 cases: conv4-none query 0.97, support 0.65; conv4-batch and -group query 0.70, over 20 rounds 0.80; LeNet (1-shot
 1-query) query 0.95, support 0.85. Intervals are 95 %, learners resampled.

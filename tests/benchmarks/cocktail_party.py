@@ -5,9 +5,9 @@
     ... cocktail_party.py --learners 1 2 3 --shots 5 --queries 15 --means 1
 
 5-way tasks, MLP 256, MAML, the initial parameters. A line for each number of learners in a mean: PSNR and absolute
-correlation of every held image with the likest source, over both sets; AUC of the query set's images against other
-images of their classes, beside that of the span test on the same gradients. Each is the mean over `--means` means of
-other learners, with the smallest and the largest.
+correlation of every held image with the most similar source, over both sets; AUC of the query set's images against
+other images of their classes, beside that of the span test on the same gradients. Each is the mean over `--means`
+means of other learners, with the smallest and the largest.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def attacked(federation: Federation, learners: list[int], attack: CocktailParty)
     started = time.perf_counter()
     made = attack.reconstruct(observation, seed=0).examples[0]
     seconds = time.perf_counter() - started
-    likest = correlations(held.flatten(1).double(), made.flatten(1).double()).amax(dim=1)
+    likeness = correlations(held.flatten(1).double(), made.flatten(1).double()).amax(dim=1)
     psnr = torch.from_numpy(similarity("image", made[None].numpy(), held[None].numpy())[0].alike)
 
     def auc(of: AsksMembership) -> float:
@@ -69,7 +69,7 @@ def attacked(federation: Federation, learners: list[int], attack: CocktailParty)
     return {
         "PSNR": float(psnr.mean()),
         "above 20 dB": float((psnr > 20).double().mean()),
-        "correlation": float(likest.mean()),
+        "correlation": float(likeness.mean()),
         "AUC": auc(attack),
         "AUC of the span test": auc(SpanTest()),
         "s": seconds,

@@ -1,12 +1,12 @@
-"""How often the 95 % intervals hold the truth, with few learners and few seeds, under a law whose AUC is known.
+"""How often the 95 % intervals hold the truth, with few learners and few seeds, for scores whose AUC is known.
 
     python tests/benchmarks/interval_coverage.py [--learners 10 100] [--seeds 1 5] [--simulations 1000]
 
 The score of a target is a learner's own offset, for members plus what is told in this seed and of this learner, plus
 noise, all normal; so the AUC and the TPR of pairs within and between learners are known in closed form. `--effects`
 are the deviations of a learner's offset, of what is told of a learner, and of what is told in a seed. Of one seed the
-truth is that of this seed's law, without a seed's effect. Beside each coverage stands that of the bootstrap's plain
-percentiles, with learners resampled and, of several seeds, seeds and learners in them.
+truth is that of this seed's distribution, without a seed's effect. Beside each coverage stands that of the
+bootstrap's plain percentiles, with learners resampled and, of several seeds, seeds and learners in them.
 """
 
 import argparse

@@ -206,7 +206,7 @@ def test_an_overlap_is_held_by_two_learners_and_by_no_more_and_never_a_non_membe
     assert not torch.isin(held, torch.cat([dealt.non_members, dealt.held_out])).any()
 
 
-def test_dirichlet_classes_are_one_sided_and_each_learners_own() -> None:
+def test_dirichlet_classes_are_skewed_and_each_learners_own() -> None:
     labels = labels_of([2000] * 10)
 
     def classes(concentration: float | None, learners: int = 200) -> list[tuple[int, ...]]:

@@ -74,9 +74,9 @@ def test_a_member_is_like_one_of_the_sources(together):
     assert isinstance(ATTACK, AsksMembership)
     answers = ATTACK(observed(made, together), targets, seed=0)
     assert evaluate(answers.scores.numpy(), member.numpy(), resamples=1).auc.value > 0.85
-    surely = answers.scores > 0.99
-    assert torch.equal(surely & ~member, torch.zeros_like(member))
-    assert (answers.reconstructions - targets.examples)[surely].abs().max() < 0.25
+    certain = answers.scores > 0.99
+    assert torch.equal(certain & ~member, torch.zeros_like(member))
+    assert (answers.reconstructions - targets.examples)[certain].abs().max() < 0.25
 
 
 def test_a_first_order_rule_mixes_the_query_set_alone():
@@ -96,6 +96,21 @@ def test_images_that_the_model_normalizes_come_back_as_they_were():
     made = federation(model=TorchModule(Normalized()))
     found = ATTACK.reconstruct(observed(made), seed=0)
     assert (psnr(found.examples, held_inputs(made, [0, 1], 1, "query")) > 30).mean() > 0.6
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nothing_is_found_in_a_gradient_that_is_not_finite(value):
+    made = federation()
+    broken = observed(made)
+    broken.gradients["layer1.weight"][0, 3, 5] = value
+    quick = CocktailParty(iterations=2, restarts=0)
+    found = quick.reconstruct(broken, seed=0)
+    assert not found.confidence[0].any()
+    assert (found.examples[0] == 0.5).all()
+    targets, _ = questions(made, [0, 1], 1, "query", 8, 20)
+    answers = quick(broken, targets, seed=0)
+    assert not answers.scores[targets.rows == 0].any()
+    assert answers.scores[targets.rows == 1].all()
 
 
 def test_a_learner_that_sent_nothing_and_a_model_without_a_dense_first_layer_are_told():

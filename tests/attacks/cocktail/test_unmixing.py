@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from metaleak.attacks.cocktail import unmixing
 from metaleak.attacks.cocktail.unmixing import Mixture, Priors, found, images, mixture, objective, out_of_range, unmix
 from metaleak.clients.datasets import MNIST
 
@@ -79,3 +80,16 @@ def test_known_mixtures_of_real_images_come_apart(digits):
     error = (made[:, None] - digits).square().mean(dim=2)
     # 30 dB and more; what is left are mixtures that lie in the range, too.
     assert (error.amin(dim=0) < 1e-3).sum() >= 9
+
+
+def test_rows_start_anew_only_while_a_source_is_missing(digits, monkeypatch):
+    mix = mixed(digits[:4])
+    descended = []
+
+    def at_the_images(rows, *_):
+        descended.append(len(rows))
+        return true_rows(digits[:4], mix)
+
+    monkeypatch.setattr(unmixing, "_descended", at_the_images)
+    unmix(mix, PRIORS, iterations=1, restarts=3, generator=torch.Generator().manual_seed(0))
+    assert descended == [4]

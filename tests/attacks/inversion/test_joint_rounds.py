@@ -131,6 +131,31 @@ def test_learners_by_groups_get_the_answers_that_they_get_together(monkeypatch):
     torch.testing.assert_close(QUICK.over_rounds(rounds, targets, 0).scores, together.scores, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("attack", [InversionFromNoise(iterations=1), InversionFromTarget(fit=0, iterations=1)])
+def test_random_starts_do_not_depend_on_the_groups(monkeypatch, attack):
+    targets, _ = asked()
+    rounds = Noisy(2, targets, 1.0)
+    together = attack.over_rounds(rounds, targets, seed=0)
+    monkeypatch.setattr(cases, "_HELD", 1)
+    apart = attack.over_rounds(rounds, targets, seed=0)
+    torch.testing.assert_close(apart.reconstructions, together.reconstructions, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(apart.scores, together.scores, rtol=1e-3, atol=1e-3)
+
+
+def test_each_group_reads_each_round_once():
+    targets, _ = asked()
+    reads = []
+
+    class Counted(Noisy):
+        def __getitem__(self, number):
+            reads.append(number)
+            return super().__getitem__(number)
+
+    QUICK.over_rounds(Counted(3, targets), targets, seed=0)
+    # The first once more: its gradients' size decides on the groups.
+    assert reads == [0, 0, 1, 2]
+
+
 def test_sets_that_do_not_last_are_refused_in_one_line():
     targets, _ = asked()
 

@@ -1,4 +1,4 @@
-"""Laws of each target's own: the exact ratio of two normal laws, and the deviation above one of them."""
+"""Per-target distributions: the exact ratio of two normal ones, and the deviation above one of them."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_targets_of_different_size_are_told_where_a_pooled_threshold_is_blind(bo
 
     found = per_example_scores(Samples(samples.statistic, samples.outside, samples.inside if both else None))
     assert auc(found) > auc(samples.statistic) + 0.2
-    # Two normal laws 1.5 deviations apart, whose means are known to a deviation over the root of 8.
+    # Two normal distributions 1.5 deviations apart, whose means are known to a deviation over the root of 8.
     assert auc(found) == pytest.approx(0.84, abs=0.03)
 
 
