@@ -24,9 +24,10 @@ class Samples:
 def per_example_scores(samples: Samples) -> Tensor:
     """Return each target's log-likelihood ratio, or where `inside` is `None` its deviations above the null, `(T,)`.
 
-    The distributions are normal with each target's own means and one spread, pooled over all targets and both cases: from few
-    samples that is the better estimate (Carlini et al. 2022). With one spread the ratio is linear in the statistic:
-    it rises where the mean `inside` is above that `outside`, and falls where it is below, be it by chance alone.
+    The distributions are normal with each target's own means and one spread, pooled over all targets and both cases:
+    from few samples that is the better estimate (Carlini et al. 2022). With one spread the ratio is linear in the
+    statistic: it rises where the mean `inside` is above that `outside`, and falls where it is below, be it by chance
+    alone.
     """
     low = samples.outside.mean(dim=1)
     if samples.inside is None:
