@@ -14,14 +14,14 @@ from hypothesis import settings
 RAY = ("test_extending.py", "test_launch.py", "test_ray_engine.py", "test_ray_start.py", "test_worker_pool.py")
 # Ray would let its processes wait for every other: beside the tests of another worker they would hardly come to run.
 os.environ.setdefault("RAY_worker_niceness", "0")
-LONGEST_FIRST = (*RAY, "test_deployment.py")
+LONGEST_FIRST = (*RAY, "test_deployment.py", "test_rooms.py")
 # No test is about how long an example takes.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that wait most first, so that the workers end at about the same time."""
+    """Put the files that take longest first, so that the workers end at about the same time."""
     items.sort(key=lambda item: item.path.name not in LONGEST_FIRST)
 
 

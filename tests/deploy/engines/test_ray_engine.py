@@ -23,7 +23,7 @@ EXPERIMENT = {
     "data": {"name": "mnist-5k"},
     "partition": {"learners": LEARNERS},
     "rule": {"name": "maml", "inner_steps": 5},
-    "server": {"rounds": 6},
+    "server": {"rounds": 12},
     "evaluation": {"every": 6, "tasks": 10},
     "attacks": [],
 }
@@ -93,7 +93,7 @@ def test_a_killed_actors_learners_are_computed_again_in_the_same_round(tmp_path,
 
     run = simulate(experiment(actors=2), tmp_path / "run", on_round)
     assert kill.result is not None, "no actor was killed"
-    assert heard == [(round, 0) for round in range(1, 7)]
+    assert heard == [(round, 0) for round in range(1, 13)]
     assert_same(run, undisturbed)
 
 
@@ -112,7 +112,7 @@ def test_a_cluster_of_two_machines_loses_one_in_a_round(tmp_path, undisturbed):
 
         run = simulate(experiment(ray_address=cluster.address), tmp_path / "run", on_round)
         assert kill.result == "killed"
-        assert heard == [(round, 0) for round in range(1, 7)]
+        assert heard == [(round, 0) for round in range(1, 13)]
         assert_same(run, undisturbed)
     finally:
         ray.shutdown()
