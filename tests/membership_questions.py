@@ -29,10 +29,10 @@ def held_inputs(
     return torch.stack([inputs(federation, images) for images in drawn])
 
 
-def observed(federation: Federation, learners: list[int]) -> Observation:
-    """Return what the server sees of the learners in round 1, and what alignment requires beside it."""
+def observed(federation: Federation, learners: list[int], round: int = 1) -> Observation:
+    """Return what the server sees in `round`, at the initial parameters, and what alignment requires beside it."""
     parameters, task = federation.initial_parameters(), federation.task
-    gradients, _ = cohort_meta_gradients(federation.learners(learners), parameters, 1)
+    gradients, _ = cohort_meta_gradients(federation.learners(learners), parameters, round)
     own = federation.split().held_out
     return Observation(
         federation.model,
@@ -42,10 +42,11 @@ def observed(federation: Federation, learners: list[int]) -> Observation:
         task.ways,
         task.shots,
         task.queries,
-        classes=held_classes(federation, learners, 1),
+        classes=held_classes(federation, learners, round),
         own_examples=inputs(federation, own),
         own_labels=federation.examples().labels[own],
         defenses=federation.defenses,
+        input_shape=federation.examples().input_shape,
     )
 
 

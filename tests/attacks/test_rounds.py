@@ -7,19 +7,17 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from membership_questions import held_classes, inputs, questions
+from membership_questions import observed, questions
 
 from metaleak.attacks import InversionFromNoise, InversionFromTarget
 from metaleak.attacks.alignment.alignment import Alignment
 from metaleak.attacks.evaluation.membership import evaluate
-from metaleak.attacks.observation import Observation
 from metaleak.attacks.rounds import AsksOverRounds, ReconstructsOverRounds, Round
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.attacks.shadows.shadow_learners import shadow_learners
 from metaleak.attacks.shadows.weighed_rounds import weighed
 from metaleak.attacks.span.span_test import SpanTest
 from metaleak.clients import Federation, Partition, TaskShape
-from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import Digits
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML, first_order_maml
@@ -50,29 +48,12 @@ class Rounds(Sequence[Round]):
     def __getitem__(self, place):
         federation, number = self.federation, place + 1
         learners = [one for one in range(LEARNERS) if self.answers(one, number)]
-        parameters = federation.initial_parameters()
-        gradients, _ = cohort_meta_gradients(federation.learners(learners), parameters, number)
+        observation = observed(federation, learners, number)
         if self.counts:
             gc.collect()
         self.alive += 1
         self.most = max(self.most, self.alive)
-        weakref.finalize(next(iter(gradients.values())), self._gone)
-        own = federation.split().held_out
-        task = federation.task
-        observation = Observation(
-            federation.model,
-            federation.rule,
-            parameters,
-            gradients,
-            task.ways,
-            task.shots,
-            task.queries,
-            classes=held_classes(federation, learners, number),
-            own_examples=inputs(federation, own),
-            own_labels=federation.examples().labels[own],
-            defenses=federation.defenses,
-            input_shape=federation.examples().input_shape,
-        )
+        weakref.finalize(next(iter(observation.gradients.values())), self._gone)
         rows = torch.tensor([learners.index(one) if one in learners else -1 for one in range(LEARNERS)])
         positions = torch.where(rows[self.targets.rows] >= 0, self.targets.positions, -1)
         return Round(number, observation, rows, positions)
