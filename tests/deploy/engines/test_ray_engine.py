@@ -42,12 +42,12 @@ def undisturbed(tmp_path_factory):
     return local_simulate(experiment(), tmp_path_factory.mktemp("undisturbed") / "run")
 
 
-def busy_actors():
-    """Return the process ids of actors of this test's own Ray that are at work."""
+def actors(title=b"ray::ClientAppActor", among=None):
+    """Return the process ids of the actors of this test's own Ray, or of those `among` them with this title."""
     found = []
-    for process in PROC.glob("[0-9]*"):
+    for process in PROC.glob("[0-9]*") if among is None else [PROC / str(one) for one in among]:
         try:
-            if (process / "cmdline").read_bytes().startswith(b"ray::ClientAppActor.run"):
+            if (process / "cmdline").read_bytes().startswith(title):
                 found.append(int(process.name))
         except OSError:
             continue
@@ -77,9 +77,10 @@ class Disturbance:
             threading.Thread(target=self._work).start()
 
     def _work(self):
-        deadline = time.monotonic() + 240
-        while not (busy := busy_actors()) and time.monotonic() < deadline:
-            time.sleep(0.005)
+        # All processes are looked through once: beside a busy server that takes longer than a round.
+        known, deadline = actors(), time.monotonic() + 240
+        while not (busy := actors(b"ray::ClientAppActor.run", known)) and time.monotonic() < deadline:
+            time.sleep(0.001)
         self.result = self.act(busy)
 
 
