@@ -34,6 +34,14 @@ def for_each(parts: Iterable[Part], do: Callable[[Part], None]) -> None:
         torch.set_num_threads(before)
 
 
+def number_at_once(on_cpu: int, device: torch.device) -> int:
+    """Return how many like computations are stacked on `device`: `on_cpu`, or sixteen times as many on another.
+
+    A processor gains nothing by more than fill its cache; a GPU has many more units to keep busy.
+    """
+    return on_cpu if device.type == "cpu" else 16 * on_cpu
+
+
 def _threads() -> int:
     """Return how many threads the process may use: one in a worker that shares the cores with others."""
     allowed = os.environ.get("OMP_NUM_THREADS", "")

@@ -20,15 +20,26 @@ class Round(Tensors):
     it did not answer. `positions (T,)` int64 gives the label position under which each target would be held, -1
     where this round cannot hold it: its learner did not answer, or the learner's task has no such class.
 
-    `chance`, in (0, 1], is how likely it is that an image of a learner's class is in the set that is asked about:
-    below 1 where learners draw new episodes from larger shards in every round.
+    `chances (L,)` float64, in (0, 1], are how likely it is that an image of a learner's class is in the set that is
+    asked about: below 1 where it draws new episodes from a larger shard in every round. `None`: all sets last.
     """
 
     number: int
     observation: Observation
     rows: Tensor
     positions: Tensor
-    chance: float = 1.0
+    chances: Tensor | None = None
+
+    @property
+    def sets_last(self) -> bool:
+        """Whether every learner has the same sets in all rounds."""
+        return self.chances is None or bool((self.chances == 1).all())
+
+    def chances_of(self, targets: Targets) -> Tensor:
+        """Return for each target how likely its learner would have it in its set, `(T,)` float64."""
+        if self.chances is None:
+            return torch.ones(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
+        return self.chances[targets.rows]
 
     def asked(self, targets: Targets) -> tuple[Tensor, Targets]:
         """Return the places `(t,)` of the targets that this round can hold, and these, by its rows and positions."""

@@ -62,7 +62,7 @@ def _unit_noise(law: Literal["gaussian", "laplace"], like: Tensor, generator: to
     It is drawn on the CPU, whose generator gives the same numbers on every machine.
     """
     if law == "gaussian":
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
     # A Laplace variable is the difference of two exponential ones; b = 1 / sqrt(2) gives unit variance.
-    both = torch.empty((2, *like.shape), dtype=like.dtype).exponential_(generator=generator)
+    both = torch.empty((2, *like.shape), dtype=like.dtype, device="cpu").exponential_(generator=generator)
     return ((both[0] - both[1]) / math.sqrt(2.0)).to(like.device)

@@ -59,7 +59,8 @@ class Quantization(BaseModel):
         steps = steps / largest * self.levels
         if random is not None:
             # Drawn on the CPU, whose generator gives the same numbers on every machine.
-            chance = torch.rand(value.shape, generator=random.generator, dtype=torch.float64).to(value.device)
+            drawn = torch.rand(value.shape, generator=random.generator, dtype=torch.float64, device="cpu")
+            chance = drawn.to(value.device)
             steps = torch.floor(steps + chance)
         else:
             steps = torch.round(steps)

@@ -72,7 +72,7 @@ class RandomSource:
         uniforms *= 2.0**-53
         first, second = torch.from_numpy(uniforms)
         length, angle = first.log_().mul_(-2.0).sqrt_(), second.mul_(2.0 * math.pi)
-        made = torch.empty(2 * pairs, dtype=torch.float64)
+        made = torch.empty(2 * pairs, dtype=torch.float64, device="cpu")
         torch.mul(length, angle.cos(), out=made[:pairs])
         torch.mul(length, angle.sin_(), out=made[pairs:])
         return made[:count].reshape(tuple(shape))

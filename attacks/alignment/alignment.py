@@ -8,9 +8,10 @@ members and non-members is inspired by LiRA (Carlini et al. 2022) and is not LiR
 target anew from shadow models with and without it. The idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
 """
 
-from dataclasses import replace
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from metaleak.attacks.alignment.learned_alignment import LearnedAlignment
 from metaleak.attacks.attack import Answers, Progress, Targets
@@ -28,6 +29,8 @@ class Alignment(LearnedAlignment):
     Not a per-target likelihood ratio: that is `PerExampleAlignment`. See `LearnedAlignment` for the fields.
     """
 
+    on_any_device: ClassVar[bool] = True
+
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
@@ -36,7 +39,7 @@ class Alignment(LearnedAlignment):
         Where the server sees a mean, shadows are seen in that mean with one learner more. Raises `ValueError` when
         the observation lacks what the attack requires.
         """
-        return Answers(self._ratios(observation, targets, seed, None, progress).targets)
+        return Answers(self._ratios(observation, targets, seed, None, progress)[0])
 
     def reason_against_rounds(self) -> None:
         """Return `None`: rounds are weighed as shadow learners tell."""
@@ -51,10 +54,11 @@ class Alignment(LearnedAlignment):
 
     def _of_round(self, round: Round, targets: Targets, seed: int) -> RoundRatios:
         places, asked = round.asked(targets)
-        found = self._ratios(round.observation, asked, seed, random_for(seed, "noise", round.number), None)
-        ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64)
-        ratios[places] = found.targets
-        return replace(found, targets=ratios)
+        noise = random_for(seed, "noise", round.number)
+        found, members, others = self._ratios(round.observation, asked, seed, noise, None)
+        ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64, device=targets.rows.device)
+        ratios[places] = found
+        return RoundRatios(ratios, round.chances_of(targets), members, others)
 
     def _ratios(
         self,
@@ -63,11 +67,14 @@ class Alignment(LearnedAlignment):
         seed: int,
         noise: RandomSource | None,
         progress: Progress | None,
-    ) -> RoundRatios:
-        """Return the log-likelihood ratios in one round; with `noise` the shadows are those of several rounds."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the log-likelihood ratios of targets in one round, and of shadows' images and others.
+
+        With `noise` the shadows are those of several rounds.
+        """
         found = self.learned(observation, seed, noise)
         observation, own = found.observation, OwnExamples.of(observation)
-        scores = torch.empty(len(targets.rows), dtype=torch.float64)
+        scores = torch.empty(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
         done = 0
         for row, places in targets.by_learner():
             learner = self.seen(observation, row)
@@ -79,4 +86,5 @@ class Alignment(LearnedAlignment):
             done += len(places)
             if progress is not None:
                 progress(done, len(targets.rows))
-        return RoundRatios(scores, *(found.discriminant.log_ratio(features) for features in found.known))
+        members, others = (found.discriminant.log_ratio(features) for features in found.known)
+        return scores, members, others

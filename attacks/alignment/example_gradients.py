@@ -5,15 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
+from metaleak.attacks.at_once import number_at_once
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Decoupled, Model
 from metaleak.clients.rules import Rule, cross_entropy, outer_point
 
 _CHUNK = 64
-"""Images whose gradients are computed at once."""
+"""Images whose gradients are computed at once on a CPU."""
 
 _FEW = 8
-"""Images whose second-order meta-gradients, of a whole episode each, are computed at once."""
+"""Images whose second-order meta-gradients, of a whole episode each, are computed at once on a CPU."""
 
 
 def query_contributions(
@@ -29,8 +30,8 @@ def query_contributions(
 
     A model whose examples are coupled (batch normalization) is taken apart at the stand-in's own statistics.
     """
-    labels = torch.arange(support.shape[1]).repeat_interleave(support.shape[2])
-    total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()))
+    labels = torch.arange(support.shape[1], device=support.device).repeat_interleave(support.shape[2])
+    total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()), device=images.device)
     for one in support.flatten(1, 2):
         episode = Episode(one, labels, one, labels)
         adapted = {name: value.detach() for name, value in outer_point(rule, model, parameters, episode).items()}
@@ -39,7 +40,9 @@ def query_contributions(
         def loss(parameters: Parameters, image: Tensor, position: Tensor, single: Model = single) -> Tensor:
             return cross_entropy(single, parameters, image[None], position[None])
 
-        gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=_CHUNK)(adapted, images, positions)
+        gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=number_at_once(_CHUNK, images.device))(
+            adapted, images, positions
+        )
         total += flattened(gradients)
     return total / len(support)
 
@@ -60,11 +63,11 @@ def support_contributions(
     Hessian are in the answer.
     """
     ways, shots, queries = support.shape[1], support.shape[2], query.shape[2]
-    held, asked = (torch.arange(ways).repeat_interleave(count) for count in (shots, queries))
+    held, asked = (torch.arange(ways, device=images.device).repeat_interleave(count) for count in (shots, queries))
     # The mean over one image more, with the labels' weight that makes up for it.
     weight = (ways * shots + 1) / (ways * shots)
     known = F.one_hot(held, ways) * weight
-    total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()))
+    total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()), device=images.device)
     for one, other in zip(support.flatten(1, 2), query.flatten(1, 2), strict=True):
 
         def added(image: Tensor, label: Tensor, one: Tensor = one, other: Tensor = other) -> Parameters:
@@ -72,7 +75,7 @@ def support_contributions(
             return rule.meta_gradient(model, parameters, episode)[0]
 
         labels = F.one_hot(positions, ways) * weight
-        total += flattened(vmap(added, chunk_size=_FEW)(images, labels))
+        total += flattened(vmap(added, chunk_size=number_at_once(_FEW, images.device))(images, labels))
         total -= flattened({name: value[None] for name, value in added(images[0], 0.0 * labels[0]).items()})
     return total / len(support)
 

@@ -119,7 +119,7 @@ class LearnedAlignment(BaseModel):
         samples = []
         for number, learner in enumerate(learners):
             images = own.draw(learner.classes, each, generator_for(seed, "samples", number)).flatten(0, 1)
-            positions = torch.arange(observation.ways).repeat_interleave(each)
+            positions = torch.arange(observation.ways, device=images.device).repeat_interleave(each)
             generator = generator_for(seed, "stand-ins", "samples", number)
             stand_ins = self.standing_in(learner, observation, own, generator)
             samples.append(self.contributions(observation, stand_ins, images, positions)[-1])
@@ -141,7 +141,10 @@ class LearnedAlignment(BaseModel):
             members, others = held[number], shadows.others[number]
             images = torch.cat([members.flatten(0, 1), others.flatten(0, 1)])
             positions = torch.cat(
-                [torch.arange(observation.ways).repeat_interleave(part.shape[1]) for part in (members, others)]
+                [
+                    torch.arange(observation.ways, device=part.device).repeat_interleave(part.shape[1])
+                    for part in (members, others)
+                ]
             )
             features = self.features(learner, observation, metric, stand_ins, images, positions)
             count = members.shape[0] * members.shape[1]
@@ -175,7 +178,8 @@ class LearnedAlignment(BaseModel):
             # Most of it is what any image of the class would change: that is taken off.
             usual = stand_ins.references
             both = torch.cat([usual.flatten(0, 1), images])
-            places = torch.cat([torch.arange(len(usual)).repeat_interleave(usual.shape[1]), positions])
+            every = torch.arange(len(usual), device=usual.device).repeat_interleave(usual.shape[1])
+            places = torch.cat([every, positions])
             added = support_contributions(*seen, stand_ins.support, stand_ins.query, both, places)
             mean = added[: len(both) - len(images)].reshape(*usual.shape[:2], -1).mean(dim=1)
             found.append(added[len(both) - len(images) :] - mean[positions])

@@ -61,8 +61,9 @@ class PerExampleAlignment(LearnedAlignment):
             raise ValueError(f"law 'learners' needs the gradients of three learners at least, got {rows}")
         found = self.learned(observation, seed, None)
         count = rows - 1 if self.law == "learners" else self.each
-        statistic = torch.empty(len(targets.rows), dtype=torch.float64)
-        outside = torch.empty(len(targets.rows), count, dtype=torch.float64)
+        device = targets.rows.device
+        statistic = torch.empty(len(targets.rows), dtype=torch.float64, device=device)
+        outside = torch.empty(len(targets.rows), count, dtype=torch.float64, device=device)
         inside = torch.empty_like(outside) if self.law == "online" else None
         done = 0
         for row, places in targets.by_learner():

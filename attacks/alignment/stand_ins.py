@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaleak.attacks.alignment.example_gradients import flattened
+from metaleak.attacks.at_once import number_at_once
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.clients.episode import Episode
 from metaleak.clients.rules import batch_meta_gradients
 
 _AT_ONCE = 4
-"""Meta-gradients: more of a convolutional network are no faster together and take memory."""
+"""Meta-gradients on a CPU: more of a convolutional network are no faster together and take memory."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,11 @@ def expected_gradient(observation: Observation, stand_ins: StandIns) -> Tensor:
 
 def _gradients(observation: Observation, support: Tensor, query: Tensor) -> Iterator[Tensor]:
     """Yield the meta-gradients of learners that hold these sets, a few at a time, `(K, D)`."""
-    for sets in zip(torch.split(support, _AT_ONCE), torch.split(query, _AT_ONCE), strict=True):
-        labels = [torch.arange(part.shape[1]).repeat_interleave(part.shape[2]).expand(len(part), -1) for part in sets]
+    count = number_at_once(_AT_ONCE, support.device)
+    for sets in zip(torch.split(support, count), torch.split(query, count), strict=True):
+        labels = [
+            torch.arange(part.shape[1], device=part.device).repeat_interleave(part.shape[2]).expand(len(part), -1)
+            for part in sets
+        ]
         batch = Episode(sets[0].flatten(1, 2), labels[0], sets[1].flatten(1, 2), labels[1])
         yield flattened(batch_meta_gradients(observation.model, observation.rule, observation.parameters, batch)[0])

@@ -84,7 +84,7 @@ def several_rounds(rounds: Rounds, learners: Tensor) -> tuple[Observation, tuple
 
 def _of_learners(round: Round, learners: Tensor) -> tuple[Observation, Seen, Tensor]:
     """Return a round's observation of some `learners (L,)`, what it shows of them, and all targets' positions."""
-    if round.chance < 1:
+    if not round.sets_last:
         raise ValueError(
             "an inversion over rounds looks for one set of images, and learners draw new ones in every round"
         )

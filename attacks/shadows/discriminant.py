@@ -37,7 +37,8 @@ def fit_discriminant(members: Tensor, others: Tensor) -> Discriminant:
     within = (
         torch.cov(members.T).reshape(len(difference), -1) + torch.cov(others.T).reshape(len(difference), -1)
     ) / 2
-    ridge = _RIDGE * within.diagonal().mean() * torch.eye(len(difference), dtype=torch.float64)
+    unit = torch.eye(len(difference), dtype=torch.float64, device=within.device)
+    ridge = _RIDGE * within.diagonal().mean() * unit
     direction = torch.linalg.solve(within + ridge, difference)
     scores = members @ direction, others @ direction
     tiny = 1e-12

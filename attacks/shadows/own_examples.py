@@ -25,7 +25,7 @@ class OwnExamples:
     def parted(self) -> tuple["OwnExamples", "OwnExamples"]:
         """Return two disjoint parts: a third of every class, and the rest."""
         order = torch.argsort(self.labels, stable=True)
-        third = torch.arange(len(order)) % 3 == 0
+        third = torch.arange(len(order), device=order.device) % 3 == 0
         few, rest = order[third], order[~third]
         return OwnExamples(self.images[few], self.labels[few]), OwnExamples(self.images[rest], self.labels[rest])
 
@@ -43,18 +43,17 @@ class OwnExamples:
         rows = []
         for row in classes.tolist():
             free = [label for label in known if label not in row] or known
-            order = [free[place] for place in torch.randperm(len(free), generator=generator).tolist()]
+            order = [free[place] for place in torch.randperm(len(free), generator=generator, device="cpu").tolist()]
             strangers = iter(order * len(row))
             rows.append([label if label in known else next(strangers) for label in row])
-        return torch.tensor(rows)
+        return torch.tensor(rows, device=classes.device)
 
     def tasks(self, ways: int, count: int, generator: torch.Generator) -> Tensor:
         """Return the classes of `count` random tasks, `(count, ways)`; each class once while there are enough."""
         known = torch.unique(self.labels)
         times = -(-ways // len(known))
-        return torch.stack(
-            [known[torch.randperm(len(known), generator=generator)].repeat(times)[:ways] for _ in range(count)]
-        )
+        orders = [torch.randperm(len(known), generator=generator, device="cpu") for _ in range(count)]
+        return torch.stack([known[order.to(known.device)].repeat(times)[:ways] for order in orders])
 
     def draw(self, classes: Tensor, each: int, generator: torch.Generator) -> Tensor:
         """Return `each` images of every one of `classes (ways,)` in turn, `(ways, each, C, H, W)`.
@@ -64,6 +63,6 @@ class OwnExamples:
         rows = []
         for label in classes.tolist():
             pool = torch.nonzero(self.labels == label).flatten()
-            places = torch.randperm(len(pool), generator=generator)
+            places = torch.randperm(len(pool), generator=generator, device="cpu").to(pool.device)
             rows.append(pool[places.repeat(-(-each // len(pool)))[:each]])
         return self.images[torch.stack(rows)]

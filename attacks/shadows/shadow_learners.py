@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from metaleak.attacks.at_once import number_at_once
 from metaleak.attacks.attack import Targets
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.shadows.own_examples import OwnExamples
@@ -40,11 +41,11 @@ class Shadows:
 
     def questions(self, images: Tensor, first: int) -> Targets:
         """Return the questions whether each of `images (S, ways, n, ...)` is its shadow's, in row `first` or on."""
-        shadows, ways, each = images.shape[:3]
+        (shadows, ways, each), device = images.shape[:3], images.device
         return Targets(
             images.flatten(0, 2),
-            first + torch.arange(shadows).repeat_interleave(ways * each),
-            torch.arange(ways).repeat_interleave(each).repeat(shadows),
+            first + torch.arange(shadows, device=device).repeat_interleave(ways * each),
+            torch.arange(ways, device=device).repeat_interleave(each).repeat(shadows),
         )
 
 
@@ -66,13 +67,14 @@ def shadow_learners(
             f"a shadow learner needs {shots + queries + 1} of the adversary's own images a class, there are "
             f"{own.least()}; raise partition.held_out"
         )
-    classes = observation.classes[torch.arange(count) % len(observation.classes)]
+    everyone = torch.arange(count, device=observation.classes.device)
+    classes = observation.classes[everyone % len(observation.classes)]
     drawn = torch.stack([own.draw(row, shots + queries + others, random.generator) for row in classes])
     support, query, free = torch.split(drawn, [shots, queries, others], dim=2)
     defenses = observation.defenses or ()
     parts = [
         _sent(observation, support[some], query[some], defenses, noise or random)
-        for some in torch.split(torch.arange(count), _AT_ONCE)
+        for some in torch.split(everyone, number_at_once(_AT_ONCE, everyone.device))
     ]
     undefended, gradients = (
         {name: torch.cat([part[which][name] for part in parts]) for name in observation.parameters}
@@ -112,10 +114,12 @@ def with_example(
     that is asked about. The defenses draw from `random`. It takes a meta-gradient an image.
     """
     parts = []
-    for places in torch.split(torch.arange(len(positions)), _AT_ONCE):
+    count = number_at_once(_AT_ONCE, positions.device)
+    for places in torch.split(torch.arange(len(positions), device=positions.device), count):
         sets = {"support": shadows.support[shadow], "query": shadows.query[shadow]}
         held = {which: images.expand(len(places), *images.shape).clone() for which, images in sets.items()}
-        held[asks][torch.arange(len(places)), positions[places], 0] = images[places]
+        everyone = torch.arange(len(places), device=places.device)
+        held[asks][everyone, positions[places], 0] = images[places]
         sent = _sent(observation, held["support"], held["query"], observation.defenses or (), random)
         parts.append(sent[1])
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -148,7 +152,8 @@ def _episodes(support: Tensor, query: Tensor, ways: int, count: int) -> list[Epi
         return [part.flatten(1, 2) for part in torch.chunk(by_way, count, dim=2)]
 
     def labels(images: Tensor) -> Tensor:
-        return torch.arange(ways).repeat_interleave(images.shape[1] // ways).expand(len(images), -1)
+        each = images.shape[1] // ways
+        return torch.arange(ways, device=images.device).repeat_interleave(each).expand(len(images), -1)
 
     return [
         Episode(held, labels(held), asked, labels(asked))

@@ -1,6 +1,5 @@
 """What several rounds tell together: weights learned from shadow learners that take part in the same rounds."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,11 +15,12 @@ from metaleak.attacks.shadows.discriminant import fit_discriminant
 class RoundRatios:
     """Log-likelihood ratios in one round, float64.
 
-    Of the `targets (T,)`, NaN where the round cannot hold one, and of the images that shadow learners hold and do not
-    hold, `members (M,)` and `others (N,)`.
+    Of the `targets (T,)`, NaN where the round cannot hold one, with their `chances (T,)` (see `Round`), and of the
+    images that shadow learners hold and do not hold, `members (M,)` and `others (N,)`.
     """
 
     targets: Tensor
+    chances: Tensor
     members: Tensor
     others: Tensor
 
@@ -32,9 +32,7 @@ def weighed_over(rounds: Rounds, ratios: Callable[[Round], RoundRatios], progres
     """
 
     def evidence(round: Round) -> Evidence:
-        found = ratios(round)
-        chance = torch.tensor([round.chance], dtype=torch.float64)
-        return {"ratios": found.targets, "members": found.members, "others": found.others, "chance": chance}
+        return vars(ratios(round))
 
     found = []
     for number in range(len(rounds)):
@@ -42,26 +40,25 @@ def weighed_over(rounds: Rounds, ratios: Callable[[Round], RoundRatios], progres
         if progress is not None:
             progress(number + 1, len(rounds))
     targets, members, others = (
-        torch.stack([one[name].cpu() for one in found], dim=1) for name in ("ratios", "members", "others")
+        torch.stack([one[name].cpu() for one in found], dim=1) for name in ("targets", "members", "others")
     )
-    return weighed(targets, members, others, float(found[0]["chance"]))
+    return weighed(targets, members, others, found[0]["chances"].cpu())
 
 
-def weighed(ratios: Tensor, members: Tensor, others: Tensor, chance: float) -> Tensor:
+def weighed(ratios: Tensor, members: Tensor, others: Tensor, chances: Tensor) -> Tensor:
     """Return the log-likelihood ratio of each target from its `ratios (T, R)` of R rounds, `(T,)` float64.
 
     `members (M, R)` and `others (N, R)` are the same of the images that shadow learners hold and do not hold. Rounds
     are not independent, since what hides an image, such as its learner's other images, stays from round to round,
     and they do not tell equally much: so where the same sets are used in every round the ratios are the features of
-    one more linear discriminant. Where an image is in the set of a round with the `chance` below 1 alone, by itself
-    in every round, the distribution of a member's round is a mixture, and the logarithms of the R mixtures add up.
+    one more linear discriminant. Where an image is in the set of a round by chance alone, anew in every round, and
+    its `chances (T,)` are below 1, the distribution of a member's round is a mixture, and the logarithms of the R
+    mixtures add up.
 
     NaN stands for a round that cannot hold the target: it tells nothing.
     """
-    if chance < 1:
-        known = ratios.double().nan_to_num(0.0)
-        base = torch.full_like(known, math.log1p(-chance))
-        return torch.logaddexp(base, known + math.log(chance)).sum(dim=1)
+    chance = chances.double()[:, None]
+    mixtures = torch.logaddexp(torch.log1p(-chance), ratios.double().nan_to_num(0.0) + chance.log()).sum(dim=1)
     middle = (members.double().mean(dim=0) + others.double().mean(dim=0)) / 2
     filled = torch.where(ratios.isnan(), middle, ratios.double())
-    return fit_discriminant(members, others).log_ratio(filled)
+    return torch.where(chances < 1, mixtures, fit_discriminant(members, others).log_ratio(filled))

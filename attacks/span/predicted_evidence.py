@@ -92,7 +92,7 @@ def evidence_features(
     # The prior is that of all learners: 1 among them changes little, and one root serves all rows.
     moments = second_moments(gradients[:real]) if real > 1 and single else None
     root = prior_root(gradients[0].double(), moments, 1.0)
-    found = torch.zeros(len(targets.rows), 3, dtype=torch.float64)
+    found = torch.zeros(len(targets.rows), 3, dtype=torch.float64, device=targets.rows.device)
 
     def look(row: int) -> None:
         asked = targets.places_of(row)

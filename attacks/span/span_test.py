@@ -157,7 +157,7 @@ class SpanTest(BaseModel):
 
         They are 0 where learners draw new episodes or are seen in a mean: then no set's span lasts.
         """
-        if round.chance < 1 or round.observation.mean_of > 1:
+        if not round.sets_last or round.observation.mean_of > 1:
             return 0.0, 0.0
         defenses = self._defenses(round.observation)
         query, support = image_noise(defenses, "query"), image_noise(defenses, "support")

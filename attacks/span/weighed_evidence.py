@@ -35,8 +35,7 @@ def weighed_over_rounds(
     In every round the same shadow learners are simulated with own images, at the parameters that were sent in it and
     with fresh noise; see `weighed` for what is learned from them. The observations need own examples and defenses.
     """
-    targets = targets.to("cpu")
-    return weighed_over(rounds, lambda round: _ratios(round.to("cpu"), targets, asks, features, seed), progress)
+    return weighed_over(rounds, lambda round: _ratios(round, targets, asks, features, seed), progress)
 
 
 def _ratios(
@@ -57,6 +56,6 @@ def _ratios(
     found = features(among_shadows(observation, shadows), asked.and_then(held).and_then(free), real)
     targeted, members, others = torch.split(found, [len(one.rows) for one in (asked, held, free)])
     learned = fit_discriminant(members, others)
-    ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64)
+    ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64, device=targets.rows.device)
     ratios[places] = learned.log_ratio(targeted)
-    return RoundRatios(ratios, learned.log_ratio(members), learned.log_ratio(others))
+    return RoundRatios(ratios, round.chances_of(targets), learned.log_ratio(members), learned.log_ratio(others))

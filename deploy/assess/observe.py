@@ -15,7 +15,7 @@ from metaleak.deploy.assess.kept_parts import KeptParts
 from metaleak.deploy.assess.truth import (
     SETS,
     Truth,
-    chance_of_a_draw,
+    chances_of_a_draw,
     held_classes,
     held_inputs,
     inputs,
@@ -88,7 +88,7 @@ class RecordedRounds(Sequence[Round]):
             torch.empty(0, dtype=torch.int64)
             if truth is None
             else positions_in(attacked.federation, truth, number, answered),
-            chance_of_a_draw(attacked.federation, self._attack.asks),
+            chances_of_a_draw(attacked.federation, attacked.learners, self._attack.asks),
         ).to(self._device)
 
     def kept(self, place: int, find: Callable[[Round], Evidence]) -> Evidence:

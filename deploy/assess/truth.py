@@ -131,17 +131,19 @@ def positions_in(federation: Federation, truth: Truth, round: int, learners: Seq
     return torch.tensor(places)
 
 
-def chance_of_a_draw(federation: Federation, which: Literal["query", "support"]) -> float:
-    """Return how likely an image of a learner's shard is in one set of a round whose task has its class.
+def chances_of_a_draw(federation: Federation, learners: Sequence[int], which: Literal["query", "support"]) -> Tensor:
+    """Return how likely an image of each learner's shard is in one set of a round whose task has its class, `(L,)`.
 
-    Where shards are of unequal size it is the mean over learners. Of a message of several episodes it is the chance
-    that any of them has the image.
+    Of a message of several episodes it is the chance that any of them has the image.
     """
     task = federation.task
     drawn, needed = (task.queries if which == "query" else task.shots), task.shots + task.queries
-    held = [shard.examples.shape[1] for shard in federation.split().shards]
-    chances = [1.0 if size == needed else 1 - (1 - drawn / size) ** task.episodes_per_message for size in held]
-    return sum(chances) / len(held)
+    shards = federation.split().shards
+    held = [shards[learner].examples.shape[1] for learner in learners]
+    return torch.tensor(
+        [1.0 if size == needed else 1 - (1 - drawn / size) ** task.episodes_per_message for size in held],
+        dtype=torch.float64,
+    )
 
 
 def held_inputs(

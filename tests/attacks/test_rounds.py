@@ -101,6 +101,19 @@ def test_one_round_is_in_memory_however_many_there_are(name):
     assert (rounds.most, rounds.alive) == (1, 0)
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_tensors_are_made_where_the_rounds_are(name):
+    """Made by default where no numbers are, what an attack makes itself would show in its answers or fail."""
+    attack, defense = ATTACKS[name]
+    rounds, targets, _ = attacked(2, defense, asks=attack.asks)
+    seen = [rounds[place] for place in range(len(rounds))]
+    plain = attack.over_rounds(seen, targets, seed=0).scores
+    with torch.device("meta"):
+        elsewhere = attack.over_rounds(seen, targets, seed=0).scores
+    assert attack.on_any_device
+    assert torch.equal(elsewhere.nan_to_num(), plain.nan_to_num())
+
+
 def test_images_rebuilt_from_all_rounds_take_one_round_of_memory_too():
     attack = InversionFromNoise(iterations=2)
     assert isinstance(attack, ReconstructsOverRounds)
@@ -157,21 +170,25 @@ def test_rounds_count_by_what_they_tell():
 
     members, others, asked = drawn(1, 2000), drawn(0, 2000), torch.cat([drawn(1, 500), drawn(0, 500)])
     member = torch.arange(1000) < 500
-    found = auc(weighed(asked, members, others, 1.0), member)
+    found = auc(weighed(asked, members, others, torch.ones(1000)), member)
     assert found > auc(asked.sum(dim=1), member) + 0.2
     assert found == pytest.approx(0.84, abs=0.03)  # of normal distributions sqrt(2) deviations apart
     # A round that cannot hold the target changes nothing, of whichever kind the others are.
     gone = asked.clone()
     gone[:, 1] = torch.nan
-    assert auc(weighed(gone, members, others, 1.0), member) == pytest.approx(found, abs=0.03)
+    assert auc(weighed(gone, members, others, torch.ones(1000)), member) == pytest.approx(found, abs=0.03)
 
 
 def test_where_a_round_holds_an_image_by_chance_the_best_round_counts():
     ratios = torch.tensor([[9.0, -9.0, -9.0], [-3.0, -3.0, -3.0], [torch.nan, torch.nan, torch.nan]])
-    scores = weighed(ratios, ratios[:1], ratios[1:2], chance=0.25)
+    known = torch.eye(3)
+    scores = weighed(ratios, known, -known, torch.tensor([0.25, 0.25, 0.25]))
     assert scores[0] > 5
     assert -1 < scores[1] < 0
     assert scores[2] == pytest.approx(0.0, abs=1e-6)
+    rarer = weighed(ratios, known, -known, torch.tensor([0.05, 0.5, 0.25]))
+    assert 5 < rarer[0] < scores[0]
+    assert rarer[1] < scores[1]
 
 
 def test_shadow_learners_clip_each_example_as_the_learners_do():

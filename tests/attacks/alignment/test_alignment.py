@@ -27,7 +27,7 @@ from metaleak.clients.federation import Federation
 from metaleak.clients.models import Conv4
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile, first_order_maml
-from metaleak.defenses import Noise, RandomSource
+from metaleak.defenses import Noise, Quantization, RandomSource
 
 LEARNERS = list(range(12))
 SMALL = {"stand_ins": 2, "samples": 300, "shadows": 12}
@@ -307,6 +307,25 @@ def test_scores_are_finite_when_nothing_can_be_learned(observation, world):
     zeros = replace(observation, gradients={name: torch.zeros_like(v) for name, v in observation.gradients.items()})
     scores = Alignment(**SMALL)(zeros, targets, seed=0).scores
     assert all(math.isfinite(score) for score in scores.tolist())
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [Noise(place="shared"), Noise(place="inner", law="laplace"), Quantization(bits=4, stochastic=True)],
+    ids=str,
+)
+@pytest.mark.parametrize("asks", ["query", "support"])
+def test_it_makes_its_tensors_where_its_inputs_are(asks, defense):
+    """Made by default where no numbers are, what it makes itself would show in its answers or fail."""
+    world = federation(defenses=(defense,))
+    targets, _ = asked(world, asks)
+    given = observed(world, LEARNERS), targets.at(torch.arange(6)), 0
+    attack = Alignment(asks=asks, stand_ins=1, references=1, samples=10, shadows=4)
+    plain = attack(*given).scores
+    with torch.device("meta"):
+        elsewhere = attack(*given).scores
+    assert attack.on_any_device
+    assert torch.equal(elsewhere, plain)
 
 
 def test_a_query_set_that_is_known_leaves_only_the_second_order_to_look_at():

@@ -164,7 +164,7 @@ def test_sets_that_do_not_last_are_refused_in_one_line():
             return dataclasses.replace(super().__getitem__(number), **self.change(number))
 
     for change, message in (
-        (lambda number: {"chance": 0.25}, "learners draw new ones in every round"),
+        (lambda number: {"chances": torch.full((3,), 0.25)}, "learners draw new ones in every round"),
         (
             lambda number: {"positions": torch.full((len(targets.rows),), number)},
             "classes change from round to round",

@@ -9,7 +9,7 @@ from metaleak.attacks.attack import Reconstructions
 from metaleak.deploy.assess.applicability import reason_against
 from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.assess.observe import Attacked, RecordedRounds
-from metaleak.deploy.assess.truth import ask, ask_over, chance_of_a_draw
+from metaleak.deploy.assess.truth import ask, ask_over, chances_of_a_draw
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.server import Record
@@ -67,8 +67,9 @@ def test_what_learners_drew_in_any_round_is_a_member_and_its_chance_is_known(tmp
         learner = int(truth.learner[place])
         drawn = [federation.learner(learner).drawn(round).query for round in there]
         assert any(bool((one == truth.example[place]).any()) for one in drawn)
-    assert chance_of_a_draw(federation, "query") == rounds[0].chance == 2 / 8
-    assert chance_of_a_draw(experiment_from(SMALL, "test").federation(), "query") == 1
+    assert not rounds[0].sets_last
+    assert rounds[0].chances.tolist() == [2 / 8] * len(rounds[0].rows)
+    assert chances_of_a_draw(experiment_from(SMALL, "test").federation(), [3], "query").tolist() == [1]
 
 
 def test_of_a_message_of_several_episodes_a_member_is_in_any_of_them(tmp_path):
@@ -79,7 +80,7 @@ def test_of_a_message_of_several_episodes_a_member_is_in_any_of_them(tmp_path):
         assert any(bool((one.query == truth.example[place]).any()) for one in drawn)
     observation = rounds[0].observation
     assert (observation.episodes, observation.shots, observation.queries) == (3, 6, 6)
-    assert rounds[0].chance == pytest.approx(1 - (1 - 2 / 8) ** 3)
+    assert rounds[0].chances.tolist() == pytest.approx([1 - (1 - 2 / 8) ** 3] * len(rounds[0].rows))
     refused = experiment_from({**SMALL, **SEVERAL, "attacks": [], "targets": {}}, "test")
     assert "one episode a message" in reason_against(refused, Plugin(name="likelihood-ratio"))
     with pytest.raises(ValueError, match="one episode a message"):
@@ -94,7 +95,10 @@ def test_where_shards_overlap_a_member_may_be_anothers_and_a_non_member_is_nobod
     assert all((count > 0) == member for count, member in zip(holders, truth.member.tolist(), strict=True))
     assert max(holders) == 2
     sizes = [shard.examples.shape[1] for shard in federation.split().shards]
-    assert rounds[0].chance == pytest.approx(sum(1 if size == 4 else 2 / size for size in sizes) / 10)
+    assert len(set(sizes)) > 1
+    assert rounds[0].chances.tolist() == pytest.approx([1 if size == 4 else 2 / size for size in sizes])
+    targets = truth.targets(federation, list(range(10)))
+    assert torch.equal(rounds[0].chances_of(targets), rounds[0].chances[truth.learner])
 
 
 def test_a_round_holds_the_targets_of_those_learners_that_answered_in_it(tmp_path):
@@ -185,6 +189,6 @@ class GrayLasting(GraySets):
     """The same of one set that all rounds are about."""
 
     def reconstruct_over_rounds(self, rounds, seed, progress=None):
-        assert rounds[0].chance == 1
+        assert rounds[0].sets_last
         learners = len(rounds[0].rows)
         return Reconstructions(torch.full((learners, 4, 1, 8, 8), 0.5), torch.zeros(learners, 4))
