@@ -31,8 +31,8 @@ def query_contributions(
     A model whose examples are coupled (batch normalization) is taken apart at the stand-in's own statistics.
     """
     labels = torch.arange(support.shape[1], device=support.device).repeat_interleave(support.shape[2])
-    total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()), device=images.device)
-    for one in support.flatten(1, 2):
+
+    def of_stand_in(one: Tensor) -> Tensor:
         episode = Episode(one, labels, one, labels)
         adapted = {name: value.detach() for name, value in outer_point(rule, model, parameters, episode).items()}
         single = model.decoupled(adapted, one) if isinstance(model, Decoupled) else model
@@ -43,8 +43,17 @@ def query_contributions(
         gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=number_at_once(_CHUNK, images.device))(
             adapted, images, positions
         )
-        total += flattened(gradients)
-    return total / len(support)
+        return flattened(gradients)
+
+    sets = support.flatten(1, 2)
+    if number_at_once(1, images.device) > 1 and not isinstance(model, Decoupled):
+        together: Tensor = vmap(of_stand_in)(sets).mean(dim=0)
+        return together
+    # One after the other: on a CPU that is no slower, and takes a part of the memory.
+    total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()), device=images.device)
+    for one in sets:
+        total += of_stand_in(one)
+    return total / len(sets)
 
 
 def support_contributions(

@@ -8,6 +8,7 @@ import torch
 from membership_questions import held_inputs, observed, questions
 from torch import Tensor
 
+from metaleak.attacks.alignment import example_gradients
 from metaleak.attacks.alignment.alignment import Alignment
 from metaleak.attacks.alignment.example_gradients import (
     flattened,
@@ -326,6 +327,16 @@ def test_it_makes_its_tensors_where_its_inputs_are(asks, defense):
         elsewhere = attack(*given).scores
     assert attack.on_any_device
     assert torch.equal(elsewhere, plain)
+
+
+def test_stand_ins_together_are_as_one_after_the_other(observation, monkeypatch):
+    own = OwnExamples.of(observation)
+    shadows = shadow_learners(observation, own, 3, RandomSource.of(0))
+    given = Conv4(filters=8, normalization="none"), MAML(), observation.parameters
+    asked_about = shadows.support, shadows.query[0].flatten(0, 1), torch.arange(5).repeat_interleave(3)
+    alone = query_contributions(*given, *asked_about)
+    monkeypatch.setattr(example_gradients, "number_at_once", lambda on_cpu, device: 16 * on_cpu)
+    torch.testing.assert_close(query_contributions(*given, *asked_about), alone, rtol=1e-4, atol=1e-6)
 
 
 def test_a_query_set_that_is_known_leaves_only_the_second_order_to_look_at():
