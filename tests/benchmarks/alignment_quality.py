@@ -3,10 +3,10 @@
     METALEAK_DATA=../shared/data python tests/benchmarks/alignment_quality.py conv4-none --asks query
     ... alignment_quality.py conv4-batch --rounds 20 --learners 20 --members 300 --non-members 900
     ... alignment_quality.py lenet --asks support --set knows=other
-    ... alignment_quality.py conv4-none --law online --learners 10 --members 200 --non-members 200
+    ... alignment_quality.py conv4-none --variant online --learners 10 --members 200 --non-members 200
 
 Learners with MNIST or Fashion-MNIST (`--data`), simulated without Flower; with several rounds the parameters move by
-Adam and the scores of a target add up. `--law` takes per-target distributions instead of the pooled discriminant.
+Adam and the scores of a target add up. `--variant` takes per-target distributions instead of the pooled discriminant.
 `--defense place=shared,scale=1` defends by noise. Bars of the undefended
 cases: conv4-none query 0.97, support 0.65; conv4-batch and -group query 0.70, over 20 rounds 0.80; LeNet (1-shot
 1-query) query 0.95, support 0.85. Intervals are 95 %, learners resampled.
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--non-members", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--law", choices=("pooled", "online", "offline", "learners"), default="pooled")
+    parser.add_argument("--variant", choices=("pooled", "online", "offline", "learners"), default="pooled")
     parser.add_argument("--defense", default="")
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--json", action="store_true")
@@ -95,10 +95,10 @@ def main() -> None:
     model, task, rate = CASES[given.case]
     settings = pairs(given.set)
     attack: Alignment | PerExampleAlignment
-    if given.law == "pooled":
+    if given.variant == "pooled":
         attack = Alignment(asks=given.asks, **settings)
     else:
-        attack = PerExampleAlignment(asks=given.asks, law=given.law, **settings)
+        attack = PerExampleAlignment(asks=given.asks, variant=given.variant, **settings)
     noise = {
         key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in given.defense.split(",") if p)
     }
@@ -130,7 +130,7 @@ def main() -> None:
                 "case": given.case,
                 "data": given.data,
                 "asks": given.asks,
-                "law": given.law,
+                "variant": given.variant,
                 "knows": attack.knows,
                 "seed": given.seed,
                 "defense": given.defense,

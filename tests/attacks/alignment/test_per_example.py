@@ -1,4 +1,4 @@
-"""Per-example ratios: shadows with and without the target itself, and what they find beside a pooled law."""
+"""Per-example ratios: shadows with and without the target itself, and what they find beside a pooled distribution."""
 
 from dataclasses import replace
 
@@ -57,7 +57,7 @@ def test_a_shadow_with_an_example_sends_what_a_learner_with_it_would(asks):
         torch.testing.assert_close(found[name][2], value, rtol=1e-4, atol=1e-6)
 
 
-def test_laws_of_its_own_tell_more_of_a_target_than_a_pooled_one():
+def test_distributions_of_its_own_tell_more_of_a_target_than_a_pooled_one():
     federation = world(scale=1.5)
     observation = observed(federation, LEARNERS)
     targets, member = questions(federation, LEARNERS, 1, "query", 60, 100)
@@ -67,20 +67,17 @@ def test_laws_of_its_own_tell_more_of_a_target_than_a_pooled_one():
         return evaluate(scores.numpy(), member.numpy(), resamples=1).auc.value
 
     pooled = auc(Alignment(**SMALL))
-    for law in ("online", "offline"):
-        assert auc(PerExampleAlignment(law=law, each=6, **SMALL)) > pooled
-    assert auc(PerExampleAlignment(law="learners", **SMALL)) > 0.6
+    for variant in ("online", "offline"):
+        assert auc(PerExampleAlignment(variant=variant, each=6, **SMALL)) > pooled
+    assert auc(PerExampleAlignment(variant="learners", **SMALL)) > 0.6
 
 
-@pytest.mark.parametrize("law", ["online", "offline", "learners"])
-def test_a_mean_over_learners_has_no_laws_of_a_target(law):
-    attack = PerExampleAlignment(law=law, **SMALL)
+@pytest.mark.parametrize("variant", ["online", "offline", "learners"])
+def test_a_mean_over_learners_has_no_distributions_of_a_target(variant):
+    attack = PerExampleAlignment(variant=variant, **SMALL)
     assert refusal(attack, world().model) is None
     said = refusal(attack, world().model, (SecureAggregation(),))
-    assert (
-        said
-        == "does not apply: its laws are of learners that are seen one by one, and the server sees their mean alone"
-    )
+    assert said.startswith("does not apply: its distributions are of learners that are seen one by one")
     targets, _ = questions(world(), LEARNERS, 1, "query", 5, 5)
     with pytest.raises(ValueError, match="not of a mean of 4"):
         attack(replace(observed(world(), LEARNERS), mean_of=4), targets, seed=0)
@@ -90,4 +87,4 @@ def test_two_learners_are_no_law_of_others():
     seen = observed(world(), LEARNERS[:2])
     targets, _ = questions(world(), LEARNERS[:2], 1, "query", 5, 5)
     with pytest.raises(ValueError, match=r"three learners at least, got 2$"):
-        PerExampleAlignment(law="learners", **SMALL)(seen, targets, seed=0)
+        PerExampleAlignment(variant="learners", **SMALL)(seen, targets, seed=0)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Law = Literal["online", "offline", "learners"]
+Variant = Literal["online", "offline", "learners"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metaleak.attacks.evaluation.membership import evaluate
-from metaleak.attacks.shadows.per_example_laws import Samples, per_example_scores
+from metaleak.attacks.shadows.per_example_distributions import Samples, per_example_scores
 
 
 def drawn(count: int, samples: int, spread: float = 2.0):
@@ -21,7 +21,7 @@ def drawn(count: int, samples: int, spread: float = 2.0):
     return Samples(statistic, around(low, samples), around(high, samples)), member, low[:, 0]
 
 
-def test_the_ratio_is_that_of_the_two_normal_laws():
+def test_the_ratio_is_that_of_the_two_normal_distributions():
     samples, _, low = drawn(1000, 2000)
     normal = torch.distributions.Normal
     exact = normal(low + 3, 2.0).log_prob(samples.statistic) - normal(low, 2.0).log_prob(samples.statistic)
