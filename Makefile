@@ -1,35 +1,36 @@
-# The two commands of the README: `make demo` and `make test`. Both install into .venv first.
-# `make test WORKERS=8` runs as many tests at a time; `make test-slow` runs the minutes of arithmetic that it leaves out,
-# `make test-lowest` the suite with the oldest libraries that are allowed.
+# The two commands of the README: `make demo` and `make test`. Both install into .venv first; `make help` lists the others.
+# `make test WORKERS=8` runs as many tests at a time.
 PYTHON ?= python3
 WORKERS ?= 3
 BIN := .venv/bin
 # One thread a worker: the tests' tensors are too small to share. A worker more than two cores: one of them waits for Ray.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: install install-lowest test test-clusters test-slow test-lowest demo clean
+.PHONY: help install install-lowest test test-clusters test-slow test-lowest lint format typecheck demo clean
 
-install: .venv/installed
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed ## install into .venv
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# setuptools warns of every editable installation with folders beside the package.
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-test: install
+test: install ## run the tests, about five minutes on two cores
 	$(PYTEST)
 
-# Of the slow tests those that start clusters, kill processes and use Flower's own tools.
-test-clusters: install
+test-clusters: install ## run the slow tests that start clusters, kill processes and use Flower's own tools
 	$(PYTEST) -m slow tests/deploy
 
-test-slow: install
+test-slow: install ## run the minutes of arithmetic that make test leaves out
 	$(PYTEST) -m slow
 
-# The suite with the lowest versions that pyproject.toml allows, in an environment of its own; not the checks of the code
-# by ruff and mypy, whose newer versions find more.
-test-lowest: install-lowest
+# In an environment of its own; not the checks of the code by ruff and mypy, whose newer versions find more.
+test-lowest: install-lowest ## run the tests with the oldest libraries that are allowed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		-k "not ruff_is_content and not types_hold"
 
@@ -41,8 +42,19 @@ install-lowest: .venv-lowest/installed
 	VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install --quiet --resolution lowest-direct --editable '.[dev]'
 	touch $@
 
-demo: install
+lint: install ## check style and imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+typecheck: install ## check all types
+	$(PYTEST) tests/test_rooms.py -k types_hold
+
+demo: install ## simulate, attack and defend on MNIST digits, and write runs/demo/report.html
 	$(BIN)/metaleak benchmark deploy/experiments/demo.yaml --out runs/demo
 
-clean:
+clean: ## remove what the commands above have made
 	rm -rf .venv .venv-lowest runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +15,6 @@ _ATTACKS = sorted({point.name for point in entry_points(group="metaleak.attacks"
 _DEFENSES = sorted({point.name for point in entry_points(group="metaleak.defenses")})
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -51,9 +50,18 @@ app.add_typer(audits, name="audit")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"metaleak {version('metaleak')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Take the options that every command has; `main` has looked for `--debug` already."""
 

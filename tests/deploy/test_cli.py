@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 
 import pytest
 import yaml
@@ -61,6 +61,10 @@ def test_every_command_has_help_with_an_example(capsys, command):
     code, out, _ = call(capsys, *command.split(), "--help")
     assert code == 0
     assert f"Example: metaleak {command}" in " ".join(out.split())
+
+
+def test_it_says_its_version(capsys):
+    assert call(capsys, "--version") == (0, f"metaleak {version('metaleak')}\n", "")
 
 
 def test_help_shows_where_a_run_lies_and_all_attacks(capsys):
