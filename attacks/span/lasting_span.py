@@ -3,7 +3,8 @@
 Noise that is drawn anew in every round turns the noisy images of a learner and leaves its clean ones where they are.
 So the intersection of its row spaces is the span of the set without noise. Taken off, what is left of each row space
 is the span of the noisy images alone, and the rounds' noise is independent: given the image that is asked about, the
-likelihoods of the rounds' spaces multiply.
+likelihoods of the rounds' spaces multiply. The first rounds tell the intersection: once a network has learned a clean
+image well, its part of the gradient drowns in rounding, and it is in the row space no more.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def noisy_images_over_rounds(
     `deviation` is that of the noise on the images asked about, in pixel values. Each ratio is relative to the mean of
     own images under the same learner. The observations need `own_examples`.
     """
-    lasting = lasting_spans(rounds)
+    lasting = lasting_spans(rounds, least=2)
     spaces = _NoisySpaces(rounds[0].observation, lasting, deviation)
 
     def of_round(round: Round) -> Evidence:
@@ -61,7 +62,7 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
 
     The score is minus the logarithm of the part of the target's squared norm that lies outside.
     """
-    spans = lasting_spans(rounds, len(rounds), progress)
+    spans = lasting_spans(rounds, progress)
     first = dense_input(rounds[0].observation.model)
     images = first.inputs(targets.examples.double())
     scores = torch.zeros(len(images), dtype=torch.float64, device=images.device)
@@ -75,10 +76,11 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
     return scores
 
 
-def lasting_spans(rounds: Rounds, most: int = _ENOUGH, progress: Progress | None = None) -> list[Tensor | None]:
-    """Return orthonormal rows `(n, P)` of the intersection of each learner's first `most` row spaces, or `None`.
+def lasting_spans(rounds: Rounds, progress: Progress | None = None, least: int = 1) -> list[Tensor | None]:
+    """Return orthonormal rows `(n, P)` of the intersection of each learner's first three row spaces, or `None`.
 
-    Of a learner that answered once it is the whole row space, of one that never did `None`.
+    Of a learner that answered once it is the whole row space, of one that never did `None`. It has no rows where a
+    learner answered fewer than `least` times.
     """
     spans: list[Tensor | None] = []
     seen: list[int] = []
@@ -89,7 +91,7 @@ def lasting_spans(rounds: Rounds, most: int = _ENOUGH, progress: Progress | None
         seen.extend([0] * (len(rows) - len(seen)))
 
         def of_learner(learner: int) -> None:
-            if rows[learner] >= 0 and seen[learner] < most:
+            if rows[learner] >= 0 and seen[learner] < _ENOUGH:
                 basis = row_space_above_noise(gradients[rows[learner]]).basis
                 span = spans[learner]
                 spans[learner] = basis if span is None else _intersection(span, basis)
@@ -101,9 +103,9 @@ def lasting_spans(rounds: Rounds, most: int = _ENOUGH, progress: Progress | None
         narrow(rounds[number])
         if progress is not None:
             progress(number + 1, len(rounds))
-        if min(seen) >= most:
+        if min(seen) >= _ENOUGH:
             break
-    return spans
+    return [None if span is None else span[: len(span) * (seen[row] >= least)] for row, span in enumerate(spans)]
 
 
 @dataclass(frozen=True)
@@ -177,11 +179,13 @@ class _NoisySpaces:
         basis = row_space_above_noise(_weights(observation)[row]).basis
         held = observation.ways * (observation.shots + observation.queries)
         asked = observation.ways * observation.queries if asks == "query" else held
-        if 0 < len(lasting.rows) < len(basis[:held]):
+        if len(lasting.rows):
             basis = _without(basis[:held], lasting.rows)
         else:
             # Nothing lasts, or one round alone cannot tell what does: the query images make the largest directions.
             lasting, basis = self._without_span, basis[:asked]
+        if not len(basis):
+            return examples.new_zeros(len(examples), dtype=torch.float64)
         images = self._first.inputs(examples.double())
         rest = torch.cat([_squares(images) - _squares(images @ lasting.rows.mT), lasting.null])
         # The basis is orthogonal to the span, whose part of the images does not enter their projections.
@@ -212,9 +216,12 @@ def _squares(vectors: Tensor) -> Tensor:
 
 
 def _without(basis: Tensor, span: Tensor) -> Tensor:
-    """Return orthonormal rows of what is left of `basis (m, P)` when `span (n, P)` is taken off, m - n of them."""
+    """Return orthonormal rows of what is left of `basis (m, P)` when `span (n, P)` is taken off.
+
+    They are fewer than m by as many directions of the span as are in the basis, which need not have all of them.
+    """
     left = basis - basis @ span.mT @ span
     values, vectors = torch.linalg.eigh(left @ left.mT)
-    kept = len(basis) - len(span)
-    rest: Tensor = (vectors[:, -kept:] / values[-kept:].clamp(min=1e-300).sqrt()).mT @ left
+    kept = values > 1 - _LASTS**2
+    rest: Tensor = (vectors[:, kept] / values[kept].sqrt()).mT @ left
     return rest
