@@ -71,10 +71,10 @@ def attack_models(study: Study, answers: list[ModelAnswers], attack: Pretraining
     )
 
 
-def assess_study(study: Study, folder: Path, out: Path, work: Work) -> dict[str, AttackResult]:
+def assess_study(study: Study, folder: Path, out: Path, work: Work, resamples: int = 1000) -> dict[str, AttackResult]:
     """Attack the models in `folder` with every attack of `study`; write `out/attacks/<name>/` and return the results.
 
-    What is there already is written again.
+    What is there already is written again. Intervals are of so many `resamples`.
     """
     results: dict[str, AttackResult] = {}
     answers: dict[str, list[ModelAnswers]] = {name: answers_of(study, folder, name) for name in study.finetunings}
@@ -83,7 +83,11 @@ def assess_study(study: Study, folder: Path, out: Path, work: Work) -> dict[str,
         attack: PretrainingAttack = plugin.built("pretraining_attacks")
         found = attack_models(study, answers[finetuning], attack, work)
         evaluation = evaluate(
-            found.scores.numpy(), found.member.numpy(), groups=found.point.numpy(), crossed=found.victim.numpy()
+            found.scores.numpy(),
+            found.member.numpy(),
+            groups=found.point.numpy(),
+            crossed=found.victim.numpy(),
+            resamples=resamples,
         )
         result = AttackResult(
             attack={**plugin.resolved("pretraining_attacks"), **_told(study, finetuning, answers[finetuning])},
@@ -123,4 +127,5 @@ def _told(study: Study, finetuning: str, answers: list[ModelAnswers]) -> Mapping
     }
     if settings.private is not None and settings.private.epsilon is not None:
         told["epsilon"] = round(mechanism(settings.private).epsilon_after(1), 4)
+        told["delta"] = settings.private.delta
     return told

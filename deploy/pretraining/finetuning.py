@@ -112,7 +112,9 @@ def with_new_head(
 def mechanism(steps: PrivateSteps) -> RecordLevel:
     """Return the Gaussian mechanism of each step: all of them together cost `epsilon` at `delta`."""
     if steps.epsilon is None:
-        return RecordLevel(noise_multiplier=0.0, clip=steps.clip, delta=steps.delta, readings={"all": steps.steps})
+        return RecordLevel(
+            noise_multiplier=steps.noise_multiplier, clip=steps.clip, delta=steps.delta, readings={"all": steps.steps}
+        )
     return RecordLevel(
         epsilon=steps.epsilon, delta=steps.delta, clip=steps.clip, releases=1, readings={"all": steps.steps}
     )

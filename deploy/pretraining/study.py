@@ -34,17 +34,24 @@ class PrivateSteps(BaseModel):
     """Finetuning by `steps` of gradient descent over all examples, private in each of them (DP-SGD without sampling).
 
     Each example's gradient is clipped to the L2 norm `clip`, and Gaussian noise is added to the mean, so that all
-    steps together are (`epsilon`, `delta`)-differentially private; with `epsilon: null` there is no noise, only the
-    clipping.
+    steps together are (`epsilon`, `delta`)-differentially private. In the place of `epsilon` the `noise_multiplier`
+    of each step can be given; with 0 there is no noise, only the clipping.
     """
 
     model_config = _STRICT
 
-    epsilon: Annotated[float, Field(gt=0, le=10_000)] | None
+    epsilon: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    noise_multiplier: Annotated[float, Field(ge=0)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     clip: Annotated[float, Field(gt=0)] = 1.0
     steps: Annotated[int, Field(ge=1, le=100_000)] = 100
     rate: Annotated[float, Field(gt=0)] = 0.5
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "PrivateSteps":
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("epsilon: give either epsilon, for all steps, or noise_multiplier")
+        return self
 
 
 class Finetuning(BaseModel):
