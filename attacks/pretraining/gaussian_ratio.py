@@ -1,7 +1,7 @@
 """The ratio of two Gaussian likelihoods: means by point, one covariance over all points."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,10 +14,10 @@ from metaleak.attacks.work import Work
 class GaussianRatio(BaseModel):
     """Likelihood ratio of a released model's answer under two Gaussians, of members and of others.
 
-    The features are the log odds of a point's first query, or with `averaged` their mean over all its queries,
-    scaled down to the L2 norm `clip` (`None`: as they are). Each point has a mean among the shadows whose start was
-    trained on it and one among the others; the covariance is one for all points, since no point has shadows enough
-    for one of its own.
+    The features are the log odds of an answer, scaled down to the L2 norm `clip` (`None`: as they are): of a point's
+    `first` query, the `mean` over all its queries, or all of them `joint`, side by side. Each point has a mean among
+    the shadows whose start was trained on it and one among the others; the covariance is one for all points, since
+    no point has shadows enough for one of its own.
 
     With `shrunken` the difference of a point's two means is drawn towards the mean difference over all points, by
     as much as it is no larger than the noise of so few shadows makes it (empirical Bayes; Efron and Morris 1973).
@@ -26,7 +26,7 @@ class GaussianRatio(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     clip: Annotated[float, Field(gt=0)] | None = 1.0
-    averaged: bool = False
+    queries: Literal["first", "mean", "joint"] = "first"
     shrunken: bool = True
 
     def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
@@ -37,7 +37,9 @@ class GaussianRatio(BaseModel):
 
     def _features(self, probabilities: Tensor) -> Tensor:
         odds = log_odds(probabilities) if self.clip is None else clipped_log_odds(probabilities, self.clip)
-        return odds.mean(dim=-2) if self.averaged else odds[..., 0, :]
+        if self.queries == "joint":
+            return odds.flatten(-2)
+        return odds.mean(dim=-2) if self.queries == "mean" else odds[..., 0, :]
 
 
 @dataclass(frozen=True)

@@ -70,4 +70,5 @@ class Metaclassifiers(BaseModel):
 
 def _uniform(shape: tuple[int, ...], inputs: int, generator: torch.Generator) -> Tensor:
     """Return a layer's start as torch draws it, uniform within 1 / sqrt(inputs)."""
-    return ((torch.rand(shape, generator=generator) * 2 - 1) / inputs**0.5).requires_grad_()
+    drawn: Tensor = (torch.rand(shape, generator=generator) * 2 - 1) / inputs**0.5
+    return drawn.requires_grad_()

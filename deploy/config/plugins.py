@@ -16,6 +16,7 @@ from typing_extensions import get_protocol_members
 
 from metaleak.attacks.attack import AsksMembership, Reconstructs
 from metaleak.attacks.pretraining.evidence import PretrainingAttack
+from metaleak.attacks.pretraining.personal_models import AsksReleasedModels
 from metaleak.clients.datasets import DataSet
 from metaleak.clients.models import Model, TorchModule
 from metaleak.clients.rules import Rule
@@ -29,7 +30,7 @@ _PROTOCOLS: dict[Kind, tuple[type, ...]] = {
     "rules": (Rule,),
     "datasets": (DataSet,),
     "defenses": (Defense,),
-    "attacks": (AsksMembership, Reconstructs),
+    "attacks": (AsksMembership, Reconstructs, AsksReleasedModels),
     "pretraining_attacks": (PretrainingAttack,),
 }
 """What a thing of each kind must be; where there are several, one of them."""

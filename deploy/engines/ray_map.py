@@ -17,24 +17,29 @@ _LOOK_SECONDS = 1.0
 
 @contextmanager
 def ray_map(settings: EngineSettings, go_on: str) -> Iterator[Map]:
-    """Start Ray, or join the cluster of `settings`, and yield a map on its cores, which ends with the block.
+    """Yield a map on the cores of this machine, or of the cluster of `settings`, which ends with the block.
 
-    What an item raises is raised here; an item whose process died is tried once more. `go_on` says in one line how
+    Ray starts, or the cluster is joined, when the map first has items to work on. What an item raises is raised here; an item whose process died is tried once more. `go_on` says in one line how
     to go on where Ray itself has died.
     """
-    with redirect_stdout(StringIO()):
-        try:
-            cores = start_ray(settings)
-            share = gpus_each(settings, cores)
+    cores: list[int] = []
 
-            def on_ray(function: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
-                remote: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=_TRIES_AGAIN)(function)
-                waiting = [remote.remote(item) for item in items]
-                for reference in waiting:
-                    while not ray.wait([reference], timeout=_LOOK_SECONDS)[0]:
-                        check_ray(go_on)
-                    yield ray.get(reference)
+    def on_ray(function: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
+        if items and not cores:
+            with redirect_stdout(StringIO()):
+                cores.append(start_ray(settings))
+        waiting: list[Any] = []
+        if items:
+            share = gpus_each(settings, cores[0])
+            remote: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=_TRIES_AGAIN)(function)
+            waiting = [remote.remote(item) for item in items]
+        for reference in waiting:
+            while not ray.wait([reference], timeout=_LOOK_SECONDS)[0]:
+                check_ray(go_on)
+            yield ray.get(reference)
 
-            yield on_ray
-        finally:
+    try:
+        yield on_ray
+    finally:
+        if cores:
             stop_ray()

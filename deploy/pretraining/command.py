@@ -24,7 +24,7 @@ from metaleak.deploy.config.reading import read_yaml
 from metaleak.deploy.engines.ray_map import ray_map
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.pretraining.assessment import assess_study
-from metaleak.deploy.pretraining.shadow_models import make_models, missing_jobs
+from metaleak.deploy.pretraining.shadow_models import make_models
 from metaleak.deploy.pretraining.study import Study
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
@@ -58,7 +58,7 @@ def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackR
         seed = derived_seed(study.seed, "attack")
         bar = progress.add_task("models", total=None)
         with ExitStack() as up:
-            alone = here or torch_device(study.engine.device).type == "cuda" or not missing_jobs(study, folder)
+            alone = here or torch_device(study.engine.device).type == "cuda"
             mapped = map_here if alone else up.enter_context(ray_map(study.engine, _GO_ON))
             make_models(study, folder, Work(seed, _with_speed(progress, bar), mapped))
         attacks = progress.add_task("attacks", total=None)

@@ -114,7 +114,7 @@ def cases(group: str) -> list[tuple[str, dict]]:
                     **CIFAR10,
                     "pretraining": {"epochs": 100 if augment else 50, "augment": augment},
                     "queries": {"augmented": queries},
-                    "attacks": [RATIO, {**RATIO, "averaged": True}, LIRA, {**TMI}, WHITE_BOX],
+                    "attacks": [RATIO, {**RATIO, "queries": "mean"}, LIRA, {**TMI}, WHITE_BOX],
                     "victims": 8,
                 },
             )
@@ -164,8 +164,8 @@ def attack_name(settings: dict) -> str:
     kind = NAMES[settings["name"].rpartition(":")[2]]
     if settings.get("shrunken") is False:
         kind += ", not shrunken"
-    if settings.get("averaged"):
-        kind += ", averaged"
+    if settings.get("queries", "first") != "first":
+        kind += f", {settings['queries']} of the queries"
     if settings.get("epochs") == 160:
         kind += ", 160 epochs"
     return kind

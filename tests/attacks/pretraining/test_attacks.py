@@ -95,7 +95,8 @@ def test_several_queries_a_point_are_used_and_certainty_stays_finite():
     probabilities, member = answered(17, 0.5, 4, queries=8)
     shadows, victim = Shadows(probabilities[1:], member[1:]), probabilities[0]
     one = auc(GaussianRatio()(shadows, victim, Work()), member[0])
-    assert auc(GaussianRatio(averaged=True)(shadows, victim, Work()), member[0]) > one
+    for queries in ("mean", "joint"):
+        assert auc(GaussianRatio(queries=queries)(shadows, victim, Work()), member[0]) > one
     certain = torch.zeros_like(probabilities)
     certain[..., 0] = 1
     for attack in ATTACKS:
