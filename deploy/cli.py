@@ -158,6 +158,9 @@ def pretraining(
     file: Annotated[Path, typer.Argument(help="The study file.")],
     changes: Changes = None,
     out: Annotated[Path | None, typer.Option("--out", help="The study's directory; default `runs/<file>`.")] = None,
+    victim: Annotated[
+        str | None, typer.Option("--victim", metavar="URL", help="A released model to attack over HTTP.")
+    ] = None,
     here: Annotated[bool, typer.Option("--here", help="Train in this process, without Ray.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -170,7 +173,7 @@ def pretraining(
     """
     from metaleak.deploy.pretraining.command import study_command
 
-    study_command(file, tuple(changes or ()), out, here, as_json)
+    study_command(file, tuple(changes or ()), out, victim, here, as_json)
 
 
 @app.command()

@@ -53,9 +53,14 @@ class Metered:
         self._free_at = clock()
         self.spent = 0
 
+    @property
+    def left(self) -> int | None:
+        """The queries that are left of the budget; `None` without one."""
+        return None if self._budget is None else self._budget - self.spent
+
     def predict(self, inputs: Tensor, /) -> Tensor:
         """Return what the model answers; raises `BudgetSpent` where `inputs` are more than the queries left."""
-        if self._budget is not None and self.spent + len(inputs) > self._budget:
+        if self.left is not None and len(inputs) > self.left:
             raise BudgetSpent(f"the budget of {self._budget} queries is spent")
         if self._per_second is not None:
             now = self._clock()
@@ -90,8 +95,11 @@ def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> Asked
     """
     found = torch.full((len(inputs), classes), torch.nan, dtype=torch.float64)
     troubles: Counter[str] = Counter()
-    for begin in range(0, len(inputs), at_once):
+    begin = 0
+    while begin < len(inputs):
         batch = inputs[begin : begin + at_once]
+        if isinstance(query, Metered) and query.left:
+            batch = batch[: query.left]
         try:
             answer = _checked_shape(query.predict(batch), len(batch), classes)
         except BudgetSpent as spent:
@@ -99,9 +107,10 @@ def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> Asked
             break
         except Exception as error:  # noqa: BLE001 (a stranger's model may raise anything)
             troubles[_line(error)] += len(batch)
-            continue
-        wrong = _wrong_rows(answer, troubles)
-        found[begin : begin + len(batch)] = answer.masked_fill(wrong[:, None], torch.nan)
+        else:
+            wrong = _wrong_rows(answer, troubles)
+            found[begin : begin + len(batch)] = answer.masked_fill(wrong[:, None], torch.nan)
+        begin += len(batch)
     lost = sum(troubles.values())
     if not lost:
         return Asked(found)

@@ -19,8 +19,8 @@ _LOOK_SECONDS = 1.0
 def ray_map(settings: EngineSettings, go_on: str) -> Iterator[Map]:
     """Yield a map on the cores of this machine, or of the cluster of `settings`, which ends with the block.
 
-    Ray starts, or the cluster is joined, when the map first has items to work on. What an item raises is raised here; an item whose process died is tried once more. `go_on` says in one line how
-    to go on where Ray itself has died.
+    Ray starts, or the cluster is joined, when the map first has items to work on. What an item raises is raised
+    here; an item whose process died is tried once more. `go_on` says in one line how to go on where Ray itself died.
     """
     cores: list[int] = []
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.pretraining.evidence import PretrainingAttack, Shadows
-from metaleak.attacks.pretraining.query import restricted
+from metaleak.attacks.pretraining.query import Query, ask, restricted
 from metaleak.attacks.work import Work
 from metaleak.clients.randomness import derived_seed
 from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.pretraining.examples import points, pool_of
 from metaleak.deploy.pretraining.finetuning import mechanism
-from metaleak.deploy.pretraining.shadow_models import ModelAnswers, answers_of, in_turn
+from metaleak.deploy.pretraining.shadow_models import ModelAnswers, answers_of, in_turn, metered, queries_about
 from metaleak.deploy.pretraining.study import Study
 from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.json_file import write_json
@@ -107,6 +108,33 @@ def assess_study(study: Study, folder: Path, out: Path, work: Work, resamples: i
         write_json(place / "attack.json", result)
         results[name] = result
     return results
+
+
+def ask_victim(
+    study: Study, folder: Path, finetuning: str, attack: PretrainingAttack, query: Query, work: Work
+) -> tuple[Tensor, Tensor, str]:
+    """Attack a model that somebody else released, with all models of `study` as its shadows.
+
+    It is asked within the study's budget and rate. Returns the places in the data set of the points that it answered
+    every query about, `(p,)`, their scores `(p,)`, and a line on the other queries, empty where there are none.
+    Raises `ValueError` for an attack that needs more than answers.
+    """
+    if getattr(attack, "sees_start", False):
+        raise ValueError(f"{type(attack).__name__} needs answers of the start, not of a released model")
+    answers = answers_of(study, folder, finetuning)
+    pool, chosen = pool_of(study), points(study)
+    asked = queries_about(pool.inputs[chosen], study)
+    ways = answers[0].probabilities.shape[-1]
+    found = ask(metered(query, study), asked.flatten(0, 1), ways)
+    kept = found.answered.reshape(asked.shape[:2]).all(dim=1)
+    if not bool(kept.any()):
+        raise ValueError(f"no point has all its answers; {found.complaint}")
+    victim = found.probabilities.reshape(*asked.shape[:2], ways)[kept]
+    shadows = Shadows(
+        restricted(torch.stack([one.probabilities for one in answers])[:, kept], study.queries.access),
+        torch.stack([one.member for one in answers])[:, kept],
+    )
+    return pool.places[chosen][kept], attack(shadows, restricted(victim, study.queries.access), work), found.complaint
 
 
 def _told(study: Study, finetuning: str, answers: list[ModelAnswers]) -> Mapping[str, object]:

@@ -23,22 +23,33 @@ from metaleak.deploy.config.plugins import first_problem
 from metaleak.deploy.config.reading import read_yaml
 from metaleak.deploy.engines.ray_map import ray_map
 from metaleak.deploy.errors import WrongUsage
-from metaleak.deploy.pretraining.assessment import assess_study
+from metaleak.deploy.pretraining.assessment import ask_victim, assess_study, planned
+from metaleak.deploy.pretraining.examples import downstream_of
+from metaleak.deploy.pretraining.over_http import HTTPQuery
 from metaleak.deploy.pretraining.shadow_models import make_models
 from metaleak.deploy.pretraining.study import Study
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
+from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.schema import AttackResult
 from metaleak.deploy.simulate.run_directory import held, write_text
 
 _GO_ON = "the same command goes on from here"
 
 
-def study_command(file: Path, changes: tuple[str, ...], out: Path | None, here: bool, as_json: bool) -> None:
-    """Make the models of the study in `file` that are missing in `out`, attack them, and print a table."""
+def study_command(
+    file: Path, changes: tuple[str, ...], out: Path | None, victim: str | None, here: bool, as_json: bool
+) -> None:
+    """Make the models of the study in `file` that are missing in `out`, attack them, and print a table.
+
+    With the URL of a `victim` that model is attacked, too; see `attack_over_http`.
+    """
     study = read_study(file, changes)
     path = out or Path("runs") / file.stem
     results = run_study(study, path, here)
+    if victim is not None:
+        for line in attack_over_http(study, path, victim):
+            typer.echo(line, err=True)
     if as_json:
         typer.echo(json.dumps({name: result.model_dump(mode="json") for name, result in results.items()}))
         return
@@ -64,6 +75,27 @@ def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackR
         attacks = progress.add_task("attacks", total=None)
         advance = Work(seed, lambda done, total: progress.update(attacks, completed=done, total=total))
         return assess_study(study, folder, path, advance)
+
+
+def attack_over_http(study: Study, path: Path, url: str) -> list[str]:
+    """Ask the model behind `url` about the points, once an attack; return a line a result.
+
+    `path/victim/<finetuning>-<attack>.parquet` has the place in the data set and the score of each point. Who was a
+    member nobody says.
+    """
+    lines = []
+    ways = downstream_of(study).ways
+    for name, (finetuning, plugin) in planned(study).items():
+        attack = plugin.built("pretraining_attacks")
+        if getattr(attack, "sees_start", False):
+            continue
+        query = HTTPQuery(url, ways)
+        work = Work(derived_seed(study.seed, "attack"))
+        examples, scores, complaint = ask_victim(study, path / "models", finetuning, attack, query, work)
+        (path / "victim").mkdir(exist_ok=True)
+        write_columns(path / "victim" / f"{name}.parquet", {"example": examples, "score": scores})
+        lines.append(f"{path / 'victim' / name}.parquet: {len(scores)} points{'; ' if complaint else ''}{complaint}")
+    return [str(printable(line)) for line in lines]
 
 
 def read_study(file: Path, changes: tuple[str, ...] = ()) -> Study:

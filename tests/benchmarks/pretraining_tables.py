@@ -10,6 +10,7 @@ intervals over seeds. `--models FOLDER` keeps the models, so that a second call 
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -43,7 +44,7 @@ NAMES = {
 CIFAR10 = {
     "pool": {"data": "metaleak.clients.datasets:CIFAR10", "classes": [0, 1, 2, 3, 4], "examples": 2000},
     "downstream": {"data": "metaleak.clients.datasets:CIFAR10", "classes": [5, 6, 7, 8, 9]},
-    "model": {"name": "mlp", "hidden": [128]},
+    "model": {"name": "metaleak.clients.models:MLP", "hidden": [128]},
     "models": 33,
     "points": 1000,
 }
@@ -59,8 +60,8 @@ def fashion(images: int, rotations: int) -> dict:
     """Fashion-MNIST, so many images a class and model, to MNIST in so many orientations."""
     return {
         **CIFAR10,
-        "pool": {"data": "fashion-mnist", "examples": 20 * images},
-        "downstream": {"data": "mnist", "examples": 5000, "rotations": rotations},
+        "pool": {"data": "metaleak.clients.datasets:FashionMNIST", "examples": 20 * images},
+        "downstream": {"data": "metaleak.clients.datasets:MNIST", "examples": 5000, "rotations": rotations},
         "points": min(1000, 20 * images),
     }
 
@@ -196,9 +197,10 @@ def combine(files: list[str]) -> None:
             def mean(key: str, found: list[dict] = found) -> str:
                 return f"{100 * sum(one[key] for one in found) / len(found):.0f} %"
 
+            start = "–" if math.isnan(found[0]["start"]) else f"{mean('start')}, {mean('start_outside')}"
             print(
-                f"| {case} | {attack} | {len(found)} | {interval(auc)} | {rate} | "
-                f"{mean('start')}, {mean('start_outside')} | {mean('downstream')} | {found[0]['device']} |"
+                f"| {case} | {attack} | {len(found)} | {interval(auc)} | {rate} | {start} | "
+                f"{mean('downstream')} | {found[0]['device']} |"
             )
 
 

@@ -69,8 +69,8 @@ def test_a_model_that_never_answers_is_refused_in_one_line(spoil, reason):
 def test_queries_are_counted_and_end_with_the_budget():
     metered = Metered(Model(), budget=7)
     found = ask(metered, INPUTS, 3, at_once=3)
-    assert (metered.spent, int(found.answered.sum())) == (6, 6)
-    assert found.complaint == "predict: 4 of 10 queries have no answer (4: the budget of 7 queries is spent)"
+    assert (metered.spent, int(found.answered.sum())) == (7, 7)
+    assert found.complaint == "predict: 3 of 10 queries have no answer (3: the budget of 7 queries is spent)"
     with pytest.raises(BudgetSpent):
         metered.predict(INPUTS[:2])
 
