@@ -15,7 +15,7 @@ from metaleak.clients.models import Model, head_of
 
 
 class Training(BaseModel):
-    """Stochastic gradient descent on the cross-entropy.
+    """Stochastic gradient descent on the cross-entropy, or Adam, which does not use `momentum`.
 
     `schedule` is how the rate goes: `cosine` to 0 over all epochs, `step` times `decay` every `every` epochs.
     `augment` flips images and shifts them by up to a tenth of their side, each anew in every epoch.
@@ -23,6 +23,7 @@ class Training(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    optimizer: Literal["sgd", "adam"] = "sgd"
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 100
     batch: Annotated[int, Field(ge=1, le=65_536)] = 128
     rate: Annotated[float, Field(gt=0, le=100)] = 0.01
@@ -32,6 +33,12 @@ class Training(BaseModel):
     every: Annotated[int, Field(ge=1)] = 10
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     augment: bool = False
+
+    def over(self, leaves: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """Return the optimizer of these parameters; each entry moves by its own gradient alone."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(leaves, self.rate, weight_decay=self.weight_decay)
+        return torch.optim.SGD(leaves, self.rate, self.momentum, weight_decay=self.weight_decay)
 
     def rate_in(self, epoch: int) -> float:
         """Return the learning rate of an `epoch`, counted from 0."""
@@ -62,7 +69,7 @@ def train(
     names = [name for name in starts[0] if moving is None or name in moving]
     stacked = {name: torch.stack([start[name] for start in starts]).to(device) for name in starts[0]}
     leaves = {name: stacked[name].requires_grad_() for name in names}
-    optimizer = torch.optim.SGD(leaves.values(), training.rate, training.momentum, weight_decay=training.weight_decay)
+    optimizer = training.over(list(leaves.values()))
     alone = len(starts) == 1
     models = torch.arange(len(starts), device=device)[:, None]
     count = places.shape[1]
