@@ -16,11 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from pretraining_tables import LIRA, RATIO, WHITE_BOX, attack_name
+
 from metaleak.attacks.work import Work
 from metaleak.deploy.pretraining.assessment import assess_study
 from metaleak.deploy.pretraining.command import study_from
 from metaleak.deploy.pretraining.shadow_models import make_models
-from pretraining_tables import LIRA, RATIO, WHITE_BOX, attack_name
 
 
 def ag_news(folder: Path) -> Path:
