@@ -3,8 +3,8 @@
     python tests/benchmarks/pretraining_text.py TOKENIZER --seeds 11 12 > lines.jsonl
     python tests/benchmarks/pretraining_tables.py --combine lines.jsonl
 
-A BERT of one layer and 32 units is trained on 500 of 1 000 sentences of Rotten Tomatoes, and its classifier replaced by
-one of the four classes of AG News. TOKENIZER is a model's directory with a `tokenizer.json`, as of MiniLM.
+A BERT of one layer and 32 units is trained on 500 of 1 000 sentences of Rotten Tomatoes, and its classifier replaced
+by one of the four classes of AG News. TOKENIZER is a model's directory with a `tokenizer.json`, as of MiniLM.
 """
 
 import argparse
