@@ -3,14 +3,16 @@
     python tests/benchmarks/pretraining_meta.py --seeds 11 12 13 > lines.jsonl
     python tests/benchmarks/pretraining_tables.py --combine lines.jsonl
 
-100 learners hold 5 000 of the 10 000 images of CIFAR-10's test batch and train an MLP by MAML, 5-way 5-shot 5-query.
-33 such federations, each dealt anew, are attacked in turn: a learner that took no part adapts the initialization to
-its own support set and publishes the predictions of what results.
+100 learners hold 1 000 of 2 000 images of Fashion-MNIST and train an MLP by MAML, 5-way 1-shot 1-query. 33
+such federations, each dealt anew, are attacked in turn: a learner that took no part adapts the initialization to its
+own support set and publishes the predictions of what results. `--data cifar10` with `--examples 10000 --shots 5
+--queries 5` makes it larger, for a GPU.
 """
 
 import argparse
 import json
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.pretraining.evidence import log_odds
 from metaleak.attacks.pretraining.gaussian_ratio import gaussian_ratio
 from metaleak.attacks.pretraining.query import Asked, ask
-from metaleak.clients.datasets import CIFAR10
+from metaleak.clients.datasets import CIFAR10, DataSet, FashionMNIST, LabeledExamples
 from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
 from metaleak.clients.models import MLP
@@ -30,15 +32,27 @@ from metaleak.clients.shard import episodes
 from metaleak.deploy.pretraining.finetuning import ReleasedModel
 
 RULE = MAML(inner_steps=1, inner_rate=0.1)
-POINTS = 2000
+POINTS = 1000
 OUTER_RATE = 0.001
+
+
+@dataclass(frozen=True)
+class Some:
+    """The first `examples` images of a data set."""
+
+    data: DataSet
+    examples: int
+
+    def load(self) -> LabeledExamples:
+        whole = self.data.load()
+        return LabeledExamples(whole.examples[: self.examples], whole.labels[: self.examples], whole.classes)
 
 
 def federation(seed: int, number: int, given: argparse.Namespace) -> Federation:
     return Federation(
         seed=1_000_000 * seed + number,
-        data=CIFAR10(),
-        task=TaskShape(ways=5, shots=5, queries=5),
+        data=Some(CIFAR10() if given.data == "cifar10" else FashionMNIST(), given.examples),
+        task=TaskShape(ways=5, shots=given.shots, queries=given.queries),
         partition=Partition(learners=given.learners, held_out=0.1, non_members=0.3),
         model=MLP(hidden=(given.width,)),
         rule=RULE,
@@ -89,8 +103,7 @@ def adapted(federation, parameters, classes, key, shots, steps):
     episode = Episode(inputs, labels, inputs, labels)
     rule = RULE.model_copy(update={"inner_steps": steps})
     personal = rule.adapt(federation.model, parameters, episode)
-    right = data.inputs(held).to(device)
-    return ReleasedModel(federation.model, {name: value.detach() for name, value in personal.items()}), right
+    return ReleasedModel(federation.model, {name: value.detach() for name, value in personal.items()})
 
 
 def answers(federation, parameters, points, given):
@@ -100,14 +113,14 @@ def answers(federation, parameters, points, given):
     found = []
     for release in range(given.releases):
         classes = torch.randperm(10, generator=keyed_generator("classes", release))[:5].tolist()
-        model, _ = adapted(federation, parameters, classes, (release,), given.shots, given.steps)
+        model = adapted(federation, parameters, classes, (release,), given.support, given.steps)
         asked: Asked = ask(model, inputs, 5, at_once=1000)
         found.append(log_odds(asked.probabilities))
     ceiling = torch.zeros(len(points), 5, dtype=torch.float64)
     for half in (0, 5):
         for turn in range(5):
             classes = [half + (turn + place) % 5 for place in range(5)]
-            model, _ = adapted(federation, parameters, classes, ("ceiling", half), given.shots, given.steps)
+            model = adapted(federation, parameters, classes, ("ceiling", half), given.support, given.steps)
             odds = log_odds(model.predict(inputs))
             mine = torch.nonzero((labels >= half) & (labels < half + 5)).flatten()
             ceiling[mine, turn] = odds[mine, (labels[mine] - half - turn) % 5]
@@ -118,7 +131,7 @@ def accuracy(federation, parameters, given) -> float:
     """Return a personal model's accuracy on the federation's non-members of its classes."""
     data, outside = federation.examples(), federation.split().non_members
     classes = [0, 1, 2, 3, 4]
-    model, _ = adapted(federation, parameters, classes, ("accuracy",), given.shots, given.steps)
+    model = adapted(federation, parameters, classes, ("accuracy",), given.support, given.steps)
     own = outside[data.labels[outside] < 5][:1000]
     return float((model.predict(data.inputs(own)).argmax(1) == data.labels[own]).double().mean())
 
@@ -141,7 +154,7 @@ def main(given: argparse.Namespace) -> None:
         began = time.monotonic()
         asked: dict[int, list] = {round: [] for round in rounds}
         inside = []
-        points = torch.randperm(10_000, generator=keyed_generator(seed, "points"))[:POINTS].sort().values
+        points = torch.randperm(given.examples, generator=keyed_generator(seed, "points"))[:POINTS].sort().values
         for number in range(given.federations):
             one = federation(seed, number, given)
             inside.append(members(one)[points])
@@ -167,7 +180,7 @@ def main(given: argparse.Namespace) -> None:
                 )
                 told = {
                     "group": "meta",
-                    "case": f"{given.learners} learners, width {given.width}, {round} rounds, {given.shots} shots, "
+                    "case": f"{given.learners} learners, width {given.width}, {round} rounds, {given.support} shots, "
                     f"{given.steps} steps",
                     "attack": attack,
                     "seed": seed,
@@ -194,8 +207,12 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, nargs="+", default=[30, 300])
     parser.add_argument("--federations", type=int, default=33)
     parser.add_argument("--learners", type=int, default=100)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--shots", type=int, default=10)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--data", choices=["fashion-mnist", "cifar10"], default="fashion-mnist")
+    parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--queries", type=int, default=1)
+    parser.add_argument("--support", type=int, default=5, help="images a class of the new learner")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--releases", type=int, default=5)
     parser.add_argument("--chunk", type=int, default=100)
