@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 STUDY = {
-    "pool": {"data": "mnist-5k", "classes": [0, 1, 2], "examples": 1000},
+    "pool": {"data": "mnist-5k", "classes": [0, 1, 2], "examples": 400},
     "downstream": {"data": "mnist-5k", "classes": [5, 6, 7], "examples": 400},
-    "model": {"name": "mlp", "hidden": [64]},
-    "pretraining": {"epochs": 60, "batch": 20},
+    "model": {"name": "mlp", "hidden": [16]},
+    "pretraining": {"epochs": 20, "batch": 20},
     "models": 8,
     "points": 200,
     "attacks": ["metaleak.attacks.pretraining.gaussian_ratio:GaussianRatio"],

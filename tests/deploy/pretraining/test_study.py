@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.pretraining import shadow_models
 from metaleak.deploy.pretraining.command import run_study, study_from
@@ -142,22 +141,3 @@ def test_a_wrong_study_is_refused_in_one_line(changes, problem):
     with pytest.raises(WrongUsage, match=problem) as caught:
         study(**changes)
     assert "\n" not in str(caught.value)
-
-
-def test_intervals_cover_points_and_victims():
-    """Scores that depend on the point alone, or on the victim alone, say as much as there are of these."""
-    random = torch.Generator().manual_seed(1)
-    points, victims = 60, 12
-    point, victim = torch.arange(points).repeat(victims), torch.arange(victims).repeat_interleave(points)
-    member = torch.rand(points * victims, generator=random) < 0.5
-    noise = torch.randn(points * victims, generator=random)
-    shared = 3 * torch.randn(victims, points, generator=random).mean(1)[victim] * 6
-
-    def width(scores, **groups):
-        found = evaluate(scores.numpy(), member.numpy(), resamples=300, **groups).auc
-        return found.high - found.low
-
-    free = width(noise)
-    assert width(noise, groups=point.numpy(), crossed=victim.numpy()) < 1.6 * free
-    by_victim = width(noise + shared, groups=victim.numpy())
-    assert width(noise + shared, groups=point.numpy(), crossed=victim.numpy()) > 0.9 * by_victim
