@@ -1,4 +1,4 @@
-"""The command line: `metaleak init | simulate | attack | benchmark | report | audit`."""
+"""The command line: `metaleak init | simulate | attack | benchmark | pretraining | report | audit`."""
 
 import sys
 from collections.abc import Callable
@@ -159,6 +159,29 @@ def benchmark(
     from metaleak.deploy.commands import benchmark_command
 
     benchmark_command(file, _with_data(changes, data_dir, download), out, as_json)
+
+
+@app.command()
+def pretraining(
+    file: Annotated[Path, typer.Argument(help="The study file.")],
+    changes: Changes = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The study's directory; default `runs/<file>`.")] = None,
+    victim: Annotated[
+        str | None, typer.Option("--victim", metavar="URL", help="A released model to attack over HTTP.")
+    ] = None,
+    here: Annotated[bool, typer.Option("--here", help="Train in this process, without Ray.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask what finetuned models give away about the examples that their start was trained on.
+
+    Models are pretrained on random halves of a pool, finetuned, and attacked through their predictions; a second call
+    trains only what is missing.
+
+    Example: `metaleak pretraining deploy/experiments/pretraining-cifar10.yaml --out runs/pretraining`
+    """
+    from metaleak.deploy.pretraining.command import study_command
+
+    study_command(file, tuple(changes or ()), out, victim, here, as_json)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from metaleak.deploy.config.app import read_app
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.reading import attack_from, experiment_from, in_long_form, read_experiment, refuse_code
 from metaleak.deploy.config.suite import read_suite_file
+from metaleak.deploy.engines.ray_map import ray_map
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
 from metaleak.deploy.report.leaderboard import write_leaderboard
@@ -88,7 +89,7 @@ def attack_command(
     run = RunDirectory.open(path)
     experiment = _asking(run, name, changes, data, trust)
     plugin = experiment.attacks[0]
-    with shown_progress() as progress:
+    with shown_progress() as progress, ray_map(experiment.engine, "the same command goes on from here") as spread:
         bar = progress.add_task(f"{name} attack", total=None)
         found = assess(
             run,
@@ -96,6 +97,7 @@ def attack_command(
             plugin,
             result,
             lambda done, total: progress.update(bar, completed=done, total=total),
+            spread,
         )
     if as_json:
         typer.echo(found.model_dump_json())

@@ -233,6 +233,11 @@ def test_the_packages_of_the_project_are_the_folders_that_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     there = {name: "/".join(name.split(".")[1:]) for name, path in KNOWN.items() if path.name == "__init__.py"}
     assert there.keys() == {".".join(("metaleak", *path.relative_to(ROOT).parent.parts)) for path in KNOWN.values()}
+    # To setuptools a folder of data is a package, too.
+    there |= {
+        f"metaleak.{'.'.join(path.parts)}": str(path)
+        for path in (folder.relative_to(ROOT) for folder in (ROOT / "deploy").glob("*/templates"))
+    }
     assert sorted(project["packages"]) == sorted(there)
     assert project["package-dir"] == there
 

@@ -61,6 +61,33 @@ def of_resampled(value: float, resampled: ArrayLike, clusters: int, units: int) 
     return _on_the_odds(value, error * math.sqrt(clusters / (clusters - 1)), clusters)
 
 
+def of_crossed(
+    value: float, by_first: ArrayLike, by_second: ArrayLike, by_unit: ArrayLike, clusters: tuple[int, int], units: int
+) -> Estimate:
+    """Return a rate over targets that lie in clusters of two kinds at once, such as points and victims.
+
+    `by_first (B,)`, `by_second (B,)` and `by_unit (B,)` are its values where the clusters of the one kind, those of
+    the other, and single targets were resampled. Their variances add up as first plus second minus unit (Cameron,
+    Gelbach and Miller 2011, equation 2.10), and count as at least the largest of the three. Otherwise as
+    `of_resampled`, with the degrees of freedom of the fewer clusters.
+    """
+    drawn = [np.asarray(one, np.float64) for one in (by_first, by_second, by_unit)]
+    slope = value * (1 - value)
+    fewest = min(clusters)
+    if fewest < 2 or not any(one.std() for one in drawn) or slope <= 0:
+        return _clopper_pearson(value, units)
+
+    def error(deviations: list[float]) -> float:
+        corrected = [
+            deviation**2 * (count / (count - 1))
+            for deviation, count in zip(deviations, (*clusters, max(units, 2)), strict=True)
+        ]
+        return math.sqrt(max(corrected[0] + corrected[1] - corrected[2], *corrected))
+
+    on_odds = error([float(logit(np.clip(one, 0.5 / units, 1 - 0.5 / units)).std()) for one in drawn])
+    return _on_the_odds(value, max(on_odds, error([float(one.std()) for one in drawn]) / slope), fewest)
+
+
 def over_seeds(estimates: Sequence[Estimate], units: int) -> Estimate:
     """Return the mean of one rate over k seeds, each with clusters and targets of its own, and its interval.
 

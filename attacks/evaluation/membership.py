@@ -1,14 +1,15 @@
 """How well scores tell members from non-members: AUC, TPR at low FPR, balanced accuracy, with intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from metaleak.attacks.evaluation.intervals import Estimate, of_resampled
+from metaleak.attacks.evaluation.intervals import Estimate, of_crossed, of_resampled
 from metaleak.attacks.evaluation.roc import Bools, Counts, Floats, descending, non_members_needed
 
 FPR_LEVELS = ("0.1", "0.01", "0.001")
@@ -28,9 +29,9 @@ class Evaluation(BaseModel):
     - `tpr`: by false-positive rate (`FPR_LEVELS`), the largest TPR whose FPR is at most that rate, `None`
       where `non_members` is below 1 / FPR, too few to resolve it.
 
-    `clusters` is the number of groups that were resampled, `None` when targets were. It is 1 where all targets are of
-    one group: then targets were resampled, and the intervals say how sure the numbers are for this group alone. JSON
-    keeps every digit.
+    `clusters` is the number of groups that were resampled, of two kinds the fewer, `None` when targets were. It is 1
+    where all targets are of one group: then targets were resampled, and the intervals say how sure the numbers are
+    for this group alone. JSON keeps every digit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,7 @@ def evaluate(
     member: ArrayLike,
     *,
     groups: ArrayLike | None = None,
+    crossed: ArrayLike | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -56,7 +58,9 @@ def evaluate(
     Members and non-members are resampled apart, so that every resample has both. Targets asked of one learner
     lean on one gradient: with `groups (T,)`, such as learner ids, whole groups are resampled instead (among
     groups that hold members only, non-members only, or both), and the interval covers that dependence.
-    Of a single group, such as the one mean that a server saw, targets are resampled.
+    Of a single group, such as the one mean that a server saw, targets are resampled. Targets that share one of two
+    things, such as a point that is asked of several models, and a model that is asked about several points, have
+    `crossed (T,)` beside `groups`, see `intervals.of_crossed`.
     Raises `ValueError` for NaN scores, shapes that differ, or a missing class.
     Only the order of the scores counts; the same arguments give the same result.
     """
@@ -66,29 +70,46 @@ def evaluate(
         raise ValueError(f"resamples: {resamples} is not allowed; at least 1")
     point = _measure(targets, np.ones((1, targets.total), np.int64), None)
     threshold = int(point.threshold[0])
-    parts = [_measure(targets, weights, threshold) for weights in _resampled(targets, resamples, seed)]
+
+    def measured(over: _Targets) -> list[_Measures]:
+        return [_measure(over, weights, threshold) for weights in _resampled(over, resamples, seed)]
+
+    parts = measured(targets)
+    others = [] if crossed is None else [_targets(scores, member, crossed), _targets(scores, member, None)]
+    beside = [measured(other) for other in others]
 
     members = int(targets.member.sum())
     non_members = targets.total - members
     fewest = min(members, non_members)
     clusters = fewest if groups is None or single else len(targets.strata)
 
-    def estimate(value: Floats, resampled: list[Floats], units: int = fewest) -> Estimate:
-        return of_resampled(float(value[0]), np.concatenate(resampled), clusters, units)
+    if others:
+        clusters = min(clusters, len(others[0].strata))
+
+    def estimate(of: Callable[[_Measures], Floats], units: int = fewest) -> Estimate:
+        value, *drawn = (np.concatenate([of(one) for one in made]) for made in ([point], parts, *beside))
+        if others:
+            sizes = (len(targets.strata), len(others[0].strata))
+            return of_crossed(float(value[0]), drawn[0], drawn[1], drawn[2], sizes, units)
+        return of_resampled(float(value[0]), drawn[0], clusters, units)
 
     return Evaluation(
         members=members,
         non_members=non_members,
-        auc=estimate(point.auc, [part.auc for part in parts]),
-        balanced_accuracy=estimate(point.accuracy, [part.accuracy for part in parts]),
+        auc=estimate(lambda made: made.auc),
+        balanced_accuracy=estimate(lambda made: made.accuracy),
         tpr={
-            level: estimate(point.tpr[level], [part.tpr[level] for part in parts], members)
+            level: estimate(partial(_rate, level), members)
             if non_members >= non_members_needed(float(level))
             else None
             for level in FPR_LEVELS
         },
         clusters=None if groups is None else 1 if single else clusters,
     )
+
+
+def _rate(level: str, made: "_Measures") -> Floats:
+    return made.tpr[level]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from metaleak.clients.datasets.cifar10 import CIFAR10
     from metaleak.clients.datasets.corpora import SST2, CoLA, RottenTomatoes
     from metaleak.clients.datasets.dataset import DataSet, LabeledExamples
     from metaleak.clients.datasets.embedded import Digits, EmbeddedMNIST
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from metaleak.clients.datasets.own_text import MadeUpSentences, OwnText
 
 __all__ = [
+    "CIFAR10",
     "MNIST",
     "SST2",
     "CoLA",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "CIFAR10": "cifar10",
     "MNIST": "mnist",
     "SST2": "corpora",
     "CoLA": "corpora",

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from metaleak.attacks.attack import AsksMembership, Attack, Progress, Reconstructs
+from metaleak.attacks.pretraining.personal_models import AsksReleasedModels
+from metaleak.attacks.work import Map, Work, map_here
 from metaleak.clients.device import torch_device
 from metaleak.clients.randomness import derived_seed
 from metaleak.deploy.assess.applicability import reason_against
@@ -16,6 +18,7 @@ from metaleak.deploy.assess.membership import Asked, ask_membership
 from metaleak.deploy.assess.observe import Attacked
 from metaleak.deploy.assess.privacy import message_cost
 from metaleak.deploy.assess.reconstruction import Rebuilt, rebuild
+from metaleak.deploy.assess.released_models import assess_released
 from metaleak.deploy.assess.time_limit import within_hours
 from metaleak.deploy.config.experiment import Experiment, TargetSettings
 from metaleak.deploy.config.plugins import Plugin
@@ -35,8 +38,11 @@ def assess(
     attack: Plugin,
     name: str | None = None,
     progress: Progress | None = None,
+    spread: Map = map_here,
 ) -> AttackResult:
     """Run `attack` on what the server recorded in `run` and write `attacks/<name>/`; return what was found.
+
+    What an attack computes of parts that do not depend on one another is computed by `spread`.
 
     An attack that asks for membership is asked about the experiment's targets, one that reconstructs to rebuild the
     sets of some learners, see `rebuild`, one that is both does both.
@@ -55,6 +61,9 @@ def assess(
     made: Attack = attack.built("attacks")
     if reason := reason_against(experiment, attack):
         raise ValueError(reason)
+    if isinstance(made, AsksReleasedModels):
+        out = new_result_directory(run.path / "attacks", name or result_name(attack))
+        return assess_released(run, experiment, attack, made, out, Work(0, progress, spread))
     if not (isinstance(made, AsksMembership) or targets.learners):
         raise ValueError(f"targets.learners: must be at least 1 for {attack.name}, which only reconstructs, got 0")
     out = new_result_directory(run.path / "attacks", name or result_name(attack))

@@ -15,20 +15,23 @@ from torch import nn
 from typing_extensions import get_protocol_members
 
 from metaleak.attacks.attack import AsksMembership, Reconstructs
+from metaleak.attacks.pretraining.evidence import PretrainingAttack
+from metaleak.attacks.pretraining.personal_models import AsksReleasedModels
 from metaleak.clients.datasets import DataSet
 from metaleak.clients.models import Model, TorchModule
 from metaleak.clients.rules import Rule
 from metaleak.defenses import Defense
 from metaleak.deploy.config.unknown import did_you_mean, unknown
 
-Kind = Literal["models", "rules", "datasets", "defenses", "attacks"]
+Kind = Literal["models", "rules", "datasets", "defenses", "attacks", "pretraining_attacks"]
 
 _PROTOCOLS: dict[Kind, tuple[type, ...]] = {
     "models": (Model,),
     "rules": (Rule,),
     "datasets": (DataSet,),
     "defenses": (Defense,),
-    "attacks": (AsksMembership, Reconstructs),
+    "attacks": (AsksMembership, Reconstructs, AsksReleasedModels),
+    "pretraining_attacks": (PretrainingAttack,),
 }
 """What a thing of each kind must be; where there are several, one of them."""
 

@@ -1,0 +1,54 @@
+"""LiRA with nothing but a finetuned model's likeliest class, as the paper's official code adapts it."""
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from metaleak.attacks.pretraining.evidence import Shadows, log_odds
+from metaleak.attacks.pretraining.gaussian_ratio import fitted
+from metaleak.attacks.work import Work
+
+
+class AdaptedLiRA(BaseModel):
+    """Two Gaussians a point over the log odds of the class that the victim finds likeliest, one value a query.
+
+    The baseline of Abascal et al. 2024, section 5.1 (LiRA: Carlini et al. 2022). Each point has means of its own,
+    and with `own_covariance` covariances, too, as in the official code, ridged where its shadows are few; else one
+    covariance for all points.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    own_covariance: bool = True
+
+    def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+        """Return the log likelihood ratio `(P,)`."""
+        likeliest = victim.mean(dim=1).argmax(dim=-1)
+        place = likeliest[:, None, None]
+
+        def confidence(probabilities: Tensor) -> Tensor:
+            chosen = place.expand(*probabilities.shape[:-1], 1)
+            return log_odds(probabilities.gather(-1, chosen))[..., 0]
+
+        asked, seen = confidence(shadows.probabilities), confidence(victim)
+        laws, both = fitted(asked, shadows.member)
+        if not self.own_covariance:
+            return torch.where(both, laws.ratio(seen), 0.0)
+        inside = _log_density(asked, shadows.member, laws.inside, seen)
+        outside = _log_density(asked, ~shadows.member, laws.outside, seen)
+        return torch.where(both, inside - outside, 0.0)
+
+
+def _log_density(asked: Tensor, chosen: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
+    """Return the log density `(P,)` of `seen (P, A)` under each point's Gaussian of the `chosen` shadows."""
+    weight = chosen.to(asked.dtype)[..., None]
+    off = (asked - mean) * weight
+    count = weight.sum(dim=0)[..., None]
+    covariance = torch.einsum("spa,spb->pab", off, off) / (count - 1).clamp(min=1)
+    # With fewer shadows than queries a covariance of its own is singular.
+    ridge = 1e-6 + 0.05 * covariance.diagonal(dim1=1, dim2=2).mean(dim=1)
+    covariance = covariance + ridge[:, None, None] * torch.eye(asked.shape[-1], dtype=asked.dtype)
+    root = torch.linalg.cholesky(covariance)
+    distance = torch.linalg.solve_triangular(root, (seen - mean)[..., None], upper=False).square().sum(dim=(1, 2))
+    density: Tensor = -distance / 2 - root.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+    return density

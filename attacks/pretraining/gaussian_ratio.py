@@ -1,0 +1,122 @@
+"""The ratio of two Gaussian likelihoods: means by point, one covariance over all points."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from metaleak.attacks.pretraining.evidence import Shadows, clipped_log_odds, log_odds
+from metaleak.attacks.work import Work
+
+
+class GaussianRatio(BaseModel):
+    """Likelihood ratio of a released model's answer under two Gaussians, of members and of others.
+
+    The features are the log odds of an answer, scaled down to the L2 norm `clip` (`None`: as they are): of a point's
+    `first` query, the `mean` over all its queries, or all of them `joint`, side by side. Each point has a mean among
+    the shadows whose start was trained on it and one among the others; the covariance is one for all points, since
+    no point has shadows enough for one of its own.
+
+    With `shrunken` the difference of a point's two means is drawn towards the mean difference over all points, by
+    as much as it is no larger than the noise of so few shadows makes it (empirical Bayes; Efron and Morris 1973).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    queries: Literal["first", "mean", "joint"] = "first"
+    shrunken: bool = True
+
+    def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+        """Return the log likelihood ratio `(P,)`."""
+        return gaussian_ratio(
+            self._features(shadows.probabilities), shadows.member, self._features(victim), self.shrunken
+        )
+
+    def _features(self, probabilities: Tensor) -> Tensor:
+        odds = log_odds(probabilities) if self.clip is None else clipped_log_odds(probabilities, self.clip)
+        if self.queries == "joint":
+            return odds.flatten(-2)
+        return odds.mean(dim=-2) if self.queries == "mean" else odds[..., 0, :]
+
+
+@dataclass(frozen=True)
+class Laws:
+    """The Gaussians of P points in D dimensions: `inside (P, D)`, `outside (P, D)`, `covariance (D, D)`.
+
+    `members (P,)` and `others (P,)` are the numbers of shadows that the means are of.
+    """
+
+    inside: Tensor
+    outside: Tensor
+    covariance: Tensor
+    members: Tensor
+    others: Tensor
+
+    def ratio(self, features: Tensor) -> Tensor:
+        """Return the log likelihood ratio `(P,)` of `features (P, D)`.
+
+        Probabilities add up to 1, so that the covariance may be singular: what no shadow ever varies is left out.
+        """
+        precision = torch.linalg.pinv(self.covariance, hermitian=True, rtol=1e-9)
+
+        def distance(mean: Tensor) -> Tensor:
+            off = features - mean
+            found: Tensor = ((off @ precision) * off).sum(dim=-1)
+            return found
+
+        return (distance(self.outside) - distance(self.inside)) / 2
+
+    def shrunken(self) -> "Laws":
+        """Return the laws with the difference of each point's means replaced by its posterior mean.
+
+        The differences over points are taken for Gaussian around their mean; their covariance is what is observed
+        less the noise of the means, its negative eigenvalues set to 0.
+        """
+        difference = self.inside - self.outside
+        noise = 1 / self.members + 1 / self.others
+        center = difference.mean(dim=0)
+        spread = (difference - center).mT @ (difference - center) / len(difference)
+        values, vectors = torch.linalg.eigh(spread - self.covariance * noise.mean())
+        prior = (vectors * values.clamp(min=0)) @ vectors.mT
+        observed = prior + self.covariance * noise[:, None, None]
+        gain = prior @ torch.linalg.pinv(observed, hermitian=True, rtol=1e-9)
+        kept = center + (gain @ (difference - center)[..., None])[..., 0]
+        # The mean over all shadows is known better than the difference, and stays.
+        part = (self.members / (self.members + self.others))[:, None]
+        middle = part * self.inside + (1 - part) * self.outside
+        return Laws(middle + (1 - part) * kept, middle - part * kept, self.covariance, self.members, self.others)
+
+
+def fitted(features: Tensor, member: Tensor) -> tuple[Laws, Tensor]:
+    """Return the laws of `features (S, P, D)` given `member (S, P)`, and which points have both kinds of shadows.
+
+    A point without shadows of one kind has equal means there, so that its ratio is 0. Raises `ValueError` where no
+    point has both kinds, or there are fewer than 3 shadows.
+    """
+    if len(features) < 3:
+        raise ValueError(f"at least 3 shadow models are needed, got {len(features)}")
+    inside = member.to(features.dtype)
+    members, others = inside.sum(dim=0), (1 - inside).sum(dim=0)
+    both = (members > 0) & (others > 0)
+    if not bool(both.any()):
+        raise ValueError("no point is in the training set of some shadow models and not in that of others")
+    means = [
+        (weight[..., None] * features).sum(dim=0) / count.clamp(min=1)[:, None]
+        for weight, count in ((inside, members), (1 - inside, others))
+    ]
+    overall = features.mean(dim=0)
+    means = [torch.where(both[:, None], mean, overall) for mean in means]
+    rest = features - torch.where(member[..., None], means[0], means[1])
+    degrees = int((len(features) - 1 - both.long()).sum())
+    covariance = torch.einsum("spd,spe->de", rest, rest) / degrees
+    return Laws(means[0], means[1], covariance, members.clamp(min=1), others.clamp(min=1)), both
+
+
+def gaussian_ratio(features: Tensor, member: Tensor, victim: Tensor, shrunken: bool) -> Tensor:
+    """Return the log likelihood ratios `(P,)` of `victim (P, D)`, 0 for points without both kinds of shadows."""
+    laws, both = fitted(features, member)
+    scores = (laws.shrunken() if shrunken else laws).ratio(victim)
+    return torch.where(both, scores, 0.0)

@@ -1,0 +1,90 @@
+"""One classifier for all points, trained on shadows that are left out in turn."""
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from metaleak.attacks.pretraining.evidence import Shadows, clipped_log_odds
+from metaleak.attacks.pretraining.gaussian_ratio import Laws, fitted
+from metaleak.attacks.seeding import generator_for
+from metaleak.attacks.work import Work
+
+
+class GlobalClassifier(BaseModel):
+    """A network with one `hidden` layer over what the Gaussian laws of all points have in common.
+
+    Each shadow is taken for the victim in turn, and the laws are fitted to the others: so all points serve to learn
+    how much a likelihood ratio, a distance or a confidence is worth. The features of a point are its likelihood
+    ratio, its distances to the means of members and of others, the distance between these, and the answer's entropy
+    and largest log odds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 32
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 10
+    batch: Annotated[int, Field(ge=1)] = 512
+    rate: Annotated[float, Field(gt=0)] = 3e-3
+
+    def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+        """Return the log odds `(P,)` of "member"."""
+        generator = generator_for(work.seed, "global classifier")
+        features = clipped_log_odds(shadows.probabilities).mean(dim=2)
+        rows, labels = [], []
+        for left_out in range(len(features)):
+            others = [row for row in range(len(features)) if row != left_out]
+            laws, both = fitted(features[others], shadows.member[others])
+            rows.append(_described(laws.shrunken(), features[left_out], shadows.probabilities[left_out])[both])
+            labels.append(shadows.member[left_out][both])
+        known, member = torch.cat(rows), torch.cat(labels).float()
+        mean, deviation = known.mean(dim=0), known.std(dim=0).clamp(min=1e-9)
+        layers = [
+            (torch.randn(known.shape[1], self.hidden, generator=generator) / known.shape[1] ** 0.5).requires_grad_(),
+            torch.zeros(self.hidden, requires_grad=True),
+            torch.zeros(self.hidden, requires_grad=True),
+            torch.zeros((), requires_grad=True),
+        ]
+        scaled = ((known - mean) / deviation).float()
+        optimizer = torch.optim.Adam(layers, self.rate)
+        for _ in range(self.epochs):
+            for some in torch.split(torch.randperm(len(scaled), generator=generator), self.batch):
+                loss = F.binary_cross_entropy_with_logits(_logit(layers, scaled[some]), member[some])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        laws, both = fitted(features, shadows.member)
+        seen = clipped_log_odds(victim).mean(dim=1)
+        with torch.no_grad():
+            asked = ((_described(laws.shrunken(), seen, victim) - mean) / deviation).float()
+            return torch.where(both, _logit(layers, asked).double(), 0.0)
+
+
+def _described(laws: Laws, features: Tensor, probabilities: Tensor) -> Tensor:
+    """Return what is told of each point, `(P, 6)`, of its `features (P, D)` and `probabilities (P, A, K)`."""
+    precision = torch.linalg.pinv(laws.covariance, hermitian=True, rtol=1e-9)
+
+    def length(off: Tensor) -> Tensor:
+        found: Tensor = ((off @ precision) * off).sum(dim=-1).clamp(min=0).sqrt()
+        return found
+
+    answers = probabilities.mean(dim=1)
+    entropy = -torch.special.xlogy(answers, answers).sum(dim=-1)
+    return torch.stack(
+        [
+            laws.ratio(features),
+            length(features - laws.inside),
+            length(features - laws.outside),
+            length(laws.inside - laws.outside),
+            entropy,
+            answers.amax(dim=-1).clamp(1e-9, 1 - 1e-9).logit(),
+        ],
+        dim=1,
+    )
+
+
+def _logit(layers: list[Tensor], rows: Tensor) -> Tensor:
+    first, shift, second, offset = layers
+    return F.relu(rows @ first + shift) @ second + offset

@@ -1,0 +1,170 @@
+"""The view of an adversary who may only ask a released model, and what it makes of the answers."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Access = Literal["all", "label"] | int
+"""What of an answer can be seen: all probabilities, the k largest, or the likeliest class alone."""
+
+_SUM_WITHIN = 1e-3
+"""How far probabilities may add up to something else than 1: half precision rounds by as much."""
+
+
+@runtime_checkable
+class Query(Protocol):
+    """A released model that answers questions, and shows nothing else."""
+
+    def predict(self, inputs: Tensor, /) -> Tensor:
+        """Return the probabilities `(B, K)` of its classes for `inputs (B, ...)`; rows add up to 1."""
+        ...
+
+
+class BudgetSpent(Exception):
+    """No query is left of the budget."""
+
+
+class Metered:
+    """A `Query` whose inputs are counted: at most `budget` of them, and at most `per_second` (`None`: no limit).
+
+    `spent` are the inputs that were asked about so far. What would exceed the budget is not asked: `BudgetSpent`.
+    """
+
+    def __init__(
+        self,
+        query: Query,
+        budget: int | None = None,
+        per_second: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if budget is not None and budget < 1:
+            raise ValueError(f"budget: must be at least 1 query, got {budget}")
+        if per_second is not None and not per_second > 0:
+            raise ValueError(f"per_second: must be above 0, got {per_second}")
+        self._query, self._budget, self._per_second = query, budget, per_second
+        self._clock, self._sleep = clock, sleep
+        self._free_at = clock()
+        self.spent = 0
+
+    @property
+    def left(self) -> int | None:
+        """The queries that are left of the budget; `None` without one."""
+        return None if self._budget is None else self._budget - self.spent
+
+    def predict(self, inputs: Tensor, /) -> Tensor:
+        """Return what the model answers; raises `BudgetSpent` where `inputs` are more than the queries left."""
+        if self.left is not None and len(inputs) > self.left:
+            raise BudgetSpent(f"the budget of {self._budget} queries is spent")
+        if self._per_second is not None:
+            now = self._clock()
+            if now < self._free_at:
+                self._sleep(self._free_at - now)
+            self._free_at = max(now, self._free_at) + len(inputs) / self._per_second
+        self.spent += len(inputs)
+        return self._query.predict(inputs)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The answers to n queries: `probabilities (n, K)` float64, rows of NaN where there is none, and why.
+
+    `complaint` is one line, empty where every query was answered.
+    """
+
+    probabilities: Tensor
+    complaint: str = ""
+
+    @property
+    def answered(self) -> Tensor:
+        """Which queries were answered, booleans `(n,)`."""
+        return ~self.probabilities.isnan().any(dim=-1)
+
+
+def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> Asked:
+    """Return the answers of `query` to `inputs (n, ...)`, asked `at_once` at a time, over so many `classes`.
+
+    An answer that is no probabilities costs that answer alone, an error or a wrong shape those of its batch, and
+    a budget that is spent all that were still to come. Raises `ValueError` in one line where no query was answered.
+    """
+    found = torch.full((len(inputs), classes), torch.nan, dtype=torch.float64)
+    troubles: Counter[str] = Counter()
+    begin = 0
+    while begin < len(inputs):
+        batch = inputs[begin : begin + at_once]
+        if isinstance(query, Metered) and query.left:
+            batch = batch[: query.left]
+        try:
+            answer = _checked_shape(query.predict(batch), len(batch), classes)
+        except BudgetSpent as spent:
+            troubles[str(spent)] += len(inputs) - begin
+            break
+        except Exception as error:  # noqa: BLE001 (a stranger's model may raise anything)
+            troubles[_line(error)] += len(batch)
+        else:
+            wrong = _wrong_rows(answer, troubles)
+            found[begin : begin + len(batch)] = answer.masked_fill(wrong[:, None], torch.nan)
+        begin += len(batch)
+    lost = sum(troubles.values())
+    if not lost:
+        return Asked(found)
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in troubles.most_common(3))
+    complaint = f"predict: {lost} of {len(inputs)} queries have no answer ({reasons})"
+    if lost == len(inputs):
+        raise ValueError(complaint)
+    return Asked(found, complaint)
+
+
+def restricted(probabilities: Tensor, access: Access) -> Tensor:
+    """Return what an adversary with this `access` makes of `probabilities (..., K)`.
+
+    Of the k largest, what is missing to 1 is spread evenly over the others (Abascal et al. 2024, top-k access); of
+    the likeliest class alone, it gets 1. Rows of NaN stay.
+    """
+    if access == "all":
+        return probabilities
+    classes = probabilities.shape[-1]
+    if access == "label":
+        label = F.one_hot(probabilities.nan_to_num(0).argmax(-1), classes).to(probabilities.dtype)
+        return label.masked_fill(probabilities.isnan().any(-1, keepdim=True), torch.nan)
+    if access < 1:
+        raise ValueError(f"access: must be all, label, or a number of probabilities of at least 1, got {access}")
+    if access >= classes:
+        return probabilities
+    values, places = probabilities.topk(access, dim=-1)
+    rest = (1 - values.sum(-1, keepdim=True)).clamp(min=0) / (classes - access)
+    return rest.expand_as(probabilities).scatter(-1, places, values)
+
+
+def _checked_shape(answer: object, count: int, classes: int) -> Tensor:
+    if answer is None:
+        raise ValueError("returned nothing")
+    found = torch.as_tensor(answer).detach().to("cpu", torch.float64)
+    if found.ndim == 2 and found.shape[0] == count and found.shape[1] != classes:
+        raise ValueError(f"returned {found.shape[1]} classes, not {classes}")
+    if found.shape != (count, classes):
+        raise ValueError(f"returned the shape {tuple(found.shape)}, not {(count, classes)}")
+    return found
+
+
+def _wrong_rows(answer: Tensor, troubles: Counter[str]) -> Tensor:
+    no_number = ~answer.isfinite().all(dim=1)
+    off = ((answer.sum(dim=1) - 1).abs() > _SUM_WITHIN) | (answer < -_SUM_WITHIN).any(dim=1)
+    for rows, reason in (
+        (no_number, "returned NaN or an infinite number"),
+        (off & ~no_number, "returned scores that are not probabilities: they must be at least 0 and add up to 1"),
+    ):
+        if count := int(rows.sum()):
+            troubles[reason] += count
+    return no_number | off
+
+
+def _line(error: Exception) -> str:
+    text = next(iter(str(error).splitlines()), "")[:200]
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"

@@ -1,0 +1,45 @@
+"""A map on Ray: one item a core, of this machine or of a cluster, results in order."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from typing import Any
+
+import ray
+
+from metaleak.attacks.work import Item, Map, Result
+from metaleak.deploy.config.experiment import EngineSettings
+from metaleak.deploy.engines.ray_start import check_ray, gpus_each, start_ray, stop_ray
+
+_TRIES_AGAIN = 1
+_LOOK_SECONDS = 1.0
+
+
+@contextmanager
+def ray_map(settings: EngineSettings, go_on: str) -> Iterator[Map]:
+    """Yield a map on the cores of this machine, or of the cluster of `settings`, which ends with the block.
+
+    Ray starts, or the cluster is joined, when the map first has items to work on. What an item raises is raised
+    here; an item whose process died is tried once more. `go_on` says in one line how to go on where Ray itself died.
+    """
+    cores: list[int] = []
+
+    def on_ray(function: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
+        if items and not cores:
+            with redirect_stdout(StringIO()):
+                cores.append(start_ray(settings))
+        waiting: list[Any] = []
+        if items:
+            share = gpus_each(settings, cores[0])
+            remote: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=_TRIES_AGAIN)(function)
+            waiting = [remote.remote(item) for item in items]
+        for reference in waiting:
+            while not ray.wait([reference], timeout=_LOOK_SECONDS)[0]:
+                check_ray(go_on)
+            yield ray.get(reference)
+
+    try:
+        yield on_ray
+    finally:
+        if cores:
+            stop_ray()

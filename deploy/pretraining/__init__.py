@@ -1,0 +1,1 @@
+"""Studies of what finetuned models give away about the examples behind their start."""

@@ -1,0 +1,159 @@
+"""Attacks on the models of a study: each victim in turn with its shadows, and how well members are told."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metaleak.attacks.evaluation.membership import evaluate
+from metaleak.attacks.pretraining.evidence import PretrainingAttack, Shadows
+from metaleak.attacks.pretraining.query import Query, ask, restricted
+from metaleak.attacks.work import Work
+from metaleak.clients.randomness import derived_seed
+from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.pretraining.examples import points, pool_of
+from metaleak.deploy.pretraining.finetuning import mechanism
+from metaleak.deploy.pretraining.shadow_models import ModelAnswers, answers_of, in_turn, metered, queries_about
+from metaleak.deploy.pretraining.study import Study
+from metaleak.deploy.results.arrays import write_columns
+from metaleak.deploy.results.json_file import write_json
+from metaleak.deploy.results.schema import AttackResult
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """The raw scores of all victims: `scores (V * P,)`, `member`, `victim` and `point` alike."""
+
+    scores: Tensor
+    member: Tensor
+    victim: Tensor
+    point: Tensor
+
+
+def planned(study: Study) -> dict[str, tuple[str, Plugin]]:
+    """Return finetuning and attack by the name of their result."""
+    found: dict[str, tuple[str, Plugin]] = {}
+    for finetuning in study.finetunings:
+        for attack in study.attacks:
+            name = attack.name.rpartition(":")[2]
+            if len(study.finetunings) > 1:
+                name = f"{finetuning}-{name}"
+            number, base = 1, name
+            while name in found:
+                number += 1
+                name = f"{base}-{number}"
+            found[name] = (finetuning, attack)
+    return found
+
+
+def attack_models(study: Study, answers: list[ModelAnswers], attack: PretrainingAttack, work: Work) -> Pooled:
+    """Return the scores of `attack` for every point of every victim."""
+    sees_start = bool(getattr(attack, "sees_start", False))
+    asked = torch.stack([one.start if sees_start else one.probabilities for one in answers])
+    shown = asked if sees_start else restricted(asked, study.queries.access)
+    member = torch.stack([one.member for one in answers])
+    everything = Shadows(shown, member)
+    scores, victims = [], []
+    turns = list(in_turn(study))
+    for done, (victim, shadows) in enumerate(turns):
+        own = Work(derived_seed(work.seed, victim), None, work.map)
+        scores.append(attack(everything.of(torch.tensor(shadows)), shown[victim], own))
+        victims.append(victim)
+        work.tell(done + 1, len(turns))
+    count = member.shape[1]
+    return Pooled(
+        torch.cat(scores),
+        member[torch.tensor(victims)].flatten(),
+        torch.tensor(victims).repeat_interleave(count),
+        torch.arange(count).repeat(len(victims)),
+    )
+
+
+def assess_study(study: Study, folder: Path, out: Path, work: Work, resamples: int = 1000) -> dict[str, AttackResult]:
+    """Attack the models in `folder` with every attack of `study`; write `out/attacks/<name>/` and return the results.
+
+    What is there already is written again. Intervals are of so many `resamples`.
+    """
+    results: dict[str, AttackResult] = {}
+    answers: dict[str, list[ModelAnswers]] = {name: answers_of(study, folder, name) for name in study.finetunings}
+    for name, (finetuning, plugin) in planned(study).items():
+        began = time.monotonic()
+        attack: PretrainingAttack = plugin.built("pretraining_attacks")
+        found = attack_models(study, answers[finetuning], attack, work)
+        evaluation = evaluate(
+            found.scores.numpy(),
+            found.member.numpy(),
+            groups=found.point.numpy(),
+            crossed=found.victim.numpy(),
+            resamples=resamples,
+        )
+        result = AttackResult(
+            attack={**plugin.resolved("pretraining_attacks"), **_told(study, finetuning, answers[finetuning])},
+            knows="the start's answers" if getattr(attack, "sees_start", False) else "answers, own examples",
+            seconds=round(time.monotonic() - began, 3),
+            evaluation=evaluation,
+        )
+        place = out / "attacks" / name
+        place.mkdir(parents=True, exist_ok=True)
+        columns = {
+            "learner": found.victim,
+            "example": found.point,
+            "member": found.member,
+            "score": found.scores,
+        }
+        write_columns(place / "scores.parquet", columns)
+        write_json(place / "attack.json", result)
+        results[name] = result
+    return results
+
+
+def ask_victim(
+    study: Study, folder: Path, finetuning: str, attack: PretrainingAttack, query: Query, work: Work
+) -> tuple[Tensor, Tensor, str]:
+    """Attack a model that somebody else released, with all models of `study` as its shadows.
+
+    It is asked within the study's budget and rate. Returns the places in the data set of the points that it answered
+    every query about, `(p,)`, their scores `(p,)`, and a line on the other queries, empty where there are none.
+    Raises `ValueError` for an attack that needs more than answers.
+    """
+    if getattr(attack, "sees_start", False):
+        raise ValueError(f"{type(attack).__name__} needs answers of the start, not of a released model")
+    answers = answers_of(study, folder, finetuning)
+    pool, chosen = pool_of(study), points(study)
+    asked = queries_about(pool.inputs[chosen], study)
+    ways = answers[0].probabilities.shape[-1]
+    found = ask(metered(query, study), asked.flatten(0, 1), ways)
+    kept = found.answered.reshape(asked.shape[:2]).all(dim=1)
+    if not bool(kept.any()):
+        raise ValueError(f"no point has all its answers; {found.complaint}")
+    victim = found.probabilities.reshape(*asked.shape[:2], ways)[kept]
+    shadows = Shadows(
+        restricted(torch.stack([one.probabilities for one in answers])[:, kept], study.queries.access),
+        torch.stack([one.member for one in answers])[:, kept],
+    )
+    return pool.places[chosen][kept], attack(shadows, restricted(victim, study.queries.access), work), found.complaint
+
+
+def _told(study: Study, finetuning: str, answers: list[ModelAnswers]) -> Mapping[str, object]:
+    """Return what else a result says: how it was finetuned, and how good the models were."""
+    settings = study.finetunings[finetuning]
+
+    def mean(values: list[float]) -> float:
+        return round(sum(values) / len(values), 4)
+
+    told: dict[str, object] = {
+        "finetuning": finetuning,
+        "moves": settings.moves,
+        "models": study.models,
+        "shadows": study.shadows or study.models - 1,
+        "downstream_accuracy": mean([one.accuracy for one in answers]),
+        "start_accuracy": mean([one.start_accuracies[0] for one in answers]),
+        "start_accuracy_outside": mean([one.start_accuracies[1] for one in answers]),
+    }
+    if settings.private is not None and settings.private.epsilon is not None:
+        told["epsilon"] = round(mechanism(settings.private).epsilon_after(1), 4)
+        told["delta"] = settings.private.delta
+    return told

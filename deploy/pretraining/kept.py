@@ -1,0 +1,41 @@
+"""Tensors kept on disk under a hash of what decides them: nothing that is there is computed again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metaleak.server.record.plain_file import is_plain, plain_file
+from metaleak.server.record.tensor_file import encoded, read_header, read_tensor
+from metaleak.server.record.whole_file import write_whole
+
+
+class Kept:
+    """A folder with a safetensors file a key."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def has(self, key: str) -> bool:
+        """Return whether there is a file of this key."""
+        return is_plain(self._folder, _name(key))
+
+    def read(self, key: str) -> dict[str, Tensor] | None:
+        """Return the tensors of `key`; `None` where there is no file, or none that can be read."""
+        try:
+            with plain_file(self._folder, _name(key)) as file:
+                header = read_header(file)
+                return {name: torch.from_numpy(read_tensor(file, header, name)) for name in header.tensors}
+        except (OSError, ValueError):
+            return None
+
+    def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors of `key`, whole or not at all."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _, buffers = encoded({name: value.detach().cpu().numpy() for name, value in tensors.items()}, {})
+        write_whole(self._folder / _name(key), buffers)
+
+
+def _name(key: str) -> str:
+    return f"{key}.safetensors"

@@ -1,0 +1,64 @@
+"""Personal models of a run that is done, asked about the images of other learners."""
+
+import pytest
+
+from metaleak.deploy.assess.assessment import assess
+from metaleak.deploy.assess.released_models import held_by_any
+from metaleak.deploy.config.plugins import Plugin
+from metaleak.deploy.config.reading import experiment_from
+from metaleak.deploy.results.reading import read_run
+from metaleak.deploy.simulate.launch import simulate_here
+from metaleak.deploy.simulate.run_directory import RunDirectory
+
+TMI = "metaleak.attacks.pretraining.personal_models:PersonalModels"
+PLAIN = {
+    "data": "digits",
+    "task": {"ways": 3, "shots": 2, "queries": 2},
+    "partition": {"learners": 20, "held_out": 0.1, "non_members": 0.4},
+    "model": {"name": "mlp", "hidden": [16]},
+    "server": {"rounds": 2},
+    "evaluation": {"tasks": 2, "queries": 1},
+    "attacks": [],
+    "targets": {"members": 40, "non_members": 60},
+    "engine": {"device": "cpu"},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("released") / "run"
+    return simulate_here(experiment_from(PLAIN, "test"), path)
+
+
+def attacked(run, name, **settings):
+    told = []
+    plugin = Plugin(name=TMI, **{"releases": 2, "shadows": 4, **settings})
+    found = assess(run, run.experiment(), plugin, name, lambda done, total: told.append((done, total)))
+    return found, told
+
+
+def test_personal_models_are_asked_without_a_record_and_the_federations_are_simulated_once(run):
+    found, told = attacked(run, "first")
+    assert (found.evaluation.members, found.evaluation.non_members) == (40, 60)
+    assert found.knows == "classes, own examples"
+    assert told[-1] == (4, 4)
+    shadows = sorted((run.path / "shadows").iterdir())
+    assert len(shadows) == 4
+    before = [(one / "run.json").stat().st_mtime_ns for one in shadows]
+    again, _ = attacked(run, "again")
+    assert again.evaluation == found.evaluation
+    assert before == [(one / "run.json").stat().st_mtime_ns for one in shadows]
+    assert {attack.name for attack in read_run(run.path).attacks} == {"first", "again"}
+    # A shadow is dealt anew.
+    own = run.experiment().federation()
+    other = RunDirectory.open(shadows[0]).experiment().federation()
+    assert not held_by_any(own).equal(held_by_any(other))
+    assert int(held_by_any(own).sum()) == 20 * 3 * 4
+
+
+def test_what_cannot_be_asked_is_refused_in_one_line(run, tmp_path):
+    with pytest.raises(ValueError, match="releases: must be below the 20 learners"):
+        attacked(run, "many", releases=20)
+    undone = RunDirectory.create(tmp_path / "undone", experiment_from(PLAIN, "test"))
+    with pytest.raises(ValueError, match="the simulation is not done"):
+        attacked(undone, "early")

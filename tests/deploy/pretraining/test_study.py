@@ -1,0 +1,143 @@
+"""A study from its file to its results, at small size: on real images, in this process."""
+
+import json
+
+import pytest
+import torch
+
+from metaleak.deploy.errors import WrongUsage
+from metaleak.deploy.pretraining import shadow_models
+from metaleak.deploy.pretraining.command import run_study, study_from
+from metaleak.deploy.pretraining.finetuning import mechanism
+from metaleak.deploy.pretraining.shadow_models import answers_of, in_turn
+from metaleak.deploy.pretraining.study import PrivateSteps
+from metaleak.deploy.results.reading import read_run
+
+ATTACKS = "metaleak.attacks.pretraining"
+PLAIN = {
+    "pool": {"data": "mnist-5k", "classes": [0, 1, 2], "examples": 100},
+    "downstream": {"data": "mnist-5k", "classes": [5, 6, 7], "examples": 120},
+    "model": {"name": "mlp", "hidden": [16]},
+    "pretraining": {"epochs": 30, "batch": 25},
+    "finetunings": {"head": {"training": {"epochs": 3}}},
+    "models": 6,
+    "victims": 3,
+    "points": 60,
+    "attacks": [f"{ATTACKS}.gaussian_ratio:GaussianRatio", f"{ATTACKS}.white_box:WhiteBoxLiRA"],
+    "engine": {"device": "cpu"},
+}
+
+
+def study(**changes):
+    return study_from({**PLAIN, **changes}, "study.yaml")
+
+
+def trained(monkeypatch):
+    """Count the models that are trained from here on, pretraining and finetuning apart."""
+    counts = {"pretrained": 0, "finetuned": 0}
+    for kind, name in (("pretrained", "train"), ("finetuned", "finetuned")):
+        inner = getattr(shadow_models, name)
+
+        def counted(model, starts, *rest, kind=kind, inner=inner):
+            counts[kind] += len(starts)
+            return inner(model, starts, *rest)
+
+        monkeypatch.setattr(shadow_models, name, counted)
+    return counts
+
+
+def test_a_study_is_made_attacked_and_read_like_a_run(tmp_path):
+    results = run_study(study(), tmp_path, here=True)
+    assert set(results) == {"GaussianRatio", "WhiteBoxLiRA"}
+    found = results["WhiteBoxLiRA"]
+    assert found.evaluation.members + found.evaluation.non_members == 3 * 60
+    assert found.evaluation.clusters == 3
+    assert found.attack["start_accuracy"] > found.attack["start_accuracy_outside"]
+    read = {attack.name: attack for attack in read_run(tmp_path).attacks}
+    assert read["WhiteBoxLiRA"].result == found
+    assert len(read["GaussianRatio"].scores) == 180
+    assert json.loads((tmp_path / "attacks/GaussianRatio/attack.json").read_text())["knows"]
+
+
+def test_nothing_is_trained_twice_and_a_kill_costs_the_model_at_hand(tmp_path, monkeypatch):
+    counts = trained(monkeypatch)
+    calls = []
+
+    def killed(job, make=shadow_models.make):
+        calls.append(job)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return make(job)
+
+    with monkeypatch.context() as once:
+        once.setattr(shadow_models, "make", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study(), tmp_path, here=True)
+    assert counts == {"pretrained": 3, "finetuned": 3}
+    whole = run_study(study(), tmp_path, here=True)
+    assert counts == {"pretrained": 6, "finetuned": 6}
+    # Another finetuning trains classifiers alone; a damaged model is made again.
+    other = {"head": {"training": {"epochs": 3}}, "longer": {"training": {"epochs": 5}}}
+    run_study(study(finetunings=other), tmp_path, here=True)
+    assert counts == {"pretrained": 6, "finetuned": 12}
+    assert run_study(study(), tmp_path, here=True)["GaussianRatio"].evaluation == whole["GaussianRatio"].evaluation
+    key = study().answers_key(2, "head")
+    (tmp_path / "models" / f"{key}.safetensors").unlink()
+    run_study(study(), tmp_path, here=True)
+    assert counts == {"pretrained": 6, "finetuned": 13}
+
+
+def test_models_made_side_by_side_are_those_made_alone(tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for number in range(6):
+        shadow_models.make(shadow_models.ModelJob(study(), (number,), alone))
+    shadow_models.make(shadow_models.ModelJob(study(), tuple(range(6)), together))
+    for one, other in zip(answers_of(study(), alone, "head"), answers_of(study(), together, "head"), strict=True):
+        assert torch.allclose(one.probabilities, other.probabilities, atol=1e-5)
+        assert torch.equal(one.member, other.member)
+
+
+def test_every_victim_has_shadows_of_its_own_and_is_none_of_them():
+    turns = dict(in_turn(study(shadows=4)))
+    assert list(turns) == [0, 1, 2]
+    for victim, shadows in turns.items():
+        assert len(set(shadows)) == 4
+        assert victim not in shadows
+
+
+@pytest.mark.parametrize("moves", ["head", "all"])
+def test_private_finetuning_is_accounted_and_runs(tmp_path, moves):
+    private = {"epsilon": 2.0, "steps": 4}
+    results = run_study(study(finetunings={"dp": {"moves": moves, "private": private}}), tmp_path, here=True)
+    assert results["GaussianRatio"].attack["epsilon"] == pytest.approx(2.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 4.0])
+def test_the_accounted_epsilon_is_that_of_another_accountant(epsilon):
+    from dp_accounting import GaussianDpEvent, NeighboringRelation, SelfComposedDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    steps = PrivateSteps(epsilon=epsilon, steps=100)
+    made = mechanism(steps)
+    accountant = PLDAccountant(NeighboringRelation.REPLACE_ONE)
+    # The library's multiplier is in units of one record's norm; replacing one moves the sum by twice that.
+    accountant.compose(SelfComposedDpEvent(GaussianDpEvent(2 * made.multiplier("all")), steps.steps))
+    assert made.epsilon_after(1) == pytest.approx(epsilon, rel=1e-6)
+    assert accountant.get_epsilon(steps.delta) == pytest.approx(epsilon, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"victims": 7}, "victims: must be at most the 6 models, got 7"),
+        ({"shadows": 6}, "shadows: must be at most 5, all other models, got 6"),
+        ({"attacks": ["nothing"]}, "attacks.0.name: unknown name 'nothing'"),
+        ({"model": "mpl"}, "model.name: unknown name 'mpl'"),
+        ({"queries": {"access": 0}}, "queries.access"),
+        ({"finetunings": {}}, "finetunings: "),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line(changes, problem):
+    with pytest.raises(WrongUsage, match=problem) as caught:
+        study(**changes)
+    assert "\n" not in str(caught.value)
