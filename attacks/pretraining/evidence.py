@@ -34,7 +34,11 @@ class Shadows(Tensors):
 
 @runtime_checkable
 class PretrainingAttack(Protocol):
-    """An attack on the examples behind a released model's start; also its configuration, a frozen pydantic model."""
+    """An attack on the examples behind a released model's start; also its configuration, a frozen pydantic model.
+
+    One with `sees_start = True` is given, as a ceiling, the probability that the *start* gives each point's own
+    label, `K = 1`, in the answers' place.
+    """
 
     def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
         """Return a score `(P,)` for every point, higher for "the start was trained on it".

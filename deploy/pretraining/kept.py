@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metaleak.server.record.plain_file import is_plain, plain_file
+from metaleak.server.record.plain_file import plain_file
 from metaleak.server.record.tensor_file import encoded, read_header, read_tensor
 from metaleak.server.record.whole_file import write_whole
 
@@ -18,8 +18,8 @@ class Kept:
         self._folder = folder
 
     def has(self, key: str) -> bool:
-        """Return whether there is a file of this key."""
-        return is_plain(self._folder, _name(key))
+        """Return whether there is a file of this key that can be read."""
+        return self.read(key) is not None
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """Return the tensors of `key`; `None` where there is no file, or none that can be read."""

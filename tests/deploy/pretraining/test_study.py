@@ -82,7 +82,7 @@ def test_nothing_is_trained_twice_and_a_kill_costs_the_model_at_hand(tmp_path, m
     assert counts == {"pretrained": 6, "finetuned": 12}
     assert run_study(study(), tmp_path, here=True)["GaussianRatio"].evaluation == whole["GaussianRatio"].evaluation
     key = study().answers_key(2, "head")
-    (tmp_path / "models" / f"{key}.safetensors").unlink()
+    (tmp_path / "models" / f"{key}.safetensors").write_bytes(b"damaged")
     run_study(study(), tmp_path, here=True)
     assert counts == {"pretrained": 6, "finetuned": 13}
 
