@@ -54,6 +54,9 @@ LEVELS = (1e-7, 1e-5, 1e-3, 1e-2, 1e-1)
 ATTACKS = cosine_tv_attack(iterations=600), dlg_attack(iterations=600, rate=0.01, boxed=True)
 """The second starts where the first ends."""
 
+STEPS = 400
+"""Batches that a network is trained on."""
+
 SPREAD = 0.25
 """Deviation of a pixel before anything is seen."""
 
@@ -188,11 +191,11 @@ DATA = {"fashion": fashion, "cifar": cifar}
 
 
 def trained(model: TorchModule, parameters: Parameters, images: Tensor, labels: Tensor, seed: int) -> Parameters:
-    """Return the parameters after 400 steps of Adam at 0.002 on batches of 64."""
+    """Return the parameters after `STEPS` of Adam at 0.002 on batches of 64."""
     generator = keyed_generator("training", seed)
     learned = {name: value.clone().requires_grad_() for name, value in parameters.items()}
     optimizer = torch.optim.Adam(learned.values(), lr=0.002)
-    for _ in range(400):
+    for _ in range(STEPS):
         batch = torch.randint(len(images), (64,), generator=generator)
         optimizer.zero_grad()
         F.cross_entropy(model(learned, images[batch]), labels[batch]).backward()
