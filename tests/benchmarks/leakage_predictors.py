@@ -384,7 +384,7 @@ PREDICTORS: dict[str, Callable[[dict[str, Any]], float]] = {
         for level in LEVELS
     },
     "expected PSNR, by what applies": lambda line: line[
-        f"white error {LEVELS[0]:g}" if line["covered"] == "exact" else f"smooth error {CHOSEN:g}"
+        f"white error {LEVELS[0]:g}" if line["covered"] == "exact" and line["c"] == 0 else f"smooth error {CHOSEN:g}"
     ],
 }
 """What is said to grow with what a network gives away, from a case's line."""
