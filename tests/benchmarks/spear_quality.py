@@ -82,6 +82,8 @@ CASES: dict[str, dict[str, Any]] = {
     "noise 0.01": _defended(name="noise", place="shared", scale=0.01),
     "query noise": _defended(name="noise", place="query", scale=0.3),
     "support noise": _defended(name="noise", place="support", scale=0.3),
+    "query noise, expected": _defended(name="noise", place="query", scale=0.3),
+    "support noise, expected": _defended(name="noise", place="support", scale=0.3),
     "inner noise": _defended(name="noise", place="inner", scale=0.1),
     "gaussian": _defended(name="gaussian", clip=1.0, epsilon=8),
     "record-level": _defended(name="record-level", clip=1.0, epsilon=8),
@@ -99,6 +101,10 @@ CASES: dict[str, dict[str, Any]] = {
     "selection layer1": _defended(name="selection", names=["layer1.*"]),
     "secure aggregation": _defended(name="secure-aggregation"),
 }
+
+
+EXPECTED: dict[str, float] = {"query noise, expected": 1.5, "support noise, expected": 1.5}
+"""By how much the attacker expects examples to leave [0, 1], where it expects noise on them."""
 
 
 def row(name: str, learners: int, seed: int, samples: int) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def row(name: str, learners: int, seed: int, samples: int) -> dict[str, Any]:
         attacked = Attacked(record, [last], list(range(learners)), federation)
         observation = observe(attacked, last, Spear())
         started = time.perf_counter()
-        made = Spear(samples=samples).reconstruct(observation, seed=0)
+        made = Spear(samples=samples, beyond=EXPECTED.get(name, 0.0)).reconstruct(observation, seed=0)
         seconds = time.perf_counter() - started
         sets = {which: held_inputs(federation, attacked.learners, last, which) for which in ("query", "support")}
     entry = support_entry(federation.rule)
