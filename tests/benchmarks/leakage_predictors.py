@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.fft import dct
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 
@@ -358,8 +358,8 @@ def cases(data: str, count: int, seed: int, part: tuple[int, int]) -> list[dict[
 
 ATTACK_COLUMNS = ("cosine + TV", "L-BFGS", "R-GAP", "best")
 
-CHOSEN = 1e-2
-"""The noise level of the combined prediction where layers cannot be solved one by one; chosen on seed 1."""
+CHOSEN = 1e-1
+"""The noise level of the combined prediction where layers cannot be solved one by one; chosen on seed 3."""
 
 
 def _field(name: str) -> Callable[[dict[str, Any]], float]:
@@ -421,11 +421,19 @@ def correlations(title: str, lines: list[dict[str, Any]]) -> None:
         cells = []
         for target in ("cosine + TV", "best"):
             found = np.array([np.median(line[target]) for line in lines])
-            value = spearmanr(said, found).statistic
-            spread = [spearmanr(said[rows], found[rows]).statistic for rows in resampled]
+            value = rank_correlation(said, found)
+            spread = [rank_correlation(said[rows], found[rows]) for rows in resampled]
             low, high = np.nanquantile(spread, [0.025, 0.975])
             cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}]")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Return Spearman's correlation, NaN where either is constant."""
+    ranks = np.stack([rankdata(one), rankdata(other)])
+    apart = ranks - ranks.mean(axis=1, keepdims=True)
+    size = float(np.linalg.norm(apart[0]) * np.linalg.norm(apart[1]))
+    return float(apart[0] @ apart[1]) / size if size else math.nan
 
 
 def main() -> None:
