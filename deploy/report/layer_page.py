@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from metaleak.deploy.report.examples import png_address
+from metaleak.deploy.report.page_template import page_template
 from metaleak.deploy.results.arrays import Images
 from metaleak.server.record.whole_file import write_whole
 
@@ -70,14 +70,7 @@ def write_layer_page(
     path: Path, title: str, facts: Sequence[tuple[str, str]], verdict: Sequence[str], inversions: Sequence[Inversion]
 ) -> None:
     """Write the page, one HTML file that needs no network and nothing beside it; raises `OSError`."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("layers.html.j2").render(
+    page = page_template("layers.html.j2").render(
         title=title, facts=facts, verdict=verdict, inversions=inversions, part_text=part_text
     )
     write_whole(path, page.encode())
