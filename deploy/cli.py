@@ -210,15 +210,27 @@ def audit_model(
         typer.Option("--ways", min=1, max=10_000, help="Classes; default: those of a module, and else 5."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the parameters and the image of I2F.")] = 0,
+    image: Annotated[Path | None, typer.Option("--image", help="A file with an image to be inverted.")] = None,
+    label: Annotated[int, typer.Option("--label", min=0, help="The image's class, from 0 on.")] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", help="Write a page: what is rebuilt of the image after each layer, beside the truth."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say layer by layer what a network's gradient gives away, and how safe its architecture is.
 
-    Example: `metaleak audit model lenet --input 1x28x28`; any network `metaleak audit model my_networks:Net`
+    Example: `metaleak audit model lenet --input 1x28x28`; any network `metaleak audit model my_networks:Net`; with
+    the inversion of an image `metaleak audit model lenet --input 1x28x28 --image shoe.png --report page.html`
     """
-    from metaleak.deploy.audits.model_command import audit_command
+    from metaleak.deploy.audits.model_command import AskedPage, audit_command
 
-    audit_command(model, tuple(changes or ()), shape, ways, seed, as_json)
+    if (image is None) != (report is None):
+        raise WrongUsage("--report: needs an --image to invert, and --image a --report to be shown in")
+    page = None if image is None or report is None else AskedPage(report, image, label)
+    audit_command(model, tuple(changes or ()), shape, ways, seed, as_json, page)
 
 
 @audits.command(epilog=f"Defenses: {', '.join(_DEFENSES)}, or `module:Name` of your own.")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metaleak.attacks.layerwise.activations import IDENTITY, OutputView, activation_of
-from metaleak.attacks.layerwise.operators import Convolution, Dense, operator_of
+from metaleak.attacks.layerwise.operators import LayerOperator, operator_of
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Layer, layers_of
 from metaleak.clients.models.layers import Compute
@@ -20,7 +20,7 @@ class Stage:
     """One layer: `x -> activation(W x + bias)`. `weight_name` and `bias_name` are those of the parameters."""
 
     name: str
-    operator: Dense | Convolution
+    operator: LayerOperator
     bias: Tensor | None
     activation: OutputView
     weight_name: str

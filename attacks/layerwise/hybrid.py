@@ -7,40 +7,17 @@ takes its strictest form: the input of a layer is what the layers before it make
 is unknown. All constraints are operators; they are solved by Gauss-Newton steps on Jacobian-vector products.
 """
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
-from torch.func import linearize, vjp
 
 from metaleak.attacks.layerwise.chain import Chain
+from metaleak.attacks.layerwise.gauss_newton import Prior, gauss_newton
 from metaleak.attacks.layerwise.last_layer import Loss
-from metaleak.attacks.layerwise.operators import Convolution
 from metaleak.attacks.layerwise.rgap import Reconstruction, Recovered, reconstruct
-from metaleak.attacks.layerwise.security import ConvolutionShape, rank_of
+from metaleak.attacks.layerwise.security import deficit_of
 from metaleak.clients.episode import Parameters
-
-_EXACT = 1e-10
-"""Below this relative residual the constraints count as met."""
-
-_SHARPEST = 1e-3
-"""Differences of neighbors below this are smoothed quadratically, those above by their size."""
-
-_INNER = 400
-"""Iterations of LSMR a step."""
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What is believed of examples beside their constraints: the weight of the total variation, and of the range."""
-
-    variation: float = 1e-3
-    range: float = 0.1
 
 
 def reconstruct_hybrid(
@@ -70,9 +47,9 @@ def reconstruct_hybrid(
     if last:
         # What the layers before it can make is a constraint, too: less of the prior is needed.
         weaker = Prior(prior.variation / 10, prior.range)
-        example, _ = _gauss_newton(_residual(chain, found, gradients, last, last), example, weaker, limits, steps)
+        example, _ = gauss_newton(_residual(chain, found, gradients, last, last), example, weaker, limits, steps)
         prior = Prior(prior.variation / 1000, prior.range)
-    example, missed = _gauss_newton(_residual(chain, found, gradients, last, 0), example, prior, limits, steps)
+    example, missed = gauss_newton(_residual(chain, found, gradients, last, 0), example, prior, limits, steps)
     made = chain.inputs(example)
     layers = [Recovered(stage.name, x, missed) for stage, x in zip(chain.stages[: last + 1], made, strict=False)]
     return Reconstruction((*layers, *found.layers[last + 1 :]))
@@ -81,14 +58,8 @@ def reconstruct_hybrid(
 def _last_deficient(chain: Chain) -> int | None:
     """Return the place of the last convolution whose constraints do not determine its input."""
     for place in range(len(chain.stages) - 1, -1, -1):
-        operator = chain.stages[place].operator
-        if isinstance(operator, Convolution):
-            filters, channels, *kernel = operator.weight.shape
-            shape = ConvolutionShape(
-                (filters, channels, kernel[0], kernel[1]), operator.input_shape, operator.sliding
-            )
-            if rank_of(shape).deficit:
-                return place
+        if deficit_of(chain.stages[place].operator):
+            return place
     return None
 
 
@@ -142,77 +113,3 @@ def _slope_at(chain: Chain, found: Reconstruction, gradients: Parameters, last: 
 def _final_slope(found: Reconstruction, gradient: Tensor) -> Tensor:
     x = found.layers[-1].x
     return gradient @ x / x.square().sum()
-
-
-def _gauss_newton(
-    residual: Callable[[Tensor], Tensor], start: Tensor, prior: Prior, limits: tuple[float, float], steps: int
-) -> tuple[Tensor, float]:
-    """Return the example and its residual after Gauss-Newton steps from `start`, those of least objective.
-
-    The total variation is met by weights of its squares that are renewed a step.
-    """
-    low, high = limits
-    x = start
-    damping = 1e-3
-    value = _objective(residual, x, prior, limits)
-    for _ in range(steps):
-        rows = 1.0 / (_differences(x).abs() + _SHARPEST).sqrt()
-        outside = ((x < low) | (x > high)).to(x)
-
-        def full(x: Tensor, rows: Tensor = rows, outside: Tensor = outside) -> Tensor:
-            beyond = outside * (x - x.detach().clamp(low, high))
-            count = x.numel() ** 0.5
-            smooth = (prior.variation / count) ** 0.5 * rows * _differences(x) / count**0.5
-            return torch.cat([residual(x), prior.range * beyond.flatten() / count, smooth])
-
-        step = _step(full, x, damping)
-        for shrink in (1.0, 0.5, 0.25, 0.1):
-            trial = x + shrink * step
-            tried = _objective(residual, trial, prior, limits)
-            if tried < value:
-                break
-        if not tried < value:
-            # Also where it is not a number.
-            damping *= 10
-            if damping > 10:
-                break
-            continue
-        x, value, damping = trial, tried, max(damping / 3, 1e-9)
-        if float(residual(x).norm()) < _EXACT:
-            break
-    return x, float(residual(x).norm())
-
-
-def _objective(residual: Callable[[Tensor], Tensor], x: Tensor, prior: Prior, limits: tuple[float, float]) -> float:
-    beyond = torch.relu(limits[0] - x) + torch.relu(x - limits[1])
-    return float(
-        residual(x).square().sum()
-        + prior.range**2 * beyond.square().mean()
-        + prior.variation * _differences(x).abs().sum() / x.numel()
-    )
-
-
-def _differences(x: Tensor) -> Tensor:
-    """Return the differences of neighbors in the last two axes, as one vector."""
-    return torch.cat([(x[..., 1:, :] - x[..., :-1, :]).flatten(), (x[..., 1:] - x[..., :-1]).flatten()])
-
-
-def _step(full: Callable[[Tensor], Tensor], x: Tensor, damping: float) -> Tensor:
-    """Return the step that meets the linearized `full` best, damped (Levenberg and Marquardt), by LSMR."""
-    with warnings.catch_warnings():
-        # Torch warns of how it compiles its own forward derivatives.
-        warnings.simplefilter("ignore")
-        values, push = linearize(full, x)
-    pull = vjp(full, x)[1]
-
-    def forward(step: np.ndarray) -> np.ndarray:
-        return np.asarray(push(torch.from_numpy(step.reshape(x.shape)).to(x)).double())
-
-    def backward(change: np.ndarray) -> np.ndarray:
-        return np.asarray(pull(torch.from_numpy(change.ravel()).to(x))[0].double().flatten())
-
-    operator = LinearOperator((values.numel(), prod(x.shape)), matvec=forward, rmatvec=backward, dtype=np.float64)
-    found = lsmr(
-        operator, -np.asarray(values.double()), damp=damping, atol=1e-12, btol=1e-12, conlim=0, maxiter=_INNER
-    )
-    return torch.from_numpy(np.asarray(found[0])).reshape(x.shape).to(x)

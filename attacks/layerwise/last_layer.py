@@ -11,7 +11,6 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from metaleak.attacks.layerwise.chain import Stage
-from metaleak.attacks.layerwise.operators import Dense
 from metaleak.clients.episode import Parameters
 
 Loss = Literal["logistic", "cross_entropy"]
@@ -44,7 +43,7 @@ def candidates(stage: Stage, gradients: Parameters, loss: Loss) -> list[Candidat
     roots those are solutions that match the whole loss gradient up to the precision of `gradients`. Raises
     `ValueError` for a last layer that is not dense, a gradient of zeros, and one that no single example can have.
     """
-    if not isinstance(stage.operator, Dense) or stage.activation.name != "identity":
+    if stage.operator.sliding is not None or stage.activation.name != "identity":
         raise ValueError(f"the last layer, {stage.name}, must be linear with nothing after it")
     weight, gradient = stage.operator.weight, gradients[stage.weight_name]
     logits = weight.shape[0]

@@ -34,6 +34,14 @@ class LayerOperator(Protocol):
         """Return the weight."""
         ...
 
+    @property
+    def sliding(self) -> Sliding | None:
+        """How the kernel of a convolution moves; `None` where the weight's gradient is an outer product `dz x^T`.
+
+        Of an outer product one unit with a gradient tells the whole input; a convolution's may take more.
+        """
+        ...
+
     def forward(self, x: Tensor) -> Tensor:
         """Return `W x`."""
         ...
@@ -56,6 +64,11 @@ class Dense:
     """A fully connected layer of weight `(m, n)`, whose gradient is the outer product `dz x^T`."""
 
     weight: Tensor
+
+    @property
+    def sliding(self) -> None:
+        """No kernel moves."""
+        return None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

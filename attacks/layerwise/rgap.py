@@ -8,7 +8,6 @@ from torch import Tensor
 from metaleak.attacks.layerwise.chain import Chain, Stage
 from metaleak.attacks.layerwise.last_layer import Loss, candidates
 from metaleak.attacks.layerwise.least_squares import Constraints, solve
-from metaleak.attacks.layerwise.operators import Dense
 from metaleak.clients.episode import Parameters
 
 _AS_GOOD = 10.0
@@ -102,7 +101,7 @@ def reconstruct(
 
 def _must_be_invertible(chain: Chain) -> None:
     for stage in chain.stages:
-        if not isinstance(stage.operator, Dense) and stage.activation.inverse is None:
+        if stage.operator.sliding is not None and stage.activation.inverse is None:
             raise ValueError(
                 f"layer {stage.name}, a convolution, is followed by {stage.activation.name}, which cannot be "
                 "inverted: what its inactive units were given is lost"
@@ -112,7 +111,7 @@ def _must_be_invertible(chain: Chain) -> None:
 def _solve(stage: Stage, path: _Path, gradients: Parameters, iterations: int) -> tuple[Recovered, Tensor]:
     """Return what the layer was given, and the loss gradient at its output as precisely as it is known."""
     gradient, dz = gradients[stage.weight_name], path.dz
-    if isinstance(stage.operator, Dense):
+    if stage.operator.sliding is None:
         if stage.bias_name is not None:
             dz = gradients[stage.bias_name]
         size = float(dz.square().sum())

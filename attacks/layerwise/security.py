@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaleak.attacks.layerwise.least_squares import Constraints, solve
-from metaleak.attacks.layerwise.operators import Convolution, dense_matrix
+from metaleak.attacks.layerwise.operators import Convolution, LayerOperator, dense_matrix
 from metaleak.clients.models import Sliding
 
 _TOLERANCE = 1e-9
@@ -152,6 +152,16 @@ def rank_of(shape: ConvolutionShape, seed: int = 0) -> Rank:
     if unknowns <= _SMALL:
         return replace(known, rank=_rank(dense_matrix(operator, dz)))
     return replace(known, rank=from_gradient, exact=False)
+
+
+def deficit_of(operator: LayerOperator) -> int:
+    """Return how many constraints a layer's input lacks, for generic loss gradients; raises as `rank_of` does."""
+    if operator.sliding is None:
+        return 0
+    filters, fan_in, *kernel = operator.weight.shape
+    channels, height, width = operator.input_shape
+    shape = (filters, fan_in, kernel[0], kernel[1]), (channels, height, width)
+    return rank_of(ConvolutionShape(*shape, operator.sliding)).deficit
 
 
 def security(ranks: Sequence[Rank]) -> float:

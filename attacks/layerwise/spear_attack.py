@@ -39,7 +39,8 @@ class Spear(BaseModel):
     were sent, query examples the adapted ones, and those of the other set have half the confidence. `samples`
     subsets of units are tried for a learner at most; the number that is needed doubles with every example, and none
     is tried where that is hopeless: where 2^(b-1), b the number of examples, is more than 1000 times `samples` (see
-    `spear.recover`).
+    `spear.recover`). Examples are expected in [0, 1], or to leave it by `beyond` at most, as noise on them makes
+    them do: what is recovered is what entered the gradient, noise included.
 
     A confidence of 1 says that the example is confirmed: all together have, with labels and sets that are found, the
     meta-gradient that was sent, and this one contributes to it (see `explanation`); 0.5 says the same of an example
@@ -52,6 +53,7 @@ class Spear(BaseModel):
 
     asks: Literal["query", "support"] = "query"
     samples: Annotated[int, Field(ge=1, le=10**9)] = 400_000
+    beyond: Annotated[float, Field(ge=0, le=100)] = 0.0
 
     @property
     def requires(self) -> frozenset[Capability]:
@@ -83,7 +85,7 @@ class Spear(BaseModel):
         gradient, bias_gradient = (observation.gradients[name] for name in (first.weight, bias_of(first.weight)))
         sent = observation.parameters[first.weight], observation.parameters[bias_of(first.weight)]
         scale = first.affine or Affine(torch.ones(gradient.shape[2]), torch.zeros(gradient.shape[2]))
-        low, high = scale.offset.double(), (scale.offset + scale.gain).double()
+        low, high = (scale.offset.double() + place * scale.gain.double() for place in (-self.beyond, 1 + self.beyond))
         made, confidence = [], []
         for learner in range(len(gradient)):
             batch = recover(
@@ -96,7 +98,9 @@ class Spear(BaseModel):
                 samples=self.samples,
                 seed=seed,
             )
-            examples, surely = self._arranged(observation, learner, batch, *_filled(batch, most, scale), seed)
+            examples, surely = self._arranged(
+                observation, learner, batch, *_filled(batch, most, scale, self.beyond), seed
+            )
             made.append(examples.reshape(most, *observation.input_shape))
             confidence.append(surely)
             if progress is not None:
@@ -161,13 +165,13 @@ def _order(batch: Batch, support: int, asks: str) -> tuple[list[int], int]:
     return ([*own, *others], len(own)) if asks == "support" else ([*others, *own], len(others))
 
 
-def _filled(batch: Batch, count: int, scale: Affine) -> tuple[Tensor, Tensor]:
-    """Return the examples in [0, 1] `(count, n)` with their confidence `(count,)`, gray where there are none."""
+def _filled(batch: Batch, count: int, scale: Affine, beyond: float) -> tuple[Tensor, Tensor]:
+    """Return the examples in their range `(count, n)` with their confidence `(count,)`, gray where there are none."""
     examples = torch.full((count, batch.inputs.shape[1]), 0.5, dtype=torch.float64)
     confidence = torch.zeros(count, dtype=torch.float64)
     if batch.complete:
         gain = torch.where(scale.gain == 0, torch.inf, scale.gain)
         found = (batch.inputs - scale.offset) / gain
-        examples[: len(found)] = torch.nan_to_num(found, nan=0.5).clamp(0.0, 1.0)
+        examples[: len(found)] = torch.nan_to_num(found, nan=0.5).clamp(-beyond, 1 + beyond)
         confidence[: len(found)] = batch.confidence
     return examples, confidence

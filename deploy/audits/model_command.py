@@ -3,6 +3,8 @@
 import copy
 import json
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,19 +16,39 @@ from torch import nn
 from metaleak.attacks.layerwise.audit import NOISE, Audit, audit
 from metaleak.clients.models import Model
 from metaleak.clients.randomness import keyed_generator
+from metaleak.deploy.audits.layer_inversions import image_of, inversions
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.config.reading import changed
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.printable import printable
+from metaleak.deploy.report.layer_page import write_layer_page
 
 _LARGEST_INPUT = 1_000_000
 """Numbers in an example that are taken at most."""
 
 
+@dataclass(frozen=True)
+class AskedPage:
+    """A page that is to be written to `path`: the inversion of the image in the file `image`, of class `label`."""
+
+    path: Path
+    image: Path
+    label: int = 0
+
+
 def audit_command(
-    name: str, changes: tuple[str, ...], input_text: str, ways: int | None, seed: int, as_json: bool
+    name: str,
+    changes: tuple[str, ...],
+    input_text: str,
+    ways: int | None,
+    seed: int,
+    as_json: bool,
+    page: AskedPage | None = None,
 ) -> None:
-    """Audit the model called `name` for inputs like "3x32x32", and print a table or one JSON document."""
+    """Audit the model called `name` for inputs like "3x32x32", and print a table or one JSON document.
+
+    With `page` also write the inversion of an image, layer by layer.
+    """
     shape = input_shape(input_text)
     plain: dict[str, Any] = {"model": {"name": name}}
     for change in changes:
@@ -34,9 +56,14 @@ def audit_command(
     try:
         model = Plugin(**plain["model"]).built("models")
         parameters = model.initialize(shape, ways or _logits_of(model, shape), keyed_generator("audit", seed))
+        image = None if page is None else image_of(page.image, shape)
         found = audit(model, parameters, shape, seed)
+        made = () if page is None or image is None else inversions(model, parameters, image, page.label, found)
     except ValueError as error:
         raise WrongUsage(f"audit of {name} for inputs {input_text}: {error}") from None
+    if page is not None:
+        facts = {"Input": input_text, "Image": str(page.image), "Label": str(page.label), "Seed": str(seed)}
+        write_layer_page(page.path, printable(name), list(printable(facts).items()), verdict(found), made)
     if as_json:
         print(json.dumps(plain_audit(found)))
         return

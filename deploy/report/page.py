@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from metaleak.attacks.evaluation.measures import tpr_at
 from metaleak.attacks.evaluation.membership import FPR_LEVELS
 from metaleak.deploy.report.examples import Pair, Tile, shown_pairs, tiles
 from metaleak.deploy.report.figures import Curve, FrontierPoint, frontier, log_roc, training_curve
+from metaleak.deploy.report.page_template import page_template
 from metaleak.deploy.report.rows import (
     Row,
     comparison_rows,
@@ -71,14 +71,7 @@ def render(result: Results, progress: Progress | None = None) -> str:
         pages.append(_run_page(index, run, rows))
         if progress:
             progress(index + 1, len(runs))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return page_template("report.html.j2").render(
         title=result.name,
         suite=suite,
         facts=facts(runs[0].config) if not suite else _shared([row.config for row in rows if row.run]),

@@ -1,22 +1,25 @@
 """What layer-by-layer inversion rebuilds of one image: R-GAP, the hybrid method, and what the operators save.
 
     METALEAK_DATA=../shared/data python tests/benchmarks/layerwise_quality.py [rgap] [trained] [hybrid] [dense]
-        [security] [--images N] [--seed S]
+        [security] [--images N] [--seed S] [--first I] [--case NAME] [--methods A,B] [--combine FILE ...]
 
 `rgap`: FCN3 on Fashion-MNIST and CNN6 and CNN6-d on CIFAR-10 (test images), binary logistic loss, random weights, in
 float64 and float32. `trained`: the same with weights trained to tell even from odd classes, and the share of other
-test images that they classify rightly. `hybrid`: beside R-GAP where constraints are missing. `dense`: one layer of
-CNN6 by LSMR and by the pseudo-inverse of its matrix, seconds and memory. `security`: ranks and seconds. Intervals
-are 95 %, images resampled.
+images that they classify rightly; of CIFAR-10 the test images alone, most of them to train on. `hybrid`: beside R-GAP
+where constraints are missing, with DLG and cosine + TV, to which the label is known: a line of JSON an image, then
+the table; `--case` is one of the networks, `--first` the first image, and `--combine` makes the table of such lines.
+`dense`: one layer of CNN6 by LSMR and by the pseudo-inverse of its matrix, seconds and memory. `security`: ranks and
+seconds. Intervals are 95 %, images resampled.
 """
 
 import gzip
+import json
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,9 @@ from torch.func import grad
 
 sys.path.append(str(Path(__file__).parent))
 
-import measuring
+from single_image import descended, gradient_of, logistic, starts
 
+from metaleak.attacks.inversion.classical import cosine_tv_attack, dlg_attack
 from metaleak.attacks.layerwise.chain import chain_of
 from metaleak.attacks.layerwise.hybrid import reconstruct_hybrid
 from metaleak.attacks.layerwise.least_squares import Constraints, solve
@@ -138,17 +142,30 @@ def _line(case: str, found: list[Reconstruction], images: Tensor, seconds: float
         [float(((one.example.double() - image) ** 2).mean()) for one, image in zip(found, images, strict=True)]
     )
     values = np.array([psnr(one.example, image) for one, image in zip(found, images, strict=True)])
-    random = np.random.default_rng(0)
-    medians = [np.median(values[random.integers(0, len(values), len(values))]) for _ in range(1000)]
-    low, high = np.quantile(medians, [0.025, 0.975])
     return {
         "case": case,
         "images": len(values),
         "median MSE": f"{np.median(raw):.1e}",
-        "median PSNR, dB": f"{np.median(values):.1f} [{low:.1f}, {high:.1f}]",
+        "median PSNR, dB": _median(values),
         "first bad layer": next((layer.name for layer in reversed(found[0].layers) if layer.residual > 1e-3), "none"),
         "s an image": f"{seconds / len(values):.1f}",
     }
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    # What this imports is only there where federations are simulated.
+    from measuring import show
+
+    show(rows, False)
+    sys.stdout.flush()
+
+
+def _median(values: Sequence[float]) -> str:
+    """Return the median and its interval, values resampled."""
+    random, values = np.random.default_rng(0), np.asarray(values)
+    medians = [np.median(values[random.integers(0, len(values), len(values))]) for _ in range(1000)]
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return f"{np.median(values):.1f} [{low:.1f}, {high:.1f}]"
 
 
 def measure_rgap(count: int, seed: int) -> None:
@@ -164,38 +181,82 @@ def measure_rgap(count: int, seed: int) -> None:
             started = time.perf_counter()
             found = list(rebuilt(module, *images, reconstruct, seed, dtype))
             line = _line(f"{case}, {str(dtype)[6:]}", found, images[0], time.perf_counter() - started)
-            measuring.show([line], False)
-            sys.stdout.flush()
+            _show([line])
 
 
 def measure_trained(count: int, seed: int) -> None:
     """Print R-GAP's lines on trained networks."""
-    learned = fashion(6000, seed + 1), cifar(6000, seed + 1, "data_batch_1")
-    for case, module, images, (shown, told) in (
-        ("FCN3, Fashion-MNIST", fcn3(), fashion(count + 1000, seed), learned[0]),
-        ("CNN6, CIFAR-10", cnn6(36), cifar(count + 1000, seed), learned[1]),
+    for case, module, images in (
+        ("FCN3, Fashion-MNIST", fcn3(), fashion(10_000, seed)),
+        ("CNN6, CIFAR-10", cnn6(36), cifar(10_000, seed)),
     ):
-        asked, others = (tuple(part[:count] for part in images), tuple(part[count:] for part in images))
-        weights = trained(module, shown, told, seed)
+        parts = slice(count), slice(count, count + 1000), slice(count + 1000, None)
+        asked, others, shown = ((images[0][part], images[1][part]) for part in parts)
+        weights = trained(module, *shown, seed)
         accuracy = right(module, weights, *others)
         for dtype in (torch.float64, torch.float32):
             started = time.perf_counter()
             found = list(rebuilt(module, *asked, reconstruct, seed, dtype, weights))
             line = _line(f"{case}, {str(dtype)[6:]}", found, asked[0], time.perf_counter() - started)
-            measuring.show([{**line, "accuracy": f"{accuracy:.1%}"}], False)
-            sys.stdout.flush()
+            _show([{**line, "accuracy": f"{accuracy:.1%}"}])
 
 
-def measure_hybrid(count: int, seed: int) -> None:
-    """Print the lines of R-GAP and of the hybrid method on the same images."""
-    images = cifar(count, seed)
-    for case, module in (("3->6 k4 s2", one_layer()), ("CNN6-d", cnn6(20))):
-        for name, method in (("R-GAP", reconstruct), ("hybrid", reconstruct_hybrid)):
-            started = time.perf_counter()
-            found = list(rebuilt(module, *images, method, seed))
-            line = _line(f"{case}, {name}", found, images[0], time.perf_counter() - started)
-            measuring.show([line], False)
-            sys.stdout.flush()
+HYBRID: dict[str, Callable[[], nn.Module]] = {"3->6 k4 s2": one_layer, "CNN6-d": lambda: cnn6(20)}
+CLASSICAL = {"DLG": dlg_attack, "cosine + TV": cosine_tv_attack}
+METHODS = ("R-GAP", "hybrid", *CLASSICAL)
+
+
+def measure_hybrid(count: int, seed: int, first: int, case: str, methods: Sequence[str]) -> None:
+    """Print a line an image and network, and their table."""
+    images, labels = cifar(first + count, seed)
+    cases = [case] if case else list(HYBRID)
+    show_hybrid(
+        [
+            hybrid_line(one, images[place], labels[place], place, seed, methods)
+            for one in cases
+            for place in range(first, first + count)
+        ]
+    )
+
+
+def hybrid_line(
+    case: str, image: Tensor, label: Tensor, place: int, seed: int, methods: Sequence[str]
+) -> dict[str, Any]:
+    """Return the PSNR of each of the methods, and its seconds, on one image and the network's weights for it."""
+    model, shape = TorchModule(HYBRID[case]()), tuple(image.shape)
+    line: dict[str, Any] = {"case": case, "image": place}
+    fresh = model.initialize(shape, 1, keyed_generator("start", seed, place))
+    parameters = {name: value.double() for name, value in fresh.items()}
+    gradient = gradient_of(model, parameters, image, label, logistic)
+    stacked = {name: value[None] for name, value in gradient.items()}
+    for name in methods:
+        started = time.perf_counter()
+        if name in CLASSICAL:
+            schedule, start = CLASSICAL[name]().schedule(), starts(shape, place + 1, seed)[place:]
+            (made,) = descended(schedule, model, fresh, stacked, label[None].float(), start)
+        else:
+            method = reconstruct if name == "R-GAP" else reconstruct_hybrid
+            made = method(chain_of(model, parameters, shape), gradient, "logistic").example
+        line |= {name: psnr(made.nan_to_num(0.5), image), f"{name}, s": time.perf_counter() - started}
+        print(json.dumps(line), flush=True)
+    return line
+
+
+def show_hybrid(lines: list[dict[str, Any]]) -> None:
+    """Print the medians of each network and method, and of what each has more than R-GAP on the same image."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in lines:
+        found.setdefault((line["case"], line["image"]), {}).update(line)
+    rows = []
+    for case, name in product(HYBRID, METHODS):
+        mine = [line for line in found.values() if line["case"] == case and name in line]
+        more = [line[name] - line["R-GAP"] for line in mine if "R-GAP" in line]
+        if mine:
+            row = {"case": case, "method": name, "images": len(mine)}
+            row["median PSNR, dB"] = _median([line[name] for line in mine])
+            row["more than R-GAP"] = _median(more) if more else ""
+            rows.append({**row, "s an image": float(np.median([line[f"{name}, s"] for line in mine]))})
+    _show(rows)
 
 
 def measure_dense() -> None:
@@ -229,7 +290,7 @@ def measure_dense() -> None:
             "MSE": f"{float(((theirs - x) ** 2).mean()):.1e}",
         },
     ]
-    measuring.show(rows, False)
+    _show(rows)
 
 
 def _peak() -> float:
@@ -260,7 +321,7 @@ def measure_security() -> None:
         started = time.perf_counter()
         rank = rank_of(ConvolutionShape((filters, channels, kernel, kernel), (channels, side, side), sliding))
         row = {"layer": name, "unknowns": rank.unknowns, "rank - n": -rank.deficit, "exact": rank.exact}
-        measuring.show([{**row, "s": time.perf_counter() - started, "peak MiB": _peak()}], False)
+        _show([{**row, "s": time.perf_counter() - started, "peak MiB": _peak()}])
         sys.stdout.flush()
 
 
@@ -268,11 +329,15 @@ def main() -> None:
     """Print the tables that were asked for, all by default."""
     torch.set_num_threads(1)
     words = sys.argv[1:]
+    if "--combine" in words:
+        texts = [Path(file).read_text().splitlines() for file in words[words.index("--combine") + 1 :]]
+        show_hybrid([json.loads(line) for text in texts for line in text if line.startswith('{"case"')])
+        return
 
-    def option(name: str, default: int) -> int:
-        return int(words[words.index(name) + 1]) if name in words else default
+    def option(name: str, default: str) -> str:
+        return words[words.index(name) + 1] if name in words else default
 
-    count, seed = option("--images", 20), option("--seed", 1)
+    count, seed, first = (int(option(*one)) for one in (("--images", "20"), ("--seed", "1"), ("--first", "0")))
     tables = ("rgap", "trained", "hybrid", "dense", "security")
     for name in [word for word in words if word in tables] or tables:
         if name == "rgap":
@@ -280,7 +345,8 @@ def main() -> None:
         elif name == "trained":
             measure_trained(count, seed)
         elif name == "hybrid":
-            measure_hybrid(count, seed)
+            methods = option("--methods", ",".join(METHODS)).split(",")
+            measure_hybrid(count, seed, first, option("--case", ""), methods)
         elif name == "dense":
             measure_dense()
         else:

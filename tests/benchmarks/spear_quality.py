@@ -55,6 +55,10 @@ def _defended(**defense: Any) -> dict[str, Any]:
     return {"defenses": [defense]}
 
 
+def _together(**defense: Any) -> dict[str, Any]:
+    return {"defenses": [defense, {"name": "secure-aggregation"}]}
+
+
 CASES: dict[str, dict[str, Any]] = {
     "mnist": {},
     "fashion": FASHION,
@@ -78,14 +82,29 @@ CASES: dict[str, dict[str, Any]] = {
     "noise 0.01": _defended(name="noise", place="shared", scale=0.01),
     "query noise": _defended(name="noise", place="query", scale=0.3),
     "support noise": _defended(name="noise", place="support", scale=0.3),
+    "query noise, expected": _defended(name="noise", place="query", scale=0.3),
+    "support noise, expected": _defended(name="noise", place="support", scale=0.3),
     "inner noise": _defended(name="noise", place="inner", scale=0.1),
-    "gaussian": _defended(name="gaussian"),
+    "gaussian": _defended(name="gaussian", clip=1.0, epsilon=8),
+    "record-level": _defended(name="record-level", clip=1.0, epsilon=8),
+    "distributed gaussian": _together(name="distributed-gaussian", clip=1.0, epsilon=8),
+    "distributed record-level, fedsgd": {
+        "rule": {"name": "fedsgd"},
+        **_together(name="distributed-record-level", clip=1.0, epsilon=8),
+    },
+    "pruning 0.9": _defended(name="pruning", keep=0.9),
     "pruning 0.1": _defended(name="pruning", keep=0.1),
+    "quantization 16": _defended(name="quantization", bits=16),
     "quantization 8": _defended(name="quantization", bits=8),
     "sign": _defended(name="sign"),
     "selection": _defended(name="selection"),
+    "selection layer1": _defended(name="selection", names=["layer1.*"]),
     "secure aggregation": _defended(name="secure-aggregation"),
 }
+
+
+EXPECTED: dict[str, float] = {"query noise, expected": 1.5, "support noise, expected": 1.5}
+"""By how much the attacker expects examples to leave [0, 1], where it expects noise on them."""
 
 
 def row(name: str, learners: int, seed: int, samples: int) -> dict[str, Any]:
@@ -107,12 +126,14 @@ def row(name: str, learners: int, seed: int, samples: int) -> dict[str, Any]:
         attacked = Attacked(record, [last], list(range(learners)), federation)
         observation = observe(attacked, last, Spear())
         started = time.perf_counter()
-        made = Spear(samples=samples).reconstruct(observation, seed=0)
+        made = Spear(samples=samples, beyond=EXPECTED.get(name, 0.0)).reconstruct(observation, seed=0)
         seconds = time.perf_counter() - started
         sets = {which: held_inputs(federation, attacked.learners, last, which) for which in ("query", "support")}
     entry = support_entry(federation.rule)
     shown = ("query",) if entry == "parameters" else ("query", "support")
     held = torch.cat([sets[which] for which in shown], dim=1)
+    if not bool(made.examples.isfinite().all() and made.confidence.isfinite().all()):
+        raise ValueError(f"{name}: a reconstruction or its confidence is not a number")
     pairing, _ = similarity("image", made.examples.numpy(), held.numpy())
     good = pairing.alike >= REBUILT
     sure = np.take_along_axis(made.confidence.numpy(), pairing.partner.clip(min=0), axis=1) >= 0.5

@@ -7,7 +7,8 @@ from torch import nn
 from torch.func import grad
 
 from metaleak.attacks.layerwise.chain import chain_of
-from metaleak.attacks.layerwise.hybrid import Prior, _gauss_newton, reconstruct_hybrid
+from metaleak.attacks.layerwise.gauss_newton import Prior, gauss_newton
+from metaleak.attacks.layerwise.hybrid import reconstruct_hybrid
 from metaleak.attacks.layerwise.rgap import reconstruct
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.models import TorchModule
@@ -50,7 +51,7 @@ def test_it_is_r_gap_where_none_does():
 
 def test_a_step_to_what_is_not_a_number_is_not_taken():
     start = torch.full((1, 2, 2), 0.5, dtype=torch.float64)
-    found, missed = _gauss_newton(
+    found, missed = gauss_newton(
         lambda x: torch.where(x < 0.6, 1 - x, torch.nan).flatten(), start, Prior(), (0, 1), 3
     )
     assert torch.isfinite(found).all()

@@ -31,7 +31,7 @@ def digits():
 
 
 def observed(digits, rule, model=MODEL):
-    labels = torch.arange(WAYS).expand(LEARNERS, -1)
+    labels = torch.arange(WAYS).expand(len(digits), -1)
     episodes = Episode(digits[:, 0], labels, digits[:, 1], labels)
     parameters = model.initialize((1, 28, 28), WAYS, keyed_generator("start"))
     gradients, _ = batch_meta_gradients(model, rule, parameters, episodes)
@@ -51,6 +51,15 @@ def test_second_order_gives_away_both_sets(digits, rule):
     assert bool((made.confidence[:, :WAYS] == 1).all())
     assert bool((made.confidence[:, WAYS:] == 0.5).all())
     assert psnr(replace(made, examples=made.examples[:, :WAYS]), digits[:, 0]).min() > 40
+
+
+def test_examples_with_noise_are_recovered_with_it_where_it_is_expected(digits):
+    noise = torch.randn(digits[:1, 1].shape, generator=keyed_generator("noise"))
+    held = torch.stack([digits[:1, 0], digits[:1, 1] + 0.3 * noise], dim=1)
+    observation = observed(held, MAML())
+    made = Spear(beyond=1.5).reconstruct(observation, seed=0)
+    assert float((made.examples[0, :WAYS, None] - held[0, 1]).flatten(2).norm(dim=2).amin(dim=0).max()) < 0.1
+    assert bool((made.confidence[:, :WAYS] == 1).all())
 
 
 def test_what_is_not_confirmed_is_less_sure_than_what_is(digits, monkeypatch):

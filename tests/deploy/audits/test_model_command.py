@@ -1,8 +1,11 @@
 """`metaleak audit model`: a table for a person, one JSON document for a program, one line for a mistake."""
 
 import json
+import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from metaleak.deploy.cli import main
 
@@ -21,8 +24,14 @@ def _networks(tmp_path, monkeypatch):
         "from torch import nn\n\n\n"
         "def cnn6_d() -> nn.Module:\n"
         "    return nn.Sequential(nn.Conv2d(3, 12, 4, 2, 2), nn.LeakyReLU(0.2), nn.Conv2d(12, 20, 3, 2, 1), "
-        "nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(1620, 10))\n"
+        "nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(1620, 10))\n\n\n"
+        "def determined() -> nn.Module:\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))\n\n\n"
+        "def lacking() -> nn.Module:\n"
+        "    return nn.Sequential(nn.Conv2d(1, 2, 4, 2), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(18, 3))\n"
     )
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
@@ -47,8 +56,43 @@ def test_json_has_a_number_only_for_what_is_covered(capsys):
 
 
 @pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("audited_networks:determined", ["R-GAP", "64 of 64", 'alt="rebuilt input of 3"']),
+        ("audited_networks:lacking", ["R-GAP", "Hybrid", "46 of 64"]),
+        ("conv4", ["Not applicable: the model is not a chain of layers"]),
+    ],
+)
+def test_the_page_shows_what_each_layer_gives_away_or_why_it_cannot(capsys, tmp_path, network, said):
+    size = ["--input", "1x16x16" if network == "conv4" else "1x8x8"]
+    code, _, err = call(capsys, network, *size, "--image", "image.png", "--report", "page.html")
+    assert (code, err) == (0, "")
+    page = (tmp_path / "page.html").read_text()
+    assert not [part for part in said if part not in page]
+    assert "Hybrid" in said or "Hybrid" not in page
+    assert "://" not in page
+    assert "<script" not in page
+
+
+def test_a_determined_image_is_rebuilt_in_the_page(capsys, tmp_path):
+    call(capsys, "audited_networks:determined", "--input", "1x8x8", "--image", "image.png", "--report", "page.html")
+    (decibels,) = re.findall(r"Rebuilt from its gradient: ([\d.]+) dB", (tmp_path / "page.html").read_text())
+    assert float(decibels) > 80
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["lenet", "--image", "image.png"], "--report: needs an --image"),
+        (["lenet", "--input", "1x8x8", "--image", "no.png", "--report", "page.html"], "no.png: No such file"),
+        (
+            ["lenet", "--input", "2x8x8", "--image", "image.png", "--report", "page.html"],
+            "an image has 1 or 3 channels",
+        ),
+        (
+            ["lenet", "--input", "1x8x8", "--image", "image.png", "--label", "5", "--report", "page.html"],
+            "the label must be below 5",
+        ),
         (["lenet", "--input", "3x3"], "--input: must be channels x height x width"),
         (["lenet", "--input", "3x9999x9999"], "--input: must have at most 1000000 numbers"),
         (["lenett"], "unknown name 'lenett'"),
