@@ -97,7 +97,7 @@ class TaskLearner:
                 def source(reading: Reading, step: int, order: int = order) -> RandomSource:
                     return RandomSource.of(self._held, round, self.learner, "example", order, reading, step)
 
-                return ReleasedMeans(defense, source)
+                return ReleasedMeans(defense, source, self.shares)
         return None
 
     @property

@@ -18,11 +18,11 @@ mean gets: an `ExampleMechanism`. A learner calls no defense of the place `aggre
 messages of a round between learners and server.
 """
 
-Reading = Literal["support", "curvature", "query", "all"]
+Reading = Literal["support", "curvature", "query", "all", "batch"]
 """Which mean over examples a rule takes.
 
 Of the gradients of the support set (an inner step), of the products of its Hessians with a vector (the derivative of
-an inner step), of the gradients of the query set, or of the gradients of both sets as one.
+an inner step), of the gradients of the query set, of the gradients of both sets as one, or of a batch of them.
 """
 
 ExampleSet = Literal["support", "query"]

@@ -23,7 +23,7 @@ class DistributedRecordLevel(RecordLevel):
         as long as at least `least_learners` answer in every round that do not tell the server their share of the
         noise. Of a query example: whatever the adapted parameters and the other learners' sums are, the sum is a
         Gaussian mechanism in it. Of a support example: as for `RecordLevel`. Only what is sent as it is can have less
-        noise, so a rule that adapts with what it sends in several steps (Reptile) is refused.
+        noise, so a rule that computes with what it sends in several steps (Reptile, FedAvg in batches) is refused.
     """
 
     least_learners: Annotated[int, Field(ge=1)] | None = None
@@ -34,7 +34,7 @@ class DistributedRecordLevel(RecordLevel):
         Raises `ValueError` in one line for a rule that computes with the mean that it sends.
         """
         sent = readings.get("all", 0) + readings.get("query", 0)
-        if sent > 1 or (readings.get("curvature", 0) and sent):
+        if sent > 1 or "batch" in readings or (readings.get("curvature", 0) and sent):
             raise ValueError(
                 f"name: only a mean that is sent as it is can share its noise, and the rule takes {dict(readings)} "
                 "in one round; fomaml and fedsgd do"

@@ -18,8 +18,8 @@ _MARGIN = 1 - 1e-5
 _Clip = Annotated[float, Field(gt=0, le=1e12)]
 
 _READ_BY: Mapping[ExampleSet, tuple[Reading, ...]] = {
-    "support": ("support", "curvature", "all"),
-    "query": ("query", "all"),
+    "support": ("support", "curvature", "all", "batch"),
+    "query": ("query", "all", "batch"),
 }
 
 

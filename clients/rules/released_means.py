@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -24,10 +25,17 @@ class ReleasedMeans:
     Each example is computed by itself, so that its contribution does not depend on the others. Where the model's
     first layer is dense (`dense_input_of`), the contribution of one image x to that layer's weight is d x^T for some
     d, and d |x| is computed in its place: the same norm, and a sum over examples that is one matrix product.
+
+    `shares` are patterns of the parameters that are sent: a mean that is sent as it is has no others.
     """
 
     mechanism: ExampleMechanism
     source: Callable[[Reading, int], RandomSource]
+    shares: tuple[str, ...] = ("*",)
+
+    def shared(self, parameters: Parameters) -> frozenset[str]:
+        """Return the names of the parameters that are shared."""
+        return frozenset(name for name in parameters if any(fnmatchcase(name, one) for one in self.shares))
 
     def gradient(
         self,

@@ -102,10 +102,10 @@ def _cell(experiment: Experiment) -> dict[str, Any]:
     started = time.monotonic()
     federation, rounds = experiment.federation(), experiment.server.rounds
     numbers = range(experiment.partition.learners)
-    steps = experiment.server.optimizer.over(federation.initial_parameters())
+    steps = experiment.server.optimizer.over(federation.shared(federation.initial_parameters()))
     tasks = HeldOutTasks(federation, experiment.evaluation)
     for round in range(1, rounds + 1):
-        parameters, total = steps.parameters, {}
+        parameters, total = federation.whole(steps.parameters), {}
         for start in range(0, len(numbers), 10):
             some = federation.learners(numbers[start : start + 10])
             gradients, _ = cohort_meta_gradients(some, parameters, round)
