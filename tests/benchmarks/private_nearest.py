@@ -4,8 +4,9 @@
     python tests/benchmarks/private_nearest.py --case queries-45          # one of them
     python tests/benchmarks/private_nearest.py --combine one.log two.log  # the table, of what commands printed
 
-First-order ANIL on MNIST, 5 ways and 5 shots, all learners in each round: an MLP of one hidden layer whose head adapts
-and whose body is shared (`shares: [layer1.*]`), epsilon for the whole run at delta 1e-5. On seed 1 every defense, and the rule undefended, gets the best of the settings in `SEARCHED`; what is reported are other seeds.
+First-order ANIL on MNIST, 5 ways and 5 shots, all learners in each round: an MLP of one hidden layer whose head
+adapts and whose body is shared (`shares: [layer1.*]`), epsilon for the whole run at delta 1e-5. On seed 1 every
+defense, and the rule undefended, gets the best of the settings in `SEARCHED`; what is reported are other seeds.
 `untrained` is the initialization. `noise` is the norm of the noise in the mean of all learners, in clipping norms.
 Meta-learning runs in this process (`private_cost.py`); the data's folder is named by METALEAK_DATA. Rows are printed
 as they are done, as JSON.
