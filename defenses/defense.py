@@ -176,3 +176,15 @@ class ExampleMechanism(Protocol):
     ) -> dict[str, Tensor]:
         """Return the mean over `count` examples, with noise, of what adds up to `total`; same shapes and dtypes."""
         ...
+
+
+@runtime_checkable
+class CountsNorms(Protocol):
+    """An `ExampleMechanism` whose clipping norm can adapt to the norms that it meets."""
+
+    def clip_fall(self, norms: Tensor, reading: Reading, random: RandomSource) -> float | None:
+        """Return, with noise, by how much the norm should fall after a mean of contributions of such `norms (n,)`.
+
+        `None` where the norm does not adapt to such a mean.
+        """
+        ...

@@ -1,14 +1,13 @@
 """Record-level privacy of a secure sum: the last mean's noise is shared among the learners."""
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import Field
 
 from metaleak.defenses.defense import Reading
-from metaleak.defenses.distributed_gaussian import least_of
-from metaleak.defenses.record_level import RecordLevel
+from metaleak.defenses.distributed_gaussian import least_of, share_of
+from metaleak.defenses.record_level import SENT, RecordLevel
 
 
 class DistributedRecordLevel(RecordLevel):
@@ -45,9 +44,10 @@ class DistributedRecordLevel(RecordLevel):
         """Return the mechanism of one of at least `learners`; raises `ValueError` when it was set up for more."""
         return self.model_copy(update={"least_learners": least_of(self.least_learners, learners)})
 
-    def standard_deviation(self, reading: Reading, count: int) -> float:
-        """Return the standard deviation of this learner's noise; raises `ValueError` without `least_learners`."""
-        if self.least_learners is None:
-            raise ValueError("least_learners: must be given: how many learners answer in every round, at least")
-        whole = super().standard_deviation(reading, count)
-        return whole / math.sqrt(self.least_learners) if reading in ("query", "all") else whole
+    def share(self, reading: Reading) -> float:
+        """Return which part of the noise's standard deviation one learner adds.
+
+        Raises `ValueError` without `least_learners`.
+        """
+        of_sums = share_of(self.least_learners)
+        return of_sums if reading in SENT else 1.0
