@@ -25,7 +25,7 @@ from metaleak.defenses import (
     adapting,
 )
 
-_LARGE = 1e6
+LARGE = 1e6
 """In units of any clipping norm: what is not clipped, or only after the noise, shows."""
 
 _LARGE_CLIP = 1e3
@@ -33,7 +33,7 @@ _LARGE_CLIP = 1e3
 _BELOW = 1 - 1e-4
 """In units of a clipping norm: what counts as below it, and is as good as clipped."""
 
-_SHARING = 5
+SHARING = 5
 """How many learners share the noise of a sum, where they do."""
 
 _NO_DATA = LabeledExamples(torch.zeros(1, 1, 1, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("none",))
@@ -69,26 +69,35 @@ def canary_for(defense: Defense, rule: Rule, asks: ExampleSet, rounds: int, seed
     `rule` and `asks` matter to a defense of the place `example` alone. Raises `ValueError` in one line, which begins
     with the key at fault, for a defense without a guarantee or with one that does not fit.
     """
-    if isinstance(defense, ExampleMechanism):
-        defense = defense.for_readings(reads_means(rule).readings)
-    if isinstance(defense, SharesNoise):
-        defense = defense.for_learners(_SHARING)
-    if not isinstance(defense, Accounted):
-        raise ValueError(f"name: {type(defense).__name__} has no guarantee that could be audited")
-    defense = defense.for_releases(rounds)
-    if isinstance(defense, AdaptsClip) and defense.adapt is not None:
-        # Beside it a gradient's other entries are next to nothing; the guarantee is that of any norm.
-        defense = defense.with_sent_clip(_LARGE_CLIP)
-    delta = defense.delta
-    if not math.isfinite(defense.epsilon_after(rounds)):
-        raise ValueError(f"noise_multiplier: {type(defense).__name__} promises no finite epsilon")
-    learners = _SHARING if isinstance(defense, SharesNoise) else 1
+    defense, delta = ready(defense, rule, rounds)
+    assert isinstance(defense, Accounted)
+    learners = SHARING if isinstance(defense, SharesNoise) else 1
     if isinstance(defense, RecordLevel):
         accounted = defense.epsilons_after(rounds)[asks]
         return CanaryImage(defense, rule, asks, rounds, accounted, seed, learners), delta
-    if defense.place != "shared":
-        raise ValueError(f"name: no canary is known for {type(defense).__name__} at the place {defense.place!r}")
     return CanaryGradient(defense, rounds, defense.epsilon_after(rounds), seed, learners), delta
+
+
+def ready(defense: Defense, rule: Rule, rounds: int, learners: int = SHARING) -> tuple[Defense, float]:
+    """Return a defense as it acts in a run of so many `rounds`, and the delta of its guarantee.
+
+    One about the sum of learners is that of so many `learners`. Raises `ValueError` as `canary_for` does.
+    """
+    if isinstance(defense, ExampleMechanism):
+        defense = defense.for_readings(reads_means(rule).readings)
+    if isinstance(defense, SharesNoise):
+        defense = defense.for_learners(learners)
+    if not isinstance(defense, Accounted):
+        raise ValueError(f"name: {type(defense).__name__} has no guarantee that could be audited")
+    defense = defense.for_releases(rounds)
+    if not isinstance(defense, RecordLevel) and defense.place != "shared":
+        raise ValueError(f"name: no canary is known for {type(defense).__name__} at the place {defense.place!r}")
+    if isinstance(defense, AdaptsClip) and defense.adapt is not None:
+        # Beside it a gradient's other entries are next to nothing; the guarantee is that of any norm.
+        defense = defense.with_sent_clip(_LARGE_CLIP)
+    if not math.isfinite(defense.epsilon_after(rounds)):
+        raise ValueError(f"noise_multiplier: {type(defense).__name__} promises no finite epsilon")
+    return defense, defense.delta
 
 
 @dataclass(frozen=True)
@@ -110,13 +119,13 @@ class CanaryGradient:
     def sent(self, learner: int, first: bool, round: int) -> tuple[float, ...]:
         """Return the sum of the entries of what is sent, of which each has the same part of the canary."""
         adapts = adapting([self.defense])
-        size = _LARGE if first == (_sign(round) > 0) else -_LARGE
+        size = LARGE if first == (_sign(round) > 0) else -LARGE
         if adapts is not None and size < 0:
             size = -_BELOW * adapts.sent_clip / 8**0.5
         seen, said = 0.0, 0.0
         for number in range(self.learners):
             entries = torch.full((2, 2), 0.0 if number else size, dtype=torch.float64)
-            one = _learner(self.defense, MAML(), learner * self.learners + number, self.seed)
+            one = stand_in(self.defense, MAML(), learner * self.learners + number, self.seed)
             sent = one.defend_shared({"layer1.weight": entries, "head.weight": entries}, round)
             said += float(sent.pop(CLIP_NAME, torch.zeros(1)))
             seen += float(sum(value.sum() for value in sent.values()))
@@ -150,7 +159,7 @@ class CanaryImage:
         seen, said = 0.0, 0.0
         for number in range(self.learners):
             episode = self._episode(0 if number else (1 if first else -1) * _sign(round))
-            means = _learner(self.defense, self.rule, learner * self.learners + number, self.seed).means(round)
+            means = stand_in(self.defense, self.rule, learner * self.learners + number, self.seed).means(round)
             assert means is not None
             sent, _ = reads_means(self.rule).released_meta_gradient(_MODEL, _parameters(), episode, means)
             weight = sent["head.weight"]
@@ -165,7 +174,7 @@ class CanaryImage:
             "query": self._rulers(query) if self.asks == "support" else torch.zeros(query, 2, dtype=torch.float64),
         }
         if sign:
-            size = _LARGE if sign > 0 or self.defense.adapt is None else _BELOW * self.defense.sent_clip / 2**0.5
+            size = LARGE if sign > 0 or self.defense.adapt is None else _BELOW * self.defense.sent_clip / 2**0.5
             inputs[self.asks][0] = torch.tensor([sign * size, 1.0], dtype=torch.float64)
         elif self.asks == "support":
             inputs["query"].zero_()
@@ -185,7 +194,7 @@ class CanaryImage:
         deviation = self.rule.inner_rate * self.defense.standard_deviation("support", examples) * (2 * steps) ** 0.5
         thresholds = torch.linspace(-3, 3, _TASK.queries, dtype=torch.float64).repeat(_TASK.ways)
         # A hundredth of a deviation decides, and the gradient of what is decided exceeds the clipping norm.
-        first = torch.full_like(thresholds, max(1000 / deviation, _LARGE * self.defense.clip_of("query")))
+        first = torch.full_like(thresholds, max(1000 / deviation, LARGE * self.defense.clip_of("query")))
         return torch.stack([first, -thresholds * deviation * first / (2 * _WEIGHT)], dim=1)
 
 
@@ -206,6 +215,6 @@ def _sign(round: int) -> int:
     return 1 if round % 2 else -1
 
 
-def _learner(defense: Defense, rule: Rule, number: int, seed: int) -> TaskLearner:
+def stand_in(defense: Defense, rule: Rule, number: int, seed: int) -> TaskLearner:
     """Return a learner for its defenses alone: what it holds is not looked at."""
     return TaskLearner(number, seed, _NO_DATA, _NO_SHARD, _TASK, _MODEL, rule, (defense,))
