@@ -66,8 +66,13 @@ DEFENSES = (*SEARCHED, *LIKE)
 def cases() -> dict[str, list[dict[str, Any]]]:
     """Return by name the cells: changes of `BASE`, epsilon, and what is tried of each defense."""
 
-    def cell(epsilon: float = 8.0, search: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
+    def cell(
+        epsilon: float = 8.0, search: Sequence[str] = (), settings: dict[str, float] | None = None, **changes: Any
+    ) -> dict[str, Any]:
         tried = {name: SEARCHED[name] if name in search else fixed for name, fixed in FIXED.items()}
+        for name in tried if settings else ():
+            if name != "none":
+                tried[name] = {**tried[name], **{key: (value,) for key, value in (settings or {}).items()}}
         return {"changes": changes, "epsilon": epsilon, "tried": tried}
 
     def learners(count: int) -> dict[str, Any]:
@@ -88,6 +93,8 @@ def cases() -> dict[str, list[dict[str, Any]]]:
         ],
         "epsilon": [cell(epsilon, task=many) for epsilon in (1.0, 2.0, 4.0, 16.0)],
         "learners": [cell(partition=learners(count)) for count in (50, 100, 200, 400)],
+        "clip-100": [cell(task=many, settings={"clip": 100.0})],
+        "clip-100-adaptive": [cell(task=many, settings={"clip": 100.0, "adapt": 1.0})],
         "learners-1000": [cell(search=("none", "distributed-gaussian"), task=few, partition=learners(1000))],
     }
 
@@ -152,7 +159,9 @@ def accuracy(
     if defense == "untrained":
         changes["server"] = {"rounds": 1, "optimizer": {"name": "sgd", "rate": 1e-6}}
     elif defense != "none":
-        clips = {key: value for key, value in settings.items() if key.endswith("clip")}
+        clips: dict[str, Any] = {key: value for key, value in settings.items() if key.endswith("clip")}
+        if "adapt" in settings:
+            clips["adapt"] = {"rate": settings["adapt"]}
         changes["defenses"] = [{"name": defense, "epsilon": one["epsilon"], **clips}]
         changes["defenses"] += [SECURE] if defense.startswith("distributed") else []
     changes |= {"seed": seed, "data": given.data}
