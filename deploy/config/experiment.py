@@ -85,11 +85,12 @@ class TargetSettings(BaseModel):
     At most `members` examples that learners hold are drawn, and at most `non_members` of the same classes that no
     learner does. Several `rounds` (from `round` on, or up to the last) are attacked together, by attacks that see
     several: a member is then what a learner held in any of those in which it answered. An attack that reconstructs
-    rebuilds the sets of at most `learners` learners in the first of them.
+    rebuilds the sets of at most `learners` learners in the first of them. Beside each attack a guarantee
+    is audited by `audit` trials.
     """
 
     model_config = _STRICT
-
+    audit: Annotated[int, Field(ge=100, le=1_000_000)] | None = None
     members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     non_members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     learners: Annotated[int, Field(ge=0, le=1_000_000)] = 50
