@@ -2,6 +2,7 @@
 
     python tests/benchmarks/private_frontier.py                                 # hours on one core
     python tests/benchmarks/private_frontier.py --part 0/4                      # every fourth run
+    python tests/benchmarks/private_frontier.py --epsilons 8                    # and what has no epsilon
     python tests/benchmarks/private_frontier.py --set targets.non_members=1000 --attacks query
     python tests/benchmarks/private_frontier.py --combine one.log two.log       # the table, of what commands printed
 
@@ -32,6 +33,7 @@ def main() -> None:
     """Print a row of each run, then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", default="0/1", help="number/of how many")
+    parser.add_argument("--epsilons", type=float, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--attacks", nargs="+", choices=("query", "support"), default=("query", "support"))
     parser.add_argument("--set", nargs="*", default=[])
@@ -48,6 +50,9 @@ def main() -> None:
         runs = read_suite_file(SUITE).experiments([*given.set, f"seed={seed}"])
         grouped: dict[str, list[Experiment]] = {}
         for one in runs:
+            spent = [defense.settings["epsilon"] for defense in one.defenses if "epsilon" in defense.settings]
+            if given.epsilons and any(epsilon not in given.epsilons for epsilon in spent):
+                continue
             grouped.setdefault(one.simulation_key(), []).append(one)
         for experiments in list(grouped.values())[number::parts]:
             rows.append(measured(experiments, given.attacks))

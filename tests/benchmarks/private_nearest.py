@@ -91,10 +91,13 @@ def cases() -> dict[str, list[dict[str, Any]]]:
                 server={"rounds": 20},
             )
         ],
-        "epsilon": [cell(epsilon, task=many) for epsilon in (1.0, 2.0, 4.0, 16.0)],
-        "learners": [cell(partition=learners(count)) for count in (50, 100, 200, 400)],
-        "clip-100": [cell(task=many, settings={"clip": 100.0})],
-        "clip-100-adaptive": [cell(task=many, settings={"clip": 100.0, "adapt": 1.0})],
+        **{f"epsilon-{epsilon:g}": [cell(epsilon, task=many)] for epsilon in (1.0, 2.0, 4.0, 16.0)},
+        **{f"learners-{count}": [cell(partition=learners(count))] for count in (50, 100, 200, 400)},
+        **{f"clip-{clip:g}": [cell(task=many, settings={"clip": clip})] for clip in (10.0, 100.0)},
+        **{
+            f"clip-{clip:g}-adaptive": [cell(task=many, settings={"clip": clip, "adapt": 1.0})]
+            for clip in (10.0, 100.0)
+        },
         "learners-1000": [cell(search=("none", "distributed-gaussian"), task=few, partition=learners(1000))],
     }
 
