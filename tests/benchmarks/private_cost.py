@@ -15,6 +15,8 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,6 +137,12 @@ def _noise(experiment: Experiment, defenses: tuple[object, ...], entries: int) -
             one = defense.standard_deviation(reading, count) / defense.clip_of(reading)
             return one * math.sqrt(entries / learners)
     return 0.0
+
+
+def rows_of(logs: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return the rows that commands printed into `logs`, a JSON document a line."""
+    lines = [line for path in logs for line in path.read_text().splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in lines]
 
 
 def round3(value: float) -> float:

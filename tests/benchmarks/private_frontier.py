@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import private_cost
 import torch
 
 from metaleak.deploy.assess.assessment import assess, planned_attacks
@@ -41,8 +42,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.combine:
-        lines = [line for path in given.combine for line in path.read_text().splitlines() if line.startswith("{")]
-        print("\n".join(table([json.loads(line) for line in lines])))
+        print("\n".join(table(private_cost.rows_of(given.combine))))
         return
     number, parts = map(int, given.part.split("/"))
     rows = []

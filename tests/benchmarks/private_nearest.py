@@ -98,7 +98,7 @@ def cases() -> dict[str, list[dict[str, Any]]]:
             f"clip-{clip:g}-adaptive": [cell(task=many, settings={"clip": clip, "adapt": 1.0})]
             for clip in (10.0, 100.0)
         },
-        "learners-1000": [cell(search=("none", "distributed-gaussian"), task=few, partition=learners(1000))],
+        "learners-1000": [cell(task=few, partition=learners(1000))],
     }
 
 
@@ -114,8 +114,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.combine:
-        lines = [line for path in given.combine for line in path.read_text().splitlines() if line.startswith("{")]
-        print("\n".join(table([json.loads(line) for line in lines])))
+        print("\n".join(table(private_cost.rows_of(given.combine))))
         return
     rows = []
     for name in given.case:

@@ -1,7 +1,9 @@
 """What the learners of a federation share, and what is in no message."""
 
 import pytest
+import torch
 
+from metaleak.attacks.attack import Targets
 from metaleak.attacks.refusal import refusal
 from metaleak.clients.models import MLP
 from metaleak.deploy.assess.observe import Attacked, observe
@@ -53,3 +55,20 @@ def test_an_attack_that_needs_all_gradients_is_not_applicable_where_some_are_sha
     attack = Plugin(name="query").built("attacks")
     assert refusal(attack, MLP()) is None
     assert "needs the gradients of all parameters" in str(refusal(attack, MLP(), all_shared=False))
+
+
+def test_the_span_test_needs_the_first_layer_alone(tmp_path):
+    attack = Plugin(name="span").built("attacks")
+    assert refusal(attack, MLP(), all_shared=False) is None
+    for shares, refused in (["layer1.*"], False), (["head.*"], True):
+        experiment = experiment_from({**PLAIN, "server": {"rounds": 1}, "shares": shares}, "here")
+        run = simulate_here(experiment, tmp_path / shares[0])
+        federation = experiment.federation()
+        observation = observe(Attacked(Record(run.record), [1], [0, 1], federation), 1, attack)
+        held = federation.learner(0).episode(1).query_inputs
+        targets = Targets(held, torch.zeros(len(held), dtype=torch.int64), torch.arange(len(held)))
+        if refused:
+            with pytest.raises(ValueError, match=r"^shares: the attack needs the gradient of 'layer1.weight'"):
+                attack(observation, targets, 0)
+        else:
+            assert torch.isfinite(attack(observation, targets, 0).scores).all()
