@@ -6,6 +6,7 @@ import torch
 from metaleak.attacks.attack import Targets
 from metaleak.attacks.refusal import refusal
 from metaleak.clients.models import MLP
+from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.assess.observe import Attacked, observe
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.config.reading import experiment_from
@@ -72,3 +73,15 @@ def test_the_span_test_needs_the_first_layer_alone(tmp_path):
                 attack(observation, targets, 0)
         else:
             assert torch.isfinite(attack(observation, targets, 0).scores).all()
+
+
+def test_of_a_mean_of_shared_parts_the_span_test_simulates_the_same_parts(tmp_path):
+    attack = {"name": "span", "knows_defenses": True}
+    defenses = ["secure-aggregation", {"name": "noise", "scale": 0.1}]
+    targets = {"members": 10, "non_members": 10}
+    changes = {"shares": ["layer1.*"], "defenses": defenses, "attacks": [attack], "targets": targets}
+    experiment = experiment_from({**PLAIN, **changes}, "here")
+    run = simulate_here(experiment, tmp_path / "run")
+    found = assess(run, experiment, experiment.attacks[0])
+    assert found.mean_of == 6
+    assert found.evaluation is not None
