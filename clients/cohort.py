@@ -35,6 +35,7 @@ def cohort_meta_gradients(
 def _chunk_meta_gradients(
     learners: Sequence[TaskLearner], parameters: Parameters, round: int
 ) -> tuple[Parameters, Tensor]:
+    learners = [learner.told(parameters) for learner in learners]
     first = learners[0]
     device = next(iter(parameters.values())).device
     count = first.task.episodes_per_message

@@ -13,8 +13,8 @@ from metaleak.clients.models import Model
 from metaleak.clients.partition import Partition, Split, TaskShape, split
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import Rule
-from metaleak.clients.sharing import EVERYTHING, Patterns, computed_part, shared_part
-from metaleak.defenses import Defense, RandomSource
+from metaleak.clients.sharing import EVERYTHING, Patterns, computed_part, shared_part, with_clip
+from metaleak.defenses import CLIP_NAME, Defense, RandomSource
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,11 @@ class Federation:
         return replace(self, secret=RandomSource.of(self.secret, digest.digest()).key)
 
     def initial_parameters(self) -> Parameters:
-        """Return the initialization, by the experiment's seed: of all parameters, shared or not."""
-        return _initialized(self.model, self.data, self.task.ways, self.seed)
+        """Return the initialization, by the experiment's seed: of all parameters, shared or not.
+
+        With the clipping norm of a defense that adapts it (`CLIP_NAME`), which goes with the parameters.
+        """
+        return with_clip(self.defenses, _initialized(self.model, self.data, self.task.ways, self.seed))
 
     def shared(self, parameters: Parameters) -> Parameters:
         """Return those of `parameters` that are shared; raises `ValueError` for a pattern that matches none."""
@@ -103,7 +106,8 @@ class Federation:
             return shared
         device = next(iter(shared.values())).device
         initial = _initial(self.model, self.data, self.task.ways, self.seed)  # type: ignore[arg-type]
-        return {name: shared[name] if name in shared else value.to(device) for name, value in initial.items()}
+        whole = {name: shared[name] if name in shared else value.to(device) for name, value in initial.items()}
+        return {**whole, CLIP_NAME: shared[CLIP_NAME]} if CLIP_NAME in shared else whole
 
     def computed(self, parameters: Parameters) -> tuple[Model, Parameters]:
         """Return the model and the part of all `parameters` that learners compute meta-gradients with."""

@@ -1,7 +1,8 @@
 """The task-learner: a private shard, a rule, and the defenses that stand before anything leaves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from metaleak.clients.models import Model
 from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.rules import Perturb, ReleasedMeans, Rule, meta_gradient
 from metaleak.clients.shard import Draw, draw, episodes
-from metaleak.clients.sharing import EVERYTHING, Patterns, computed_part, shared_part
+from metaleak.clients.sharing import EVERYTHING, Patterns, computed_part, shared_part, told_clip
 from metaleak.defenses import Defense, ExampleMechanism, Place, RandomSource, Reading
 
 
@@ -58,6 +59,13 @@ class TaskLearner:
 
         `parameters` are all of the model, the loss is a scalar.
         """
+        return self.told(parameters)._meta_gradient(parameters, round)
+
+    def told(self, parameters: Parameters) -> Self:
+        """Return the learner with what `parameters` say of its defenses: a clipping norm that adapts."""
+        return replace(self, defenses=told_clip(self.defenses, parameters))
+
+    def _meta_gradient(self, parameters: Parameters, round: int) -> tuple[Parameters, Tensor]:
         model, moving = computed_part(self.shares, self.model, self.rule, parameters)
         batch = self.episodes(round)
         found = [
@@ -97,7 +105,7 @@ class TaskLearner:
                 def source(reading: Reading, step: int, order: int = order) -> RandomSource:
                     return RandomSource.of(self._held, round, self.learner, "example", order, reading, step)
 
-                return ReleasedMeans(defense, source)
+                return ReleasedMeans(defense, source, self.shares)
         return None
 
     @property

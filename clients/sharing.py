@@ -1,14 +1,17 @@
 """Which parameters a federation shares, and with which of the others its learners compute."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Model, head_of
 from metaleak.clients.rules import Rule, adapted_names
+from metaleak.defenses import CLIP_NAME, AdaptsClip, Defense, adapting
 
 Patterns = tuple[str, ...]
 """Patterns of parameters' names, such as `layer1.*`, as `fnmatch` reads them."""
@@ -17,6 +20,8 @@ EVERYTHING: Patterns = ("*",)
 """The patterns of a federation that shares all parameters."""
 
 _LISTED = 6
+_LARGEST_LOG = 27.0
+"""Of a clipping norm, which is between 1e-12 and 1e12."""
 
 
 def matching(patterns: Patterns, names: Iterable[str], key: str = "shares") -> tuple[str, ...]:
@@ -35,10 +40,39 @@ def matching(patterns: Patterns, names: Iterable[str], key: str = "shares") -> t
 
 
 def shared_part(shares: Patterns, parameters: Parameters) -> Parameters:
-    """Return the `parameters` that are shared; raises `ValueError` as `matching` does."""
+    """Return the `parameters` that are shared; raises `ValueError` as `matching` does.
+
+    The clipping norm of a defense always is.
+    """
     if shares == EVERYTHING:
         return parameters
-    return {name: parameters[name] for name in matching(shares, parameters)}
+    clip = {CLIP_NAME: parameters[CLIP_NAME]} if CLIP_NAME in parameters else {}
+    return {name: parameters[name] for name in matching(shares, without_clip(parameters))} | clip
+
+
+def with_clip(defenses: Iterable[Defense], parameters: Parameters) -> Parameters:
+    """Return all `parameters`, and beside them the clipping norm of a defense where that adapts."""
+    adapts = adapting(defenses)
+    if adapts is None or CLIP_NAME in parameters:
+        return parameters
+    device = next(iter(parameters.values())).device
+    return {**parameters, CLIP_NAME: torch.tensor([math.log(adapts.sent_clip)], device=device)}
+
+
+def without_clip(parameters: Parameters) -> Parameters:
+    """Return the `parameters` of the model alone."""
+    return {name: value for name, value in parameters.items() if name != CLIP_NAME}
+
+
+def told_clip(defenses: Sequence[Defense], parameters: Parameters) -> tuple[Defense, ...]:
+    """Return the `defenses` with the clipping norm that the server sent among `parameters`, where one adapts."""
+    if CLIP_NAME not in parameters:
+        return tuple(defenses)
+    # Whatever a server sends, the norm is one that a defense allows.
+    norm = math.exp(min(max(float(parameters[CLIP_NAME]), -_LARGEST_LOG), _LARGEST_LOG))
+    return tuple(
+        one.with_sent_clip(norm) if isinstance(one, AdaptsClip) and one.adapt is not None else one for one in defenses
+    )
 
 
 def computed_part(shares: Patterns, model: Model, rule: Rule, parameters: Parameters) -> tuple[Model, Parameters]:
@@ -47,6 +81,7 @@ def computed_part(shares: Patterns, model: Model, rule: Rule, parameters: Parame
     These are the shared ones and those that the rule adapts. All others are constants of the model that is returned:
     their derivatives would be computed for nothing.
     """
+    parameters = without_clip(parameters)
     if shares == EVERYTHING:
         return model, parameters
     moving = {*matching(shares, parameters), *adapted_names(rule, model, parameters)}

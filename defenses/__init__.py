@@ -10,12 +10,14 @@ if TYPE_CHECKING:
         redrawn_epsilon,
         secure_sum_epsilon,
     )
+    from metaleak.defenses.adaptive_clip import CLIP_NAME, AdaptiveClip, AdaptsClip, adapting
     from metaleak.defenses.cost import bytes_sent
     from metaleak.defenses.defense import (
         NO_NOISE,
         Accounted,
         AddedNoise,
         Costed,
+        CountsNorms,
         Defense,
         ExampleMechanism,
         ExampleSet,
@@ -38,10 +40,14 @@ if TYPE_CHECKING:
     from metaleak.defenses.selection import Selection
 
 __all__ = [
+    "CLIP_NAME",
     "NO_NOISE",
     "Accounted",
+    "AdaptiveClip",
+    "AdaptsClip",
     "AddedNoise",
     "Costed",
+    "CountsNorms",
     "Defense",
     "DistributedGaussian",
     "DistributedRecordLevel",
@@ -61,6 +67,7 @@ __all__ = [
     "Shapes",
     "SharesNoise",
     "Sign",
+    "adapting",
     "bytes_sent",
     "gaussian_epsilon",
     "gaussian_noise_multiplier",
@@ -70,10 +77,14 @@ __all__ = [
 ]
 
 _MODULES = {
+    "CLIP_NAME": "adaptive_clip",
     "NO_NOISE": "defense",
     "Accounted": "defense",
+    "AdaptiveClip": "adaptive_clip",
+    "AdaptsClip": "adaptive_clip",
     "AddedNoise": "defense",
     "Costed": "defense",
+    "CountsNorms": "defense",
     "Defense": "defense",
     "DistributedGaussian": "distributed_gaussian",
     "DistributedRecordLevel": "distributed_record_level",
@@ -93,6 +104,7 @@ _MODULES = {
     "Shapes": "defense",
     "SharesNoise": "defense",
     "Sign": "quantization",
+    "adapting": "adaptive_clip",
     "bytes_sent": "cost",
     "gaussian_epsilon": "accounting",
     "gaussian_noise_multiplier": "accounting",

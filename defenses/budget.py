@@ -5,10 +5,14 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from metaleak.defenses.accounting import gaussian_noise_multiplier
+from metaleak.defenses.adaptive_clip import AdaptiveClip
 
 
 class Budget(BaseModel):
-    """Either a `noise_multiplier`, or the `epsilon` at `delta` of the `releases` rounds that one learner answers."""
+    """Either a `noise_multiplier`, or the `epsilon` at `delta` of the `releases` rounds that one learner answers.
+
+    With `adapt` the clipping norm of what is sent is only where the run begins; see `AdaptiveClip`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -16,6 +20,7 @@ class Budget(BaseModel):
     epsilon: Annotated[float, Field(gt=0, le=10_000)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     releases: Annotated[int, Field(ge=1)] | None = None
+    adapt: AdaptiveClip | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

@@ -18,11 +18,11 @@ mean gets: an `ExampleMechanism`. A learner calls no defense of the place `aggre
 messages of a round between learners and server.
 """
 
-Reading = Literal["support", "curvature", "query", "all"]
+Reading = Literal["support", "curvature", "query", "all", "batch"]
 """Which mean over examples a rule takes.
 
 Of the gradients of the support set (an inner step), of the products of its Hessians with a vector (the derivative of
-an inner step), of the gradients of the query set, or of the gradients of both sets as one.
+an inner step), of the gradients of the query set, of the gradients of both sets as one, or of a batch of them.
 """
 
 ExampleSet = Literal["support", "query"]
@@ -175,4 +175,16 @@ class ExampleMechanism(Protocol):
         self, total: dict[str, Tensor], count: int, reading: Reading, random: RandomSource
     ) -> dict[str, Tensor]:
         """Return the mean over `count` examples, with noise, of what adds up to `total`; same shapes and dtypes."""
+        ...
+
+
+@runtime_checkable
+class CountsNorms(Protocol):
+    """An `ExampleMechanism` whose clipping norm can adapt to the norms that it meets."""
+
+    def clip_fall(self, norms: Tensor, reading: Reading, random: RandomSource) -> float | None:
+        """Return, with noise, by how much the norm should fall after a mean of contributions of such `norms (n,)`.
+
+        `None` where the norm does not adapt to such a mean.
+        """
         ...

@@ -32,11 +32,9 @@ class DistributedGaussian(GaussianMechanism):
     least_learners: Annotated[int, Field(ge=1)] | None = None
 
     @property
-    def standard_deviation(self) -> float:
-        """The standard deviation of one learner's share; raises `ValueError` without `least_learners`."""
-        if self.least_learners is None:
-            raise ValueError("least_learners: must be given: how many learners answer in every round, at least")
-        return self.multiplier * self.sensitivity / math.sqrt(self.least_learners)
+    def share(self) -> float:
+        """Which part of the noise's deviation one learner adds; raises `ValueError` without `least_learners`."""
+        return share_of(self.least_learners)
 
     def for_learners(self, learners: int) -> Self:
         """Return the mechanism of one of at least `learners`; raises `ValueError` when it was set up for more."""
@@ -45,6 +43,13 @@ class DistributedGaussian(GaussianMechanism):
     def epsilon_after(self, releases: int) -> float:
         """Return the epsilon at `delta` of the sums of `releases` rounds in which one learner takes part."""
         return secure_sum_epsilon(self.multiplier, 1.0, releases, self.delta)
+
+
+def share_of(least_learners: int | None) -> float:
+    """Return 1 / sqrt(`least_learners`); raises `ValueError` in one line where they are not given yet."""
+    if least_learners is None:
+        raise ValueError("least_learners: must be given: how many learners answer in every round, at least")
+    return 1 / math.sqrt(least_learners)
 
 
 def least_of(asked: int | None, learners: int) -> int:

@@ -1,14 +1,13 @@
 """Record-level privacy of a secure sum: the last mean's noise is shared among the learners."""
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import Field
 
 from metaleak.defenses.defense import Reading
-from metaleak.defenses.distributed_gaussian import least_of
-from metaleak.defenses.record_level import RecordLevel
+from metaleak.defenses.distributed_gaussian import least_of, share_of
+from metaleak.defenses.record_level import SENT, RecordLevel
 
 
 class DistributedRecordLevel(RecordLevel):
@@ -23,7 +22,7 @@ class DistributedRecordLevel(RecordLevel):
         as long as at least `least_learners` answer in every round that do not tell the server their share of the
         noise. Of a query example: whatever the adapted parameters and the other learners' sums are, the sum is a
         Gaussian mechanism in it. Of a support example: as for `RecordLevel`. Only what is sent as it is can have less
-        noise, so a rule that adapts with what it sends in several steps (Reptile) is refused.
+        noise, so a rule that computes with what it sends in several steps (Reptile, FedAvg in batches) is refused.
     """
 
     least_learners: Annotated[int, Field(ge=1)] | None = None
@@ -34,7 +33,7 @@ class DistributedRecordLevel(RecordLevel):
         Raises `ValueError` in one line for a rule that computes with the mean that it sends.
         """
         sent = readings.get("all", 0) + readings.get("query", 0)
-        if sent > 1 or (readings.get("curvature", 0) and sent):
+        if sent > 1 or "batch" in readings or (readings.get("curvature", 0) and sent):
             raise ValueError(
                 f"name: only a mean that is sent as it is can share its noise, and the rule takes {dict(readings)} "
                 "in one round; fomaml and fedsgd do"
@@ -45,9 +44,10 @@ class DistributedRecordLevel(RecordLevel):
         """Return the mechanism of one of at least `learners`; raises `ValueError` when it was set up for more."""
         return self.model_copy(update={"least_learners": least_of(self.least_learners, learners)})
 
-    def standard_deviation(self, reading: Reading, count: int) -> float:
-        """Return the standard deviation of this learner's noise; raises `ValueError` without `least_learners`."""
-        if self.least_learners is None:
-            raise ValueError("least_learners: must be given: how many learners answer in every round, at least")
-        whole = super().standard_deviation(reading, count)
-        return whole / math.sqrt(self.least_learners) if reading in ("query", "all") else whole
+    def share(self, reading: Reading) -> float:
+        """Return which part of the noise's standard deviation one learner adds.
+
+        Raises `ValueError` without `least_learners`.
+        """
+        of_sums = share_of(self.least_learners)
+        return of_sums if reading in SENT else 1.0

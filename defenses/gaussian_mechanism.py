@@ -1,12 +1,13 @@
 """The Gaussian mechanism: a defense with a guarantee."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from metaleak.defenses.accounting import gaussian_epsilon
+from metaleak.defenses.adaptive_clip import CLIP_NAME
 from metaleak.defenses.budget import Budget
 from metaleak.defenses.defense import AddedNoise
 from metaleak.defenses.randomness import RandomSource
@@ -20,6 +21,10 @@ class GaussianMechanism(Budget):
 
     Give `noise_multiplier`, or the `epsilon` that a learner may spend in the whole run. The latter takes `releases`,
     the rounds in which one learner takes part; an experiment fills it in through `for_releases`.
+
+    With `adapt` the clipping norm is the server's, which learns from each message, by one noisy bit, whether the norm
+    was at most that (`AdaptiveClip`): one more entry beside the tensors, and for noise of its own a little more of it
+    on them.
 
     Formal guarantee
         What one learner sends in k rounds is (`epsilon_after(k)`, `delta`)-differentially private (Balle and Wang
@@ -64,15 +69,30 @@ class GaussianMechanism(Budget):
     @property
     def standard_deviation(self) -> float:
         """The standard deviation of the noise on every entry, in the gradient's own units."""
-        return self.multiplier * self.sensitivity
+        factor = 1.0 if self.adapt is None else self.adapt.mean_factor
+        return self.multiplier * factor * self.sensitivity * self.share
+
+    @property
+    def share(self) -> float:
+        """Which part of the noise's standard deviation one learner adds: all."""
+        return 1.0
+
+    @property
+    def sent_clip(self) -> float:
+        """The clipping norm."""
+        return self.clip
+
+    def with_sent_clip(self, norm: float) -> Self:
+        """Return the mechanism with another clipping norm."""
+        return self.model_copy(update={"clip": norm})
 
     def epsilon_after(self, releases: int) -> float:
         """Return the epsilon at `delta` of all that one learner sends in `releases` rounds."""
         return gaussian_epsilon(self.multiplier, releases, self.delta)
 
-    def noise(self) -> AddedNoise:
-        """Return Gaussian noise of the `standard_deviation`."""
-        return AddedNoise("gaussian", self.standard_deviation)
+    def noise(self) -> AddedNoise | None:
+        """Return Gaussian noise of the `standard_deviation`; `None` where that changes from round to round."""
+        return AddedNoise("gaussian", self.standard_deviation) if self.adapt is None else None
 
     def without_noise(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `tensors` clipped, in float64."""
@@ -81,10 +101,22 @@ class GaussianMechanism(Budget):
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` clipped and noisy; see `clipped` for what happens to which norm."""
         deviation = self.standard_deviation
-        return {
+        sent = {
             name: (value + deviation * random.normal(value.shape).to(value.device)).to(tensors[name].dtype)
             for name, value in clipped(tensors, self.clip).items()
         }
+        if self.adapt is not None:
+            some = next(iter(sent.values()))
+            noise = float(random.normal((1,))) * self.multiplier * self.adapt.count_noise * self.share
+            fall = self.adapt.fall(float(norm_of(tensors) <= self.clip) + noise)
+            sent[CLIP_NAME] = some.new_full((1,), fall)
+        return sent
+
+
+def norm_of(tensors: dict[str, Tensor]) -> float:
+    """Return the L2 norm of all `tensors` as one vector, in float64; it may be infinite, or no number."""
+    wide = [torch.linalg.vector_norm(value.detach().to(torch.float64)) for value in tensors.values()]
+    return float(torch.stack(wide).square().sum().sqrt())
 
 
 def clipped(tensors: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
@@ -98,7 +130,7 @@ def clipped(tensors: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
     | infinite, or no number (any such entry, overflow) | 0: no input escapes the bound, and none is told apart |
     """
     wide = {name: value.detach().to(torch.float64) for name, value in tensors.items()}
-    norm = float(torch.stack([torch.linalg.vector_norm(value) for value in wide.values()]).square().sum().sqrt())
+    norm = norm_of(wide)
     if not norm < float("inf"):
         return {name: torch.zeros_like(value) for name, value in wide.items()}
     if norm <= clip:

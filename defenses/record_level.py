@@ -15,11 +15,14 @@ from metaleak.defenses.randomness import RandomSource
 _MARGIN = 1 - 1e-5
 """Sums over examples are rounded to float32: the norm is held this much below the bound."""
 
+SENT: tuple[Reading, ...] = ("query", "all", "batch")
+"""The means of which a message is made."""
+
 _Clip = Annotated[float, Field(gt=0, le=1e12)]
 
 _READ_BY: Mapping[ExampleSet, tuple[Reading, ...]] = {
-    "support": ("support", "curvature", "all"),
-    "query": ("query", "all"),
+    "support": ("support", "curvature", "all", "batch"),
+    "query": ("query", "all", "batch"),
 }
 
 
@@ -36,6 +39,9 @@ class RecordLevel(Budget):
     The latter takes `releases`, the rounds in which one learner takes part, and `readings`, how many means of each
     kind the rule takes a round; an experiment fills them in. Each set then gets the noise that spends the whole of
     `epsilon` on it.
+
+    With `adapt` the clipping norm of what is sent (`query_clip`, or `clip` where a rule knows no query set) is the
+    server's, which learns from each mean, with noise, which part of the norms were at most that (`AdaptiveClip`).
 
     Formal guarantee
         What one learner sends in k rounds is (`epsilon_after(k)`, `delta`)-differentially private in each example,
@@ -80,7 +86,33 @@ class RecordLevel(Budget):
 
     def standard_deviation(self, reading: Reading, count: int) -> float:
         """Return the standard deviation of the noise on every entry of such a mean over `count` examples."""
-        return self.multiplier(reading) * 2 * self.clip_of(reading) / count
+        factor = self.adapt.mean_factor if self.adapt is not None and reading in SENT else 1.0
+        return self.multiplier(reading) * factor * 2 * self.clip_of(reading) / count * self.share(reading)
+
+    def share(self, reading: Reading) -> float:
+        """Return which part of the noise's standard deviation one learner adds: all."""
+        return 1.0
+
+    @property
+    def sent_clip(self) -> float:
+        """The clipping norm of the means that are sent."""
+        return self.clip_of("query")
+
+    def with_sent_clip(self, norm: float) -> Self:
+        """Return the mechanism with another; that of the support set's means stays."""
+        kept = {f"{one}_clip": self.clip_of(one) for one in ("support", "curvature")}
+        return self.model_copy(update={**kept, "clip": norm, "query_clip": norm})
+
+    def clip_fall(self, norms: Tensor, reading: Reading, random: RandomSource) -> float | None:
+        """Return what a mean of contributions with these `norms (n,)` says of the clipping norm; see `AdaptiveClip`.
+
+        `None` where the norm does not adapt to such a mean.
+        """
+        if self.adapt is None or reading not in SENT:
+            return None
+        part = float((norms <= self.clip_of(reading)).double().mean())
+        deviation = self.multiplier(reading) * self.adapt.count_noise / len(norms) * self.share(reading)
+        return self.adapt.fall(part + deviation * float(random.normal((1,))))
 
     def means_a_round(self, examples: ExampleSet) -> int:
         """Return how many means of one round an example of the set contributes to.

@@ -245,9 +245,17 @@ def defense(
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, max=1000, help="Rounds that a learner takes part in.")
     ] = 1,
-    trials: Annotated[int, typer.Option("--trials", help="Learners that are asked.")] = 10_000,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials", help="Learners that are asked, or canaries of one run.", show_default="10000, or 1000"
+        ),
+    ] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="With which the lower bounds hold.")] = 0.95,
     seed: Annotated[int, typer.Option("--seed", help="Of the trials.")] = 0,
+    one_run: Annotated[
+        bool, typer.Option("--one-run", help="All trials are canaries of one run; no assumption on the noise.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare the epsilon that a defense promises with what the worst-case adversary proves of it.
@@ -260,8 +268,10 @@ def defense(
     """
     from metaleak.deploy.audits.defense_command import audit_defense_command
 
+    if trials is None:
+        trials = 1000 if one_run else 10_000
     settings = {"trials": trials, "confidence": confidence, "seed": seed}
-    audit_defense_command(name, tuple(changes or ()), rule, asks, rounds, settings, as_json)
+    audit_defense_command(name, tuple(changes or ()), rule, asks, rounds, settings, one_run, as_json)
 
 
 def _with_data(changes: list[str] | None, data_dir: Path | None, download: bool) -> tuple[str, ...]:

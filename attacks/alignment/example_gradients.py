@@ -8,7 +8,7 @@ from torch.func import grad, vmap
 from metaleak.attacks.at_once import number_at_once
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Decoupled, Model
-from metaleak.clients.rules import Rule, cross_entropy, outer_point
+from metaleak.clients.rules import Rule, cross_entropy, outer_point, taken_back
 
 _CHUNK = 64
 """Images whose gradients are computed at once on a CPU."""
@@ -24,9 +24,10 @@ def query_contributions(
 
     `support (K, ways, shots, C, H, W)` are K support sets of the learner's classes, `images (B, C, H, W)` the images
     asked about with their `positions (B,)`. For every stand-in the image's loss is differentiated where the rule does
-    so with its query images (`outer_point`): mostly at the parameters adapted to the stand-in. The D entries are
-    those of all parameters, one after the other. The meta-gradient is the mean of such contributions over the query
-    set, through the adaptation's Jacobian, which is left out: measured, it costs 25 times the work and finds no more.
+    so with its query images (`outer_point`): mostly at the parameters adapted to the stand-in, less what the rule
+    takes back of the gradient at the sent parameters (`taken_back`). The D entries are those of all parameters, one
+    after the other. The meta-gradient is the mean of such contributions over the query set, through the adaptation's
+    Jacobian, which is left out: measured, it costs 25 times the work and finds no more.
 
     A model whose examples are coupled (batch normalization) is taken apart at the stand-in's own statistics.
     """
@@ -35,15 +36,10 @@ def query_contributions(
     def of_stand_in(one: Tensor) -> Tensor:
         episode = Episode(one, labels, one, labels)
         adapted = {name: value.detach() for name, value in outer_point(rule, model, parameters, episode).items()}
-        single = model.decoupled(adapted, one) if isinstance(model, Decoupled) else model
-
-        def loss(parameters: Parameters, image: Tensor, position: Tensor, single: Model = single) -> Tensor:
-            return cross_entropy(single, parameters, image[None], position[None])
-
-        gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=number_at_once(_CHUNK, images.device))(
-            adapted, images, positions
-        )
-        return flattened(gradients)
+        found = _each_gradient(model, adapted, one, images, positions)
+        if part := taken_back(rule):
+            found = found - part * _each_gradient(model, parameters, one, images, positions)
+        return found
 
     sets = support.flatten(1, 2)
     if number_at_once(1, images.device) > 1 and not isinstance(model, Decoupled):
@@ -54,6 +50,17 @@ def query_contributions(
     for one in sets:
         total += of_stand_in(one)
     return total / len(sets)
+
+
+def _each_gradient(model: Model, parameters: Parameters, beside: Tensor, images: Tensor, positions: Tensor) -> Tensor:
+    """Return the gradient of each image's loss at `parameters`, `(B, D)`, in a batch with the images `beside` it."""
+    single = model.decoupled(parameters, beside) if isinstance(model, Decoupled) else model
+
+    def loss(parameters: Parameters, image: Tensor, position: Tensor) -> Tensor:
+        return cross_entropy(single, parameters, image[None], position[None])
+
+    chunk = number_at_once(_CHUNK, images.device)
+    return flattened(vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk)(parameters, images, positions))
 
 
 def support_contributions(

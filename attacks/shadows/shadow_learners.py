@@ -93,7 +93,11 @@ def in_means(observation: Observation, shadows: Shadows) -> Shadows:
         return shadows
     count = observation.mean_of
     gradients, undefended = (
-        {name: (count * observation.gradients[name][:1] + own) / (count + 1) for name, own in sent.items()}
+        {
+            name: (count * observation.gradients[name][:1] + own) / (count + 1)
+            for name, own in sent.items()
+            if name in observation.gradients
+        }
         for sent in (shadows.gradients, shadows.undefended)
     )
     return replace(shadows, gradients=gradients, undefended=undefended)

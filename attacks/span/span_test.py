@@ -76,6 +76,7 @@ class SpanTest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     on_any_device: ClassVar[bool] = True
+    takes_parts: ClassVar[bool] = True
 
     asks: Literal["query", "support"] = "query"
     coefficients: Literal["predicted", "free"] = "predicted"
@@ -250,6 +251,8 @@ def span_scores(gradient: Tensor, images: Tensor) -> Tensor:
 def _dense(observation: Observation, targets: Targets) -> DenseInput:
     dense = dense_input(observation.model)
     first = dense.weight
+    if first not in observation.gradients:
+        raise ValueError(f"shares: the attack needs the gradient of {first!r}, which the learners do not share")
     width = observation.parameters[first].shape[1]
     if len(targets.examples) and targets.examples[0].numel() != width:
         raise ValueError(f"target images have {targets.examples[0].numel()} values, {first!r} takes {width}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from metaleak.clients.rules.batch import batch_meta_gradients, meta_gradient, stacked
     from metaleak.clients.rules.federated import FedAvg, FedSGD
+    from metaleak.clients.rules.fedmenf import FedMeNF
     from metaleak.clients.rules.maml import MAML, anil, first_order_maml
     from metaleak.clients.rules.own_span import own_coordinates, own_span_pays
     from metaleak.clients.rules.released_means import ReadsMeans, ReleasedMeans, reads_means
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
         inner_steps,
         outer_point,
         support_entry,
+        taken_back,
     )
 
 __all__ = [
     "MAML",
     "FedAvg",
+    "FedMeNF",
     "FedSGD",
     "Perturb",
     "ReadsMeans",
@@ -44,11 +47,13 @@ __all__ = [
     "reads_means",
     "stacked",
     "support_entry",
+    "taken_back",
 ]
 
 _MODULES = {
     "MAML": "maml",
     "FedAvg": "federated",
+    "FedMeNF": "fedmenf",
     "FedSGD": "federated",
     "Perturb": "rule",
     "ReadsMeans": "released_means",
@@ -69,6 +74,7 @@ _MODULES = {
     "reads_means": "released_means",
     "stacked": "batch",
     "support_entry": "rule",
+    "taken_back": "rule",
 }
 
 if not TYPE_CHECKING:  # Type checkers would take any name for one of these.

@@ -11,6 +11,7 @@ from metaleak.clients.models import Model
 from metaleak.clients.rules.own_span import own_span_meta_gradients, own_span_pays
 from metaleak.clients.rules.released_means import ReleasedMeans, reads_means
 from metaleak.clients.rules.rule import Perturb, Rule
+from metaleak.defenses import CLIP_NAME
 
 
 def batch_meta_gradients(
@@ -54,13 +55,20 @@ def meta_gradient(
 ) -> tuple[Parameters, Tensor]:
     """Return the meta-gradient of one episode and the loss, from released `means` where there are any.
 
+    With it stands what the `means` say of a clipping norm that adapts, under `CLIP_NAME`.
+
     Raises `ValueError` for these together with an inner defense, or for a rule that does not read means alone.
     """
     if means is None:
         return rule.meta_gradient(model, parameters, episode, perturb)
     if perturb is not None:
         raise ValueError("defenses: one of the place 'inner' and one of the place 'example' exclude one another")
-    return reads_means(rule).released_meta_gradient(model, parameters, episode, means)
+    means.falls.clear()
+    gradient, loss = reads_means(rule).released_meta_gradient(model, parameters, episode, means)
+    if means.falls:
+        some = next(iter(gradient.values()))
+        gradient = {**gradient, CLIP_NAME: some.new_full((1,), sum(means.falls) / len(means.falls))}
+    return gradient, loss
 
 
 def stacked(gradients: Sequence[Parameters]) -> Parameters:

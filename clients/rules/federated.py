@@ -125,17 +125,39 @@ class FedAvg(BaseModel):
         """Return (w - theta) / rate, shaped like `parameters`, and the loss on all examples at theta."""
         images, labels = all_examples(episode)
         *_, local = self._trail(model, parameters, images, labels, perturb)
-        shared = {name: (value - local[name]) / self.rate for name, value in parameters.items()}
-        return shared, cross_entropy(model, local, images, labels)
+        return self._shared(parameters, local), cross_entropy(model, local, images, labels)
+
+    @property
+    def readings(self) -> Mapping[Reading, int]:
+        """One mean an epoch, of all examples or of the batch that an example is in."""
+        return {"all" if self.batch is None else "batch": self.epochs}
+
+    def released_meta_gradient(
+        self, model: Model, parameters: Parameters, episode: Episode, means: ReleasedMeans
+    ) -> tuple[Parameters, Tensor]:
+        """Return the sum of the released means of all batches, and the loss on all examples at theta."""
+        images, labels = all_examples(episode)
+        (reading,), local = self.readings, parameters
+        for step, some in enumerate(self._batches(len(images))):
+            mean = means.gradient(model, local, frozenset(local), images[some], labels[some], reading, step)
+            local = {name: value - self.rate * mean[name] for name, value in local.items()}
+        return self._shared(parameters, local), cross_entropy(model, local, images, labels)
+
+    def _shared(self, parameters: Parameters, local: Parameters) -> Parameters:
+        return {name: (value - local[name]) / self.rate for name, value in parameters.items()}
+
+    def _batches(self, count: int) -> Iterator[slice]:
+        """Yield which of `count` examples each local step takes."""
+        batches = 1 if self.batch is None else -(-count // self.batch)
+        for step in range(self.epochs * batches):
+            yield slice(step % batches, None, batches)
 
     def _trail(
         self, model: Model, parameters: Parameters, images: Tensor, labels: Tensor, perturb: Perturb | None = None
     ) -> Iterator[Parameters]:
         """Yield the weights before the first local step and after each."""
-        batches = 1 if self.batch is None else -(-len(images) // self.batch)
         yield parameters
-        for step in range(self.epochs * batches):
-            some = slice(step % batches, None, batches)
+        for step, some in enumerate(self._batches(len(images))):
             numbered = None if perturb is None else _numbered(perturb, step)
             parameters = inner_steps(model, parameters, images[some], labels[some], 1, self.rate, perturb=numbered)
             yield parameters

@@ -105,7 +105,9 @@ class MAML(BaseModel):
         support = episode.support_inputs, episode.support_labels
         query = episode.query_inputs, episode.query_labels
         trail = means.descent(model, parameters, *support, self.inner_steps, self.inner_rate, "support", names)
-        gradient = means.gradient(model, trail[-1], frozenset(parameters), *query, "query")
+        # Only the second order computes with the gradients of parameters that are not sent.
+        sent = frozenset(parameters) if self.order == 2 else means.shared(parameters)
+        gradient = means.gradient(model, trail[-1], sent, *query, "query")
         for step in reversed(range(self.inner_steps if self.order == 2 else 0)):
             moved = {name: value for name, value in gradient.items() if name in names}
             product = means.curvature(model, trail[step], moved, *support, step)

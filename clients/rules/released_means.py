@@ -1,7 +1,8 @@
 """Means over examples under a defense of the place `example`, and what a rule must be to be computed from them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,7 +12,7 @@ from torch.func import grad, jvp, vmap
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model, dense_input_of
 from metaleak.clients.rules.rule import Rule, cross_entropy
-from metaleak.defenses import ExampleMechanism, RandomSource, Reading
+from metaleak.defenses import CountsNorms, ExampleMechanism, RandomSource, Reading
 
 _BYTES_AT_ONCE = 1 << 26
 """Most bytes of contributions of single examples that are held at a time."""
@@ -24,10 +25,19 @@ class ReleasedMeans:
     Each example is computed by itself, so that its contribution does not depend on the others. Where the model's
     first layer is dense (`dense_input_of`), the contribution of one image x to that layer's weight is d x^T for some
     d, and d |x| is computed in its place: the same norm, and a sum over examples that is one matrix product.
+
+    `shares` are patterns of the parameters that are sent: a mean that is sent as it is has no others.
+    `falls` is filled with what each mean says of a clipping norm that adapts (`AdaptiveClip.fall`).
     """
 
     mechanism: ExampleMechanism
     source: Callable[[Reading, int], RandomSource]
+    shares: tuple[str, ...] = ("*",)
+    falls: list[float] = field(default_factory=list)
+
+    def shared(self, parameters: Parameters) -> frozenset[str]:
+        """Return the names of the parameters that are shared."""
+        return frozenset(name for name in parameters if any(fnmatchcase(name, one) for one in self.shares))
 
     def gradient(
         self,
@@ -118,9 +128,11 @@ class ReleasedMeans:
         step: int,
     ) -> Parameters:
         total: Parameters = {}
+        sizes: list[Tensor] = []
         for examples in _chunks(model, parameters, images, labels):
             made = {name: value.detach() for name, value in contributions(examples).items()}
             norms = torch.stack([value.flatten(1).double().square().sum(1) for value in made.values()]).sum(0).sqrt()
+            sizes.append(norms)
             weights = self.mechanism.weights(norms, reading)
             if not bool(torch.isfinite(norms).all()):
                 # No number times 0 is no number.
@@ -128,7 +140,12 @@ class ReleasedMeans:
             for name, value in made.items():
                 part = examples.added_up(name, value, weights)
                 total[name] = total[name] + part if name in total else part
-        return self.mechanism.noisy_mean(total, len(images), reading, self.source(reading, step))
+        random = self.source(reading, step)
+        mean = self.mechanism.noisy_mean(total, len(images), reading, random)
+        if isinstance(self.mechanism, CountsNorms):
+            fall = self.mechanism.clip_fall(torch.cat(sizes), reading, random)
+            self.falls.extend([] if fall is None else [fall])
+        return mean
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,16 @@ class StatesOuterPoint(Protocol):
         ...
 
 
+@runtime_checkable
+class TakesBack(Protocol):
+    """A rule that takes away part of the query set's gradient at the sent parameters."""
+
+    @property
+    def taken_back(self) -> float:
+        """Return which part."""
+        ...
+
+
 def support_entry(rule: Rule) -> SupportEntry:
     """Return how the support set enters what `rule` shares; `parameters` for a rule that does not state it."""
     return rule.support_enters if isinstance(rule, StatesSupportEntry) else "parameters"
@@ -100,6 +110,11 @@ def outer_point(rule: Rule, model: Model, parameters: Parameters, episode: Episo
     if isinstance(rule, StatesOuterPoint):
         return rule.outer_point(model, parameters, episode)
     return rule.adapt(model, parameters, episode)
+
+
+def taken_back(rule: Rule) -> float:
+    """Return which part of the query set's gradient at the sent parameters `rule` takes away; 0 by default."""
+    return rule.taken_back if isinstance(rule, TakesBack) else 0.0
 
 
 def all_examples(episode: Episode) -> tuple[Tensor, Tensor]:

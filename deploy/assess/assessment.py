@@ -20,6 +20,7 @@ from metaleak.deploy.assess.privacy import message_cost
 from metaleak.deploy.assess.reconstruction import Rebuilt, rebuild
 from metaleak.deploy.assess.released_models import assess_released
 from metaleak.deploy.assess.time_limit import within_hours
+from metaleak.deploy.audits.run_audit import audited_epsilon
 from metaleak.deploy.config.experiment import Experiment, TargetSettings
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.results.json_file import write_json
@@ -96,7 +97,9 @@ def assess(
         knows=", ".join(sorted(made.requires)) or "nothing",
         seconds=round(time.monotonic() - started, 3),
         evaluation=asked.evaluation if asked else None,
-        privacy=asked.privacy if asked else None,
+        privacy=asked.privacy.model_copy(update={"audited": audited_epsilon(experiment, made.asks)})
+        if asked
+        else None,
         cost=message_cost(attacked.federation),
         statistics=asked.statistics if asked else {},
         measured=rebuilt.measures if rebuilt else (),
@@ -111,7 +114,8 @@ def assess(
     write_json(out / "attack.json", result)
     if asked:
         asked.forget_parts()
-        asked.privacy.check()
+    if result.privacy:
+        result.privacy.check()
     return result
 
 

@@ -11,6 +11,7 @@ from metaleak.attacks.observation import Observation, Update
 from metaleak.attacks.rounds import Evidence, Round
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.federation import Federation
+from metaleak.clients.sharing import without_clip
 from metaleak.deploy.assess.kept_parts import KeptParts
 from metaleak.deploy.assess.truth import (
     SETS,
@@ -120,8 +121,8 @@ def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None 
     return Observation(
         model=federation.model,
         rule=federation.rule,
-        parameters=federation.whole(update.sent),
-        gradients=update.gradients(),
+        parameters=without_clip(federation.whole(update.sent)),
+        gradients=without_clip(update.gradients()),
         ways=task.ways,
         shots=task.shots * task.episodes_per_message,
         queries=task.queries * task.episodes_per_message,

@@ -71,11 +71,13 @@ def audit(canary: Canary, delta: float, trials: Trials, progress: Callable[[int,
     is found. The threshold is halfway between the means.
     """
     first = np.array(keyed_uniforms(trials.trials, trials.seed, "audit")) < 0.5
-    sent = np.empty((trials.trials, canary.rounds))
+    seen = []
     for learner in range(trials.trials):
-        sent[learner] = [canary.sent(learner, bool(first[learner]), round + 1) for round in range(canary.rounds)]
+        rounds = [canary.sent(learner, bool(first[learner]), round + 1) for round in range(canary.rounds)]
+        seen.append(np.concatenate(rounds))
         if progress is not None and learner % 100 == 99:
             progress(learner + 1, trials.trials)
+    sent = np.stack(seen)
     calibration = max(50, int(_CALIBRATION * trials.trials))
     direction, threshold = _discriminant(sent[:calibration], first[:calibration])
     scores, truth = sent[calibration:] @ direction - threshold, first[calibration:]
@@ -92,7 +94,7 @@ def audit(canary: Canary, delta: float, trials: Trials, progress: Callable[[int,
 
 
 def _discriminant(sent: NDArray[np.float64], first: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:
-    """Return Fisher's direction `(rounds,)` between the two inputs, and the threshold halfway between their means."""
+    """Return Fisher's direction between the two inputs, and the threshold halfway between their means."""
     means = [sent[first == which].mean(axis=0) for which in (True, False)]
     within = np.concatenate([sent[first] - means[0], sent[~first] - means[1]])
     covariance = within.T @ within / len(within)

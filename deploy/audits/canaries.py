@@ -13,12 +13,27 @@ from metaleak.clients.learner import TaskLearner
 from metaleak.clients.models import MLP
 from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.rules import MAML, Rule, reads_means
-from metaleak.defenses import Accounted, Defense, ExampleMechanism, ExampleSet, RecordLevel, SharesNoise
+from metaleak.defenses import (
+    CLIP_NAME,
+    Accounted,
+    AdaptsClip,
+    Defense,
+    ExampleMechanism,
+    ExampleSet,
+    RecordLevel,
+    SharesNoise,
+    adapting,
+)
 
-_LARGE = 1e6
+LARGE = 1e6
 """In units of any clipping norm: what is not clipped, or only after the noise, shows."""
 
-_SHARING = 5
+_LARGE_CLIP = 1e3
+
+_BELOW = 1 - 1e-4
+"""In units of a clipping norm: what counts as below it, and is as good as clipped."""
+
+SHARING = 5
 """How many learners share the noise of a sum, where they do."""
 
 _NO_DATA = LabeledExamples(torch.zeros(1, 1, 1, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("none",))
@@ -40,8 +55,11 @@ class Canary(Protocol):
         """The rounds in which the learner takes part."""
         ...
 
-    def sent(self, learner: int, first: bool, round: int) -> float:
-        """Return what `learner` sends in `round` of the `first` of the two inputs, along the line between them."""
+    def sent(self, learner: int, first: bool, round: int) -> tuple[float, ...]:
+        """Return what `learner` sends in `round` of the `first` of the two inputs.
+
+        Along the line between them; and, where a clipping norm adapts, what is said of it.
+        """
         ...
 
 
@@ -51,23 +69,35 @@ def canary_for(defense: Defense, rule: Rule, asks: ExampleSet, rounds: int, seed
     `rule` and `asks` matter to a defense of the place `example` alone. Raises `ValueError` in one line, which begins
     with the key at fault, for a defense without a guarantee or with one that does not fit.
     """
-    if isinstance(defense, ExampleMechanism):
-        defense = defense.for_readings(reads_means(rule).readings)
-    if isinstance(defense, SharesNoise):
-        defense = defense.for_learners(_SHARING)
-    if not isinstance(defense, Accounted):
-        raise ValueError(f"name: {type(defense).__name__} has no guarantee that could be audited")
-    defense = defense.for_releases(rounds)
-    delta = defense.delta
-    if not math.isfinite(defense.epsilon_after(rounds)):
-        raise ValueError(f"noise_multiplier: {type(defense).__name__} promises no finite epsilon")
-    learners = _SHARING if isinstance(defense, SharesNoise) else 1
+    defense, delta = ready(defense, rule, rounds)
+    assert isinstance(defense, Accounted)
+    learners = SHARING if isinstance(defense, SharesNoise) else 1
     if isinstance(defense, RecordLevel):
         accounted = defense.epsilons_after(rounds)[asks]
         return CanaryImage(defense, rule, asks, rounds, accounted, seed, learners), delta
-    if defense.place != "shared":
-        raise ValueError(f"name: no canary is known for {type(defense).__name__} at the place {defense.place!r}")
     return CanaryGradient(defense, rounds, defense.epsilon_after(rounds), seed, learners), delta
+
+
+def ready(defense: Defense, rule: Rule, rounds: int, learners: int = SHARING) -> tuple[Defense, float]:
+    """Return a defense as it acts in a run of so many `rounds`, and the delta of its guarantee.
+
+    One about the sum of learners is that of so many `learners`. Raises `ValueError` as `canary_for` does.
+    """
+    if isinstance(defense, ExampleMechanism):
+        defense = defense.for_readings(reads_means(rule).readings)
+    if isinstance(defense, SharesNoise):
+        defense = defense.for_learners(learners)
+    if not isinstance(defense, Accounted):
+        raise ValueError(f"name: {type(defense).__name__} has no guarantee that could be audited")
+    defense = defense.for_releases(rounds)
+    if not isinstance(defense, RecordLevel) and defense.place != "shared":
+        raise ValueError(f"name: no canary is known for {type(defense).__name__} at the place {defense.place!r}")
+    if isinstance(defense, AdaptsClip) and defense.adapt is not None:
+        # Beside it a gradient's other entries are next to nothing; the guarantee is that of any norm.
+        defense = defense.with_sent_clip(_LARGE_CLIP)
+    if not math.isfinite(defense.epsilon_after(rounds)):
+        raise ValueError(f"noise_multiplier: {type(defense).__name__} promises no finite epsilon")
+    return defense, defense.delta
 
 
 @dataclass(frozen=True)
@@ -75,8 +105,9 @@ class CanaryGradient:
     """Two meta-gradients of opposite directions, of a norm far beyond any clipping norm.
 
     Their signs change from round to round, as the parameters that a server sends could change them: noise that is
-    drawn once for two rounds cancels. Where a guarantee is about the sum of several `learners`, the others send
-    nothing but their noise, and the sum is what is seen.
+    drawn once for two rounds cancels. Where the clipping norm adapts, one of the two is just below it and as far from
+    the other, so that the count tells them apart, too. Where a guarantee is about the sum of several `learners`, the
+    others send nothing but their noise, and the sum is what is seen.
     """
 
     defense: Defense
@@ -85,16 +116,20 @@ class CanaryGradient:
     seed: int
     learners: int = 1
 
-    def sent(self, learner: int, first: bool, round: int) -> float:
+    def sent(self, learner: int, first: bool, round: int) -> tuple[float, ...]:
         """Return the sum of the entries of what is sent, of which each has the same part of the canary."""
-        size = _LARGE * (1 if first else -1) * _sign(round)
-        seen = 0.0
+        adapts = adapting([self.defense])
+        size = LARGE if first == (_sign(round) > 0) else -LARGE
+        if adapts is not None and size < 0:
+            size = -_BELOW * adapts.sent_clip / 8**0.5
+        seen, said = 0.0, 0.0
         for number in range(self.learners):
             entries = torch.full((2, 2), 0.0 if number else size, dtype=torch.float64)
-            one = _learner(self.defense, MAML(), learner * self.learners + number, self.seed)
+            one = stand_in(self.defense, MAML(), learner * self.learners + number, self.seed)
             sent = one.defend_shared({"layer1.weight": entries, "head.weight": entries}, round)
+            said += float(sent.pop(CLIP_NAME, torch.zeros(1)))
             seen += float(sum(value.sum() for value in sent.values()))
-        return _sign(round) * seen
+        return _signed((seen, said) if adapts is not None else (seen,), round)
 
 
 @dataclass(frozen=True)
@@ -104,7 +139,7 @@ class CanaryImage:
     The model is softmax regression on two pixels and two classes, whose parameters the server chooses. The weights of
     the second pixel are so large that the canary, of class 0, is taken for class 1 whatever the noise of inner steps:
     its gradient is (-1, 1) times its first pixel, which is large, of either sign. So it contributes the clipping norm
-    in one direction or the other, to every mean.
+    in one direction or the other, to every mean. Where that norm adapts, the one is just below it, as above.
 
     Where a rule takes the query set's gradients at adapted parameters (`support`, MAML), the query images measure the
     first pixel's weights: each has a threshold of its own, set by its second pixel, above which it is taken for the
@@ -119,17 +154,18 @@ class CanaryImage:
     seed: int
     learners: int = 1
 
-    def sent(self, learner: int, first: bool, round: int) -> float:
+    def sent(self, learner: int, first: bool, round: int) -> tuple[float, ...]:
         """Return the difference of the two classes' first weights in what is sent."""
-        seen = 0.0
+        seen, said = 0.0, 0.0
         for number in range(self.learners):
             episode = self._episode(0 if number else (1 if first else -1) * _sign(round))
-            means = _learner(self.defense, self.rule, learner * self.learners + number, self.seed).means(round)
+            means = stand_in(self.defense, self.rule, learner * self.learners + number, self.seed).means(round)
             assert means is not None
             sent, _ = reads_means(self.rule).released_meta_gradient(_MODEL, _parameters(), episode, means)
             weight = sent["head.weight"]
             seen += float(weight[1, 0] - weight[0, 0])
-        return _sign(round) * seen
+            said += sum(means.falls)
+        return _signed((seen, said) if self.defense.adapt is not None else (seen,), round)
 
     def _episode(self, sign: int) -> Episode:
         support, query = _TASK.ways * _TASK.shots, _TASK.ways * _TASK.queries
@@ -138,7 +174,8 @@ class CanaryImage:
             "query": self._rulers(query) if self.asks == "support" else torch.zeros(query, 2, dtype=torch.float64),
         }
         if sign:
-            inputs[self.asks][0] = torch.tensor([sign * _LARGE, 1.0], dtype=torch.float64)
+            size = LARGE if sign > 0 or self.defense.adapt is None else _BELOW * self.defense.sent_clip / 2**0.5
+            inputs[self.asks][0] = torch.tensor([sign * size, 1.0], dtype=torch.float64)
         elif self.asks == "support":
             inputs["query"].zero_()
         positions = torch.arange(_TASK.ways)
@@ -157,7 +194,7 @@ class CanaryImage:
         deviation = self.rule.inner_rate * self.defense.standard_deviation("support", examples) * (2 * steps) ** 0.5
         thresholds = torch.linspace(-3, 3, _TASK.queries, dtype=torch.float64).repeat(_TASK.ways)
         # A hundredth of a deviation decides, and the gradient of what is decided exceeds the clipping norm.
-        first = torch.full_like(thresholds, max(1000 / deviation, _LARGE * self.defense.clip_of("query")))
+        first = torch.full_like(thresholds, max(1000 / deviation, LARGE * self.defense.clip_of("query")))
         return torch.stack([first, -thresholds * deviation * first / (2 * _WEIGHT)], dim=1)
 
 
@@ -170,10 +207,14 @@ def _parameters() -> Parameters:
     return {"head.weight": weight, "head.bias": torch.zeros(2, dtype=torch.float64)}
 
 
+def _signed(seen: tuple[float, ...], round: int) -> tuple[float, ...]:
+    return tuple(_sign(round) * one for one in seen)
+
+
 def _sign(round: int) -> int:
     return 1 if round % 2 else -1
 
 
-def _learner(defense: Defense, rule: Rule, number: int, seed: int) -> TaskLearner:
+def stand_in(defense: Defense, rule: Rule, number: int, seed: int) -> TaskLearner:
     """Return a learner for its defenses alone: what it holds is not looked at."""
     return TaskLearner(number, seed, _NO_DATA, _NO_SHARD, _TASK, _MODEL, rule, (defense,))

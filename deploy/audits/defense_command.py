@@ -7,9 +7,11 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
+from metaleak.clients.rules import Rule
 from metaleak.defenses import Defense, ExampleSet
 from metaleak.deploy.audits.audit import Trials, audit
 from metaleak.deploy.audits.canaries import canary_for
+from metaleak.deploy.audits.one_run import one_run_audit
 from metaleak.deploy.config.plugins import Kind, Plugin, first_problem
 from metaleak.deploy.config.reading import changed
 from metaleak.deploy.errors import WrongUsage
@@ -26,9 +28,12 @@ def audit_defense_command(
     asks: ExampleSet,
     rounds: int,
     trials: dict[str, Any],
+    one_run: bool,
     as_json: bool,
 ) -> None:
     """Audit the defense called `name` after `changes`, and print what it promises beside what is proven of it.
+
+    By many learners, each with one canary, or by `one_run` with many.
 
     Raises `PrivacyViolation` after that when more is proven than it promises, and `WrongUsage` for what cannot be
     audited.
@@ -39,24 +44,33 @@ def audit_defense_command(
     try:
         settings = Trials(**trials)
         defense: Defense = _built("defenses", plain["defenses"][0])
-        canary, delta = canary_for(defense, _built("rules", plain["rule"]), asks, rounds, settings.seed)
+        built: Rule = _built("rules", plain["rule"])
+        canary, delta = canary_for(defense, built, asks, rounds, settings.seed)
         if settings.trials * rounds > _MOST_SENT:
             raise ValueError(f"{settings.trials} trials of {rounds} rounds are more than {_MOST_SENT} messages")
+        with shown_progress() as progress:
+            bar = progress.add_task(f"audit of {name}", total=rounds if one_run else settings.trials)
+
+            def watch(done: int, total: int) -> None:
+                progress.update(bar, completed=done, total=total)
+
+            if one_run:
+                found = one_run_audit(defense, built, asks, rounds, settings, watch)
+            else:
+                found = audit(canary, delta, settings, watch)
     except ValidationError as error:
         raise WrongUsage(f"audit: {first_problem(error, Trials)}") from None
     except ValueError as error:
         raise WrongUsage(f"audit defense {name}: {error}") from None
-    with shown_progress() as progress:
-        bar = progress.add_task(f"audit of {name}", total=settings.trials)
-        found = audit(canary, delta, settings, lambda done, total: progress.update(bar, completed=done, total=total))
     if as_json:
-        typer.echo(json.dumps({"defense": plain["defenses"][0], "asks": asks, **asdict(found)}))
+        typer.echo(json.dumps({"defense": plain["defenses"][0], "asks": asks, "one_run": one_run, **asdict(found)}))
     else:
         part = f" ({found.lower_bound / found.accounted:.0%})" if found.accounted else ""
+        by_points = "" if one_run else f", by single operating points {found.any_mechanism:.3f}"
         typer.echo(
             f"{name}: accounted epsilon {found.accounted:.3f} over {rounds} {'round' if rounds == 1 else 'rounds'}, "
-            f"proven {found.lower_bound:.3f}{part}, by single operating points "
-            f"{found.any_mechanism:.3f}; {found.confidence:.0%} confidence, delta {delta:g}, {found.trials} trials"
+            f"proven {found.lower_bound:.3f}{part}{by_points}; {found.confidence:.0%} confidence, "
+            f"delta {delta:g}, {found.trials} {'canaries of one run' if one_run else 'trials'}"
         )
     found.check()
 

@@ -15,7 +15,7 @@ from metaleak.clients.federation import Federation
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import reads_means
 from metaleak.clients.sharing import EVERYTHING, Patterns
-from metaleak.defenses import Accounted, Defense, ExampleMechanism, SharesNoise
+from metaleak.defenses import Accounted, Defense, ExampleMechanism, SharesNoise, adapting
 from metaleak.deploy.config.plugins import Kind, Plugin
 from metaleak.deploy.config.releases import most_sampled
 from metaleak.server.learning.meta_learner import sample_size
@@ -85,11 +85,12 @@ class TargetSettings(BaseModel):
     At most `members` examples that learners hold are drawn, and at most `non_members` of the same classes that no
     learner does. Several `rounds` (from `round` on, or up to the last) are attacked together, by attacks that see
     several: a member is then what a learner held in any of those in which it answered. An attack that reconstructs
-    rebuilds the sets of at most `learners` learners in the first of them.
+    rebuilds the sets of at most `learners` learners in the first of them. Beside each attack a guarantee
+    is audited by `audit` trials.
     """
 
     model_config = _STRICT
-
+    audit: Annotated[int, Field(ge=100, le=1_000_000)] | None = None
     members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     non_members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     learners: Annotated[int, Field(ge=0, le=1_000_000)] = 50
@@ -216,6 +217,11 @@ class Experiment(BaseModel):
                 "defenses: beside one of the place 'example' only noise may act on the sets: another could let one "
                 "example change what all others contribute"
             )
+        adapts = adapting(built)
+        if adapts is not None and any(
+            one is not adapts and (one.place == "shared" or adapting([one]) is not None) for one in built
+        ):
+            raise ValueError("defenses: beside one whose clipping norm adapts no other may act on what is sent")
         if "example" in acting and self.task.episodes_per_message > 1:
             raise ValueError(
                 "defenses: one of the place 'example' is accounted for one episode a message, "

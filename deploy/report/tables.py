@@ -80,6 +80,8 @@ def epsilon_text(line: Line) -> str:
     bound = f"≥ {privacy.lower_bound:.2f}" + (" (at most 0 with so few learners)" if privacy.ceiling == 0 else "")
     if privacy.gaussian_lower_bound is not None:
         bound += f", Gaussian ≥ {privacy.gaussian_lower_bound:.2f}"
+    if privacy.audited is not None:
+        bound += f", audit ≥ {privacy.audited:.2f}"
     whole = privacy.accounted if privacy.accounted_run is None else privacy.accounted_run
     if whole is None:
         return bound

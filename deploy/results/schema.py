@@ -82,7 +82,8 @@ class Privacy(Written):
     `gaussian_lower_bound`. `lower_bound` exceeds the true epsilon
     with a chance of 1 - `confidence` at most, whatever the mechanism; so does `gaussian_lower_bound`, the sharper
     one, which is there only where what is accounted for promises to be Gaussian (see `Modeled`). `one_run` (Steinke
-    et al. 2023) rests on assumptions that only about hold, see `one_run_lower_bound`, and decides nothing.
+    et al. 2023) rests on assumptions that only about hold, see `one_run_lower_bound`, and decides nothing. `audited`
+    is what an audit proves of the whole run, where there was one (`targets.audit`).
     """
 
     accounted: Epsilon | None
@@ -94,6 +95,7 @@ class Privacy(Written):
     accounted_run: Epsilon | None = None
     ceiling: Epsilon | None = None
     gaussian_ceiling: Epsilon | None = None
+    audited: Epsilon | None = None
 
     @property
     def proven(self) -> float:
@@ -103,14 +105,17 @@ class Privacy(Written):
     @property
     def violated(self) -> bool:
         """Whether a lower bound exceeds what was accounted for."""
+        if self.audited is not None and self.accounted_run is not None and self.audited > self.accounted_run:
+            return True
         return self.accounted is not None and self.proven > self.accounted
 
     def check(self) -> None:
         """Raise `PrivacyViolation` in one line when a lower bound exceeds what was accounted for."""
         if self.violated:
+            audited = "" if self.audited is None else f", or the audit's {self.audited:.4g} that of the whole run"
             raise PrivacyViolation(
                 f"the empirical epsilon {self.proven:.4g} ({100 * self.confidence:g} % lower bound) exceeds the "
-                f"accounted {self.accounted:.4g}: a bug in the defense, its accounting or the evaluation"
+                f"accounted {self.accounted:.4g}{audited}: a bug in the defense, its accounting or the evaluation"
             )
 
 

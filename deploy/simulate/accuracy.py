@@ -14,6 +14,7 @@ from metaleak.clients.partition import TaskShape
 from metaleak.clients.rules import Rule
 from metaleak.clients.rules.memory import memory_share
 from metaleak.clients.shard import episode, held_out_episode
+from metaleak.clients.sharing import without_clip
 from metaleak.deploy.config.experiment import EvaluationSettings
 
 _COPIES = 4
@@ -53,7 +54,7 @@ class HeldOutTasks:
 
         `chunk` tasks at most are computed at once, fewer of a model that would take too much memory.
         """
-        parameters = self._federation.whole(parameters)
+        parameters = without_clip(self._federation.whole(parameters))
         model = self._federation.model
         size = sum(value.numel() * value.element_size() for value in parameters.values())
         chunk = max(1, min(chunk, memory_share(torch.device("cpu")) // (_COPIES * size)))

@@ -86,7 +86,11 @@ def _cell(
 
 
 def _attack_key(experiment: Experiment, attack: Plugin) -> str:
-    decides = [attack.resolved("attacks"), experiment.targets.model_dump(mode="json")]
+    targets = experiment.targets.model_dump(mode="json")
+    if targets["audit"] is None:
+        # As if there were no such key: what was stored before there was one is still the same.
+        del targets["audit"]
+    decides = [attack.resolved("attacks"), targets]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -8,6 +8,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from metaleak.defenses import CLIP_NAME
+
 
 class OuterOptimizer(BaseModel):
     """SGD or Adam on the initialization.
@@ -32,7 +34,7 @@ class OuterSteps:
 
     def __init__(self, settings: OuterOptimizer, parameters: Mapping[str, Tensor]) -> None:
         self._leaves = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
-        leaves = list(self._leaves.values())
+        leaves = [leaf for name, leaf in self._leaves.items() if name != CLIP_NAME]
         self._optimizer: torch.optim.Optimizer
         if settings.name == "sgd":
             self._optimizer = torch.optim.SGD(leaves, lr=settings.rate, momentum=settings.momentum)
@@ -54,6 +56,10 @@ class OuterSteps:
         for name, leaf in self._leaves.items():
             leaf.grad = torch.from_numpy(np.asarray(gradient[name])).to(leaf.dtype)
         self._optimizer.step()
+        if CLIP_NAME in self._leaves:
+            # It has a rate of its own, in what learners say (`AdaptiveClip.fall`).
+            with torch.no_grad():
+                self._leaves[CLIP_NAME] -= torch.from_numpy(np.asarray(gradient[CLIP_NAME]))
         self._schedule.step()
         for name, value in {**self._leaves, **self.state()}.items():
             if not torch.isfinite(value).all():

@@ -15,12 +15,14 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from metaleak.clients.cohort import cohort_meta_gradients
-from metaleak.defenses import GaussianMechanism, RecordLevel
+from metaleak.defenses import GaussianMechanism, Reading, RecordLevel
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.simulate.accuracy import HeldOutTasks
@@ -61,7 +63,7 @@ def main() -> None:
         for learners in given.learners:
             for name in given.defenses:
                 for epsilon in given.epsilons if name != "none" else [math.inf]:
-                    row = _cell(_experiment(given, seed, learners, name, epsilon))
+                    row = cell(_experiment(given, seed, learners, name, epsilon))
                     row = {"defense": name, "epsilon": epsilon, "learners": learners, "seed": seed} | row
                     print(
                         json.dumps(row) if given.json else "  ".join(f"{key} {value}" for key, value in row.items()),
@@ -98,14 +100,15 @@ def _experiment(given: argparse.Namespace, seed: int, learners: int, name: str, 
     )
 
 
-def _cell(experiment: Experiment) -> dict[str, Any]:
+def cell(experiment: Experiment) -> dict[str, Any]:
+    """Return the adapted accuracy after meta-learning in this process, its interval, and the noise in the mean."""
     started = time.monotonic()
     federation, rounds = experiment.federation(), experiment.server.rounds
     numbers = range(experiment.partition.learners)
-    steps = experiment.server.optimizer.over(federation.initial_parameters())
+    steps = experiment.server.optimizer.over(federation.shared(federation.initial_parameters()))
     tasks = HeldOutTasks(federation, experiment.evaluation)
     for round in range(1, rounds + 1):
-        parameters, total = steps.parameters, {}
+        parameters, total = federation.whole(steps.parameters), {}
         for start in range(0, len(numbers), 10):
             some = federation.learners(numbers[start : start + 10])
             gradients, _ = cohort_meta_gradients(some, parameters, round)
@@ -117,23 +120,29 @@ def _cell(experiment: Experiment) -> dict[str, Any]:
         "accuracy": round3(found.value),
         "low": round3(found.low),
         "high": round3(found.high),
-        "noise": round3(_noise(federation.defenses, entries, len(numbers))),
+        "noise": round3(_noise(experiment, federation.defenses, entries)),
         "seconds": round3(time.monotonic() - started),
     }
 
 
-def _noise(defenses: tuple[object, ...], entries: int, learners: int) -> float:
-    """Return the norm of the noise in the mean of `learners`, in clipping norms."""
+def _noise(experiment: Experiment, defenses: tuple[object, ...], entries: int) -> float:
+    """Return the norm of the noise in the mean of all learners, in clipping norms."""
+    learners, task = experiment.partition.learners, experiment.task
     for defense in defenses:
         if isinstance(defense, GaussianMechanism):
-            return 2 * defense.multiplier * math.sqrt(entries / learners)
+            return defense.standard_deviation / defense.clip * math.sqrt(entries / learners)
         if isinstance(defense, RecordLevel):
-            reading = "query" if "query" in (defense.readings or {}) else "all"
-            count = 75 if reading == "query" else 100
-            return (
-                defense.standard_deviation(reading, count) / defense.clip_of(reading) * math.sqrt(entries / learners)
-            )
+            reading: Reading = "query" if "query" in (defense.readings or {}) else "all"
+            count = task.ways * (task.queries + (0 if reading == "query" else task.shots))
+            one = defense.standard_deviation(reading, count) / defense.clip_of(reading)
+            return one * math.sqrt(entries / learners)
     return 0.0
+
+
+def rows_of(logs: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return the rows that commands printed into `logs`, a JSON document a line."""
+    lines = [line for path in logs for line in path.read_text().splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in lines]
 
 
 def round3(value: float) -> float:

@@ -12,6 +12,7 @@ from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import (
     MAML,
     FedAvg,
+    FedMeNF,
     FedSGD,
     ReleasedMeans,
     Reptile,
@@ -36,6 +37,10 @@ RULES = {
     "anil, first order": MAML(order=1, adapts="head", inner_rate=0.3),
     "reptile": Reptile(inner_steps=3, inner_rate=0.2),
     "fedsgd": FedSGD(),
+    "fedavg": FedAvg(epochs=2, rate=0.2),
+    "fedavg, in batches": FedAvg(epochs=2, batch=6, rate=0.2),
+    "fedmenf": FedMeNF(inner_steps=2, inner_rate=0.3, gamma=0.7),
+    "fedmenf, first order": FedMeNF(order=1, inner_rate=0.3),
 }
 
 
@@ -111,7 +116,8 @@ def test_a_rule_takes_the_means_that_it_states_and_no_noise_serves_twice(name):
     rule.released_meta_gradient(model, start(model), some_episode(), released)
     assert len(set(keys)) == len(keys)
     counted = {reading: sum(key[0] == reading for key in keys) for reading, _ in keys}
-    assert counted == dict(rule.readings)
+    # Each example is in one of the three batches of an epoch.
+    assert counted == {reading: count * (3 if reading == "batch" else 1) for reading, count in rule.readings.items()}
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -178,8 +184,13 @@ def test_post_processing_fails_for_second_order_and_a_mean_of_its_own_repairs_it
 
 
 def test_what_has_no_means_is_refused_in_one_line():
-    with pytest.raises(ValueError, match=r"^rule: FedAvg has no released_meta_gradient"):
-        reads_means(FedAvg())
+    class WithoutMeans:
+        """A rule whose meta-gradient is no function of means over examples."""
+
+        meta_gradient = adapt = FedSGD.adapt
+
+    with pytest.raises(ValueError, match=r"^rule: WithoutMeans has no released_meta_gradient"):
+        reads_means(WithoutMeans())
     inner = federation(
         rule=FedSGD(), defenses=(RecordLevel(noise_multiplier=1).for_readings({"all": 1}), Noise(place="inner"))
     )
@@ -223,3 +234,18 @@ def test_the_contributions_of_token_sequences_are_clipped_and_not_lost():
     # No two sequences share a token, so that all four contributions, each of norm `clip`, are orthogonal.
     assert found["embedding"].norm().item() == pytest.approx(clip * 4**0.5 / 4, rel=1e-4)
     assert whole["embedding"].norm() > 10 * found["embedding"].norm()
+
+
+def test_only_what_is_shared_is_clipped_and_sent():
+    """First order: the mean is sent as it is. Second order computes with all of it."""
+    model = MODELS["mlp"]
+    parameters, episode = start(model), some_episode()
+    body = frozenset(name for name in parameters if name.startswith("layer1"))
+    mechanism = RecordLevel(clip=1e-6, noise_multiplier=0)
+    part = ReleasedMeans(mechanism, lambda reading, step: RandomSource.of(reading, step), shares=("layer1.*",))
+    found, _ = first_order_maml().released_meta_gradient(model, parameters, episode, part)
+    whole, _ = first_order_maml().released_meta_gradient(model, parameters, episode, means(mechanism))
+    assert set(found) == body
+    sizes = [torch.cat([sent[name].flatten() for name in body]).norm() for sent in (found, whole)]
+    assert sizes[0] > 1.2 * sizes[1], "the other parameters take no part of the clipping norm"
+    assert set(MAML().released_meta_gradient(model, parameters, episode, part)[0]) == set(parameters)

@@ -10,6 +10,7 @@ from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import (
     MAML,
     FedAvg,
+    FedMeNF,
     FedSGD,
     Reptile,
     adapted_names,
@@ -43,8 +44,9 @@ RULES: dict[str, AnyRule] = {
     "reptile": Reptile(inner_steps=3, inner_rate=0.2),
     "fedsgd": FedSGD(),
     "fedavg": FedAvg(epochs=2, batch=4, rate=0.2),
+    "fedmenf": FedMeNF(inner_steps=2, inner_rate=0.3),
 }
-GRADIENTS = {"maml": 2, "fomaml": 2, "anil": 2, "reptile": 3, "fedsgd": 1, "fedavg": 6}
+GRADIENTS = {"maml": 2, "fomaml": 2, "anil": 2, "reptile": 3, "fedsgd": 1, "fedavg": 6, "fedmenf": 2}
 """How many gradients a learner takes that an inner defense can act on, of nine examples."""
 
 models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
@@ -90,6 +92,22 @@ def test_every_inner_gradient_passes_the_perturbation_once_in_order(name: str) -
     # The loss of FedSGD is the one before its only step.
     assert torch.equal(loss, quiet_loss) == (name == "fedsgd")
     assert any(not torch.equal(gradient[name], quiet[name]) for name in gradient)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_fedmenf_counts_only_what_the_adaptation_made_better(order: int) -> None:
+    model = MODELS["mlp-tanh-unbiased"]
+    parameters, episode = start(model), some_episode()
+    adapting = MAML(order=order, inner_rate=0.3)
+    gradient, loss = FedMeNF(order=order, inner_rate=0.3, gamma=0.7).meta_gradient(model, parameters, episode)
+    of_maml, same_loss = adapting.meta_gradient(model, parameters, episode)
+    nothing = torch.zeros_like(episode.support_inputs[:0])
+    before, _ = FedSGD().meta_gradient(
+        model, parameters, episode._replace(support_inputs=nothing, support_labels=episode.support_labels[:0])
+    )
+    assert torch.equal(loss, same_loss)
+    for name, value in gradient.items():
+        torch.testing.assert_close(value, of_maml[name] - 0.7 * before[name])
 
 
 def test_anil_leaves_the_body_where_it_is() -> None:
@@ -169,6 +187,7 @@ class Theirs:
         (RULES["reptile"], "direct", "adapted"),
         (RULES["fedsgd"], "direct", "sent"),
         (FedAvg(epochs=4, rate=0.2), "direct", "between"),
+        (RULES["fedmenf"], "curvature", "adapted"),
         (Theirs(), "parameters", "adapted"),
     ],
     ids=[*RULES, "own"],

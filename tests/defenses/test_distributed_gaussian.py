@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metaleak.clients.rules import MAML, FedSGD, Reptile, first_order_maml
+from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile, first_order_maml
 from metaleak.defenses import (
     DistributedGaussian,
     DistributedRecordLevel,
@@ -71,7 +71,7 @@ def test_record_level_noise_is_shared_where_the_mean_is_sent_and_whole_where_the
     assert DistributedRecordLevel(noise_multiplier=1).for_readings(FedSGD().readings)
 
 
-@pytest.mark.parametrize("rule", [Reptile(), MAML()], ids=str)
+@pytest.mark.parametrize("rule", [Reptile(), MAML(), FedAvg(batch=9)], ids=str)
 def test_a_rule_that_computes_with_what_it_sends_is_refused(rule):
     with pytest.raises(ValueError, match=r"^name: only a mean that is sent as it is can share its noise"):
         DistributedRecordLevel(noise_multiplier=1).for_readings(rule.readings)

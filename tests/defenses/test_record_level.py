@@ -9,13 +9,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import kstest
 
-from metaleak.clients.rules import MAML, FedSGD, Reptile
+from metaleak.clients.rules import MAML, FedAvg, FedMeNF, FedSGD, Reptile
 from metaleak.defenses import Accounted, Defense, ExampleMechanism, RandomSource, RecordLevel, gaussian_epsilon
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.errors import WrongUsage
 
-RULES = {"fomaml": MAML(order=1, inner_steps=3), "maml": MAML(inner_steps=3), "reptile": Reptile(), "sgd": FedSGD()}
-SPENT = {"fomaml": (3, 1), "maml": (6, 1), "reptile": (5, 5), "sgd": (1, 1)}
+RULES = {
+    "fomaml": MAML(order=1, inner_steps=3),
+    "maml": MAML(inner_steps=3),
+    "reptile": Reptile(),
+    "sgd": FedSGD(),
+    "fedavg": FedAvg(epochs=2, batch=10),
+    "fedmenf": FedMeNF(order=1),
+}
+SPENT = {"fomaml": (3, 1), "maml": (6, 1), "reptile": (5, 5), "sgd": (1, 1), "fedavg": (2, 2), "fedmenf": (1, 2)}
 """The means of one round to which an example of the support set, and one of the query set, contributes."""
 
 

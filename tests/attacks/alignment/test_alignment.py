@@ -27,7 +27,7 @@ from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
 from metaleak.clients.models import Conv4
 from metaleak.clients.partition import Partition, TaskShape
-from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile, first_order_maml
+from metaleak.clients.rules import MAML, FedAvg, FedMeNF, FedSGD, Reptile, first_order_maml
 from metaleak.defenses import Noise, Quantization, RandomSource
 
 LEARNERS = list(range(12))
@@ -66,9 +66,10 @@ def auc(attack: Alignment, world: Federation, observation: Observation) -> float
     return evaluate(scores.numpy(), member.numpy(), resamples=1).auc.value
 
 
+@pytest.mark.parametrize("rule", [first_order_maml(), FedMeNF(order=1)], ids=str)
 @pytest.mark.parametrize("normalization", ["none", "group"])
-def test_the_mean_contribution_is_the_meta_gradient_of_a_first_order_rule(normalization):
-    world = federation(Conv4(filters=8, normalization=normalization), first_order_maml())
+def test_the_mean_contribution_is_the_meta_gradient_of_a_first_order_rule(normalization, rule):
+    world = federation(Conv4(filters=8, normalization=normalization), rule)
     learner = world.learner(0)
     episode, parameters = learner.episode(1), world.initial_parameters()
     support = episode.support_inputs.reshape(1, 5, 2, 1, 28, 28)

@@ -7,6 +7,8 @@ import torch
 from metaleak.attacks.evaluation.empirical_epsilon import gaussian_epsilon_of_guesses
 from metaleak.clients.rules import MAML, FedAvg, FedSGD, Reptile, first_order_maml
 from metaleak.defenses import (
+    CLIP_NAME,
+    AdaptiveClip,
     DistributedGaussian,
     DistributedRecordLevel,
     GaussianMechanism,
@@ -15,7 +17,7 @@ from metaleak.defenses import (
     RecordLevel,
     gaussian_epsilon,
 )
-from metaleak.defenses.gaussian_mechanism import clipped
+from metaleak.defenses.gaussian_mechanism import clipped, norm_of
 from metaleak.deploy.audits.audit import Trials, audit
 from metaleak.deploy.audits.canaries import canary_for
 from metaleak.deploy.results.schema import PrivacyViolation
@@ -108,6 +110,7 @@ def test_the_sum_of_shares_of_noise_keeps_its_promise():
         (first_order_maml(), "support"),
         (Reptile(inner_steps=2), "support"),
         (FedSGD(), "query"),
+        (FedAvg(), "support"),
     ],
     ids=str,
 )
@@ -115,6 +118,35 @@ def test_record_level_rules_keep_their_promise_for_each_set_and_nearly_so(rule, 
     found = audited(RecordLevel(epsilon=8), rule, asks)
     found.check()
     assert 0.5 * found.accounted < found.lower_bound <= found.accounted == pytest.approx(8)
+
+
+class FreeCount(GaussianMechanism):
+    """Broken: what is said of the clipping norm has next to no noise, and the mean as little more as if it had."""
+
+    def __call__(self, tensors, random):
+        sent = super().__call__(tensors, random)
+        below = float(norm_of(tensors) <= self.clip)
+        return {**sent, CLIP_NAME: torch.full((1,), self.adapt.fall(below) + 1e-3 * float(random.normal((1,))))}
+
+
+@pytest.mark.parametrize(
+    ("defense", "asks"),
+    [
+        (GaussianMechanism(clip=1, epsilon=8, adapt=AdaptiveClip(count_noise=2)), "query"),
+        (DistributedGaussian(clip=1, epsilon=8, adapt=AdaptiveClip(count_noise=2)), "query"),
+        (RecordLevel(epsilon=8, adapt=AdaptiveClip(count_noise=2)), "query"),
+        (RecordLevel(epsilon=8, adapt=AdaptiveClip(count_noise=2)), "support"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else type(one).__name__,
+)
+def test_a_mechanism_whose_norm_adapts_keeps_its_promise_and_just_so(defense, asks):
+    found = audited(defense, asks=asks, trials=Trials(trials=600))
+    found.check()
+    assert 0.5 * found.accounted < found.lower_bound
+
+
+def test_a_count_that_nobody_pays_for_is_caught():
+    assert audited(FreeCount(clip=1, epsilon=4, adapt=AdaptiveClip())).exceeded
 
 
 @pytest.mark.parametrize("asks", ["query", "support"])
@@ -155,7 +187,6 @@ def test_a_broken_mechanism_is_caught(broken, asks, rounds):
     [
         (Noise(), None, "name: Noise has no guarantee that could be audited"),
         (GaussianMechanism(clip=1, noise_multiplier=0), None, "noise_multiplier: .* no finite epsilon"),
-        (RecordLevel(epsilon=1), FedAvg(), "rule: FedAvg has no released_meta_gradient"),
         (GaussianMechanism(clip=1, epsilon=1, releases=1), None, "releases: a learner takes part in 2 rounds"),
     ],
 )

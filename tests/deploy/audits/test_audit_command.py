@@ -34,6 +34,14 @@ def test_a_line_says_it_otherwise_and_the_rule_can_be_set(capsys):
     assert "accounted epsilon 8.000 over 1 round, proven" in out
 
 
+def test_one_run_with_many_canaries_is_enough(capsys):
+    code, out, _ = call(capsys, RECORD_LEVEL, "--set", "epsilon=8", "--trials", "600", "--one-run", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["one_run"], found["trials"]) == (True, 600)
+    assert 1 < found["lower_bound"] == found["any_mechanism"] <= found["accounted"]
+
+
 def test_more_than_is_promised_ends_with_1(capsys, monkeypatch):
     monkeypatch.setattr(
         "metaleak.defenses.gaussian_mechanism.GaussianMechanism.sensitivity", property(lambda self: self.clip)

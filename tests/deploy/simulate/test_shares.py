@@ -1,9 +1,12 @@
 """What the learners of a federation share, and what is in no message."""
 
 import pytest
+import torch
 
+from metaleak.attacks.attack import Targets
 from metaleak.attacks.refusal import refusal
 from metaleak.clients.models import MLP
+from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.assess.observe import Attacked, observe
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.config.reading import experiment_from
@@ -53,3 +56,32 @@ def test_an_attack_that_needs_all_gradients_is_not_applicable_where_some_are_sha
     attack = Plugin(name="query").built("attacks")
     assert refusal(attack, MLP()) is None
     assert "needs the gradients of all parameters" in str(refusal(attack, MLP(), all_shared=False))
+
+
+def test_the_span_test_needs_the_first_layer_alone(tmp_path):
+    attack = Plugin(name="span").built("attacks")
+    assert refusal(attack, MLP(), all_shared=False) is None
+    for shares, refused in (["layer1.*"], False), (["head.*"], True):
+        experiment = experiment_from({**PLAIN, "server": {"rounds": 1}, "shares": shares}, "here")
+        run = simulate_here(experiment, tmp_path / shares[0])
+        federation = experiment.federation()
+        observation = observe(Attacked(Record(run.record), [1], [0, 1], federation), 1, attack)
+        held = federation.learner(0).episode(1).query_inputs
+        targets = Targets(held, torch.zeros(len(held), dtype=torch.int64), torch.arange(len(held)))
+        if refused:
+            with pytest.raises(ValueError, match=r"^shares: the attack needs the gradient of 'layer1.weight'"):
+                attack(observation, targets, 0)
+        else:
+            assert torch.isfinite(attack(observation, targets, 0).scores).all()
+
+
+def test_of_a_mean_of_shared_parts_the_span_test_simulates_the_same_parts(tmp_path):
+    attack = {"name": "span", "knows_defenses": True}
+    defenses = ["secure-aggregation", {"name": "noise", "scale": 0.1}]
+    targets = {"members": 10, "non_members": 10}
+    changes = {"shares": ["layer1.*"], "defenses": defenses, "attacks": [attack], "targets": targets}
+    experiment = experiment_from({**PLAIN, **changes}, "here")
+    run = simulate_here(experiment, tmp_path / "run")
+    found = assess(run, experiment, experiment.attacks[0])
+    assert found.mean_of == 6
+    assert found.evaluation is not None

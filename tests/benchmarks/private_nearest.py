@@ -1,0 +1,217 @@
+"""Where a guarantee costs little: settings of defenses chosen on one seed, accuracy measured on others.
+
+    python tests/benchmarks/private_nearest.py                            # all cases, half an hour on one core
+    python tests/benchmarks/private_nearest.py --case small               # one of them
+    python tests/benchmarks/private_nearest.py --combine one.log two.log  # the table, of what commands printed
+
+First-order ANIL on MNIST, 5 ways and 5 shots, all learners in each round: an MLP of one hidden layer whose head
+adapts and whose body is shared (`shares: [layer1.*]`), epsilon for the whole run at delta 1e-5. On seed 1 the rule
+undefended and the defenses get the best of the settings in `SEARCHED`, where a case says so, and else those of
+`FIXED`; what is reported are other seeds. `untrained` is the initialization. `noise` is the norm of the noise in the
+mean of all learners, in clipping norms. Meta-learning runs in this process (`private_cost.py`); the data's folder is
+named by METALEAK_DATA. Rows are printed as they are done, as JSON.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import private_cost
+import torch
+from scipy.stats import t as student
+
+from metaleak.deploy.config.reading import experiment_from
+
+CHOICE, SEEDS = 1, (2, 3, 4, 5)
+SECURE = {"name": "secure-aggregation"}
+BASE: dict[str, Any] = {
+    "data": "mnist",
+    "task": {"ways": 5, "shots": 5, "queries": 15},
+    "partition": {"learners": 100, "non_members": 0.0},
+    "model": {"name": "mlp", "hidden": [16]},
+    "rule": {"name": "maml", "order": 1, "adapts": "head", "inner_rate": 1.0},
+    "shares": ["layer1.*"],
+    "server": {"rounds": 10},
+    "evaluation": {"tasks": 300, "queries": 10},
+    "attacks": [],
+}
+SEARCHED: dict[str, dict[str, Sequence[float]]] = {
+    "none": {"inner_rate": (0.4, 1.0), "rate": (0.003, 0.03, 0.01)},
+    "distributed-record-level": {
+        "inner_rate": (0.4, 1.0),
+        "rate": (0.02, 0.01),
+        "clip": (0.1,),
+        "support_clip": (1.0,),
+    },
+    "distributed-gaussian": {"inner_rate": (0.4, 1.0), "rate": (0.01, 0.02), "clip": (1.0, 0.1)},
+}
+"""What is tried on seed 1. Under Adam a clipping norm below all gradients' is as good as any other such."""
+
+FIXED = {name: {key: values[-1:] for key, values in tried.items()} for name, tried in SEARCHED.items()}
+"""What is taken where only epsilon or the number of learners varies."""
+
+LIKE = {"untrained": "none", "record-level": "distributed-record-level", "gaussian": "distributed-gaussian"}
+"""Whose choice serves these, too."""
+
+DEFENSES = (*SEARCHED, *LIKE)
+
+
+def cases() -> dict[str, list[dict[str, Any]]]:
+    """Return by name the cells: changes of `BASE`, epsilon, and what is tried of each defense."""
+
+    def cell(
+        epsilon: float = 8.0, search: Sequence[str] = (), settings: dict[str, float] | None = None, **changes: Any
+    ) -> dict[str, Any]:
+        tried = {name: SEARCHED[name] if name in search else fixed for name, fixed in FIXED.items()}
+        for name in tried if settings else ():
+            if name != "none":
+                tried[name] = {**tried[name], **{key: (value,) for key, value in (settings or {}).items()}}
+        return {"changes": changes, "epsilon": epsilon, "tried": tried}
+
+    def learners(count: int) -> dict[str, Any]:
+        return {"learners": count}
+
+    all_of_them = tuple(SEARCHED)
+    many, few = {"queries": 45}, {"queries": 5}
+    return {
+        "small": [cell(search=all_of_them, task=many)],
+        "large": [
+            cell(
+                search=("none", "distributed-gaussian"),
+                task=many,
+                partition=learners(200),
+                model={"hidden": [64]},
+                server={"rounds": 20},
+            )
+        ],
+        **{f"epsilon-{epsilon:g}": [cell(epsilon, task=many)] for epsilon in (1.0, 2.0, 4.0, 16.0)},
+        **{f"learners-{count}": [cell(partition=learners(count))] for count in (50, 100, 200, 400)},
+        **{f"clip-{clip:g}": [cell(task=many, settings={"clip": clip})] for clip in (10.0, 100.0)},
+        **{
+            f"clip-{clip:g}-adaptive": [cell(task=many, settings={"clip": clip, "adapt": 1.0})]
+            for clip in (10.0, 100.0)
+        },
+        "learners-1000": [cell(task=few, partition=learners(1000))],
+    }
+
+
+def main() -> None:
+    """Print the rows of the cases that are asked for, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", nargs="+", choices=list(cases()), default=list(cases()))
+    parser.add_argument("--defenses", nargs="+", choices=DEFENSES, default=DEFENSES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--tasks", type=int, default=300)
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--combine", nargs="+", type=Path, metavar="LOG")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.combine:
+        print("\n".join(table(private_cost.rows_of(given.combine))))
+        return
+    rows = []
+    for name in given.case:
+        for one in cases()[name]:
+            for row in measured(name, one, given):
+                print(json.dumps(row), flush=True)
+                rows.append(row)
+    print("\n".join(table(rows)))
+
+
+def measured(name: str, one: dict[str, Any], given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a cell: of each defense the choice on seed 1 decides the settings of all seeds."""
+    size = _merged(BASE, one["changes"])
+    told = {
+        "case": name,
+        "learners": size["partition"]["learners"],
+        "queries": size["task"]["queries"],
+        "units": size["model"]["hidden"][0],
+        "rounds": size["server"]["rounds"],
+        "epsilon": one["epsilon"],
+    }
+    best: dict[str, dict[str, float]] = {}
+    for defense in given.defenses:
+        searched = LIKE.get(defense, defense)
+        if searched not in best:
+            tried = one["tried"][searched]
+            settings = [dict(zip(tried, values, strict=True)) for values in itertools.product(*tried.values())]
+            best[searched] = settings[0]
+            if len(settings) > 1:
+                found = [accuracy(one, searched, each, CHOICE, given)["accuracy"] for each in settings]
+                best[searched] = settings[found.index(max(found))]
+        for seed in given.seeds:
+            row = accuracy(one, defense, best[searched], seed, given)
+            yield told | {"defense": defense, "seed": seed, **best[searched], **row}
+
+
+def accuracy(
+    one: dict[str, Any], defense: str, settings: dict[str, float], seed: int, given: argparse.Namespace
+) -> dict[str, Any]:
+    """Return what `private_cost.cell` measures of a cell with a defense under `settings`."""
+    changes = _merged(BASE, one["changes"])
+    changes["rule"]["inner_rate"] = settings["inner_rate"]
+    changes["server"]["optimizer"] = {"name": "adam", "rate": settings["rate"]}
+    if defense == "untrained":
+        changes["server"] = {"rounds": 1, "optimizer": {"name": "sgd", "rate": 1e-6}}
+    elif defense != "none":
+        clips: dict[str, Any] = {key: value for key, value in settings.items() if key.endswith("clip")}
+        if "adapt" in settings:
+            clips["adapt"] = {"rate": settings["adapt"]}
+        changes["defenses"] = [{"name": defense, "epsilon": one["epsilon"], **clips}]
+        changes["defenses"] += [SECURE] if defense.startswith("distributed") else []
+    changes |= {"seed": seed, "data": given.data}
+    changes["evaluation"]["tasks"] = given.tasks
+    found = private_cost.cell(experiment_from(changes, "benchmark"))
+    return {key: found[key] for key in ("accuracy", "low", "high", "noise", "seconds")}
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(base)
+    for key, value in changes.items():
+        merged[key] = _merged(merged[key], value) if isinstance(value, dict) and key in merged else value
+    return merged
+
+
+def table(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table: accuracy over the seeds, and what a defense loses on the same seeds.
+
+    Both with the 95 % interval of Student over seeds.
+    """
+    cells: dict[tuple[Any, ...], dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        place = tuple(row[key] for key in ("case", "learners", "queries", "units", "rounds", "epsilon"))
+        cells[place][row["defense"]][row["seed"]] = row
+    lines = [
+        "| case | learners | queries | units | rounds | epsilon | defense | noise | accuracy | lost |",
+        "|---" * 10 + "|",
+    ]
+    for place, by_defense in cells.items():
+        for defense, by_seed in by_defense.items():
+            accuracy = [100 * row["accuracy"] for row in by_seed.values()]
+            both = [seed for seed in by_seed if seed in by_defense["none"]]
+            lost = [100 * (by_defense["none"][seed]["accuracy"] - by_seed[seed]["accuracy"]) for seed in both]
+            noise = next(iter(by_seed.values()))["noise"]
+            words = [*map(str, place), defense, f"{noise:.3g}", _interval(accuracy), _interval(lost)]
+            lines.append(f"| {' | '.join(words)} |")
+    return lines
+
+
+def _interval(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return ", ".join(f"{value:.1f}" for value in values)
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    mean = statistics.mean(values)
+    return f"{mean:.1f} ({mean - half:.1f} to {mean + half:.1f})"
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    main()
+    print(f"{time.monotonic() - started:.0f} s")
