@@ -55,10 +55,16 @@ def weighed(ratios: Tensor, members: Tensor, others: Tensor, chances: Tensor) ->
     its `chances (T,)` are below 1, the distribution of a member's round is a mixture, and the logarithms of the R
     mixtures add up.
 
-    NaN stands for a round that cannot hold the target: it tells nothing.
+    NaN stands for a round that cannot hold the target: it tells nothing, and what the others are worth is learned
+    without it, for of rounds that are much alike one may have a negative weight beside another.
     """
     chance = chances.double()[:, None]
     mixtures = torch.logaddexp(torch.log1p(-chance), ratios.double().nan_to_num(0.0) + chance.log()).sum(dim=1)
-    middle = (members.double().mean(dim=0) + others.double().mean(dim=0)) / 2
-    filled = torch.where(ratios.isnan(), middle, ratios.double())
-    return torch.where(chances < 1, mixtures, fit_discriminant(members, others).log_ratio(filled))
+    patterns, pattern_of = torch.unique(~ratios.isnan(), dim=0, return_inverse=True)
+    scores = torch.zeros_like(mixtures)
+    for number, told in enumerate(patterns):
+        if bool(told.any()):
+            asked = pattern_of == number
+            learned = fit_discriminant(members[:, told], others[:, told])
+            scores[asked] = learned.log_ratio(ratios[asked][:, told])
+    return torch.where(chances < 1, mixtures, scores)

@@ -179,6 +179,25 @@ def test_rounds_count_by_what_they_tell():
     assert auc(weighed(gone, members, others, torch.ones(1000)), member) == pytest.approx(found, abs=0.03)
 
 
+def test_a_round_alone_tells_as_much_as_if_there_were_no_other():
+    """Two rounds that share what hides an image: the difference tells, so that one of them has a negative weight."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(shift, count):
+        hidden = 3 * torch.randn(count, 1, generator=generator, dtype=torch.float64)
+        own = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+        return hidden + own + shift * torch.tensor([2.0, 1.0])
+
+    members, others, asked = drawn(1, 4000), drawn(0, 4000), torch.cat([drawn(1, 2000), drawn(0, 2000)])
+    member = torch.arange(4000) < 2000
+    both = asked.clone()
+    both[::2, 0] = torch.nan
+    scores = weighed(both, members, others, torch.ones(4000))
+    assert auc(scores[1::2], member[1::2]) > 0.7
+    assert auc(scores[::2], member[::2]) == pytest.approx(auc(asked[::2, 1], member[::2]), abs=1e-9)
+    assert weighed(torch.full((1, 2), torch.nan), members, others, torch.ones(1)).tolist() == [0]
+
+
 def test_where_a_round_holds_an_image_by_chance_the_best_round_counts():
     ratios = torch.tensor([[9.0, -9.0, -9.0], [-3.0, -3.0, -3.0], [torch.nan, torch.nan, torch.nan]])
     known = torch.eye(3)
