@@ -28,7 +28,7 @@ def matrices_of(observation: Observation, chosen: str | None, second: bool) -> M
 
     Raises `ValueError` in one line where there is none, or no `second` one, and for gradients of another model.
     """
-    shared = [name for name in _checked(observation, chosen) if _of_attention(name)]
+    shared = [name for name in checked_matrices(observation, chosen) if _of_attention(name)]
     model, parameters = observation.model, observation.parameters
     assert isinstance(model, LanguageModel)
     names = _by_use([chosen] if chosen is not None else shared)
@@ -46,7 +46,7 @@ def matrix_of_a_layer(observation: Observation, chosen: str | None) -> str:
 
     Raises `ValueError` in one line where there is none, and for gradients of another model.
     """
-    matrices = _checked(observation, chosen)
+    matrices = checked_matrices(observation, chosen)
     names = [chosen] if chosen is not None else matrices
     model, parameters = observation.model, observation.parameters
     assert isinstance(model, LanguageModel)
@@ -59,7 +59,7 @@ def matrix_of_a_layer(observation: Observation, chosen: str | None) -> str:
     return found
 
 
-def _checked(observation: Observation, chosen: str | None) -> list[str]:
+def checked_matrices(observation: Observation, chosen: str | None) -> list[str]:
     """Return the names of the shared matrices, after the checks of what is shared and of the `chosen` one."""
     parameters = observation.parameters
     for name, value in observation.gradients.items():

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models.attention_mask import additive_mask, sees_later_tokens
+from metaleak.clients.models.tokenizer import Tokenizer
 from metaleak.clients.models.transformer_parts import Attention, Embedding
 
 _LORA = (".lora_a", ".lora_b")
@@ -58,6 +59,11 @@ class LanguageModel(BaseModel):
     @property
     def end(self) -> int | None:
         """The token that every sentence ends with, `None` where there is none or it is not known."""
+        return None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What turns sentences into the model's tokens, `None` where it is not known."""
         return None
 
     @property
@@ -115,6 +121,13 @@ class LanguageModel(BaseModel):
     def __call__(self, parameters: Parameters, tokens: Tensor) -> Tensor:
         """Return logits `(B, ways)` for `tokens (B, T)` int64."""
         return self._called(parameters, tokens).logits  # type: ignore[no-any-return]
+
+    def logits_of(self, parameters: Parameters, tokens: Tensor, embeddings: Tensor) -> Tensor:
+        """Return logits `(B, ways)` where `embeddings (B, T, d)` stand in the place of the tokens' word embeddings.
+
+        The `tokens (B, T)` tell where the padding is and nothing else. Differentiable twice by both.
+        """
+        return self._called(parameters, tokens, embeddings).logits  # type: ignore[no-any-return]
 
     def inputs_of(
         self, weight: str, parameters: Parameters, tokens: Tensor, embeddings: Tensor | None = None
