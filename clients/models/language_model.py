@@ -178,7 +178,7 @@ class LanguageModel(BaseModel):
                 handle.remove()
         if not seen or not torch.equal(seen[-1][2], found):
             return None
-        every = {**self._every(), **parameters}
+        every = self.every_parameter(parameters)
         norm, added, _ = seen[-1]
         name = next(name for name, layer in self.module.named_modules() if layer is norm)
         table = self.embedding_table
@@ -207,9 +207,10 @@ class LanguageModel(BaseModel):
         heads = int(self.module.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
         return Attention(names["query"], names["key"], heads)
 
-    def value_of(self, name: str, parameters: Parameters) -> Tensor | None:
-        """Return the parameter `name`, be it learned or a constant of the model; `None` where there is none."""
-        return parameters[name] if name in parameters else self._every().get(name)
+    def every_parameter(self, parameters: Parameters) -> Parameters:
+        """Return `parameters`, and with them those that are constants of the model."""
+        device = next((value.device for value in parameters.values()), None)
+        return {name: value.to(device) for name, value in self._every().items()} | parameters
 
     def _called(self, parameters: Parameters, tokens: Tensor, embeddings: Tensor | None = None) -> Any:
         dtype = next(value.dtype for value in parameters.values() if value.is_floating_point())

@@ -134,7 +134,8 @@ def table(paths: Sequence[Path]) -> None:
     print("| epsilon of one release | accuracy, % | Matthews correlation | ROUGE-1, exact | ROUGE-1, matching |")
     print("|---|---|---|---|---|")
     for row in sorted(rows, key=lambda row: (row["clip"] > 0, row["multiplier"])):
-        epsilon = f"{row['epsilon']:.3g}" if row["epsilon"] else "none" if row["clip"] else "none, not clipped"
+        value = gaussian_epsilon(row["multiplier"], 1, 1e-5) if row["multiplier"] else None
+        epsilon = f"{value:.3g}" if value else "none" if row["clip"] else "none, not clipped"
         texts = [f"{value:.4g} [{low:.4g}, {high:.4g}]" for value, low, high in (row[key] for key in ROW)]
         print(f"| {epsilon} | {' | '.join(texts)} |")
 
@@ -213,7 +214,7 @@ def main() -> None:
         row = {
             "multiplier": multiplier,
             "clip": chosen.clip,
-            "epsilon": gaussian_epsilon(multiplier, 1, 1e-5) if multiplier and chosen.clip else None,
+            "lora": chosen.lora,
             "accuracy": accuracy,
             "matthews": matthews,
             "exact": exact,

@@ -11,7 +11,7 @@ from torch import Tensor
 from metaleak.attacks.text.matching.gradient_distance import GradientDistance, Sentences
 from metaleak.attacks.text.matching.language_prior import LanguagePrior
 from metaleak.attacks.text.matching.rearrangements import rearrangements, shuffles
-from metaleak.clients.models import LanguageModel
+from metaleak.clients.models import TextModel
 
 Orders = Callable[[int, int, int, int, torch.Generator], Tensor]
 """Makes orders of a sentence's places, see `rearrangements`."""
@@ -46,7 +46,7 @@ class Words:
     Where the gradient `observed (L, V, d)` of the table is given, those whose row is not 0.
     """
 
-    def __init__(self, model: LanguageModel, table: Tensor, observed: Tensor | None) -> None:
+    def __init__(self, model: TextModel, table: Tensor, observed: Tensor | None) -> None:
         self.table, self.padding = table, model.padding
         self.norm = float(table.norm(dim=1).mean())
         self._unit = F.normalize(table, dim=-1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import LanguageModel
+from metaleak.clients.models import TextModel
 
 _SMALL = 1e-30
 """What keeps the length of a gradient of 0 from dividing by 0."""
@@ -39,7 +39,7 @@ class GradientDistance:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: TextModel,
         parameters: Parameters,
         observed: Mapping[str, Tensor],
         sentences: Sentences,

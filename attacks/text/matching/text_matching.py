@@ -18,7 +18,7 @@ from metaleak.attacks.text.matrices import checked_matrices, matrix_of_a_layer
 from metaleak.attacks.text.span_attack import sentences_of
 from metaleak.attacks.text.text_attack import TextAttack
 from metaleak.attacks.threat_model import Capability
-from metaleak.clients.models import LanguageModel
+from metaleak.clients.models import TextModel
 from metaleak.clients.rules import adapted_names, support_entry
 
 _GIB = 1 << 30
@@ -77,7 +77,7 @@ class TextMatching(TextAttack):
         and gradients of another model.
         """
         model = observation.model
-        assert isinstance(model, LanguageModel)
+        assert isinstance(model, TextModel)
         checked_matrices(observation, None)
         if support_entry(observation.rule) != "direct" or adapted_names(
             observation.rule, model, observation.parameters
@@ -90,7 +90,7 @@ class TextMatching(TextAttack):
                 raise ValueError("texts: the model has no tokenizer to read them with")
             prior = prior_from(self.texts, model.tokenizer).to(device)
         sentences, labels = self._known(observation, device)
-        every = {name: value.to(device) for name, value in model.module.named_parameters()} | observation.parameters
+        every = model.every_parameter(observation.parameters)
         found, sure = [], []
         learners = len(sentences.tokens)
         entries = sum(value[0].numel() for value in observation.gradients.values())
@@ -117,7 +117,7 @@ class TextMatching(TextAttack):
     def _known(self, observation: Observation, device: torch.device) -> tuple[Sentences, Tensor | None]:
         """Return what is known of the sentences, and their labels `(L, n)`, if these are."""
         model = observation.model
-        assert isinstance(model, LanguageModel)
+        assert isinstance(model, TextModel)
         learners = len(next(iter(observation.gradients.values())))
         count, (length,) = sentences_of(observation), observation.input_shape
         sizes = self._lengths(observation, learners, count)
@@ -155,7 +155,7 @@ class TextMatching(TextAttack):
         if count > 1:
             raise ValueError(f"lengths: must be given for learners with several sentences, here {count}")
         model = observation.model
-        assert isinstance(model, LanguageModel)
+        assert isinstance(model, TextModel)
         on_cpu = observation.to("cpu")
         weight = matrix_of_a_layer(on_cpu, self.matrix)
         ranks = [len(input_space(model.over_inputs(weight, one)).basis) for one in on_cpu.gradients[weight]]
