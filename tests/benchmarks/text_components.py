@@ -76,8 +76,8 @@ def observations(
 
 def rebuilt(
     attack: str, parts: Sequence[Observation], sizes: Sequence[int], chosen: argparse.Namespace
-) -> torch.Tensor:
-    """Return the sentences `(L, 1, T)` that the attack makes; empty ones where it cannot be made."""
+) -> dict[str, torch.Tensor]:
+    """Return the sentences `(L, 1, T)` that the attack makes, by its name; empty ones where it cannot be made."""
     if attack == "matching":
         folder = Path(chosen.data)
         matching = TextMatching(
@@ -86,8 +86,11 @@ def rebuilt(
             lengths=tuple(sizes),
             texts=tuple(folder / name for name in TEXTS),
             memory=chosen.memory,
+            rate=chosen.rate,
+            exchanges=chosen.exchanges,
         )
-        return matching.reconstruct(together(parts).to(chosen.device), chosen.seed).examples
+        stages = matching.stages(together(parts).to(chosen.device), chosen.seed)
+        return dict(zip(("matching", "matching, exchanges"), (one.examples for one in stages), strict=False))
     one = TextDescent() if attack == "descent" else TextSpan()
     made = []
     for part in parts:
@@ -97,7 +100,7 @@ def rebuilt(
         except ValueError as error:
             print(json.dumps({"refused": str(error)[:120]}), flush=True)
         made.append(torch.zeros(1, 1, part.input_shape[0], dtype=torch.int64) if found is None else found.examples)
-    return torch.cat(made)
+    return {attack: torch.cat(made)}
 
 
 def line(attack: str, name: str, layer: str, model: Transformer, made: torch.Tensor, held: torch.Tensor) -> None:
@@ -134,6 +137,8 @@ def main() -> None:
     asked.add_argument("--layers", type=int, nargs="+", default=[*range(6)])
     asked.add_argument("--sentences", type=int, default=10)
     asked.add_argument("--steps", type=int, default=2000)
+    asked.add_argument("--rate", type=float, default=0.01)
+    asked.add_argument("--exchanges", type=int, default=0)
     asked.add_argument("--candidates", type=int, default=500)
     asked.add_argument("--seed", type=int, default=7000)
     asked.add_argument("--device", default="cpu")
@@ -157,9 +162,9 @@ def main() -> None:
             groups = [cells] if attack == "matching" else [{layer: some} for layer, some in cells.items()]
             for group in groups:
                 parts = [one for some in group.values() for one in observations(model, parameters, some, drawn)]
-                made = rebuilt(attack, parts, sizes * len(group), chosen)
-                for layer, mine in zip(group, made.split(len(drawn)), strict=True):
-                    line(attack, name, layer, model, mine, torch.stack(drawn))
+                for stage, made in rebuilt(attack, parts, sizes * len(group), chosen).items():
+                    for layer, mine in zip(group, made.split(len(drawn)), strict=True):
+                        line(stage, name, layer, model, mine, torch.stack(drawn))
             seconds = time.monotonic() - start
             print(json.dumps({"seconds": round(seconds, 1), "attack": attack, "of": name}), flush=True)
 

@@ -117,6 +117,8 @@ def attacked(
         labels=tuple(labels.tolist()),
         lengths=tuple(sizes),
         steps=chosen.steps,
+        rate=0.03,
+        exchanges=chosen.exchanges,
         texts=tuple(folder / name for name in TEXTS),
         memory=chosen.memory,
     )
@@ -177,6 +179,7 @@ def main() -> None:
     asked.add_argument("--sentences", type=int, default=10)
     asked.add_argument("--tested", type=int, default=1000)
     asked.add_argument("--steps", type=int, default=1000)
+    asked.add_argument("--exchanges", type=int, default=20)
     asked.add_argument("--seed", type=int, default=8000)
     asked.add_argument("--length", type=int, default=24)
     asked.add_argument("--device", default="cpu")

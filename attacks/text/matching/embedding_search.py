@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metaleak.attacks.text.matching.exchanges import exchanged
 from metaleak.attacks.text.matching.gradient_distance import GradientDistance, Sentences
 from metaleak.attacks.text.matching.language_prior import LanguagePrior
 from metaleak.attacks.text.matching.rearrangements import rearrangements, shuffles
@@ -38,6 +39,10 @@ class Settings(Protocol):
     def proposals(self) -> int: ...
     @property
     def prior(self) -> float: ...
+    @property
+    def exchanges(self) -> int: ...
+    @property
+    def nearest(self) -> int: ...
 
 
 class Words:
@@ -65,11 +70,18 @@ class Words:
         Candidates are taken one after another: likeness to all words takes V numbers a token.
         """
         found = []
-        for one in embeddings.detach().unbind(dim=1):
-            likeness = F.normalize(one, dim=-1) @ self._unit.mT
-            words = likeness.masked_fill(self._excluded[:, None, None], -2).argmax(dim=-1)
+        for one in embeddings.unbind(dim=1):
+            words = self._likeness(one).argmax(dim=-1)
             found.append(torch.where(sentences.known, sentences.tokens, words))
         return torch.stack(found, dim=1)
+
+    def several(self, embeddings: Tensor, count: int) -> Tensor:
+        """Return the nearest words of `embeddings (L, n, T, d)`, at most `count`, `(L, n, T, count)`."""
+        return self._likeness(embeddings).topk(min(count, len(self.table)), dim=-1).indices
+
+    def _likeness(self, embeddings: Tensor) -> Tensor:
+        likeness = F.normalize(embeddings.detach(), dim=-1) @ self._unit.mT
+        return likeness.masked_fill(self._excluded[:, None, None], -2)
 
 
 @dataclass
@@ -86,10 +98,11 @@ class EmbeddingSearch:
     prior: LanguagePrior | None
     generators: list[torch.Generator]
 
-    def best(self, labels: Tensor | None, done: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-        """Return the sentences `(L, n, T)` int64, and the cosine of their gradient with the observed one, `(L,)`.
+    def best(self, labels: Tensor | None, done: Callable[[int], None]) -> list[tuple[Tensor, Tensor]]:
+        """Return sentences `(L, n, T)` int64, and the cosine of their gradient with the observed one, `(L,)`.
 
-        `labels (L, n)` are looked for, too, where they are `None`; `done` is called with the number of steps.
+        Those that descent leads to, and those after exchanges of words. `labels (L, n)` are looked for, too, where
+        they are `None`; `done` is called with the number of steps.
         """
         settings = self.settings
         free, labels = self._start(labels)
@@ -110,10 +123,31 @@ class EmbeddingSearch:
             if step >= settings.from_step and step % settings.every == 0:
                 self._reorder(free, labels, optimizer)
             done(step)
-        words = self.words.nearest(self._whole(best[:, None]), self.sentences)
+        whole = self._whole(best[:, None])
+        words = self.words.nearest(whole, self.sentences)[:, 0]
+        found = [self._with_cosine(words, labels)]
+        if settings.exchanges:
+            near = self.words.several(whole[:, 0], settings.nearest)
+            table, count = self.words.table, settings.proposals
+            words = exchanged(
+                words,
+                near,
+                table,
+                labels,
+                self.distance,
+                self.sentences,
+                settings.exchanges,
+                count,
+                self.generators,
+            )
+            found.append(self._with_cosine(words, labels))
+        return found
+
+    def _with_cosine(self, words: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sentences with the padding in its places, and the cosines of their gradients."""
         with torch.no_grad():
-            cosine = 1 - self.distance(self.words.table[words], labels[:, None], words)[:, 0]
-        return words[:, 0].masked_fill(~self.sentences.present, self.words.padding), cosine
+            distance = self.distance(self.words.table[words][:, None], labels[:, None], words[:, None])
+        return words.masked_fill(~self.sentences.present, self.words.padding), 1 - distance[:, 0]
 
     def _start(self, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the best of random embeddings `(L, n, T, d)`, and labels `(L, n)`, drawn with them if unknown."""

@@ -1,5 +1,6 @@
 """Sentences whose gradient is like the observed one, by descent over embeddings and new orders of the tokens."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -35,6 +36,9 @@ class TextMatching(TextAttack):
     `prior` times the negative log-likelihood that a trigram model of `texts` gives (files with text; without any, by
     the distance alone). The iterate of least loss is decoded to the nearest words by cosine.
 
+    Beyond the paper, `exchanges` rounds may follow in which the best of as many changes of the words themselves is
+    taken: of their order, or of one word, to one of the `nearest` of its place or to those of another.
+
     Where the gradient of the word embedding is shared it is matched, too, and only words whose row is not 0 are
     taken. Tensors whose gradient is 0 do not count.
 
@@ -57,6 +61,8 @@ class TextMatching(TextAttack):
     every: Annotated[int, Field(ge=1)] = 75
     proposals: Annotated[int, Field(ge=1)] = 200
     prior: Annotated[float, Field(ge=0)] = 0.2
+    exchanges: Annotated[int, Field(ge=0)] = 0
+    nearest: Annotated[int, Field(ge=1)] = 16
     memory: Annotated[float, Field(gt=0)] = 1.0
 
     @field_validator("texts")
@@ -76,6 +82,12 @@ class TextMatching(TextAttack):
         for `labels` or `lengths` that do not fit, lengths that are needed and not given, texts that cannot be read,
         and gradients of another model.
         """
+        return self.stages(observation, seed, progress)[-1]
+
+    def stages(
+        self, observation: Observation, seed: int, progress: Progress | None = None
+    ) -> tuple[Reconstructions, ...]:
+        """Return what `reconstruct` does before and after the exchanges of words; once where there are none."""
         model = observation.model
         assert isinstance(model, TextModel)
         checked_matrices(observation, None)
@@ -91,7 +103,7 @@ class TextMatching(TextAttack):
             prior = prior_from(self.texts, model.tokenizer).to(device)
         sentences, labels = self._known(observation, device)
         every = model.every_parameter(observation.parameters)
-        found, sure = [], []
+        parts = []
         learners = len(sentences.tokens)
         entries = sum(value[0].numel() for value in observation.gradients.values())
         # Derivatives by the embeddings hold several times what the gradients take.
@@ -109,10 +121,8 @@ class TextMatching(TextAttack):
                 if progress is not None:
                     progress(before + rows * step // self.steps, learners)
 
-            made, cosine = search.best(None if labels is None else labels[rows], done)
-            found.append(made.cpu())
-            sure.append(cosine.cpu().double()[:, None].expand(-1, made.shape[1]))
-        return Reconstructions(torch.cat(found), torch.cat(sure).clamp(0, 1))
+            parts.append(search.best(None if labels is None else labels[rows], done))
+        return tuple(_joined(stage) for stage in zip(*parts, strict=True))
 
     def _known(self, observation: Observation, device: torch.device) -> tuple[Sentences, Tensor | None]:
         """Return what is known of the sentences, and their labels `(L, n)`, if these are."""
@@ -160,3 +170,10 @@ class TextMatching(TextAttack):
         weight = matrix_of_a_layer(on_cpu, self.matrix)
         ranks = [len(input_space(model.over_inputs(weight, one)).basis) for one in on_cpu.gradients[weight]]
         return torch.tensor(ranks)[:, None].clamp(max=observation.input_shape[0])
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> Reconstructions:
+    """Return the sentences of all learners `(L, n, T)` and their confidence, from parts with cosines `(l,)`."""
+    examples = torch.cat([made.cpu() for made, _ in parts])
+    cosines = torch.cat([cosine.cpu().double() for _, cosine in parts]).clamp(0, 1)
+    return Reconstructions(examples, cosines[:, None].expand(-1, examples.shape[1]))

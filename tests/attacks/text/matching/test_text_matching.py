@@ -84,7 +84,9 @@ def test_learners_do_not_depend_on_one_another():
     both = Observation(
         **{**vars(one), "gradients": {VALUE: torch.cat([one.gradients[VALUE], other.gradients[VALUE]])}}
     )
-    attack = QUICK.model_copy(update={"steps": 30, "memory": 1e-9, "lengths": (6, 6)})
+    attack = QUICK.model_copy(
+        update={"steps": 21, "candidates": 4, "proposals": 4, "memory": 1e-9, "lengths": (6, 6)}
+    )
     first = attack.model_copy(update={"lengths": (6,)}).reconstruct(one, seed=0)
     assert torch.equal(attack.reconstruct(both, seed=0).examples[0], first.examples[0])
 
