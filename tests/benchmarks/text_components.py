@@ -3,9 +3,10 @@
     python tests/benchmarks/text_components.py MODEL_DIRECTORY [--attack matching|descent|exact] [--cells query ...]
     python tests/benchmarks/text_components.py --combine OUTPUT ...
 
-Sentences of CoLA (from METALEAK_DATA), one a learner, with a new random classifier; their lengths and labels are
-known. A cell is a selection of parameters whose gradient the attack reads: `full` (all layers and the classifier),
-`everything` (the embeddings, too), `layers` (each layer alone), or a component (each layer's alone). A line a cell,
+Sentences of CoLA (from METALEAK_DATA) of at most `--length` tokens, one a learner, with a new random classifier;
+their lengths and labels are known. A cell is a selection of parameters whose gradient the attack reads: `full` (all
+layers and the classifier), `everything` (the embeddings, too), `layers` (each layer alone), or a component (each
+layer's alone). `--exchanges` adds the attack with so many rounds of them. A line a cell,
 with ROUGE (special tokens do not count) and its 95 % interval by bootstrap over sentences; `--combine` makes Markdown
 tables of such lines. Cells of one name are attacked together: tensors that a learner does not share are 0.
 """
@@ -42,7 +43,6 @@ COMPONENTS = {
     "FFN out": "output.dense.weight",
 }
 WHOLE = {"full": ("bert.encoder.*", "bert.pooler.*", "classifier.*"), "everything": ("*",)}
-LENGTH = 24
 TEXTS = ("wikitext2_eval/valid.txt.gz", "wikitext2_eval/test.txt.gz", "ag_news_test/test.csv.gz")
 MEASURES = ("ROUGE-1", "ROUGE-2", "ROUGE-L", "sequences recovered")
 
@@ -83,13 +83,14 @@ def rebuilt(
         matching = TextMatching(
             steps=chosen.steps,
             candidates=chosen.candidates,
-            lengths=tuple(sizes),
             texts=tuple(folder / name for name in TEXTS),
             memory=chosen.memory,
             rate=chosen.rate,
             exchanges=chosen.exchanges,
+            proposals=chosen.proposals,
         )
-        stages = matching.stages(together(parts).to(chosen.device), chosen.seed)
+        seen = replace(together(parts), lengths=torch.tensor(sizes)[:, None])
+        stages = matching.stages(seen.to(chosen.device), chosen.seed)
         return dict(zip(("matching", "matching, exchanges"), (one.examples for one in stages), strict=False))
     one = TextDescent() if attack == "descent" else TextSpan()
     made = []
@@ -139,8 +140,10 @@ def main() -> None:
     asked.add_argument("--steps", type=int, default=2000)
     asked.add_argument("--rate", type=float, default=0.01)
     asked.add_argument("--exchanges", type=int, default=0)
+    asked.add_argument("--proposals", type=int, default=200)
     asked.add_argument("--candidates", type=int, default=500)
     asked.add_argument("--seed", type=int, default=7000)
+    asked.add_argument("--length", type=int, default=24)
     asked.add_argument("--device", default="cpu")
     asked.add_argument("--memory", type=float, default=1.0)
     asked.add_argument("--data", type=Path, default=os.environ.get("METALEAK_DATA"))
@@ -150,8 +153,8 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     model = Transformer(directory=chosen.model)
-    data = CoLA(tokenizer=chosen.model, length=LENGTH).load()
-    parameters = model.initialize((LENGTH,), 2, torch.Generator().manual_seed(0))
+    data = CoLA(tokenizer=chosen.model, length=chosen.length).load()
+    parameters = model.initialize((chosen.length,), 2, torch.Generator().manual_seed(0))
     drawn = [batch(data, 1, chosen.seed + number)[0] for number in range(chosen.sentences)]
     sizes = [int((one != model.padding).sum()) for one in drawn]
     for name in chosen.cells:

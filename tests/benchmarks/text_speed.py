@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,7 +50,8 @@ def main() -> None:
         tokens, _ = batch(data, 1, chosen.seed + number)
         observation = observed(model, parameters, (QUERY.format(0),), tokens, torch.zeros(1, dtype=torch.int64))
         size = int((tokens != model.padding).sum())
-        matching = TextMatching(steps=chosen.steps, lengths=(size,), texts=texts)
+        observation = replace(observation, lengths=torch.tensor([[size]]))
+        matching = TextMatching(steps=chosen.steps, texts=texts)
         row: dict[str, float] = {"tokens": size}
         for name, attack in (("exact", TextSpan()), ("matching", matching)):
             start = time.thread_time()

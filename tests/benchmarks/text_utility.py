@@ -8,8 +8,9 @@ classifier. `record-level` clips it and adds noise before anything reads it; eve
 that epsilon is that of one release. The server takes Adam steps with the mean of `--learners` replies a round: the
 noise of the mean is drawn at once. Then, at the parameters that were learned so, a reply of each of `--sentences` new
 learners is attacked by `text-span`, on the first layer's first factor, and by `text-matching`, on all that is shared,
-with known labels and lengths. `--clip 0` is without clipping, and without noise. A line a multiplier: accuracy and
-Matthews correlation on sentences that nobody held, and ROUGE-1 without special tokens, 95 % intervals by bootstrap.
+with known lengths and unknown labels. `--clip 0` is without clipping, and without noise. A line a multiplier:
+accuracy and Matthews correlation on sentences that nobody held, and ROUGE-1 without special tokens, 95 % intervals by
+bootstrap.
 """
 
 import argparse
@@ -107,16 +108,25 @@ def attacked(
         for row in range(len(tokens))
     ]
     stacked = {name: torch.stack([one[name] for one in replies]).detach() for name in parameters}
+    held = tokens[:, None]
     seen = Observation(
-        model, FedSGD(), parameters, stacked, ways=1, shots=0, queries=1, input_shape=(tokens.shape[1],)
+        model,
+        FedSGD(),
+        parameters,
+        stacked,
+        ways=1,
+        shots=0,
+        queries=1,
+        input_shape=tuple(tokens.shape[1:]),
+        lengths=(held != model.padding).sum(dim=-1),
     )
-    held = tokens[:, None].cpu()
-    sizes = (held[:, 0] != model.padding).sum(dim=1).tolist()
+    held = held.cpu()
     folder = Path(chosen.data)
     matching = TextMatching(
-        labels=tuple(labels.tolist()),
-        lengths=tuple(sizes),
+        labels="unknown",
         steps=chosen.steps,
+        candidates=chosen.candidates,
+        proposals=chosen.proposals,
         rate=0.03,
         exchanges=chosen.exchanges,
         texts=tuple(folder / name for name in TEXTS),
@@ -179,6 +189,8 @@ def main() -> None:
     asked.add_argument("--sentences", type=int, default=10)
     asked.add_argument("--tested", type=int, default=1000)
     asked.add_argument("--steps", type=int, default=1000)
+    asked.add_argument("--candidates", type=int, default=500)
+    asked.add_argument("--proposals", type=int, default=200)
     asked.add_argument("--exchanges", type=int, default=20)
     asked.add_argument("--seed", type=int, default=8000)
     asked.add_argument("--length", type=int, default=24)

@@ -42,15 +42,15 @@ class TextMatching(TextAttack):
     Where the gradient of the word embedding is shared it is matched, too, and only words whose row is not 0 are
     taken. Tensors whose gradient is 0 do not count.
 
-    `labels` are those of the sentences in the order of learners, the positions of the task, or `unknown`; `lengths`
-    how many tokens the sentences have, special ones included, in the same order. Without them the length of a single
-    sentence is the rank of a matrix's gradient. About `memory` GiB of gradients are held at a time.
+    `labels` that are `unknown` are drawn with the candidates. `lengths`, how many tokens the sentences have, that are
+    `estimated` are the rank of a matrix's gradient, for learners with a single sentence. About `memory` GiB of
+    gradients are held at a time.
     """
 
     on_any_device: ClassVar[bool] = True
 
-    labels: tuple[int, ...] | Literal["positions", "unknown"] = "positions"
-    lengths: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    labels: Literal["known", "unknown"] = "known"
+    lengths: Literal["known", "estimated"] = "known"
     texts: tuple[Path, ...] = ()
     candidates: Annotated[int, Field(ge=1)] = 500
     steps: Annotated[int, Field(ge=1)] = 2000
@@ -72,15 +72,16 @@ class TextMatching(TextAttack):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """The labels, unless they are unknown."""
-        return frozenset() if self.labels == "unknown" else frozenset({"labels"})
+        """The labels and the lengths, as far as they are known."""
+        known: dict[Capability, bool] = {"labels": self.labels == "known", "lengths": self.lengths == "known"}
+        return frozenset(name for name, there in known.items() if there)
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
         """Return the sentences of every learner, `(L, n, T)` int64, and the cosine of their gradient, in [0, 1].
 
         Raises `ValueError` in one line for a rule whose gradient is not that of the mean loss at the sent parameters,
-        for `labels` or `lengths` that do not fit, lengths that are needed and not given, texts that cannot be read,
-        and gradients of another model.
+        for lengths that do not fit, and several sentences whose lengths are not known, texts that cannot be read, and
+        gradients of another model.
         """
         return self.stages(observation, seed, progress)[-1]
 
@@ -146,24 +147,19 @@ class TextMatching(TextAttack):
         sentences = Sentences(tokens.to(device), known.to(device), present.to(device))
         if self.labels == "unknown":
             return sentences, None
-        if self.labels == "positions":
-            positions = torch.arange(observation.ways)
-            both = [positions.repeat_interleave(size) for size in (observation.shots, observation.queries)]
-            return sentences, torch.cat(both).expand(learners, -1).to(device)
-        if len(self.labels) != learners * count:
-            raise ValueError(f"labels: needs one for each of {learners * count} sentences, got {len(self.labels)}")
-        return sentences, torch.tensor(self.labels).reshape(learners, count).to(device)
+        positions = torch.arange(observation.ways)
+        both = torch.cat([positions.repeat_interleave(size) for size in (observation.shots, observation.queries)])
+        return sentences, both.expand(learners, -1).to(device)
 
     def _lengths(self, observation: Observation, learners: int, count: int) -> Tensor:
         """Return how many tokens the sentences have, `(L, n)`."""
-        if self.lengths is not None:
-            if len(self.lengths) != learners * count:
-                raise ValueError(
-                    f"lengths: needs one for each of {learners * count} sentences, got {len(self.lengths)}"
-                )
-            return torch.tensor(self.lengths).reshape(learners, count)
+        if self.lengths == "known":
+            if observation.lengths is None or observation.lengths.shape != (learners, count):
+                given = "none" if observation.lengths is None else tuple(observation.lengths.shape)
+                raise ValueError(f"lengths: must be known of {learners} x {count} sentences, and are of {given}")
+            return observation.lengths.cpu()
         if count > 1:
-            raise ValueError(f"lengths: must be given for learners with several sentences, here {count}")
+            raise ValueError(f"lengths: can be estimated of one sentence, and learners have {count}")
         model = observation.model
         assert isinstance(model, TextModel)
         on_cpu = observation.to("cpu")
