@@ -18,6 +18,10 @@ Orders = Callable[[int, int, int, int, torch.Generator], Tensor]
 """Makes orders of a sentence's places, see `rearrangements`."""
 
 
+_NONE = -2.0
+"""Below any cosine."""
+
+
 class Settings(Protocol):
     """How long and how the search goes on, see `TextMatching`."""
 
@@ -76,12 +80,16 @@ class Words:
         return torch.stack(found, dim=1)
 
     def several(self, embeddings: Tensor, count: int) -> Tensor:
-        """Return the nearest words of `embeddings (L, n, T, d)`, at most `count`, `(L, n, T, count)`."""
-        return self._likeness(embeddings).topk(min(count, len(self.table)), dim=-1).indices
+        """Return the `count` nearest words of `embeddings (L, n, T, d)`, `(L, n, T, count)`.
+
+        Where fewer are allowed, or known to the model, the nearest stands for those that are missing.
+        """
+        likeness, words = self._likeness(embeddings).topk(min(count, len(self.table)), dim=-1)
+        return torch.where(likeness > _NONE, words, words[..., :1])
 
     def _likeness(self, embeddings: Tensor) -> Tensor:
         likeness = F.normalize(embeddings.detach(), dim=-1) @ self._unit.mT
-        return likeness.masked_fill(self._excluded[:, None, None], -2)
+        return likeness.masked_fill(self._excluded[:, None, None], _NONE)
 
 
 @dataclass
