@@ -100,7 +100,8 @@ class Observation(Tensors):
     `parameters` are what the server sent; `gradients` what the learners' replies amount to, stacked `(L, ...)`. The
     task's shape is known, and the `input_shape` of an example. All else is given only where the attack `requires` it:
     `known_support (L, ways*shots, C, H, W)` and `known_query (L, ways*queries, C, H, W)`, ordered by position;
-    `classes (L, ways)` int64; `own_examples (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defenses`,
+    `classes (L, ways)` int64; `lengths (L, n)` int64, how many tokens the n sentences of support and query set have;
+    `own_examples (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defenses`,
     of which an empty tuple says that there are none; the `rest` of the set around every target. `mean_of` is that of
     the `Update`. Each gradient is the mean over `episodes` episodes of the same classes, of which `shots` and
     `queries` count all images together; what is known of a set has them side by side.
@@ -116,6 +117,7 @@ class Observation(Tensors):
     known_support: Tensor | None = None
     known_query: Tensor | None = None
     classes: Tensor | None = None
+    lengths: Tensor | None = None
     own_examples: Tensor | None = None
     own_labels: Tensor | None = None
     defenses: tuple[Defense, ...] | None = None

@@ -6,12 +6,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, field_serializer
 
 Capability = Literal[
-    "labels", "classes", "other set", "own examples", "defenses", "rest of the set", "both candidates"
+    "labels", "classes", "lengths", "other set", "own examples", "defenses", "rest of the set", "both candidates"
 ]
 """What an adversary may hold beside what it sees.
 
-`labels`: every image's position in its task is known. `classes`: which class stands at each position. `other set`:
-the images of the set that is not asked about. `own examples`: labeled images of the same kind that no learner holds.
+`labels`: every image's position in its task is known. `classes`: which class stands at each position. `lengths`:
+how many tokens each sentence has. `other set`: the images of the set that is not asked about. `own examples`: labeled
+images of the same kind that no learner holds.
 `defenses`: what the learners do to what they send, with all settings. `rest of the set`: of the set that is asked
 about, all images but the one whose membership is asked. `both candidates`: that in its place stands either the asked
 image or one other, which is known, too. With all of these it is the adversary of the definition of differential

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metaleak.attacks.text.input_space import InputSpace
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import Embedding, LanguageModel
+from metaleak.clients.models import Embedding, TextModel
 
 _NEAR = 0.05
 """Tokens that lie farther from the space, as part of their norm, are not looked at closely."""
@@ -46,7 +46,7 @@ class Candidates:
 
 
 def near_candidates(
-    model: LanguageModel, parameters: Parameters, weight: str, space: InputSpace, length: int
+    model: TextModel, parameters: Parameters, weight: str, space: InputSpace, length: int
 ) -> Candidates:
     """Return the pairs of token and place, of the first `length`, that lie near the space of `weight`, nearest first.
 
@@ -64,7 +64,7 @@ def near_candidates(
 
 
 def single_inputs(
-    model: LanguageModel, parameters: Parameters, weight: str, tokens: Tensor, places: Tensor, length: int
+    model: TextModel, parameters: Parameters, weight: str, tokens: Tensor, places: Tensor, length: int
 ) -> Tensor:
     """Return what the layer of `weight` takes of `tokens (n,)` at `places (n,)`, each by itself, `(n, d)` float64."""
     embedding = model.embedding_of(weight, parameters, length)
@@ -77,7 +77,7 @@ def single_inputs(
     return torch.cat(parts).double()
 
 
-def takes_single_tokens(model: LanguageModel, parameters: Parameters, weight: str) -> bool:
+def takes_single_tokens(model: TextModel, parameters: Parameters, weight: str) -> bool:
     """Return whether what the layer of `weight` takes of a token depends on no other token; found by computing."""
     first, second = [token for token in range(3) if token != model.padding][:2]
     tokens = torch.tensor([[first, first], [first, second], [second, first]])
@@ -86,7 +86,7 @@ def takes_single_tokens(model: LanguageModel, parameters: Parameters, weight: st
     return inputs.ndim == 3 and torch.equal(inputs[0, 0], inputs[1, 0]) and torch.equal(inputs[0, 1], inputs[2, 1])
 
 
-def _one_by_one(model: LanguageModel, parameters: Parameters, weight: str, space: InputSpace, length: int) -> Tensor:
+def _one_by_one(model: TextModel, parameters: Parameters, weight: str, space: InputSpace, length: int) -> Tensor:
     """Return the distances of all tokens at all places, `(V, length)`."""
     every = torch.arange(model.vocabulary_size)
     return torch.cat(

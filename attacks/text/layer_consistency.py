@@ -6,7 +6,7 @@ from torch import Tensor
 from metaleak.attacks.text.candidates import Candidates
 from metaleak.attacks.text.input_space import InputSpace
 from metaleak.attacks.text.sentences import Sentence
-from metaleak.clients.models import LanguageModel
+from metaleak.clients.models import TextModel
 
 
 class LayerConsistency:
@@ -19,7 +19,7 @@ class LayerConsistency:
     def __init__(
         self,
         candidates: Candidates,
-        model: LanguageModel,
+        model: TextModel,
         parameters: dict[str, Tensor],
         weight: str,
         space: InputSpace,

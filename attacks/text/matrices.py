@@ -8,7 +8,7 @@ import torch
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.text.candidates import takes_single_tokens
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import Attention, LanguageModel
+from metaleak.clients.models import Attention, TextModel
 
 _ORDER = ("query", "q_lin", "q_proj", "value", "v_lin", "v_proj", "key", "k_lin", "k_proj")
 """What layers of attention are called, in the order in which their matrices tell most."""
@@ -28,9 +28,9 @@ def matrices_of(observation: Observation, chosen: str | None, second: bool) -> M
 
     Raises `ValueError` in one line where there is none, or no `second` one, and for gradients of another model.
     """
-    shared = [name for name in _checked(observation, chosen) if _of_attention(name)]
+    shared = [name for name in checked_matrices(observation, chosen) if _of_attention(name)]
     model, parameters = observation.model, observation.parameters
-    assert isinstance(model, LanguageModel)
+    assert isinstance(model, TextModel)
     names = _by_use([chosen] if chosen is not None else shared)
     first = next((name for name in names if takes_single_tokens(model, parameters, name)), None)
     if first is None:
@@ -46,10 +46,10 @@ def matrix_of_a_layer(observation: Observation, chosen: str | None) -> str:
 
     Raises `ValueError` in one line where there is none, and for gradients of another model.
     """
-    matrices = _checked(observation, chosen)
+    matrices = checked_matrices(observation, chosen)
     names = [chosen] if chosen is not None else matrices
     model, parameters = observation.model, observation.parameters
-    assert isinstance(model, LanguageModel)
+    assert isinstance(model, TextModel)
     # Embeddings take tokens, a classifier takes a vector a sentence.
     found = next((name for name in names if _takes_vectors(model, parameters, name)), None)
     if found is None:
@@ -59,7 +59,7 @@ def matrix_of_a_layer(observation: Observation, chosen: str | None) -> str:
     return found
 
 
-def _checked(observation: Observation, chosen: str | None) -> list[str]:
+def checked_matrices(observation: Observation, chosen: str | None) -> list[str]:
     """Return the names of the shared matrices, after the checks of what is shared and of the `chosen` one."""
     parameters = observation.parameters
     for name, value in observation.gradients.items():
@@ -74,7 +74,7 @@ def _checked(observation: Observation, chosen: str | None) -> list[str]:
     return [name for name in observation.gradients if parameters[name].ndim == 2]
 
 
-def _takes_vectors(model: LanguageModel, parameters: Parameters, name: str) -> bool:
+def _takes_vectors(model: TextModel, parameters: Parameters, name: str) -> bool:
     # The second factor of an adapter takes what the first makes of the layer's inputs.
     if name.endswith(".lora_b"):
         return False

@@ -9,7 +9,7 @@ from metaleak.attacks.text.input_space import InputSpace, NothingShown
 from metaleak.attacks.text.matrices import matrices_of
 from metaleak.attacks.text.span_attack import space_of
 from metaleak.attacks.text.text_attack import TextAttack
-from metaleak.clients.models import LanguageModel
+from metaleak.clients.models import TextModel
 
 
 class TextMembership(TextAttack):
@@ -31,7 +31,7 @@ class TextMembership(TextAttack):
         `ValueError` in one line where that is so for all, and where no matrix is shared that the attack can use.
         """
         model, parameters = observation.model, observation.parameters
-        assert isinstance(model, LanguageModel)
+        assert isinstance(model, TextModel)
         weight = matrices_of(observation, self.matrix, second=False).first
         spaces: dict[int, InputSpace] = {}
         nothing: dict[int, NothingShown] = {}

@@ -19,7 +19,7 @@ from metaleak.attacks.text.input_space import InputSpace, NothingShown, input_sp
 from metaleak.attacks.text.matrices import matrix_of_a_layer
 from metaleak.attacks.text.span_attack import sentences_of
 from metaleak.attacks.text.text_attack import TextAttack
-from metaleak.clients.models import LanguageModel
+from metaleak.clients.models import TextModel
 
 _ROUNDING = 1e-6
 """A mean squared distance that float32 leaves of a true sentence."""
@@ -53,7 +53,7 @@ class TextDescent(TextAttack):
         if sentences_of(observation) != 1:
             raise ValueError(f"rebuilds one sentence, and learners have {sentences_of(observation)}")
         model, parameters = observation.model, observation.parameters
-        assert isinstance(model, LanguageModel)
+        assert isinstance(model, TextModel)
         weight = matrix_of_a_layer(observation, self.matrix)
         learners = len(observation.gradients[weight])
         (length,) = observation.input_shape
@@ -81,13 +81,11 @@ class _Search:
     """The search for one sentence of `length` tokens."""
 
     def __init__(
-        self, model: LanguageModel, parameters: dict[str, Tensor], weight: str, space: InputSpace, length: int
+        self, model: TextModel, parameters: dict[str, Tensor], weight: str, space: InputSpace, length: int
     ) -> None:
         self._model, self._parameters, self._weight = model, parameters, weight
         self._basis = space.basis.float()
-        self._table = parameters.get(
-            model.embedding_table, model.module.get_parameter(model.embedding_table)
-        ).detach()
+        self._table = model.every_parameter(parameters)[model.embedding_table].detach()
         self._unit = F.normalize(self._table, dim=-1)
         self._length = length
         self._known = {0: model.begin, length - 1: model.end}

@@ -16,7 +16,7 @@ from metaleak.attacks.text.layer_consistency import LayerConsistency
 from metaleak.attacks.text.matrices import Matrices, matrices_of
 from metaleak.attacks.text.sentences import FITS, Sentence, improved, single_sentence, told_apart
 from metaleak.attacks.text.text_attack import TextAttack
-from metaleak.clients.models import LanguageModel
+from metaleak.clients.models import TextModel
 from metaleak.clients.rules import support_entry
 
 _POWERS = (0.7, 0.9, 0.5, 0.3)
@@ -51,7 +51,7 @@ class TextSpan(TextAttack):
         `ValueError` in one line where that is so for all, and where no matrix is shared that the attack can use.
         """
         matrices = matrices_of(observation, self.matrix, second=self.uses == "two matrices")
-        assert isinstance(observation.model, LanguageModel)
+        assert isinstance(observation.model, TextModel)
         learners = len(next(iter(observation.gradients.values())))
         count, (length,) = sentences_of(observation), observation.input_shape
         made = torch.full((learners, count, length), observation.model.padding)
@@ -75,7 +75,7 @@ class TextSpan(TextAttack):
     ) -> tuple[Tensor, Tensor]:
         """Return the sentences of one learner `(n, T)`, and how sure each is, `(n,)` in [0, 1]."""
         model, parameters = observation.model, observation.parameters
-        assert isinstance(model, LanguageModel)
+        assert isinstance(model, TextModel)
         (length,) = observation.input_shape
         count = sentences_of(observation)
         space, found = self._candidates(model, parameters, matrices.first, gradients, length)
@@ -96,7 +96,7 @@ class TextSpan(TextAttack):
 
     def _candidates(
         self,
-        model: LanguageModel,
+        model: TextModel,
         parameters: dict[str, Tensor],
         weight: str,
         gradients: dict[str, Tensor],
@@ -123,7 +123,7 @@ class TextSpan(TextAttack):
         generator: torch.Generator,
     ) -> tuple[list[Sentence], list[float]]:
         model, parameters = observation.model, observation.parameters
-        assert isinstance(model, LanguageModel)
+        assert isinstance(model, TextModel)
         heads, gradient = matrices.attention, model.over_inputs(matrices.first, gradients[matrices.first])
         untold = 0.0 if matrices.second else 1.0
 
@@ -131,10 +131,9 @@ class TextSpan(TextAttack):
             if heads is None or heads.query != matrices.first:
                 return HeadConsistency(some, space, gradient, None, 1, untold)
             # The key matrix may be a constant of the model, and have no bias.
-            weight = model.value_of(heads.key, parameters)
-            bias = model.value_of(heads.key.removesuffix("weight") + "bias", parameters)
-            assert weight is not None
-            keys = some.inputs @ weight.double().mT
+            every = model.every_parameter(parameters)
+            bias = every.get(heads.key.removesuffix("weight") + "bias")
+            keys = some.inputs @ every[heads.key].double().mT
             keys = keys if bias is None else keys + bias.double()
             return HeadConsistency(some, space, gradient, keys, heads.heads, untold)
 
@@ -194,7 +193,7 @@ def sentences_of(observation: Observation) -> int:
 
 
 def space_of(
-    model: LanguageModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
+    model: TextModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
 ) -> InputSpace:
     """Return the space of the inputs of the layer of `weight`.
 
@@ -211,7 +210,7 @@ def space_of(
 
 
 def candidates_of(
-    model: LanguageModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
+    model: TextModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
 ) -> tuple[InputSpace, Candidates]:
     """Return the space of the inputs of the layer of `weight`, and the pairs of token and place near it.
 

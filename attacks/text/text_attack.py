@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from metaleak.attacks.threat_model import Capability
-from metaleak.clients.models import LanguageModel, Model
+from metaleak.clients.models import Model, TextModel
 
 
 class TextAttack(BaseModel):
@@ -28,4 +28,4 @@ class TextAttack(BaseModel):
 
     def applies_to(self, model: Model) -> bool:
         """Return whether the model takes tokens and shows what its layers take."""
-        return isinstance(model, LanguageModel)
+        return isinstance(model, TextModel)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from metaleak.clients.models.torch_module import TorchModule
     from metaleak.clients.models.transformer import TinyBERT, Transformer
-    from metaleak.clients.models.transformer_parts import Attention, Embedding
+    from metaleak.clients.models.transformer_parts import Attention, Embedding, TextModel
 
 __all__ = [
     "INPUT",
@@ -49,6 +49,7 @@ __all__ = [
     "Model",
     "NamesHead",
     "Sliding",
+    "TextModel",
     "TinyBERT",
     "TorchModule",
     "Transformer",
@@ -79,6 +80,7 @@ _MODULES = {
     "LinearInput": "model",
     "Model": "model",
     "NamesHead": "model",
+    "TextModel": "transformer_parts",
     "TinyBERT": "transformer",
     "Sliding": "layers",
     "TorchModule": "torch_module",

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models.attention_mask import additive_mask, sees_later_tokens
+from metaleak.clients.models.tokenizer import Tokenizer
 from metaleak.clients.models.transformer_parts import Attention, Embedding
 
 _LORA = (".lora_a", ".lora_b")
@@ -58,6 +59,11 @@ class LanguageModel(BaseModel):
     @property
     def end(self) -> int | None:
         """The token that every sentence ends with, `None` where there is none or it is not known."""
+        return None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What turns sentences into the model's tokens, `None` where it is not known."""
         return None
 
     @property
@@ -116,6 +122,13 @@ class LanguageModel(BaseModel):
         """Return logits `(B, ways)` for `tokens (B, T)` int64."""
         return self._called(parameters, tokens).logits  # type: ignore[no-any-return]
 
+    def logits_of(self, parameters: Parameters, tokens: Tensor, embeddings: Tensor) -> Tensor:
+        """Return logits `(B, ways)` where `embeddings (B, T, d)` stand in the place of the tokens' word embeddings.
+
+        The `tokens (B, T)` tell where the padding is and nothing else. Differentiable twice by both.
+        """
+        return self._called(parameters, tokens, embeddings).logits  # type: ignore[no-any-return]
+
     def inputs_of(
         self, weight: str, parameters: Parameters, tokens: Tensor, embeddings: Tensor | None = None
     ) -> Tensor:
@@ -165,7 +178,7 @@ class LanguageModel(BaseModel):
                 handle.remove()
         if not seen or not torch.equal(seen[-1][2], found):
             return None
-        every = {**self._every(), **parameters}
+        every = self.every_parameter(parameters)
         norm, added, _ = seen[-1]
         name = next(name for name, layer in self.module.named_modules() if layer is norm)
         table = self.embedding_table
@@ -194,9 +207,10 @@ class LanguageModel(BaseModel):
         heads = int(self.module.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
         return Attention(names["query"], names["key"], heads)
 
-    def value_of(self, name: str, parameters: Parameters) -> Tensor | None:
-        """Return the parameter `name`, be it learned or a constant of the model; `None` where there is none."""
-        return parameters[name] if name in parameters else self._every().get(name)
+    def every_parameter(self, parameters: Parameters) -> Parameters:
+        """Return `parameters`, and with them those that are constants of the model."""
+        device = next((value.device for value in parameters.values()), None)
+        return {name: value.to(device) for name, value in self._every().items()} | parameters
 
     def _called(self, parameters: Parameters, tokens: Tensor, embeddings: Tensor | None = None) -> Any:
         dtype = next(value.dtype for value in parameters.values() if value.is_floating_point())

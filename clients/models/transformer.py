@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from metaleak.clients.models.language_model import LanguageModel
-from metaleak.clients.models.tokenizer import tokenizer_in
+from metaleak.clients.models.tokenizer import Tokenizer, tokenizer_in
 
 MISSING = "a transformer needs `transformers`, which the extra brings: pip install 'metaleak[text]'"
 """What is said where the extra is missing."""
@@ -35,16 +35,17 @@ class Transformer(LanguageModel):
     @property
     def begin(self) -> int | None:
         """The token that every sentence begins with, by the directory's tokenizer, if it has one."""
-        return tokenizer_in(self.directory).begin if self._has_tokenizer else None
+        return None if self.tokenizer is None else self.tokenizer.begin
 
     @property
     def end(self) -> int | None:
         """The token that every sentence ends with, by the directory's tokenizer, if it has one."""
-        return tokenizer_in(self.directory).end if self._has_tokenizer else None
+        return None if self.tokenizer is None else self.tokenizer.end
 
     @property
-    def _has_tokenizer(self) -> bool:
-        return (self.directory / "tokenizer.json").is_file()
+    def tokenizer(self) -> Tokenizer | None:
+        """The directory's tokenizer, if it has one."""
+        return tokenizer_in(self.directory) if (self.directory / "tokenizer.json").is_file() else None
 
     def build(self, ways: int) -> nn.Module:
         """Return the model of the directory; a classifier that it lacks is drawn, or that has other classes.

@@ -200,5 +200,14 @@ def held_classes(federation: Federation, learners: Sequence[int], round: int) ->
     return torch.stack([federation.learner(learner).drawn(round).classes for learner in learners])
 
 
+def held_lengths(federation: Federation, learners: Sequence[int], round: int) -> Tensor:
+    """Return how many tokens the sentences of support and query set have, `(L, n)` int64, each set by positions."""
+    sentences = torch.cat([held_inputs(federation, learners, round, which) for which in ("support", "query")], dim=1)
+    padding = federation.examples().padding
+    if padding is None:
+        return torch.full(sentences.shape[:2], sentences.shape[2])
+    return (sentences != padding).sum(dim=-1)
+
+
 def _asked(drawn: Draw, which: Literal["query", "support"]) -> Tensor:
     return drawn.query if which == "query" else drawn.support

@@ -1,5 +1,7 @@
 """On a tiny BERT of random parameters and sentences of random words, from what learners send on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -14,7 +16,7 @@ from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import LabeledExamples
 from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
-from metaleak.clients.models import MLP, TinyBERT
+from metaleak.clients.models import MLP, TextModel, TinyBERT
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import MAML, FedSGD
 from metaleak.clients.shard import episode
@@ -240,3 +242,12 @@ def test_adapters_give_nothing_away_at_their_initialization():
     observation, _ = seen_of_one_sentence(*adapters(16))
     with pytest.raises(ValueError, match="gradient is 0, as that of LoRA's first factor"):
         TextSpan().reconstruct(observation, seed=0)
+
+
+def test_attacks_ask_for_what_a_model_shows_and_not_for_its_class():
+    members = {name: property(lambda _, name=name: getattr(MODEL, name)) for name in dir(TextModel) if name[0] != "_"}
+    own = type("Own", (), members | {"__call__": lambda _, *arguments: MODEL(*arguments)})()
+    observation, _ = observed(FIRST.format("query"))
+    assert TextSpan().applies_to(own)
+    made = TextSpan().reconstruct(replace(observation, model=own), seed=0)
+    assert torch.equal(made.examples, TextSpan().reconstruct(observation, seed=0).examples)

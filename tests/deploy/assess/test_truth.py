@@ -5,10 +5,10 @@ import torch
 
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.clients import Federation, Partition, TaskShape
-from metaleak.clients.datasets import EmbeddedMNIST
+from metaleak.clients.datasets import EmbeddedMNIST, MadeUpSentences
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML
-from metaleak.deploy.assess.truth import ask, held_inputs
+from metaleak.deploy.assess.truth import ask, held_inputs, held_lengths
 from metaleak.deploy.config.experiment import TargetSettings
 
 LEARNERS = list(range(0, 30, 2))
@@ -92,3 +92,20 @@ def test_without_outsiders_there_are_no_non_members(federation):
     bare = Federation(**{**vars(federation), "partition": Partition(learners=5, non_members=0.0)})
     with pytest.raises(ValueError, match=r"no learner holds; raise partition\.non_members"):
         ask(bare, [0, 1], 1, "query", TargetSettings())
+
+
+def test_lengths_are_those_of_the_support_sets_sentences_and_then_the_query_sets():
+    federation = Federation(
+        seed=2,
+        data=MadeUpSentences(length=12),
+        task=TaskShape(ways=2, shots=1, queries=2),
+        partition=Partition(learners=3),
+        model=MLP(),
+        rule=MAML(),
+    )
+    lengths = held_lengths(federation, [2, 0], 1)
+    assert lengths.shape == (2, 6)
+    sentences = torch.cat([held_inputs(federation, [2, 0], 1, which) for which in ("support", "query")], dim=1)
+    present = torch.arange(12) < lengths[..., None]
+    assert torch.equal(sentences != federation.examples().padding, present)
+    assert len(set(lengths.flatten().tolist())) > 1

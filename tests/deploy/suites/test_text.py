@@ -17,6 +17,7 @@ from metaleak.deploy.results.reading import read_suite
 from metaleak.deploy.suites.benchmark import benchmark
 from metaleak.server import Record
 
+MATCHING = "metaleak.attacks.text.matching.text_matching:TextMatching"
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 BASE = {
     "data": {"name": "metaleak.clients.datasets:MadeUpSentences", "length": 13},
@@ -28,7 +29,16 @@ BASE = {
     "server": {"rounds": 1},
     "evaluation": {"tasks": 2, "queries": 1},
     "engine": {"chunk": 1, "device": "cpu"},
-    "attacks": ["metaleak.attacks.text.span_attack:TextSpan", "metaleak.attacks.text.membership:TextMembership"],
+    "attacks": [
+        "metaleak.attacks.text.span_attack:TextSpan",
+        "metaleak.attacks.text.membership:TextMembership",
+        {
+            "name": "metaleak.attacks.text.matching.text_matching:TextMatching",
+            "steps": 4,
+            "candidates": 3,
+            "proposals": 3,
+        },
+    ],
     "targets": {"learners": 3, "members": 8, "non_members": 40},
 }
 NOISE = {"name": "noise", "scale": 3.0}
@@ -48,6 +58,12 @@ def test_sentences_are_rebuilt_from_one_matrix_and_hardly_under_noise(suite):
     assert bare["measure"] == "tokens recovered"
     assert bare["value"] > noisy["value_high"]
     assert rows["undefended", "TextMembership"]["auc"] > 0.95
+    matching = next(
+        row for (defense, name), row in rows.items() if "TextMatching" in name and defense == "undefended"
+    )
+    # The lengths are known, and with them where sentences begin and end.
+    assert matching["value"] > 0.2
+    assert matching["knows"] == "labels, lengths"
 
 
 def test_rouge_is_measured_and_the_report_shows_the_sentences(suite):

@@ -1,0 +1,1 @@
+"""The optimization attack on text: sentences whose gradient matches the observed one."""
