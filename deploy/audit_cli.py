@@ -1,0 +1,93 @@
+"""The command line: `metaleak audit model | defense`."""
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from metaleak.deploy.cli_options import AsJson, Changes
+from metaleak.deploy.errors import WrongUsage
+
+_DEFENSES = sorted({point.name for point in entry_points(group="metaleak.defenses")})
+
+audits = typer.Typer(
+    no_args_is_help=True,
+    help="Ask what a network gives away, or whether a defense keeps its promise; nothing is simulated.",
+)
+
+
+@audits.command("model")
+def audit_model(
+    model: Annotated[str, typer.Argument(help="A model by name, or `module:factory` of your own.", metavar="MODEL")],
+    changes: Changes = None,
+    shape: Annotated[
+        str, typer.Option("--input", metavar="CxHxW", help="The shape of an example.", show_default=True)
+    ] = "3x32x32",
+    ways: Annotated[
+        int | None,
+        typer.Option("--ways", min=1, max=10_000, help="Classes; default: those of a module, and else 5."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the parameters and the image of I2F.")] = 0,
+    image: Annotated[Path | None, typer.Option("--image", help="A file with an image to be inverted.")] = None,
+    label: Annotated[int, typer.Option("--label", min=0, help="The image's class, from 0 on.")] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", help="Write a page: what is rebuilt of the image after each layer, beside the truth."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say layer by layer what a network's gradient gives away, and how safe its architecture is.
+
+    Example: `metaleak audit model lenet --input 1x28x28`; any network `metaleak audit model my_networks:Net`; with
+    the inversion of an image `metaleak audit model lenet --input 1x28x28 --image shoe.png --report page.html`
+    """
+    from metaleak.deploy.audits.model_command import AskedPage, audit_command
+
+    if (image is None) != (report is None):
+        raise WrongUsage("--report: needs an --image to invert, and --image a --report to be shown in")
+    page = None if image is None or report is None else AskedPage(report, image, label)
+    audit_command(model, tuple(changes or ()), shape, ways, seed, as_json, page)
+
+
+@audits.command(epilog=f"Defenses: {', '.join(_DEFENSES)}, or `module:Name` of your own.")
+def defense(
+    name: Annotated[str, typer.Argument(help="A defense with a guarantee, by name.", metavar="DEFENSE")],
+    changes: Changes = None,
+    rule: Annotated[str, typer.Option("--rule", help="The rule that a record-level defense acts in.")] = "fomaml",
+    asks: Annotated[
+        Literal["query", "support"],
+        typer.Option("--asks", help="Which set of a record-level defense is asked about."),
+    ] = "query",
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, max=1000, help="Rounds that a learner takes part in.")
+    ] = 1,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials", help="Learners that are asked, or canaries of one run.", show_default="10000, or 1000"
+        ),
+    ] = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="With which the lower bounds hold.")] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", help="Of the trials.")] = 0,
+    one_run: Annotated[
+        bool, typer.Option("--one-run", help="All trials are canaries of one run; no assumption on the noise.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the epsilon that a defense promises with what the worst-case adversary proves of it.
+
+    It needs no data: the adversary chooses the inputs, and what a learner sends of them is computed by the learner's
+    own code. `--set` changes the defense (`--set epsilon=8`) or the rule (`--set rule.inner_steps=3`). Exits with 1
+    when more is proven than promised.
+
+    Example: `metaleak audit defense gaussian --set clip=1 --set epsilon=8 --rounds 2`
+    """
+    from metaleak.deploy.audits.defense_command import audit_defense_command
+
+    if trials is None:
+        trials = 1000 if one_run else 10_000
+    settings = {"trials": trials, "confidence": confidence, "seed": seed}
+    audit_defense_command(name, tuple(changes or ()), rule, asks, rounds, settings, one_run, as_json)

@@ -1,0 +1,11 @@
+"""Options that several commands of the command line have."""
+
+from typing import Annotated
+
+import typer
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. --set rounds=50 (repeatable)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
