@@ -31,8 +31,8 @@ def expanded_interval(resampled: ArrayLike, clusters: int) -> tuple[float, float
     """Return the expanded percentile interval of a statistic whose `resampled (B,)` values are of n `clusters`.
 
     Quantiles of the bootstrap are too narrow by as much as its variance has the divisor n and not n - 1, and the
-    normal law's tails are not those of Student's t: so the quantiles at Phi(-t sqrt(n / (n - 1))) and above are taken
-    (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.2). With one cluster nothing is
+    normal distribution's tails are not those of Student's t: so the quantiles at Phi(-t sqrt(n / (n - 1))) and above
+    are taken (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.2). With one cluster nothing is
     expanded.
     """
     error = _ERROR

@@ -31,7 +31,7 @@ _ALONE = 0.05
 """What the evidence of a learner's only round counts for beside that of learners that answered in several.
 
 Its noisy images cannot be told from its clean ones, so that the evidence spreads widely for the little that it tells.
-Chosen by experiment; it changes no order among the targets of one learner.
+Small enough that it decides nothing beside the others; it changes no order among the targets of one learner.
 """
 
 _OWN = 300
@@ -50,7 +50,13 @@ def noisy_images_over_rounds(
     `deviation` is that of the noise on the images asked about, in pixel values. Each ratio is relative to the mean of
     own images under the same learner. The observations need `own_examples`.
     """
-    lasting = lasting_spans(rounds, least=2)
+    lasting, answers = lasting_spans(rounds)
+    alone = torch.tensor([count == 1 for count in answers])
+    # One round alone cannot tell what lasts.
+    lasting = [
+        None if span is None else span[: len(span) * (count > 1)]
+        for span, count in zip(lasting, answers, strict=True)
+    ]
     spaces = _NoisySpaces(rounds[0].observation, lasting, deviation)
 
     def of_round(round: Round) -> Evidence:
@@ -61,8 +67,9 @@ def noisy_images_over_rounds(
         scores += evidence_of(rounds, number, of_round)["ratios"]
         if progress is not None:
             progress(number + 1, len(rounds))
-    alone = torch.tensor([span is not None and not len(span) for span in lasting], device=scores.device)
-    return scores if bool(alone.all()) else torch.where(alone[targets.rows], _ALONE * scores, scores)
+    if bool(alone.all()):
+        return scores
+    return torch.where(alone.to(scores.device)[targets.rows], _ALONE * scores, scores)
 
 
 def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progress | None = None) -> Tensor:
@@ -70,7 +77,7 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
 
     The score is minus the logarithm of the part of the target's squared norm that lies outside.
     """
-    spans = lasting_spans(rounds, progress)
+    spans, _ = lasting_spans(rounds, progress)
     first = dense_input(rounds[0].observation.model)
     images = first.inputs(targets.examples.double())
     scores = torch.zeros(len(images), dtype=torch.float64, device=images.device)
@@ -84,11 +91,11 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
     return scores
 
 
-def lasting_spans(rounds: Rounds, progress: Progress | None = None, least: int = 1) -> list[Tensor | None]:
+def lasting_spans(rounds: Rounds, progress: Progress | None = None) -> tuple[list[Tensor | None], list[int]]:
     """Return orthonormal rows `(n, P)` of the intersection of each learner's first three row spaces, or `None`.
 
-    Of a learner that answered once it is the whole row space, of one that never did `None`. It has no rows where a
-    learner answered fewer than `least` times.
+    Of a learner that answered once it is the whole row space, of one that never did `None`. Beside them stands how
+    often each learner answered, up to three times.
     """
     spans: list[Tensor | None] = []
     seen: list[int] = []
@@ -113,7 +120,7 @@ def lasting_spans(rounds: Rounds, progress: Progress | None = None, least: int =
             progress(number + 1, len(rounds))
         if min(seen) >= _ENOUGH:
             break
-    return [None if span is None else span[: len(span) * (seen[row] >= least)] for row, span in enumerate(spans)]
+    return spans, seen
 
 
 @dataclass(frozen=True)

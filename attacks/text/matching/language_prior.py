@@ -1,7 +1,8 @@
 """What sentences of a language look like: a trigram model of tokens, which ranks the orders of a sentence's words.
 
-Interpolated Kneser-Ney smoothing with one discount (Chen and Goodman 1999, section 2.7): an order lends what it
-discounts to the next lower one, and the lowest counts after how many different tokens a token stands.
+Interpolated absolute discounting with one discount (Chen and Goodman 1999, section 2.6): an order lends what it
+discounts to the next lower one. The lowest counts after how many different tokens a token stands, as in Kneser-Ney
+smoothing (section 2.7).
 """
 
 import gzip

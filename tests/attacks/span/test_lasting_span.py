@@ -100,7 +100,8 @@ def test_clean_images_are_found_though_later_rounds_lost_them():
 @pytest.mark.parametrize("remaining", [0, 3])
 def test_the_span_is_that_of_the_clean_images_of_the_first_rounds(remaining):
     targets, _ = asked(HELD[:, :CLEAN])
-    spans = lasting_spans(Faded(6, targets, remaining))
+    spans, answers = lasting_spans(Faded(6, targets, remaining))
+    assert answers == [3] * LEARNERS
     clean = HELD[:, :CLEAN].flatten(2).double()
     for span, images in zip(spans, clean, strict=True):
         assert span is not None
@@ -108,6 +109,8 @@ def test_the_span_is_that_of_the_clean_images_of_the_first_rounds(remaining):
         assert (images - images @ span.mT @ span).norm() < 1e-3 * images.norm()
 
 
-def test_one_round_alone_tells_of_no_span_that_lasts():
+def test_of_one_round_alone_the_whole_row_space_lasts():
     targets, _ = asked(HELD[:, :CLEAN])
-    assert [len(span) for span in lasting_spans(Faded(1, targets), least=2) if span is not None] == [0] * LEARNERS
+    spans, answers = lasting_spans(Faded(1, targets))
+    assert answers == [1] * LEARNERS
+    assert [len(span) for span in spans if span is not None] == [CLEAN + NOISY] * LEARNERS
