@@ -51,7 +51,6 @@ def noisy_images_over_rounds(
     own images under the same learner. The observations need `own_examples`.
     """
     lasting, answers = lasting_spans(rounds)
-    alone = torch.tensor([count == 1 for count in answers])
     # One round alone cannot tell what lasts.
     lasting = [
         None if span is None else span[: len(span) * (count > 1)]
@@ -67,9 +66,10 @@ def noisy_images_over_rounds(
         scores += evidence_of(rounds, number, of_round)["ratios"]
         if progress is not None:
             progress(number + 1, len(rounds))
-    if bool(alone.all()):
+    if all(count <= 1 for count in answers):
         return scores
-    return torch.where(alone.to(scores.device)[targets.rows], _ALONE * scores, scores)
+    alone = torch.tensor([count == 1 for count in answers], device=scores.device)
+    return torch.where(alone[targets.rows], _ALONE * scores, scores)
 
 
 def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progress | None = None) -> Tensor:
