@@ -32,8 +32,8 @@ def expanded_interval(resampled: ArrayLike, clusters: int) -> tuple[float, float
 
     Quantiles of the bootstrap are too narrow by as much as its variance has the divisor n and not n - 1, and the
     normal distribution's tails are not those of Student's t: so the quantiles at Phi(-t sqrt(n / (n - 1))) and above
-    are taken (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.2). With one cluster nothing
-    is expanded.
+    are taken (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.2). With one cluster
+    nothing is expanded.
     """
     error = _ERROR
     if clusters > 1:
