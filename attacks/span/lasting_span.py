@@ -27,13 +27,6 @@ _LASTS = 0.99
 _ENOUGH = 3
 """Rounds of a learner after which the intersection of its row spaces is known."""
 
-_ALONE = 0.05
-"""What the evidence of a learner's only round counts for beside that of learners that answered in several.
-
-Its noisy images cannot be told from its clean ones, so that the evidence spreads widely for the little that it tells.
-Small enough that it decides nothing beside the others; it changes no order among the targets of one learner.
-"""
-
 _OWN = 300
 """Own images whose mean evidence is a learner's null."""
 
@@ -66,10 +59,7 @@ def noisy_images_over_rounds(
         scores += evidence_of(rounds, number, of_round)["ratios"]
         if progress is not None:
             progress(number + 1, len(rounds))
-    if all(count <= 1 for count in answers):
-        return scores
-    alone = torch.tensor([count == 1 for count in answers], device=scores.device)
-    return torch.where(alone[targets.rows], _ALONE * scores, scores)
+    return scores
 
 
 def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progress | None = None) -> Tensor:

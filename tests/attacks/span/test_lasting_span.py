@@ -24,13 +24,10 @@ FIRST = dense_input(MODEL).weight
 
 
 class Faded(Sequence[Round]):
-    """Rounds whose gradients hold five noisy images each and, from the fourth on, three of ten clean ones alone.
+    """Rounds whose gradients hold five noisy images each and, from the fourth on, three of ten clean ones alone."""
 
-    The first `once` learners answer in the first round alone.
-    """
-
-    def __init__(self, count: int, targets: Targets, remaining: int = 3, once: int = 0) -> None:
-        self.count, self.targets, self.remaining, self.once = count, targets, remaining, once
+    def __init__(self, count: int, targets: Targets, remaining: int = 3) -> None:
+        self.count, self.targets, self.remaining = count, targets, remaining
 
     def __len__(self) -> int:
         return self.count
@@ -55,10 +52,7 @@ class Faded(Sequence[Round]):
             queries=2,
             own_examples=OWN,
         )
-        rows = torch.arange(LEARNERS)
-        if place:
-            rows = torch.where(rows < self.once, -1, rows)
-        return Round(place + 1, seen, rows, torch.where(rows[self.targets.rows] < 0, -1, self.targets.positions))
+        return Round(place + 1, seen, torch.arange(LEARNERS), self.targets.positions)
 
 
 def asked(images: torch.Tensor) -> tuple[Targets, torch.Tensor]:
@@ -79,17 +73,6 @@ def test_rounds_that_lost_clean_images_still_tell_of_noisy_ones():
         auc(noisy_images_over_rounds(Faded(count, targets), targets, "support", NOISE), member) for count in (3, 15)
     )
     assert fifteen > three + 0.02
-
-
-def test_learners_that_answered_once_do_not_drown_the_others():
-    targets, _ = asked(HELD[:, CLEAN:])
-    alone = LEARNERS // 2
-    scores = noisy_images_over_rounds(Faded(3, targets, once=alone), targets, "support", NOISE)
-    once = targets.rows < alone
-    assert scores[once].std() < 0.5 * scores[~once].std()
-    assert scores[once].abs().max() > 0
-    single = noisy_images_over_rounds(Faded(1, targets), targets, "support", NOISE)
-    assert torch.equal(scores[once].argsort(), single[once].argsort())
 
 
 def test_clean_images_are_found_though_later_rounds_lost_them():
