@@ -30,16 +30,19 @@ class Discriminant:
 def fit_discriminant(members: Tensor, others: Tensor) -> Discriminant:
     """Return Fisher's linear discriminant of `members (M, F)` and `others (N, F)`, regularized by a small ridge.
 
-    It points from the others to the members; when the two do not differ, its ratios are near zero.
+    It points from the others to the members; when the two do not differ, its ratios are near zero, and zero where
+    there is no feature.
     """
     members, others = members.double(), others.double()
     difference = members.mean(dim=0) - others.mean(dim=0)
-    within = (
-        torch.cov(members.T).reshape(len(difference), -1) + torch.cov(others.T).reshape(len(difference), -1)
-    ) / 2
-    unit = torch.eye(len(difference), dtype=torch.float64, device=within.device)
-    ridge = _RIDGE * within.diagonal().mean() * unit
-    direction = torch.linalg.solve(within + ridge, difference)
+    direction = difference
+    if len(difference):
+        within = (
+            torch.cov(members.T).reshape(len(difference), -1) + torch.cov(others.T).reshape(len(difference), -1)
+        ) / 2
+        unit = torch.eye(len(difference), dtype=torch.float64, device=within.device)
+        ridge = _RIDGE * within.diagonal().mean().clamp(min=1e-30) * unit
+        direction = torch.linalg.solve(within + ridge, difference)
     scores = members @ direction, others @ direction
     tiny = 1e-12
     member, other = ((float(score.mean()), float(score.std()) + tiny) for score in scores)

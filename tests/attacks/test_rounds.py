@@ -21,7 +21,7 @@ from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.datasets import Digits
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML, first_order_maml
-from metaleak.defenses import Noise, RandomSource, RecordLevel
+from metaleak.defenses import Noise, RandomSource, RecordLevel, Selection
 
 LEARNERS = 6
 
@@ -177,6 +177,12 @@ def test_rounds_count_by_what_they_tell():
     gone = asked.clone()
     gone[:, 1] = torch.nan
     assert auc(weighed(gone, members, others, torch.ones(1000)), member) == pytest.approx(found, abs=0.03)
+
+
+def test_rounds_that_show_nothing_of_the_first_layer_tell_nothing():
+    rounds, targets, member = attacked(2, Selection(names=("head.*",)))
+    scores = SpanTest(knows_defenses=True).over_rounds(rounds, targets, seed=0).scores
+    assert auc(scores, member) == 0.5
 
 
 def test_a_round_alone_tells_as_much_as_if_there_were_no_other():
