@@ -169,6 +169,18 @@ def test_a_bound_below_what_is_promised_is_no_violation():
         Privacy(accounted=1.0, lower_bound=0.5, gaussian_lower_bound=2.5, **told).check()
 
 
+def test_an_audit_that_fails_does_so_before_the_attack_computes(tmp_path, monkeypatch):
+    run, experiment = simulated(tmp_path)
+
+    def fails(experiment, asks):
+        raise ValueError("name: no canary is known")
+
+    monkeypatch.setattr(assessment, "run_audit", fails)
+    monkeypatch.setattr(assessment, "ask_membership", lambda *given: pytest.fail("the attack was made"))
+    with pytest.raises(ValueError, match="no canary is known"):
+        assess(run, experiment, EVERYTHING, "everything")
+
+
 def test_a_damaged_privacy_is_named(tmp_path):
     run, experiment = simulated(tmp_path)
     assess(run, experiment, experiment.attacks[0])
