@@ -13,7 +13,6 @@ from metaleak.attacks.observation import Observation
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.rules import Perturb, ReleasedMeans, batch_meta_gradients
-from metaleak.clients.sharing import computed_part
 from metaleak.defenses import Defense, ExampleMechanism, Place, RandomSource
 
 _AT_ONCE = 4
@@ -189,12 +188,11 @@ def _sent(
     if any(defense.place == "inner" for defense in defenses):
         inner = lambda gradient, step: defend("inner", gradient)  # noqa: E731 (a function of two lines would say no more)
     shares = tuple(observation.gradients)
-    model, moving = computed_part(shares, observation.model, observation.rule, observation.parameters)
     parts = [
         batch_meta_gradients(
-            model,
+            observation.model,
             observation.rule,
-            moving,
+            observation.parameters,
             episode,
             [inner] * len(support),
             [_means(defenses, random, shares)] * len(support),
