@@ -65,11 +65,17 @@ def without_clip(parameters: Parameters) -> Parameters:
 
 
 def told_clip(defenses: Sequence[Defense], parameters: Parameters) -> tuple[Defense, ...]:
-    """Return the `defenses` with the clipping norm that the server sent among `parameters`, where one adapts."""
+    """Return the `defenses` with the clipping norm that the server sent among `parameters`, where one adapts.
+
+    Raises `ValueError` in one line for a norm that is not finite and positive.
+    """
     if CLIP_NAME not in parameters:
         return tuple(defenses)
-    # Whatever a server sends, the norm is one that a defense allows.
-    norm = math.exp(min(max(float(parameters[CLIP_NAME]), -_LARGEST_LOG), _LARGEST_LOG))
+    log = float(parameters[CLIP_NAME])
+    if not math.isfinite(log):
+        raise ValueError(f"{CLIP_NAME}: the server must send the logarithm of a finite, positive norm, got {log}")
+    # Whatever finite number a server sends, the norm is one that a defense allows.
+    norm = math.exp(min(max(log, -_LARGEST_LOG), _LARGEST_LOG))
     return tuple(
         one.with_sent_clip(norm) if isinstance(one, AdaptsClip) and one.adapt is not None else one for one in defenses
     )

@@ -24,8 +24,8 @@ class Shadows:
 
     `classes (S, ways)` are like real learners'. `support (S, ways, shots, ...)`, `query (S, ways, queries, ...)` are
     what each holds, `others (S, ways, n, ...)` further images of its classes, `queries` of them while there are
-    enough. `gradients (S, ...)` are what it sends, by the known defenses, and `undefended (S, ...)` what it would
-    have sent without those of the shared gradient.
+    enough. `gradients (S, ...)` are what it sends of the shared parameters, by the known defenses, and
+    `undefended (S, ...)` what it would have sent without those of the shared gradient.
     """
 
     classes: Tensor
@@ -77,8 +77,7 @@ def shadow_learners(
         for some in torch.split(everyone, number_at_once(_AT_ONCE, everyone.device))
     ]
     undefended, gradients = (
-        {name: torch.cat([part[which][name] for part in parts]) for name in observation.parameters}
-        for which in (0, 1)
+        {name: torch.cat([part[which][name] for part in parts]) for name in observation.gradients} for which in (0, 1)
     )
     return Shadows(classes, support, query, free, gradients, undefended)
 
@@ -93,11 +92,7 @@ def in_means(observation: Observation, shadows: Shadows) -> Shadows:
         return shadows
     count = observation.mean_of
     gradients, undefended = (
-        {
-            name: (count * observation.gradients[name][:1] + own) / (count + 1)
-            for name, own in sent.items()
-            if name in observation.gradients
-        }
+        {name: (count * observation.gradients[name][:1] + own) / (count + 1) for name, own in sent.items()}
         for sent in (shadows.gradients, shadows.undefended)
     )
     return replace(shadows, gradients=gradients, undefended=undefended)
@@ -139,12 +134,14 @@ def among_shadows(observation: Observation, shadows: Shadows) -> Observation:
     )
 
 
-def _means(defenses: tuple[Defense, ...], random: RandomSource) -> ReleasedMeans | None:
+def _means(defenses: tuple[Defense, ...], random: RandomSource, shares: tuple[str, ...]) -> ReleasedMeans | None:
     """Return how the rule takes means over examples; every mean of every learner draws noise of its own."""
     numbers = itertools.count()
     for defense in defenses:
         if isinstance(defense, ExampleMechanism):
-            return ReleasedMeans(defense, lambda reading, step: RandomSource.of(random.key, "example", next(numbers)))
+            return ReleasedMeans(
+                defense, lambda reading, step: RandomSource.of(random.key, "example", next(numbers)), shares
+            )
     return None
 
 
@@ -172,7 +169,10 @@ def _sent(
     defenses: tuple[Defense, ...],
     random: RandomSource,
 ) -> tuple[Parameters, Parameters]:
-    """Return the meta-gradients of a few learners without and with the defenses of the shared gradient."""
+    """Return the meta-gradients of a few learners without and with the defenses of the shared gradient.
+
+    Of the parameters that are shared, which alone these clip and add noise to.
+    """
 
     def defend(place: Place, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for defense in defenses:
@@ -187,6 +187,7 @@ def _sent(
     inner: Perturb | None = None
     if any(defense.place == "inner" for defense in defenses):
         inner = lambda gradient, step: defend("inner", gradient)  # noqa: E731 (a function of two lines would say no more)
+    shares = tuple(observation.gradients)
     parts = [
         batch_meta_gradients(
             observation.model,
@@ -194,10 +195,10 @@ def _sent(
             observation.parameters,
             episode,
             [inner] * len(support),
-            [_means(defenses, random)] * len(support),
+            [_means(defenses, random, shares)] * len(support),
         )[0]
         for episode in _episodes(held, asked, observation.ways, observation.episodes)
     ]
-    plain = {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
+    plain = {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in shares}
     sent = [defend("shared", {name: value[row] for name, value in plain.items()}) for row in range(len(support))]
     return plain, {name: torch.stack([one[name] for one in sent]) for name in plain}

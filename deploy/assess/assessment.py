@@ -16,11 +16,11 @@ from metaleak.deploy.assess.applicability import reason_against
 from metaleak.deploy.assess.kept_parts import KeptParts, is_unfinished
 from metaleak.deploy.assess.membership import Asked, ask_membership
 from metaleak.deploy.assess.observe import Attacked
-from metaleak.deploy.assess.privacy import message_cost
+from metaleak.deploy.assess.privacy import message_cost, with_audit
 from metaleak.deploy.assess.reconstruction import Rebuilt, rebuild
 from metaleak.deploy.assess.released_models import assess_released
 from metaleak.deploy.assess.time_limit import within_hours
-from metaleak.deploy.audits.run_audit import audited_epsilon
+from metaleak.deploy.audits.run_audit import run_audit
 from metaleak.deploy.config.experiment import Experiment, TargetSettings
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.results.json_file import write_json
@@ -71,6 +71,8 @@ def assess(
     attacked = _attacked(run, experiment)
     engine = experiment.engine
     device = torch_device(engine.device if getattr(made, "on_any_device", False) else "cpu")
+    # Before the attack: where the audit fails, nothing that took long is lost.
+    audited = run_audit(experiment, made.asks) if isinstance(made, AsksMembership) else None
     # Not the experiment's own seed, from which the truth could be rebuilt.
     seed = derived_seed(experiment.seed, "attack")
     advance = within_hours(progress, engine.longest_hours, _lowers(made))
@@ -97,9 +99,7 @@ def assess(
         knows=", ".join(sorted(made.requires)) or "nothing",
         seconds=round(time.monotonic() - started, 3),
         evaluation=asked.evaluation if asked else None,
-        privacy=asked.privacy.model_copy(update={"audited": audited_epsilon(experiment, made.asks)})
-        if asked
-        else None,
+        privacy=with_audit(asked.privacy, audited) if asked else None,
         cost=message_cost(attacked.federation),
         statistics=asked.statistics if asked else {},
         measured=rebuilt.measures if rebuilt else (),

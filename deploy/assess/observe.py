@@ -11,7 +11,7 @@ from metaleak.attacks.observation import Observation, Update
 from metaleak.attacks.rounds import Evidence, Round
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.federation import Federation
-from metaleak.clients.sharing import without_clip
+from metaleak.clients.sharing import told_clip, without_clip
 from metaleak.deploy.assess.kept_parts import KeptParts
 from metaleak.deploy.assess.truth import (
     SETS,
@@ -106,9 +106,9 @@ def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None 
     """Return what the adversary holds about the learners in `round`, row for row.
 
     It sent the parameters that are shared and knows the model with its initialization, which the others keep, the
-    rule and the task's shape; all else only as far as the attack requires it. Its own images are those kept for
-    evaluation, which are the server's. Of the `truth` it takes what surrounds the targets of an attack that requires
-    the rest of the set.
+    rule and the task's shape; all else only as far as the attack requires it. Defenses have the clipping norm that
+    was sent in the round. Its own images are those kept for evaluation, which are the server's. Of the `truth` it
+    takes what surrounds the targets of an attack that requires the rest of the set.
     """
     federation, learners = attacked.federation, list(attacked.learners)
     update = Update.of_record(attacked.record, round, learners)
@@ -134,7 +134,7 @@ def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None 
         classes=held_classes(federation, learners, round) if "classes" in requires else None,
         own_examples=None if own is None else inputs(federation, own),
         own_labels=None if own is None else federation.examples().labels[own],
-        defenses=federation.defenses if "defenses" in requires else None,
+        defenses=told_clip(federation.defenses, update.sent) if "defenses" in requires else None,
         rest=rest_of_sets(federation, truth, round, attack.asks)
         if truth is not None and requires >= _SURROUNDED
         else None,

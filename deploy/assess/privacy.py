@@ -13,6 +13,7 @@ from metaleak.clients.federation import Federation
 from metaleak.defenses import Accounted, Defense, ExampleMechanism, bytes_sent, noise_of
 from metaleak.defenses.cost import dense_bytes
 from metaleak.deploy.assess.truth import Truth
+from metaleak.deploy.audits.audit import Audit
 from metaleak.deploy.results.schema import Cost, Privacy
 
 CONFIDENCE = 0.95
@@ -50,6 +51,13 @@ def measured_privacy(
         gaussian_ceiling=ceilings[1] if gaussian else None,
         one_run=one_run_lower_bound(scores.numpy(), member, delta=delta, confidence=CONFIDENCE),
     )
+
+
+def with_audit(privacy: Privacy, audit: Audit | None) -> Privacy:
+    """Return `privacy` with what an audit of the whole run proves, and what is accounted for of the same set."""
+    if audit is None:
+        return privacy
+    return privacy.model_copy(update={"audited": audit.lower_bound, "accounted_audited": audit.accounted})
 
 
 def _promised(federation: Federation, releases: int) -> list[tuple[float, float, bool]]:

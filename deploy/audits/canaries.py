@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from metaleak.clients.datasets import LabeledExamples
@@ -86,6 +87,9 @@ def ready(defense: Defense, rule: Rule, rounds: int, learners: int = SHARING) ->
     if isinstance(defense, ExampleMechanism):
         defense = defense.for_readings(reads_means(rule).readings)
     if isinstance(defense, SharesNoise):
+        if isinstance(defense, BaseModel):
+            # The sum that is audited is over `learners`, whatever the run's needs at least.
+            defense = defense.model_copy(update={"least_learners": None})
         defense = defense.for_learners(learners)
     if not isinstance(defense, Accounted):
         raise ValueError(f"name: {type(defense).__name__} has no guarantee that could be audited")

@@ -4,7 +4,7 @@ import math
 
 from metaleak.clients.rules import Rule
 from metaleak.defenses import Accounted, Defense, ExampleSet
-from metaleak.deploy.audits.audit import Trials, audit
+from metaleak.deploy.audits.audit import Audit, Trials, audit
 from metaleak.deploy.audits.canaries import canary_for
 from metaleak.deploy.config.experiment import Experiment
 
@@ -12,16 +12,16 @@ _CONFIDENCE = 0.999
 """A suite has many audits of tight mechanisms: with 95 % one of ten would be exceeded by chance."""
 
 
-def audited_epsilon(experiment: Experiment, asks: ExampleSet) -> float | None:
+def run_audit(experiment: Experiment, asks: ExampleSet) -> Audit | None:
     """Return what `targets.audit` trials prove of the defenses over the whole run, or `None` where none is asked for.
 
-    The lower bound on the epsilon of a mechanism that is known to be Gaussian (`Audit.lower_bound`), at a confidence
-    of 99.9 %, of the defense for which least is accounted. `None` where no defense has a finite guarantee.
+    At a confidence of 99.9 %, of the defense for which least is accounted in the set that `asks` names. `None` where
+    no defense has a finite guarantee. Raises `ValueError` in one line for a defense that cannot be audited.
     """
     if experiment.targets.audit is None:
         return None
     rounds = experiment.releases()
-    found: list[tuple[float, float]] = []
+    found: list[Audit] = []
     rule: Rule = experiment.rule.built("rules")
     for plugin, acting in zip(experiment.defenses, experiment.built_defenses(), strict=True):
         if not isinstance(acting, Accounted) or not math.isfinite(acting.epsilon_after(rounds)):
@@ -29,6 +29,5 @@ def audited_epsilon(experiment: Experiment, asks: ExampleSet) -> float | None:
         defense: Defense = plugin.built("defenses")
         canary, delta = canary_for(defense, rule, asks, rounds, experiment.seed)
         trials = Trials(trials=experiment.targets.audit, confidence=_CONFIDENCE, seed=experiment.seed)
-        done = audit(canary, delta, trials)
-        found.append((done.accounted, done.lower_bound))
-    return min(found)[1] if found else None
+        found.append(audit(canary, delta, trials))
+    return min(found, key=lambda one: one.accounted, default=None)

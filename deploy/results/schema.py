@@ -83,7 +83,8 @@ class Privacy(Written):
     with a chance of 1 - `confidence` at most, whatever the mechanism; so does `gaussian_lower_bound`, the sharper
     one, which is there only where what is accounted for promises to be Gaussian (see `Modeled`). `one_run` (Steinke
     et al. 2023) rests on assumptions that only about hold, see `one_run_lower_bound`, and decides nothing. `audited`
-    is what an audit proves of the whole run, where there was one (`targets.audit`).
+    is what an audit proves of the whole run, where there was one (`targets.audit`), and `accounted_audited` what is
+    accounted for of the set that it asks about: `accounted_run` is that of the set with the greater epsilon.
     """
 
     accounted: Epsilon | None
@@ -96,6 +97,7 @@ class Privacy(Written):
     ceiling: Epsilon | None = None
     gaussian_ceiling: Epsilon | None = None
     audited: Epsilon | None = None
+    accounted_audited: Epsilon | None = None
 
     @property
     def proven(self) -> float:
@@ -105,17 +107,29 @@ class Privacy(Written):
     @property
     def violated(self) -> bool:
         """Whether a lower bound exceeds what was accounted for."""
-        if self.audited is not None and self.accounted_run is not None and self.audited > self.accounted_run:
-            return True
+        return self._audit_exceeds or self._attack_exceeds
+
+    @property
+    def _audit_exceeds(self) -> bool:
+        if self.audited is None or self.accounted_audited is None:
+            return False
+        return self.audited > self.accounted_audited
+
+    @property
+    def _attack_exceeds(self) -> bool:
         return self.accounted is not None and self.proven > self.accounted
 
     def check(self) -> None:
         """Raise `PrivacyViolation` in one line when a lower bound exceeds what was accounted for."""
-        if self.violated:
-            audited = "" if self.audited is None else f", or the audit's {self.audited:.4g} that of the whole run"
+        if self._attack_exceeds:
             raise PrivacyViolation(
                 f"the empirical epsilon {self.proven:.4g} ({100 * self.confidence:g} % lower bound) exceeds the "
-                f"accounted {self.accounted:.4g}{audited}: a bug in the defense, its accounting or the evaluation"
+                f"accounted {self.accounted:.4g}: a bug in the defense, its accounting or the evaluation"
+            )
+        if self._audit_exceeds:
+            raise PrivacyViolation(
+                f"the audit's epsilon {self.audited:.4g} exceeds the {self.accounted_audited:.4g} that is accounted "
+                "for of the audited set in the whole run: a bug in the defense or its accounting"
             )
 
 

@@ -4,7 +4,8 @@ from small_federation import federation
 
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.rules import FedSGD, anil
-from metaleak.clients.sharing import WithConstants, matching
+from metaleak.clients.sharing import WithConstants, matching, told_clip
+from metaleak.defenses import CLIP_NAME, AdaptiveClip, GaussianMechanism
 
 NAMES = ("layer1.weight", "layer1.bias", "layer2.weight", "layer2.bias")
 
@@ -48,3 +49,10 @@ def test_only_what_is_shared_or_adapted_is_differentiated():
     assert isinstance(model, WithConstants)
     assert set(moving) == {"layer1.weight", "head.weight", "head.bias"}
     assert model.head == ("head.weight", "head.bias")
+
+
+@pytest.mark.parametrize("log", [float("nan"), float("inf"), -float("inf")])
+def test_a_clipping_norm_that_is_not_finite_and_positive_is_refused(log):
+    defense = GaussianMechanism(clip=1.0, noise_multiplier=1.0, adapt=AdaptiveClip())
+    with pytest.raises(ValueError, match=r"^clipping\.log_norm: .* finite, positive norm, got [^\n]*$"):
+        told_clip((defense,), {CLIP_NAME: torch.tensor([log])})

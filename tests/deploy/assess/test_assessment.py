@@ -9,7 +9,7 @@ import torch
 from local_grid import local_simulate
 
 from metaleak.attacks.attack import Answers
-from metaleak.defenses import AddedNoise, GaussianMechanism, gaussian_epsilon
+from metaleak.defenses import CLIP_NAME, AddedNoise, GaussianMechanism, gaussian_epsilon
 from metaleak.deploy.assess import assessment
 from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.assess.observe import Attacked, observe
@@ -63,6 +63,15 @@ def test_under_secure_aggregation_every_learner_is_shown_the_one_mean(tmp_path):
     assert rebuilt.mean_of == found.mean_of > 1
     # One noise for all, and so one observation.
     assert found.privacy.lower_bound == 0
+
+
+def test_the_known_clipping_norm_is_the_one_that_was_sent_in_the_round(tmp_path):
+    run, experiment = simulated(tmp_path, defenses=[{**GAUSSIAN, "adapt": {}}])
+    record, attack = Record(run.record), Plugin(name="span", knows_defenses=True).build("attacks")
+    attacked = Attacked(record, [1, 2], [0, 1], experiment.federation())
+    norms = [observe(attacked, round, attack).defenses[0].clip for round in (1, 2)]
+    assert norms == pytest.approx([float(np.exp(record.sent(round)[CLIP_NAME])[0]) for round in (1, 2)])
+    assert norms[0] == pytest.approx(0.5) != norms[1]
 
 
 def test_without_secure_aggregation_rows_are_the_learners_own(tmp_path):
@@ -158,6 +167,18 @@ def test_a_bound_below_what_is_promised_is_no_violation():
         Privacy(accounted=1.0, lower_bound=3.2, **told).check()
     with pytest.raises(PrivacyViolation, match=r"2\.5 .* exceeds the accounted 1: a bug"):
         Privacy(accounted=1.0, lower_bound=0.5, gaussian_lower_bound=2.5, **told).check()
+
+
+def test_an_audit_that_fails_does_so_before_the_attack_computes(tmp_path, monkeypatch):
+    run, experiment = simulated(tmp_path)
+
+    def fails(experiment, asks):
+        raise ValueError("name: no canary is known")
+
+    monkeypatch.setattr(assessment, "run_audit", fails)
+    monkeypatch.setattr(assessment, "ask_membership", lambda *given: pytest.fail("the attack was made"))
+    with pytest.raises(ValueError, match="no canary is known"):
+        assess(run, experiment, EVERYTHING, "everything")
 
 
 def test_a_damaged_privacy_is_named(tmp_path):
