@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from metaleak.deploy.config.plugins import Kind, Plugin
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 _PLACE = ("data_dir", "download")
 """Keys of a data set that say where it lies, and nothing of what is in it."""
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,99}")
 
 
 class Source(BaseModel):
@@ -115,6 +117,13 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Study":
+        for name in self.finetunings:
+            # A result's folder is called so.
+            if _FILE_NAME.fullmatch(name) is None:
+                raise ValueError(
+                    f"finetunings: a name must be 1 to 100 of A-Z, a-z, 0-9, '.', '_', '-' and space, "
+                    f"the first neither '.' nor a space, got {name[:100]!r}"
+                )
         if self.victims is not None and self.victims > self.models:
             raise ValueError(f"victims: must be at most the {self.models} models, got {self.victims}")
         if self.shadows is not None and self.shadows >= self.models:

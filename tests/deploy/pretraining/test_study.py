@@ -135,6 +135,9 @@ def test_the_accounted_epsilon_is_that_of_another_accountant(epsilon):
         ({"model": "mpl"}, "model.name: unknown name 'mpl'"),
         ({"queries": {"access": 0}}, "queries.access"),
         ({"finetunings": {}}, "finetunings: "),
+        ({"finetunings": {"../../x": {}}}, "finetunings: a name must be .* got '../../x'"),
+        ({"finetunings": {".x": {}}}, "finetunings: a name must be .* got '.x'"),
+        ({"finetunings": {"a\nb": {}}}, "finetunings: a name must be "),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line(changes, problem):
