@@ -62,6 +62,7 @@ class Finetuning(BaseModel):
     The classifier is replaced by a new one and trained on a random `part` of the downstream examples: it alone
     (`moves: head`), or the whole network. With `private` steps `training` is not used. `statistics` are those of a
     batch normalization: of the examples that it was pretrained or finetuned on, held fixed in the released model.
+    With `private` steps they are those of pretraining: the others would be released without noise.
     """
 
     model_config = _STRICT
@@ -71,6 +72,12 @@ class Finetuning(BaseModel):
     training: Training = Training(epochs=35, momentum=0.0, schedule="step")
     private: PrivateSteps | None = None
     statistics: Literal["pretraining", "finetuning"] = "pretraining"
+
+    @model_validator(mode="after")
+    def _statistics_are_private(self) -> "Finetuning":
+        if self.private is not None and self.statistics == "finetuning":
+            raise ValueError("statistics: must be pretraining with private steps: those of finetuning have no noise")
+        return self
 
 
 class Queries(BaseModel):

@@ -135,6 +135,10 @@ def test_the_accounted_epsilon_is_that_of_another_accountant(epsilon):
         ({"model": "mpl"}, "model.name: unknown name 'mpl'"),
         ({"queries": {"access": 0}}, "queries.access"),
         ({"finetunings": {}}, "finetunings: "),
+        (
+            {"finetunings": {"dp": {"private": {"epsilon": 1.0}, "statistics": "finetuning"}}},
+            "statistics: must be pretraining with private steps",
+        ),
         ({"finetunings": {"../../x": {}}}, "finetunings: a name must be .* got '../../x'"),
         ({"finetunings": {".x": {}}}, "finetunings: a name must be .* got '.x'"),
         ({"finetunings": {"a\nb": {}}}, "finetunings: a name must be "),
