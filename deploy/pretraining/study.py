@@ -83,8 +83,8 @@ class Finetuning(BaseModel):
 class Queries(BaseModel):
     """What may be asked of a released model about each point.
 
-    The point itself and `augmented` random flips and shifts of it; `access` is what of an answer can be seen,
-    `budget` the most queries of one victim, at most `per_second`.
+    The point itself and `augmented` random flips and shifts of it; `access` is what of an answer can be seen.
+    `budget` is the most queries of the model behind `--victim`, for all attacks together, at most `per_second`.
     """
 
     model_config = _STRICT
