@@ -10,7 +10,7 @@ from metaleak.deploy.results.reading import read_run
 from metaleak.deploy.simulate.launch import simulate_here
 from metaleak.deploy.simulate.run_directory import RunDirectory
 
-TMI = "metaleak.attacks.pretraining.personal_models:PersonalModels"
+PERSONAL_MODELS = "metaleak.attacks.pretraining.personal_models:PersonalModels"
 PLAIN = {
     "data": "digits",
     "task": {"ways": 3, "shots": 2, "queries": 2},
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
 
 def attacked(run, name, **settings):
     told = []
-    plugin = Plugin(name=TMI, **{"releases": 2, "shadows": 4, **settings})
+    plugin = Plugin(name=PERSONAL_MODELS, **{"releases": 2, "shadows": 4, **settings})
     found = assess(run, run.experiment(), plugin, name, lambda done, total: told.append((done, total)))
     return found, told
 
