@@ -113,7 +113,7 @@ def assess_study(study: Study, folder: Path, out: Path, work: Work, resamples: i
         place = out / "attacks" / name
         place.mkdir(parents=True, exist_ok=True)
         columns = {
-            "learner": found.victim,
+            "victim": found.victim,
             "example": found.point,
             "member": found.member,
             "score": found.scores,

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -57,6 +58,8 @@ def test_a_study_is_made_attacked_and_read_like_a_run(tmp_path):
     read = {attack.name: attack for attack in read_run(tmp_path).attacks}
     assert read["WhiteBoxLiRA"].result == found
     assert len(read["GaussianRatio"].scores) == 180
+    columns = pyarrow.parquet.read_table(tmp_path / "attacks/GaussianRatio/scores.parquet").column_names
+    assert columns == ["victim", "example", "member", "score"]
     assert json.loads((tmp_path / "attacks/GaussianRatio/attack.json").read_text())["knows"]
 
 
