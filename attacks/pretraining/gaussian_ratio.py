@@ -91,7 +91,7 @@ class Gaussians:
 
 
 def fitted(features: Tensor, member: Tensor) -> tuple[Gaussians, Tensor]:
-    """Return the Gaussians of `features (S, P, D)` given `member (S, P)`, and which points have shadows of both kinds.
+    """Return the Gaussians of `features (S, P, D)` given `member (S, P)`, and which points have both kinds of shadow.
 
     A point without shadows of one kind has equal means there, so that its ratio is 0. Raises `ValueError` where no
     point has both kinds, or there are fewer than 3 shadows.
