@@ -31,11 +31,11 @@ class AdaptedLiRA(BaseModel):
             return log_odds(probabilities.gather(-1, chosen))[..., 0]
 
         asked, seen = confidence(shadows.probabilities), confidence(victim)
-        laws, both = fitted(asked, shadows.member)
+        gaussians, both = fitted(asked, shadows.member)
         if not self.own_covariance:
-            return torch.where(both, laws.ratio(seen), 0.0)
-        inside = _log_density(asked, shadows.member, laws.inside, seen)
-        outside = _log_density(asked, ~shadows.member, laws.outside, seen)
+            return torch.where(both, gaussians.ratio(seen), 0.0)
+        inside = _log_density(asked, shadows.member, gaussians.inside, seen)
+        outside = _log_density(asked, ~shadows.member, gaussians.outside, seen)
         return torch.where(both, inside - outside, 0.0)
 
 

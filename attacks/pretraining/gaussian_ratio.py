@@ -43,7 +43,7 @@ class GaussianRatio(BaseModel):
 
 
 @dataclass(frozen=True)
-class Laws:
+class Gaussians:
     """The Gaussians of P points in D dimensions: `inside (P, D)`, `outside (P, D)`, `covariance (D, D)`.
 
     `members (P,)` and `others (P,)` are the numbers of shadows that the means are of.
@@ -69,8 +69,8 @@ class Laws:
 
         return (distance(self.outside) - distance(self.inside)) / 2
 
-    def shrunken(self) -> "Laws":
-        """Return the laws with the difference of each point's means replaced by its posterior mean.
+    def shrunken(self) -> "Gaussians":
+        """Return the distributions with the difference of each point's means replaced by its posterior mean.
 
         The differences over points are taken for Gaussian around their mean; their covariance is what is observed
         less the noise of the means, its negative eigenvalues set to 0.
@@ -87,11 +87,11 @@ class Laws:
         # The mean over all shadows is known better than the difference, and stays.
         part = (self.members / (self.members + self.others))[:, None]
         middle = part * self.inside + (1 - part) * self.outside
-        return Laws(middle + (1 - part) * kept, middle - part * kept, self.covariance, self.members, self.others)
+        return Gaussians(middle + (1 - part) * kept, middle - part * kept, self.covariance, self.members, self.others)
 
 
-def fitted(features: Tensor, member: Tensor) -> tuple[Laws, Tensor]:
-    """Return the laws of `features (S, P, D)` given `member (S, P)`, and which points have both kinds of shadows.
+def fitted(features: Tensor, member: Tensor) -> tuple[Gaussians, Tensor]:
+    """Return the Gaussians of `features (S, P, D)` given `member (S, P)`, and which points have both kinds of shadow.
 
     A point without shadows of one kind has equal means there, so that its ratio is 0. Raises `ValueError` where no
     point has both kinds, or there are fewer than 3 shadows.
@@ -112,11 +112,11 @@ def fitted(features: Tensor, member: Tensor) -> tuple[Laws, Tensor]:
     rest = features - torch.where(member[..., None], means[0], means[1])
     degrees = int((len(features) - 1 - both.long()).sum())
     covariance = torch.einsum("spd,spe->de", rest, rest) / degrees
-    return Laws(means[0], means[1], covariance, members.clamp(min=1), others.clamp(min=1)), both
+    return Gaussians(means[0], means[1], covariance, members.clamp(min=1), others.clamp(min=1)), both
 
 
 def gaussian_ratio(features: Tensor, member: Tensor, victim: Tensor, shrunken: bool) -> Tensor:
     """Return the log likelihood ratios `(P,)` of `victim (P, D)`, 0 for points without both kinds of shadows."""
-    laws, both = fitted(features, member)
-    scores = (laws.shrunken() if shrunken else laws).ratio(victim)
+    gaussians, both = fitted(features, member)
+    scores = (gaussians.shrunken() if shrunken else gaussians).ratio(victim)
     return torch.where(both, scores, 0.0)

@@ -8,18 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.attacks.pretraining.evidence import Shadows, clipped_log_odds
-from metaleak.attacks.pretraining.gaussian_ratio import Laws, fitted
+from metaleak.attacks.pretraining.gaussian_ratio import Gaussians, fitted
 from metaleak.attacks.seeding import generator_for
 from metaleak.attacks.work import Work
 
 
 class GlobalClassifier(BaseModel):
-    """A network with one `hidden` layer over what the Gaussian laws of all points have in common.
+    """A network with one `hidden` layer over what the Gaussian distributions of all points have in common.
 
-    Each shadow is taken for the victim in turn, and the laws are fitted to the others: so all points serve to learn
-    how much a likelihood ratio, a distance or a confidence is worth. The features of a point are its likelihood
-    ratio, its distances to the means of members and of others, the distance between these, and the answer's entropy
-    and largest log odds.
+    Each shadow is taken for the victim in turn, and the distributions are fitted to the others: so all points serve
+    to learn how much a likelihood ratio, a distance or a confidence is worth. The features of a point are its
+    likelihood ratio, its distances to the means of members and of others, the distance between these, and the
+    answer's entropy and largest log odds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,8 +36,8 @@ class GlobalClassifier(BaseModel):
         rows, labels = [], []
         for left_out in range(len(features)):
             others = [row for row in range(len(features)) if row != left_out]
-            laws, both = fitted(features[others], shadows.member[others])
-            rows.append(_described(laws.shrunken(), features[left_out], shadows.probabilities[left_out])[both])
+            gaussians, both = fitted(features[others], shadows.member[others])
+            rows.append(_described(gaussians.shrunken(), features[left_out], shadows.probabilities[left_out])[both])
             labels.append(shadows.member[left_out][both])
         known, member = torch.cat(rows), torch.cat(labels).float()
         mean, deviation = known.mean(dim=0), known.std(dim=0).clamp(min=1e-9)
@@ -55,16 +55,16 @@ class GlobalClassifier(BaseModel):
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-        laws, both = fitted(features, shadows.member)
+        gaussians, both = fitted(features, shadows.member)
         seen = clipped_log_odds(victim).mean(dim=1)
         with torch.no_grad():
-            asked = ((_described(laws.shrunken(), seen, victim) - mean) / deviation).float()
+            asked = ((_described(gaussians.shrunken(), seen, victim) - mean) / deviation).float()
             return torch.where(both, _logit(layers, asked).double(), 0.0)
 
 
-def _described(laws: Laws, features: Tensor, probabilities: Tensor) -> Tensor:
+def _described(gaussians: Gaussians, features: Tensor, probabilities: Tensor) -> Tensor:
     """Return what is told of each point, `(P, 6)`, of its `features (P, D)` and `probabilities (P, A, K)`."""
-    precision = torch.linalg.pinv(laws.covariance, hermitian=True, rtol=1e-9)
+    precision = torch.linalg.pinv(gaussians.covariance, hermitian=True, rtol=1e-9)
 
     def length(off: Tensor) -> Tensor:
         found: Tensor = ((off @ precision) * off).sum(dim=-1).clamp(min=0).sqrt()
@@ -74,10 +74,10 @@ def _described(laws: Laws, features: Tensor, probabilities: Tensor) -> Tensor:
     entropy = -torch.special.xlogy(answers, answers).sum(dim=-1)
     return torch.stack(
         [
-            laws.ratio(features),
-            length(features - laws.inside),
-            length(features - laws.outside),
-            length(laws.inside - laws.outside),
+            gaussians.ratio(features),
+            length(features - gaussians.inside),
+            length(features - gaussians.outside),
+            length(gaussians.inside - gaussians.outside),
             entropy,
             answers.amax(dim=-1).clamp(1e-9, 1 - 1e-9).logit(),
         ],

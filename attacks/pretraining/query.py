@@ -73,7 +73,7 @@ class Metered:
 
 @dataclass(frozen=True)
 class Asked:
-    """The answers to n queries: `probabilities (n, K)` float64, rows of NaN where there is none, and why.
+    """The answers to n queries: `probabilities (n, K)` float64 in [0, 1], rows of NaN where there is none, and why.
 
     `complaint` is one line, empty where every query was answered.
     """
@@ -109,7 +109,8 @@ def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> Asked
             troubles[_line(error)] += len(batch)
         else:
             wrong = _wrong_rows(answer, troubles)
-            found[begin : begin + len(batch)] = answer.masked_fill(wrong[:, None], torch.nan)
+            # Rounding leaves numbers a little below 0 or above 1, whose log odds would not be finite.
+            found[begin : begin + len(batch)] = answer.clamp(0, 1).masked_fill(wrong[:, None], torch.nan)
         begin += len(batch)
     lost = sum(troubles.values())
     if not lost:

@@ -18,7 +18,7 @@ class Training(BaseModel):
     """Stochastic gradient descent on the cross-entropy, or Adam, which does not use `momentum`.
 
     `schedule` is how the rate goes: `cosine` to 0 over all epochs, `step` times `decay` every `every` epochs.
-    `augment` flips images and shifts them by up to a tenth of their side, each anew in every epoch.
+    `augment` flips images and shifts them by up to an eighth of their side, each anew in every epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,7 +97,7 @@ def train(
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return `images (B, C, H, W)`, each flipped by a fair coin and shifted by up to a tenth of its side.
+    """Return `images (B, C, H, W)`, each flipped by a fair coin and shifted by up to an eighth of its side.
 
     What is shifted in is zero (He et al. 2016, section 4.2, with 4 pixels of 32).
     """

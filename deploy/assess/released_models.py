@@ -16,6 +16,7 @@ from metaleak.attacks.work import Work
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.federation import Federation
 from metaleak.clients.randomness import derived_seed, keyed_generator
+from metaleak.clients.sharing import without_clip
 from metaleak.deploy.config.experiment import EvaluationSettings, Experiment, RecordSettings
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.pretraining.finetuning import ReleasedModel
@@ -29,7 +30,7 @@ _LOG = logging.getLogger("metaleak")
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class AskedPoints:
     """The points that are asked about: `examples (P,)` in the data set, and whether any learner held them."""
 
     examples: Tensor
@@ -49,14 +50,16 @@ def assess_released(
 ) -> AttackResult:
     """Ask the personal models of some learners of `run` about images of the others, and write the result to `out`.
 
-    Members are images that other learners held, in any round; non-members such that no learner did, of the same
-    classes. The adversary's federations are simulated once, beside the run, and kept. Intervals are over points, for
-    this one initialization. Raises `ValueError` for a run that is not done.
+    Members are images that other learners held, whether or not the server ever sampled them; non-members such that
+    no learner did, of the same classes. The adversary's federations are simulated once, beside the run, and kept.
+    Intervals are over points, for this one initialization. Raises `ValueError` for a run that is not done, and for
+    defenses of the inner loop.
     """
     began = time.monotonic()
     if not run.done:
         raise ValueError(f"{run.path}: the simulation is not done; a released model needs its final parameters")
     federation = experiment.federation()
+    _check_defenses(federation)
     parameters = _trained(run, federation)
     learners = _publishing(federation, attack.releases)
     classes = {learner: _own_classes(federation, learner) for learner in learners}
@@ -104,7 +107,11 @@ def simulated(shadow: ShadowRun) -> str:
 
 
 def held_by_any(federation: Federation) -> Tensor:
-    """Return which examples of the data set any learner may draw into its sets, booleans `(N,)`."""
+    """Return which examples of the data set any learner may draw into its sets, booleans `(N,)`.
+
+    Of a learner that the server never sampled, too: where `server.fraction` is below 1 and the rounds are few, some
+    of these examples had no part in the training, and an attack finds less than it would of those that had.
+    """
     inside = torch.zeros(len(federation.examples().labels), dtype=torch.bool)
     for shard in federation.split().shards:
         inside[shard.examples.flatten()] = True
@@ -129,7 +136,18 @@ def _shadows(run: RunDirectory, experiment: Experiment, count: int) -> list[Shad
 
 
 def _trained(run: RunDirectory, federation: Federation) -> Parameters:
-    return read_parameters(run.path / "parameters.safetensors", federation.initial_parameters())
+    """Return all parameters of the trained model, where the server keeps the shared ones alone."""
+    shared = federation.shared(federation.initial_parameters())
+    return without_clip(federation.whole(read_parameters(run.path / "parameters.safetensors", shared)))
+
+
+def _check_defenses(federation: Federation) -> None:
+    for number, defense in enumerate(federation.defenses):
+        if defense.place in ("inner", "example"):
+            raise ValueError(
+                f"defenses.{number}: one of the place {defense.place!r} changes how a personal model is adapted, "
+                "which the adversary's are not; the places support, query, shared and aggregate are allowed"
+            )
 
 
 def _publishing(federation: Federation, releases: int) -> list[int]:
@@ -146,9 +164,8 @@ def _own_classes(federation: Federation, learner: int) -> tuple[int, ...]:
 
 
 def _published(federation: Federation, parameters: Parameters, learner: int) -> ReleasedModel:
-    """Return a learner's personal model: adapted as in a round, to the support set that its defenses leave."""
-    own = federation.learner(learner)
-    personal = federation.rule.adapt(federation.model, parameters, own.episode(1), own.perturb(1))
+    """Return a learner's personal model: adapted to the support set of its first round, as its defenses leave it."""
+    personal = federation.rule.adapt(federation.model, parameters, federation.learner(learner).episode(1))
     return ReleasedModel(federation.model, {name: value.detach() for name, value in personal.items()})
 
 
@@ -177,7 +194,7 @@ def _adapted_anew(
     return ReleasedModel(federation.model, {name: value.detach() for name, value in personal.items()})
 
 
-def _points(federation: Federation, publishing: list[int], experiment: Experiment) -> Asked:
+def _points(federation: Federation, publishing: list[int], experiment: Experiment) -> AskedPoints:
     """Return at most the targets' number of images that other learners held, and of images that none did."""
     labels = federation.examples().labels
     inside = held_by_any(federation)
@@ -195,7 +212,7 @@ def _points(federation: Federation, publishing: list[int], experiment: Experimen
     examples = torch.cat([held, others])
     member = torch.arange(len(examples)) < len(held)
     order = torch.randperm(len(examples), generator=generator)
-    return Asked(examples[order], member[order])
+    return AskedPoints(examples[order], member[order])
 
 
 def _some(places: Tensor, count: int, generator: torch.Generator) -> Tensor:

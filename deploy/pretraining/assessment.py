@@ -14,7 +14,7 @@ from metaleak.attacks.pretraining.query import Query, ask, restricted
 from metaleak.attacks.work import Work
 from metaleak.clients.randomness import derived_seed
 from metaleak.deploy.config.plugins import Plugin
-from metaleak.deploy.pretraining.examples import points, pool_of
+from metaleak.deploy.pretraining.examples import downstream_of, points, pool_of
 from metaleak.deploy.pretraining.finetuning import mechanism
 from metaleak.deploy.pretraining.shadow_models import ModelAnswers, answers_of, in_turn, metered, queries_about
 from metaleak.deploy.pretraining.study import Study
@@ -31,6 +31,20 @@ class Pooled:
     member: Tensor
     victim: Tensor
     point: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Victim:
+    """What a model that somebody else released answered, `probabilities (p, A, K)`, about p of the study's P points.
+
+    These are the points that have an answer to every query: `answered (P,)` booleans, `examples (p,)` their places
+    in the data set. `complaint` is a line on the other queries, empty where there are none.
+    """
+
+    examples: Tensor
+    probabilities: Tensor
+    answered: Tensor
+    complaint: str
 
 
 def planned(study: Study) -> dict[str, tuple[str, Plugin]]:
@@ -99,7 +113,7 @@ def assess_study(study: Study, folder: Path, out: Path, work: Work, resamples: i
         place = out / "attacks" / name
         place.mkdir(parents=True, exist_ok=True)
         columns = {
-            "learner": found.victim,
+            "victim": found.victim,
             "example": found.point,
             "member": found.member,
             "score": found.scores,
@@ -110,31 +124,36 @@ def assess_study(study: Study, folder: Path, out: Path, work: Work, resamples: i
     return results
 
 
-def ask_victim(
-    study: Study, folder: Path, finetuning: str, attack: PretrainingAttack, query: Query, work: Work
-) -> tuple[Tensor, Tensor, str]:
-    """Attack a model that somebody else released, with all models of `study` as its shadows.
+def ask_victim(study: Study, query: Query) -> Victim:
+    """Ask a model that somebody else released about the points of `study`, once, within its budget and rate.
 
-    It is asked within the study's budget and rate. Returns the places in the data set of the points that it answered
-    every query about, `(p,)`, their scores `(p,)`, and a line on the other queries, empty where there are none.
+    Raises `ValueError` where no point has all its answers.
+    """
+    pool, chosen, ways = pool_of(study), points(study), downstream_of(study).ways
+    asked = queries_about(pool.inputs[chosen], study)
+    found = ask(metered(query, study), asked.flatten(0, 1), ways)
+    answered = found.answered.reshape(asked.shape[:2]).all(dim=1)
+    if not bool(answered.any()):
+        raise ValueError(f"no point has all its answers; {found.complaint}")
+    probabilities = found.probabilities.reshape(*asked.shape[:2], ways)[answered]
+    return Victim(pool.places[chosen][answered], probabilities, answered, found.complaint)
+
+
+def attack_victim(
+    study: Study, folder: Path, finetuning: str, attack: PretrainingAttack, victim: Victim, work: Work
+) -> Tensor:
+    """Return the scores `(p,)` of the points that `victim` answered, with all models of `study` as its shadows.
+
     Raises `ValueError` for an attack that needs more than answers.
     """
     if getattr(attack, "sees_start", False):
         raise ValueError(f"{type(attack).__name__} needs answers of the start, not of a released model")
     answers = answers_of(study, folder, finetuning)
-    pool, chosen = pool_of(study), points(study)
-    asked = queries_about(pool.inputs[chosen], study)
-    ways = answers[0].probabilities.shape[-1]
-    found = ask(metered(query, study), asked.flatten(0, 1), ways)
-    kept = found.answered.reshape(asked.shape[:2]).all(dim=1)
-    if not bool(kept.any()):
-        raise ValueError(f"no point has all its answers; {found.complaint}")
-    victim = found.probabilities.reshape(*asked.shape[:2], ways)[kept]
     shadows = Shadows(
-        restricted(torch.stack([one.probabilities for one in answers])[:, kept], study.queries.access),
-        torch.stack([one.member for one in answers])[:, kept],
+        restricted(torch.stack([one.probabilities for one in answers])[:, victim.answered], study.queries.access),
+        torch.stack([one.member for one in answers])[:, victim.answered],
     )
-    return pool.places[chosen][kept], attack(shadows, restricted(victim, study.queries.access), work), found.complaint
+    return attack(shadows, restricted(victim.probabilities, study.queries.access), work)
 
 
 def _told(study: Study, finetuning: str, answers: list[ModelAnswers]) -> Mapping[str, object]:

@@ -23,7 +23,7 @@ from metaleak.deploy.config.plugins import first_problem
 from metaleak.deploy.config.reading import read_yaml
 from metaleak.deploy.engines.ray_map import ray_map
 from metaleak.deploy.errors import WrongUsage
-from metaleak.deploy.pretraining.assessment import ask_victim, assess_study, planned
+from metaleak.deploy.pretraining.assessment import ask_victim, assess_study, attack_victim, planned
 from metaleak.deploy.pretraining.examples import downstream_of
 from metaleak.deploy.pretraining.over_http import HTTPQuery
 from metaleak.deploy.pretraining.shadow_models import make_models
@@ -78,23 +78,27 @@ def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackR
 
 
 def attack_over_http(study: Study, path: Path, url: str) -> list[str]:
-    """Ask the model behind `url` about the points, once an attack; return a line a result.
+    """Ask the model behind `url` about the points, once for all attacks; return a line a result.
 
-    `path/victim/<finetuning>-<attack>.parquet` has the place in the data set and the score of each point. Who was a
-    member nobody says.
+    `path/victim/<finetuning>-<attack>.parquet` has the place in the data set and the score of each point. Which
+    points are members is not known here. Attacks that see the start are left out.
     """
+    attacks = {
+        name: (finetuning, attack)
+        for name, (finetuning, plugin) in planned(study).items()
+        if not getattr(attack := plugin.built("pretraining_attacks"), "sees_start", False)
+    }
+    if not attacks:
+        return []
+    victim = ask_victim(study, HTTPQuery(url, downstream_of(study).ways))
+    why = f"; {victim.complaint}" if victim.complaint else ""
+    (path / "victim").mkdir(exist_ok=True)
     lines = []
-    ways = downstream_of(study).ways
-    for name, (finetuning, plugin) in planned(study).items():
-        attack = plugin.built("pretraining_attacks")
-        if getattr(attack, "sees_start", False):
-            continue
-        query = HTTPQuery(url, ways)
+    for name, (finetuning, attack) in attacks.items():
         work = Work(derived_seed(study.seed, "attack"))
-        examples, scores, complaint = ask_victim(study, path / "models", finetuning, attack, query, work)
-        (path / "victim").mkdir(exist_ok=True)
-        write_columns(path / "victim" / f"{name}.parquet", {"example": examples, "score": scores})
-        lines.append(f"{path / 'victim' / name}.parquet: {len(scores)} points{'; ' if complaint else ''}{complaint}")
+        scores = attack_victim(study, path / "models", finetuning, attack, victim, work)
+        write_columns(path / "victim" / f"{name}.parquet", {"example": victim.examples, "score": scores})
+        lines.append(f"{path / 'victim' / name}.parquet: {len(scores)} points{why}")
     return [str(printable(line)) for line in lines]
 
 

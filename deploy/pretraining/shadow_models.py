@@ -107,8 +107,9 @@ def make(job: ModelJob) -> int:
     references = [given[members(study, number).to(device)] for number in job.models]
     asked = queries_about(pool.inputs[chosen], study)
     own_labels = pool.labels[chosen]
-    # Made where the first finetuning that is missing needs them.
+    # Made where the first finetuning that is missing needs them, once for all finetunings.
     after: Tensor | None = None
+    starts: dict[int, tuple[Tensor, Tensor]] = {}
     for name, finetuning in study.finetunings.items():
         rows = [row for row, number in enumerate(job.models) if not kept.has(study.answers_key(number, name))]
         if not rows:
@@ -125,17 +126,22 @@ def make(job: ModelJob) -> int:
             [(study.seed, job.models[row]) for row in rows],
         )
         for row, (fixed, parameters) in zip(rows, released, strict=True):
-            start = ReleasedModel(with_statistics(model, pretrained[row], references[row]), pretrained[row], scale)
+            if row not in starts:
+                start = ReleasedModel(
+                    with_statistics(model, pretrained[row], references[row]), pretrained[row], scale
+                )
+                found = start.predict(asked.flatten(0, 1)).reshape(*asked.shape[:2], -1)
+                own = found.gather(2, own_labels[:, None, None].expand(*asked.shape[:2], 1))
+                starts[row] = (own, start.predict(pool.inputs).argmax(1) == pool.labels)
+            own, right = starts[row]
             inside = torch.zeros(len(pool.labels), dtype=torch.bool)
             inside[members(study, job.models[row])] = True
-            right = start.predict(pool.inputs).argmax(1) == pool.labels
             query = ReleasedModel(fixed, parameters, scale)
-            found = start.predict(asked.flatten(0, 1)).reshape(*asked.shape[:2], -1)
             kept.write(
                 study.answers_key(job.models[row], name),
                 {
                     "probabilities": ask_about(query, asked, downstream.ways),
-                    "start": found.gather(2, own_labels[:, None, None].expand(*asked.shape[:2], 1)),
+                    "start": own,
                     "member": inside[chosen].to(torch.uint8),
                     "accuracy": _accuracy(query, downstream.inputs, downstream.labels),
                     "start_accuracies": torch.stack([right[inside].double().mean(), right[~inside].double().mean()]),
@@ -197,11 +203,7 @@ def _scaled(scale: Scale | None, inputs: Tensor) -> Tensor:
 
 
 def _accuracy(query: Query, inputs: Tensor, labels: Tensor) -> Tensor:
-    right = [
-        query.predict(some).argmax(1) == those
-        for some, those in zip(torch.split(inputs, 1000), torch.split(labels, 1000), strict=True)
-    ]
-    mean: Tensor = torch.cat(right).double().mean()
+    mean: Tensor = (query.predict(inputs).argmax(1) == labels).double().mean()
     return mean
 
 

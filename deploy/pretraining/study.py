@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from metaleak.deploy.config.plugins import Kind, Plugin
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 _PLACE = ("data_dir", "download")
 """Keys of a data set that say where it lies, and nothing of what is in it."""
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,99}")
 
 
 class Source(BaseModel):
@@ -60,6 +62,7 @@ class Finetuning(BaseModel):
     The classifier is replaced by a new one and trained on a random `part` of the downstream examples: it alone
     (`moves: head`), or the whole network. With `private` steps `training` is not used. `statistics` are those of a
     batch normalization: of the examples that it was pretrained or finetuned on, held fixed in the released model.
+    With `private` steps they are those of pretraining: the others would be released without noise.
     """
 
     model_config = _STRICT
@@ -70,12 +73,18 @@ class Finetuning(BaseModel):
     private: PrivateSteps | None = None
     statistics: Literal["pretraining", "finetuning"] = "pretraining"
 
+    @model_validator(mode="after")
+    def _statistics_are_private(self) -> "Finetuning":
+        if self.private is not None and self.statistics == "finetuning":
+            raise ValueError("statistics: must be pretraining with private steps: those of finetuning have no noise")
+        return self
+
 
 class Queries(BaseModel):
     """What may be asked of a released model about each point.
 
-    The point itself and `augmented` random flips and shifts of it; `access` is what of an answer can be seen,
-    `budget` the most queries of one victim, at most `per_second`.
+    The point itself and `augmented` random flips and shifts of it; `access` is what of an answer can be seen.
+    `budget` is the most queries of the model behind `--victim`, for all attacks together, at most `per_second`.
     """
 
     model_config = _STRICT
@@ -115,6 +124,13 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Study":
+        for name in self.finetunings:
+            # A result's folder is called so.
+            if _FILE_NAME.fullmatch(name) is None:
+                raise ValueError(
+                    f"finetunings: a name must be 1 to 100 of A-Z, a-z, 0-9, '.', '_', '-' and space, "
+                    f"the first neither '.' nor a space, got {name[:100]!r}"
+                )
         if self.victims is not None and self.victims > self.models:
             raise ValueError(f"victims: must be at most the {self.models} models, got {self.victims}")
         if self.shadows is not None and self.shadows >= self.models:

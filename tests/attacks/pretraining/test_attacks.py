@@ -1,4 +1,4 @@
-"""Attacks on answers of a known law: they find what is there, and nothing where there is nothing."""
+"""Attacks on answers of a known distribution: they find what is there, and nothing where there is nothing."""
 
 import pytest
 import torch
@@ -56,13 +56,13 @@ def test_members_that_answer_otherwise_are_told(attack):
 def test_the_ratio_is_that_of_two_gaussian_densities():
     probabilities, member = answered(40, 1.0, 5, points=4)
     features = clipped_log_odds(probabilities)[:, :, 0]
-    laws, both = fitted(features[1:], member[1:])
+    gaussians, both = fitted(features[1:], member[1:])
     found = gaussian_ratio(features[1:], member[1:], features[0], shrunken=False)
     assert both.all()
     for point in range(4):
         inside, outside = (
-            torch.distributions.MultivariateNormal(mean[point], laws.covariance).log_prob(features[0, point])
-            for mean in (laws.inside, laws.outside)
+            torch.distributions.MultivariateNormal(mean[point], gaussians.covariance).log_prob(features[0, point])
+            for mean in (gaussians.inside, gaussians.outside)
         )
         assert float(found[point]) == pytest.approx(float(inside - outside), rel=1e-5, abs=1e-8)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from metaleak.attacks.pretraining.evidence import log_odds
 from metaleak.attacks.pretraining.query import BudgetSpent, Metered, ask, restricted
 
 
@@ -64,6 +65,14 @@ def test_a_bad_answer_costs_one_line_and_no_other_query(spoil, kept, complaint):
 def test_a_model_that_never_answers_is_refused_in_one_line(spoil, reason):
     with pytest.raises(ValueError, match=rf"^predict: 10 of 10 queries have no answer \(10: {reason}\)$"):
         ask(Model(spoil), INPUTS, 3)
+
+
+def test_probabilities_that_rounding_left_outside_their_range_have_finite_log_odds():
+    rounded = torch.tensor([[1.0004, -0.0003, -0.0001], [0.5, 0.5005, -0.0005]])
+    found = ask(Model(lambda answer: rounded), INPUTS[:2], 3)
+    assert found.complaint == ""
+    assert torch.equal(found.probabilities, rounded.double().clamp(0, 1))
+    assert log_odds(found.probabilities).isfinite().all()
 
 
 def test_queries_are_counted_and_end_with_the_budget():

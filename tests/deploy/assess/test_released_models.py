@@ -3,14 +3,14 @@
 import pytest
 
 from metaleak.deploy.assess.assessment import assess
-from metaleak.deploy.assess.released_models import held_by_any
+from metaleak.deploy.assess.released_models import _trained, held_by_any
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.results.reading import read_run
 from metaleak.deploy.simulate.launch import simulate_here
 from metaleak.deploy.simulate.run_directory import RunDirectory
 
-TMI = "metaleak.attacks.pretraining.personal_models:PersonalModels"
+PERSONAL_MODELS = "metaleak.attacks.pretraining.personal_models:PersonalModels"
 PLAIN = {
     "data": "digits",
     "task": {"ways": 3, "shots": 2, "queries": 2},
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
 
 def attacked(run, name, **settings):
     told = []
-    plugin = Plugin(name=TMI, **{"releases": 2, "shadows": 4, **settings})
+    plugin = Plugin(name=PERSONAL_MODELS, **{"releases": 2, "shadows": 4, **settings})
     found = assess(run, run.experiment(), plugin, name, lambda done, total: told.append((done, total)))
     return found, told
 
@@ -54,6 +54,30 @@ def test_personal_models_are_asked_without_a_record_and_the_federations_are_simu
     other = RunDirectory.open(shadows[0]).experiment().federation()
     assert not held_by_any(own).equal(held_by_any(other))
     assert int(held_by_any(own).sum()) == 20 * 3 * 4
+
+
+def test_a_run_that_shares_a_part_and_a_clipping_norm_is_asked_about_its_whole_model(tmp_path):
+    adaptive = {"name": "gaussian", "clip": 1.0, "epsilon": 50, "adapt": {}}
+    own = {**PLAIN, "shares": ["layer1.*"], "defenses": [adaptive]}
+    simulated = simulate_here(experiment_from(own, "test"), tmp_path / "run")
+    federation = simulated.experiment().federation()
+    trained, initial = _trained(simulated, federation), federation.initial_parameters()
+    assert set(trained) == {"layer1.weight", "layer1.bias", "head.weight", "head.bias"}
+    assert trained["head.weight"].equal(initial["head.weight"])
+    assert not trained["layer1.weight"].equal(initial["layer1.weight"])
+    found, _ = attacked(simulated, "shared", shadows=3)
+    assert (found.evaluation.members, found.evaluation.non_members) == (40, 60)
+
+
+@pytest.mark.parametrize(
+    "defense", [{"name": "noise", "place": "inner", "scale": 1.0}, {"name": "record-level", "epsilon": 8}]
+)
+def test_defenses_of_the_inner_loop_are_refused_in_one_line(tmp_path, defense):
+    plain = {**PLAIN, "server": {"rounds": 1}, "defenses": [defense]}
+    defended = simulate_here(experiment_from(plain, "test"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^defenses.0: one of the place '(inner|example)'") as caught:
+        attacked(defended, "inner")
+    assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_be_asked_is_refused_in_one_line(run, tmp_path):

@@ -5,6 +5,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from metaleak.attacks.pretraining.gaussian_ratio import GaussianRatio
 from metaleak.attacks.pretraining.query import Metered, ask
 from metaleak.attacks.pretraining.white_box import WhiteBoxLiRA
 from metaleak.attacks.work import Work
-from metaleak.deploy.pretraining.assessment import ask_victim
+from metaleak.deploy.pretraining.assessment import ask_victim, attack_victim
 from metaleak.deploy.pretraining.command import attack_over_http, study_from
 from metaleak.deploy.pretraining.examples import points, pool_of
 from metaleak.deploy.pretraining.over_http import HTTPQuery
@@ -62,6 +63,10 @@ def served(answer):
 
 def probabilities(inputs):
     return json.dumps({"probabilities": inputs.flatten(1)[:, :3].double().softmax(1).tolist()})
+
+
+def read_column(path):
+    return pyarrow.parquet.read_table(path)["score"].to_pylist()
 
 
 INPUTS = torch.rand(10, 4, generator=torch.Generator().manual_seed(0))
@@ -115,19 +120,34 @@ def test_a_victim_over_http_gets_the_scores_that_it_gets_here(tmp_path):
         def predict(self, given):
             return torch.tensor(json.loads(remembered(given))["probabilities"], dtype=torch.float64)
 
-    query = Opaque()
-    examples, scores, complaint = ask_victim(
-        study_from(STUDY, "study"), tmp_path / "models", "head", GaussianRatio(), query, Work()
-    )
-    assert (len(examples), complaint) == (40, "")
     with served(remembered) as (url, asked):
         lines = attack_over_http(study_from(STUDY, "study"), tmp_path, url)
     assert sum(asked) == 40
     assert lines == [f"{tmp_path}/victim/GaussianRatio.parquet: 40 points"]
+    models = tmp_path / "models"
+    whole = ask_victim(study_from(STUDY, "study"), Opaque())
+    scores = attack_victim(study, models, "head", GaussianRatio(), whole, Work())
+    assert (len(whole.examples), whole.complaint) == (40, "")
+    assert read_column(tmp_path / "victim/GaussianRatio.parquet") == pytest.approx(scores.tolist())
     with pytest.raises(ValueError, match="needs answers of the start"):
-        ask_victim(study, tmp_path / "models", "head", WhiteBoxLiRA(), query, Work())
-    some, within, complaint = ask_victim(study, tmp_path / "models", "head", GaussianRatio(), query, Work())
-    assert torch.equal(some, examples[:30])
-    assert "the budget of 30 queries is spent" in complaint
-    assert scores.isfinite().all()
-    assert within.isfinite().all()
+        attack_victim(study, models, "head", WhiteBoxLiRA(), whole, Work())
+    part = ask_victim(study, Opaque())
+    assert torch.equal(part.examples, whole.examples[:30])
+    assert "the budget of 30 queries is spent" in part.complaint
+    assert attack_victim(study, models, "head", GaussianRatio(), part, Work()).isfinite().all()
+
+
+def test_a_budget_is_counted_once_over_all_attacks_and_finetunings(tmp_path):
+    several = {
+        **STUDY,
+        "finetunings": {"head": {"training": {"epochs": 1}}, "longer": {"training": {"epochs": 2}}},
+        "attacks": [*STUDY["attacks"], "metaleak.attacks.pretraining.adapted_lira:AdaptedLiRA"],
+        "queries": {"budget": 30},
+    }
+    study = study_from(several, "study")
+    make_models(study, tmp_path / "models", Work())
+    with served(probabilities) as (url, asked):
+        lines = attack_over_http(study, tmp_path, url)
+    assert sum(asked) == 30
+    assert len(lines) == 4
+    assert all("30 points" in line and "the budget of 30 queries is spent" in line for line in lines)

@@ -2,13 +2,15 @@
 
 import json
 
+import pyarrow.parquet
 import pytest
 import torch
 
+from metaleak.clients.models import MLP
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.pretraining import shadow_models
 from metaleak.deploy.pretraining.command import run_study, study_from
-from metaleak.deploy.pretraining.finetuning import mechanism
+from metaleak.deploy.pretraining.finetuning import ReleasedModel, mechanism
 from metaleak.deploy.pretraining.shadow_models import answers_of, in_turn
 from metaleak.deploy.pretraining.study import PrivateSteps
 from metaleak.deploy.results.reading import read_run
@@ -56,6 +58,8 @@ def test_a_study_is_made_attacked_and_read_like_a_run(tmp_path):
     read = {attack.name: attack for attack in read_run(tmp_path).attacks}
     assert read["WhiteBoxLiRA"].result == found
     assert len(read["GaussianRatio"].scores) == 180
+    columns = pyarrow.parquet.read_table(tmp_path / "attacks/GaussianRatio/scores.parquet").column_names
+    assert columns == ["victim", "example", "member", "score"]
     assert json.loads((tmp_path / "attacks/GaussianRatio/attack.json").read_text())["knows"]
 
 
@@ -85,6 +89,28 @@ def test_nothing_is_trained_twice_and_a_kill_costs_the_model_at_hand(tmp_path, m
     (tmp_path / "models" / f"{key}.safetensors").write_bytes(b"damaged")
     run_study(study(), tmp_path, here=True)
     assert counts == {"pretrained": 6, "finetuned": 13}
+
+
+def test_a_start_is_asked_once_for_all_finetunings_and_a_thousand_inputs_at_a_time(tmp_path, monkeypatch):
+    passes = []
+    answers = ReleasedModel._answers
+
+    def counted(self, inputs):
+        passes.append(len(inputs))
+        return answers(self, inputs)
+
+    monkeypatch.setattr(ReleasedModel, "_answers", counted)
+    several = {f"epochs {epochs}": {"training": {"epochs": epochs}} for epochs in (1, 2, 3)}
+    shadow_models.make(shadow_models.ModelJob(study(finetunings=several), (0,), tmp_path))
+    # The start: the points and the pool. Each finetuned model: the points and the downstream examples.
+    assert passes == [60, 100, *[60, 120] * 3]
+    model = MLP(hidden=())
+    parameters = model.initialize((1, 2, 2), 3, torch.Generator().manual_seed(0))
+    inputs = torch.rand(2100, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    passes.clear()
+    found = ReleasedModel(model, parameters).predict(inputs)
+    assert passes == [1000, 1000, 100]
+    assert torch.allclose(found, model(parameters, inputs).double().softmax(1), atol=1e-6)
 
 
 def test_models_made_side_by_side_are_those_made_alone(tmp_path):
@@ -135,6 +161,13 @@ def test_the_accounted_epsilon_is_that_of_another_accountant(epsilon):
         ({"model": "mpl"}, "model.name: unknown name 'mpl'"),
         ({"queries": {"access": 0}}, "queries.access"),
         ({"finetunings": {}}, "finetunings: "),
+        (
+            {"finetunings": {"dp": {"private": {"epsilon": 1.0}, "statistics": "finetuning"}}},
+            "statistics: must be pretraining with private steps",
+        ),
+        ({"finetunings": {"../../x": {}}}, "finetunings: a name must be .* got '../../x'"),
+        ({"finetunings": {".x": {}}}, "finetunings: a name must be .* got '.x'"),
+        ({"finetunings": {"a\nb": {}}}, "finetunings: a name must be "),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line(changes, problem):
