@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from metaleak.deploy.config.plugins import Kind, Plugin, first_problem
+from metaleak.deploy.config.plugins import Kind, Plugin, first_problem, must_be_buildable
 from metaleak.deploy.config.reading import read_yaml
 from metaleak.deploy.errors import WrongUsage
 from metaleak.server.record.layout import Holds
@@ -55,11 +55,7 @@ class App(BaseModel):
 
     @model_validator(mode="after")
     def _everything_can_be_built(self) -> "App":
-        for key, kind, plugin in self._plugins():
-            try:
-                plugin.built(kind)
-            except ValueError as error:
-                raise ValueError(f"{key}.{error}") from None
+        must_be_buildable(self._plugins())
         return self
 
     def _plugins(self) -> Iterator[tuple[str, Kind, Plugin]]:

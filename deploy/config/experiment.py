@@ -16,7 +16,7 @@ from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import reads_means
 from metaleak.clients.sharing import EVERYTHING, Patterns
 from metaleak.defenses import Accounted, Defense, ExampleMechanism, SharesNoise, adapting
-from metaleak.deploy.config.plugins import Kind, Plugin
+from metaleak.deploy.config.plugins import Kind, Plugin, must_be_buildable
 from metaleak.deploy.config.releases import most_sampled
 from metaleak.server.learning.meta_learner import sample_size
 from metaleak.server.learning.optimizer import OuterOptimizer
@@ -156,11 +156,7 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _everything_can_be_built(self) -> "Experiment":
-        for key, kind, plugin in self._plugins():
-            try:
-                plugin.built(kind)
-            except ValueError as error:
-                raise ValueError(f"{key}.{error}") from None
+        must_be_buildable(self._plugins())
         aggregated = any(defense.place == "aggregate" for defense in self.built_defenses())
         if self.server.largest_norm is not None and aggregated:
             raise ValueError("server.largest_norm: the server sees no learner's own norm under secure aggregation")

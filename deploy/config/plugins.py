@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -113,6 +113,15 @@ class Plugin(BaseModel):
         thing = self.built(kind)
         settings = thing.model_dump(mode="json") if isinstance(thing, BaseModel) else self.settings
         return {"name": self.name, **settings}
+
+
+def must_be_buildable(plugins: Iterable[tuple[str, Kind, Plugin]]) -> None:
+    """Build each plug-in, given with its key and kind; raises `ValueError` in one line, the key first."""
+    for key, kind, plugin in plugins:
+        try:
+            plugin.built(kind)
+        except ValueError as error:
+            raise ValueError(f"{key}.{error}") from None
 
 
 def first_problem(error: ValidationError, model: object = None) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from metaleak.attacks.pretraining.training import Training
 from metaleak.deploy.config.experiment import EngineSettings
-from metaleak.deploy.config.plugins import Kind, Plugin
+from metaleak.deploy.config.plugins import Kind, Plugin, must_be_buildable
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 _PLACE = ("data_dir", "download")
@@ -135,11 +135,7 @@ class Study(BaseModel):
             raise ValueError(f"victims: must be at most the {self.models} models, got {self.victims}")
         if self.shadows is not None and self.shadows >= self.models:
             raise ValueError(f"shadows: must be at most {self.models - 1}, all other models, got {self.shadows}")
-        for key, kind, plugin in self._plugins():
-            try:
-                plugin.built(kind)
-            except ValueError as error:
-                raise ValueError(f"{key}.{error}") from None
+        must_be_buildable(self._plugins())
         return self
 
     def _plugins(self) -> list[tuple[str, Kind, Plugin]]:
