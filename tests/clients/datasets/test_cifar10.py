@@ -36,6 +36,7 @@ def test_batches_are_read_packed_or_not_in_the_order_given(tmp_path):
         ("test_batch.bin.gz", gzip.compress(batch(), 1)[:-20], "is damaged"),
         ("test_batch.bin.gz", b"no archive", "is damaged"),
     ],
+    ids=["too short", "too long", "label outside", "truncated archive", "no archive"],
 )
 def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
