@@ -14,15 +14,17 @@ from metaleak.defenses import NO_NOISE, Defense, noise_of
 _AT_ONCE = 16
 """Learners whose rows are multiplied at once."""
 
+_ALL = slice(None)
 
-def with_bias_column(gradients: Parameters, first: str) -> Tensor:
+
+def with_bias_column(gradients: Parameters, first: str, learners: slice = _ALL) -> Tensor:
     """Return the first layer's gradients `(L, H, P)`, with the bias's as one more column where there is a bias.
 
     The bias's gradient is the sum of the coefficients: it is to an input of 1, which every image has, what the
-    weight's is to a pixel.
+    weight's is to a pixel. Of many `learners` it is a large copy.
     """
-    bias = gradients.get(bias_of(first))
-    return gradients[first] if bias is None else torch.cat([gradients[first], bias[:, :, None]], dim=2)
+    weight, bias = gradients[first][learners], gradients.get(bias_of(first))
+    return weight if bias is None else torch.cat([weight, bias[learners, :, None]], dim=2)
 
 
 def layer_inputs(first: DenseInput, images: Tensor, width: int) -> Tensor:
@@ -31,18 +33,20 @@ def layer_inputs(first: DenseInput, images: Tensor, width: int) -> Tensor:
     return flat if flat.shape[1] == width else torch.cat([flat, flat.new_ones((len(flat), 1))], dim=1)
 
 
-def second_moments(gradients: Tensor) -> Tensor:
-    """Return the second moment `(P, P)` of all learners' rows, summed with each learner counting alike."""
-    some = torch.split(gradients, _AT_ONCE)
-    parts = [gradients.new_zeros(())] * len(some)
+def second_moments(gradients: Parameters, first: str, learners: range) -> Tensor:
+    """Return the second moment `(P, P)`, float64, of the rows of `with_bias_column`, each learner counting alike."""
+    starts = learners[::_AT_ONCE]
+    parts = [torch.empty(0)] * len(starts)
 
     def multiply(number: int) -> None:
-        size = some[number].double().square().sum(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-150)
-        rows = (some[number] / size).to(gradients.dtype).flatten(0, 1)
+        stop = min(starts[number] + _AT_ONCE, learners.stop)
+        some = with_bias_column(gradients, first, slice(starts[number], stop))
+        size = some.double().square().sum(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-150)
+        rows = (some / size).to(some.dtype).flatten(0, 1)
         parts[number] = rows.mT @ rows
 
-    for_each(range(len(some)), multiply)
-    moments = gradients.new_zeros((gradients.shape[2],) * 2, dtype=torch.float64)
+    for_each(range(len(starts)), multiply)
+    moments = torch.zeros_like(parts[0], dtype=torch.float64)
     for part in parts:
         moments += part
     return moments

@@ -87,16 +87,20 @@ def evidence_features(
     FedMIA (Zhu et al. 2025). The first `real` rows of the observation are learners, the others shadows.
     """
     first = dense_input(observation.model)
-    gradients = with_bias_column(observation.gradients, first.weight)
+    learners = len(observation.gradients[first.weight])
+
+    def of_learner(row: int) -> Tensor:
+        return with_bias_column(observation.gradients, first.weight, slice(row, row + 1))[0]
+
     single = observation.mean_of == 1
     # The prior is that of all learners: 1 among them changes little, and one root serves all rows.
-    moments = second_moments(gradients[:real]) if real > 1 and single else None
-    root = prior_root(gradients[0].double(), moments, 1.0)
+    moments = second_moments(observation.gradients, first.weight, range(real)) if real > 1 and single else None
+    root = prior_root(of_learner(0).double(), moments, 1.0)
     found = torch.zeros(len(targets.rows), 3, dtype=torch.float64, device=targets.rows.device)
 
     def look(row: int) -> None:
         asked = targets.places_of(row)
-        gradient = gradients[row]
+        gradient = of_learner(row)
         if not len(asked) or not bool(gradient.any()):
             return
         seen = {name: value[row] for name, value in observation.gradients.items()}
@@ -110,9 +114,9 @@ def evidence_features(
             others = [place for place in range(real) if place != row]
             if single and len(others) >= _FEWEST:
                 some = others[:: -(-len(others) // _OTHERS)]
-                found[asked, 2] = _among_others(one, gradient, [gradients[place] for place in some])
+                found[asked, 2] = _among_others(one, gradient, [of_learner(place) for place in some])
 
-    for_each(range(len(gradients)), look)
+    for_each(range(learners), look)
     return found[:, found.std(dim=0) > 0]
 
 

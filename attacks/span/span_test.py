@@ -103,20 +103,20 @@ class SpanTest(BaseModel):
         """
         model, first = observation.model, _dense(observation, targets)
         defenses = self._defenses(observation)
-        gradients = with_bias_column(observation.gradients, first.weight)
+        sent, learners = observation.gradients, len(observation.gradients[first.weight])
         # The rows of a mean are all the same: there are no others to learn from.
-        moments = second_moments(gradients) if len(gradients) > 1 and observation.mean_of == 1 else None
+        several = learners > 1 and observation.mean_of == 1
+        moments = second_moments(sent, first.weight, range(learners)) if several else None
         noisy = image_noise(defenses, self.asks)
         scores = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
         outside = torch.ones_like(scores)
-        for row in range(len(gradients)):
+        for row in range(learners):
             asked = targets.places_of(row)
-            gradient = gradients[row].double()
+            gradient = with_bias_column(sent, first.weight, slice(row, row + 1))[0].double()
             # A gradient of zero is no evidence.
             if len(asked) and bool(gradient.any()):
-                known = shared_noise(
-                    defenses, {name: value[row] for name, value in observation.gradients.items()}, observation.mean_of
-                )
+                own = {name: value[row] for name, value in sent.items()}
+                known = shared_noise(defenses, own, observation.mean_of)
                 space = row_space_above_noise(gradient, known)
                 images = layer_inputs(first, targets.examples[asked], gradient.shape[1])
                 outside[asked] = _outside(images, space.basis)
@@ -125,12 +125,14 @@ class SpanTest(BaseModel):
                 elif self.coefficients == "free":
                     scores[asked] = _free(images, images.square().sum(dim=1), space)
                 else:
-                    others = None if moments is None else moments - second_moments(gradients[row : row + 1])
+                    others = moments
+                    if moments is not None:
+                        others = moments - second_moments(sent, first.weight, range(row, row + 1))
                     scores[asked] = self._predicted(
                         model, observation, targets.at(asked), images, gradient, others, space.deviation
                     )
             if progress is not None:
-                progress(row + 1, len(gradients))
+                progress(row + 1, learners)
         return Answers(scores, statistics={"outside": outside})
 
     def reason_against_rounds(self) -> str | None:
