@@ -67,9 +67,9 @@ def experiment(given: argparse.Namespace, seed: int, rounds: int) -> Experiment:
     return experiment_from(plain, "whole run", given.set)
 
 
-def main() -> None:
-    """Simulate each seed once, attack it over each number of rounds, and print a JSON line for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the settings that `experiment` takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noise", default="", help="place:scale")
     parser.add_argument("--asks", choices=("query", "support"), default="query")
     parser.add_argument("--attack", choices=tuple(_ATTACKS))
@@ -83,7 +83,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 5, 20])
     parser.add_argument("--seeds", type=int, nargs="+", default=[21])
     parser.add_argument("--set", nargs="*", default=[])
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Simulate each seed once, attack it over each number of rounds, and print a JSON line for each."""
+    given = parser(__doc__).parse_args()
     found: dict[int, list[Evaluation]] = {rounds: [] for rounds in given.rounds}
     for seed in given.seeds:
         with tempfile.TemporaryDirectory() as folder:
