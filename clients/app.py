@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -14,13 +15,16 @@ from metaleak.clients.device import Device, torch_device
 from metaleak.clients.episode import Parameters
 from metaleak.clients.faults import Absence
 from metaleak.clients.federation import Federation
+from metaleak.clients.wire.reply_file import ReplyFile
 from metaleak.clients.wire.stacked_arrays import StackedArrays
 from metaleak.clients.wire.summed_arrays import SummedArrays
 
 _LOG = logging.getLogger("metaleak")
 
 
-def client_app(federation: Federation | Callable[[Context], Federation], device: Device = "auto") -> ClientApp:
+def client_app(
+    federation: Federation | Callable[[Context], Federation], device: Device = "auto", arriving: Path | None = None
+) -> ClientApp:
     """Return the `ClientApp` of every node of `federation`, which may also be found from the node's context.
 
     A training message holds the shared parameters under `arrays` and, under `config`, `server-round`, `learner-ids`
@@ -31,22 +35,28 @@ def client_app(federation: Federation | Callable[[Context], Federation], device:
     label; a learner's loss, which no defense covers, stays with it too.
 
     A message that says under `sum-from` at which position of the round its first learner stands is answered with
-    partial sums of the meta-gradients, see `SummedArrays`, and `summed` is then true under `config`.
+    partial sums of the meta-gradients, see `SummedArrays`, and `summed` is then true under `config`. A node on the
+    server's machine lays single meta-gradients down in the folder `arriving`, where there is room, and replies with
+    the file's name, see `ReplyFile`.
     """
     app = ClientApp()
     # A function of this module goes to an actor as its name, a function made here would go with all it knows.
-    app.train()(partial(_train, federation, device))
+    app.train()(partial(_train, federation, device, arriving))
     return app
 
 
 def _train(
-    federation: Federation | Callable[[Context], Federation], device: Device, message: Message, context: Context
+    federation: Federation | Callable[[Context], Federation],
+    device: Device,
+    arriving: Path | None,
+    message: Message,
+    context: Context,
 ) -> Message:
     # One thread an actor: Ray already runs as many actors as there are cores.
     torch.set_num_threads(1)
     asked = _asked(message)
     known = federation if isinstance(federation, Federation) else federation(context)
-    return Message(_answer(known, asked, torch_device(device)).content(), reply_to=message)
+    return Message(_answer(known, asked, torch_device(device), arriving).content(), reply_to=message)
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def _asked(message: Message) -> _Asked:
     return _Asked([int(number) for number in learners], round, chunk, parameters, sum_from)
 
 
-def _answer(federation: Federation, asked: _Asked, device: torch.device) -> _Answer:
+def _answer(federation: Federation, asked: _Asked, device: torch.device, arriving: Path | None) -> _Answer:
     """Return what the asked learners say, chunk by chunk; who is missing changes no other chunk's numbers."""
     absent = {
         number: absence
@@ -102,7 +112,7 @@ def _answer(federation: Federation, asked: _Asked, device: torch.device) -> _Ans
     }
     federation = federation.answering(asked.parameters)
     parameters = {name: value.to(device) for name, value in asked.parameters.items()}
-    answers = _Gradients(asked, len(asked.learners) - len(absent), like=parameters)
+    answers = _Gradients(asked, len(asked.learners) - len(absent), parameters, arriving)
     parameters = federation.whole(parameters)
     for start in range(0, len(asked.learners), asked.chunk):
         numbers = [number for number in asked.learners[start : start + asked.chunk] if number not in absent]
@@ -127,11 +137,11 @@ def _answer(federation: Federation, asked: _Asked, device: torch.device) -> _Ans
 class _Gradients:
     """What learners send, in the form that was asked for: each one's, stacked, or partial sums."""
 
-    def __init__(self, asked: _Asked, rows: int, like: Parameters) -> None:
+    def __init__(self, asked: _Asked, rows: int, like: Parameters, arriving: Path | None) -> None:
         self.present: list[int] = []
         self.refused: dict[int, str] = {}
         self._asked = asked.learners
-        self._stack = StackedArrays(rows, like) if asked.sum_from is None else None
+        self._stack = _stack(rows, like, arriving) if asked.sum_from is None else None
         self._sums = None if asked.sum_from is None else SummedArrays(asked.sum_from, len(asked.learners), like)
 
     def add(self, numbers: Sequence[int], gradients: Parameters) -> None:
@@ -150,6 +160,16 @@ class _Gradients:
         made = self._stack or self._sums
         assert made is not None
         return made.record()
+
+
+def _stack(rows: int, like: Parameters, arriving: Path | None) -> StackedArrays | ReplyFile:
+    """Return where gradients are laid down: in the folder `arriving`, if it has room for them."""
+    if arriving is not None and rows:
+        try:
+            return ReplyFile(arriving, rows, like)
+        except OSError as error:
+            _LOG.debug("a reply is sent and not handed over: %s", error)
+    return StackedArrays(rows, like)
 
 
 def _computed(federation: Federation, numbers: Sequence[int], parameters: Parameters, round: int) -> Parameters:
