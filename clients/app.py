@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -14,35 +15,48 @@ from metaleak.clients.device import Device, torch_device
 from metaleak.clients.episode import Parameters
 from metaleak.clients.faults import Absence
 from metaleak.clients.federation import Federation
+from metaleak.clients.wire.reply_file import ReplyFile
 from metaleak.clients.wire.stacked_arrays import StackedArrays
+from metaleak.clients.wire.summed_arrays import SummedArrays
 
 _LOG = logging.getLogger("metaleak")
 
 
-def client_app(federation: Federation | Callable[[Context], Federation], device: Device = "auto") -> ClientApp:
+def client_app(
+    federation: Federation | Callable[[Context], Federation], device: Device = "auto", arriving: Path | None = None
+) -> ClientApp:
     """Return the `ClientApp` of every node of `federation`, which may also be found from the node's context.
 
     A training message holds the shared parameters under `arrays` and, under `config`, `server-round`, `learner-ids`
     and `chunk` (how many learners are computed at once). The reply holds the meta-gradients of the learners that
     answer under `arrays`, one array a parameter with a leading learner dimension in the order of `learner-ids`, which
     stand under `config`; there also `missing-ids` of those who do not answer, with `missing-kinds` (`dropped`,
-    `late` or `failed`) and `missing-reasons` (the type of the error). Neither ever holds an image or a label; a
-    learner's loss, which no defense covers, stays with it too.
+    `late`, `failed` or `refused`) and `missing-reasons` (the type of the error). Neither ever holds an image or a
+    label; a learner's loss, which no defense covers, stays with it too.
+
+    A message that says under `sum-from` at which position of the round its first learner stands is answered with
+    partial sums of the meta-gradients, see `SummedArrays`, and `summed` is then true under `config`. A node on the
+    server's machine lays single meta-gradients down in the folder `arriving`, where there is room, and replies with
+    the file's name, see `ReplyFile`.
     """
     app = ClientApp()
     # A function of this module goes to an actor as its name, a function made here would go with all it knows.
-    app.train()(partial(_train, federation, device))
+    app.train()(partial(_train, federation, device, arriving))
     return app
 
 
 def _train(
-    federation: Federation | Callable[[Context], Federation], device: Device, message: Message, context: Context
+    federation: Federation | Callable[[Context], Federation],
+    device: Device,
+    arriving: Path | None,
+    message: Message,
+    context: Context,
 ) -> Message:
     # One thread an actor: Ray already runs as many actors as there are cores.
     torch.set_num_threads(1)
     asked = _asked(message)
     known = federation if isinstance(federation, Federation) else federation(context)
-    return Message(_answer(known, asked, torch_device(device)).content(), reply_to=message)
+    return Message(_answer(known, asked, torch_device(device), arriving).content(), reply_to=message)
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,7 @@ class _Asked:
     round: int
     chunk: int
     parameters: Parameters
+    sum_from: int | None
 
 
 @dataclass(frozen=True)
@@ -58,9 +73,12 @@ class _Answer:
     present: list[int]
     absent: dict[int, Absence]
     arrays: ArrayRecord
+    summed: bool
 
     def content(self) -> RecordDict:
         config = ConfigRecord({"learner-ids": self.present})
+        if self.summed:
+            config["summed"] = True
         if self.absent:
             config["missing-ids"] = list(self.absent)
             config["missing-kinds"] = [str(absence.kind) for absence in self.absent.values()]
@@ -78,11 +96,14 @@ def _asked(message: Message) -> _Asked:
         raise ValueError(
             f"message config: learner-ids {learners!r}, server-round {round!r} or chunk {chunk!r} is wrong"
         )
+    sum_from = config.get("sum-from")
+    if sum_from is not None and (not isinstance(sum_from, int) or sum_from < 0):
+        raise ValueError(f"message config: sum-from {sum_from!r} is wrong")
     parameters = {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
-    return _Asked([int(number) for number in learners], round, chunk, parameters)
+    return _Asked([int(number) for number in learners], round, chunk, parameters, sum_from)
 
 
-def _answer(federation: Federation, asked: _Asked, device: torch.device) -> _Answer:
+def _answer(federation: Federation, asked: _Asked, device: torch.device, arriving: Path | None) -> _Answer:
     """Return what the asked learners say, chunk by chunk; who is missing changes no other chunk's numbers."""
     absent = {
         number: absence
@@ -91,14 +112,12 @@ def _answer(federation: Federation, asked: _Asked, device: torch.device) -> _Ans
     }
     federation = federation.answering(asked.parameters)
     parameters = {name: value.to(device) for name, value in asked.parameters.items()}
-    stack = StackedArrays(len(asked.learners) - len(absent), like=parameters)
+    answers = _Gradients(asked, len(asked.learners) - len(absent), parameters, arriving)
     parameters = federation.whole(parameters)
-    present: list[int] = []
     for start in range(0, len(asked.learners), asked.chunk):
         numbers = [number for number in asked.learners[start : start + asked.chunk] if number not in absent]
         try:
-            _compute(federation, numbers, parameters, asked.round, stack)
-            present += numbers
+            answers.add(numbers, _computed(federation, numbers, parameters, asked.round))
         except Exception as trouble:
             if _is_of_memory(trouble):
                 # The node's trouble, not a learner's: to be asked again, with the same chunks and so the same bits.
@@ -106,21 +125,57 @@ def _answer(federation: Federation, asked: _Asked, device: torch.device) -> _Ans
             # One learner's trouble is not that of its cohort: let each of them try alone.
             for number in numbers:
                 try:
-                    _compute(federation, [number], parameters, asked.round, stack)
-                    present.append(number)
+                    answers.add([number], _computed(federation, [number], parameters, asked.round))
                 except Exception as alone:  # noqa: BLE001 (whatever a learner's model or rule raises)
                     # The type alone: a message may quote a label, a path, a number of the learner's.
                     absent[number] = Absence("failed", type(alone).__name__)
                     _LOG.warning("learner %d failed", number, exc_info=alone)
-    return _Answer(present, absent, stack.record())
+    absent |= {number: Absence("refused", reason) for number, reason in answers.refused.items()}
+    return _Answer(answers.present, absent, answers.record(), asked.sum_from is not None)
 
 
-def _compute(
-    federation: Federation, numbers: Sequence[int], parameters: Parameters, round: int, stack: StackedArrays
-) -> None:
-    if numbers:
-        gradients, _ = cohort_meta_gradients(federation.learners(numbers), parameters, round, chunk=len(numbers))
-        stack.append(gradients)
+class _Gradients:
+    """What learners send, in the form that was asked for: each one's, stacked, or partial sums."""
+
+    def __init__(self, asked: _Asked, rows: int, like: Parameters, arriving: Path | None) -> None:
+        self.present: list[int] = []
+        self.refused: dict[int, str] = {}
+        self._asked = asked.learners
+        self._stack = _stack(rows, like, arriving) if asked.sum_from is None else None
+        self._sums = None if asked.sum_from is None else SummedArrays(asked.sum_from, len(asked.learners), like)
+
+    def add(self, numbers: Sequence[int], gradients: Parameters) -> None:
+        if not numbers:
+            return
+        refused: dict[int, str] = {}
+        if self._stack is not None:
+            self._stack.append(gradients)
+        elif self._sums is not None:
+            offsets = [self._asked.index(number) for number in numbers]
+            refused = {self._asked[offset]: why for offset, why in self._sums.append(offsets, gradients).items()}
+        self.refused |= refused
+        self.present += [number for number in numbers if number not in refused]
+
+    def record(self) -> ArrayRecord:
+        made = self._stack or self._sums
+        assert made is not None
+        return made.record()
+
+
+def _stack(rows: int, like: Parameters, arriving: Path | None) -> StackedArrays | ReplyFile:
+    """Return where gradients are laid down: in the folder `arriving`, if it has room for them."""
+    if arriving is not None and rows:
+        try:
+            return ReplyFile(arriving, rows, like)
+        except OSError as error:
+            _LOG.debug("a reply is sent and not handed over: %s", error)
+    return StackedArrays(rows, like)
+
+
+def _computed(federation: Federation, numbers: Sequence[int], parameters: Parameters, round: int) -> Parameters:
+    if not numbers:
+        return {}
+    return cohort_meta_gradients(federation.learners(numbers), parameters, round, chunk=len(numbers))[0]
 
 
 def _is_of_memory(error: Exception) -> bool:

@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from metaleak.clients.randomness import keyed_uniforms
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Missing = Literal["dropped", "late", "failed"]
+Missing = Literal["dropped", "late", "failed", "refused"]
 
 
 @dataclass(frozen=True)
 class Absence:
-    """Why a learner does not answer in a round: `kind`, and for a failure its `reason` in one line."""
+    """Why an answer holds nothing of a learner: `kind`, and where it failed or was refused the `reason` in a line."""
 
     kind: Missing
     reason: str = ""

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from metaleak.server.curious.arriving import ArrivingReplies
     from metaleak.server.curious.curious_server import CuriousServer, curious_grid
     from metaleak.server.curious.mean_recorder import MeanRecorder
     from metaleak.server.curious.watched_grid import WatchedGrid
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGGREGATE",
+    "ArrivingReplies",
     "BackgroundWriter",
     "CuriousServer",
     "MeanRecorder",
@@ -33,6 +35,7 @@ __all__ = [
 
 _MODULES = {
     "AGGREGATE": "record.layout",
+    "ArrivingReplies": "curious.arriving",
     "BackgroundWriter": "record.background_writer",
     "CuriousServer": "curious.curious_server",
     "MeanRecorder": "curious.mean_recorder",

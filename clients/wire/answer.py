@@ -13,7 +13,7 @@ from metaleak.clients.wire.received_array import view
 
 _OF_LEARNERS = ("learner-ids", "missing-ids", "missing-kinds", "missing-reasons")
 
-Missing = Literal["dropped", "late", "failed"]
+Missing = Literal["dropped", "late", "failed", "refused"]
 
 
 class Refused(ValueError):
@@ -25,24 +25,31 @@ class Answer:
     """What the learners that a message asked for sent.
 
     `rows` are the ascending offsets among the asked learners of those that answered, `gradients` what they sent,
-    views stacked in that order. `missing` says of the other learners why, in a word and a line.
+    views stacked in that order, or with `summed` their partial sums. `missing` says of the other learners why, in a
+    word and a line.
     """
 
     rows: list[int]
     gradients: Arrays
     missing: dict[int, tuple[Missing, str]]
+    summed: bool = False
 
 
 def read_answer(
-    content: RecordDict, asked: Sequence[int], kinds: ArrayTypes, records: Collection[str] = ("arrays",)
+    content: RecordDict,
+    asked: Sequence[int],
+    kinds: ArrayTypes,
+    records: Collection[str] = ("arrays",),
+    parts: int | None = None,
 ) -> Answer:
     """Return what a reply of this `content` answers to a message that asked for the learners `asked`, without a copy.
 
     Raises `Refused` when its array records are not those called `records`, or hold anything but arrays of the names
-    and `kinds` that were sent, stacked by learners that were asked, in ascending order. Whether the numbers are
-    finite is not looked at.
+    and `kinds` that were sent, stacked by learners that were asked, in ascending order. A message that asked for
+    sums, of so many `parts`, may be answered by these, float64. Whether the numbers are finite is not looked at.
     """
     learners, missing = _who(content, asked)
+    summed = parts is not None and content.config_records["config"].get("summed") is True
     there = content.array_records
     if set(there) != set(records):
         raise Refused(f"array records {_short(sorted(there))}, expected {_short(sorted(records))}")
@@ -52,14 +59,15 @@ def read_answer(
     gradients: Arrays = {}
     for name, (dtype, shape) in kinds.items():
         value = _viewed(name, arrays[name])
-        expected = (len(learners), *shape)
+        expected = (parts if summed and parts is not None else len(learners), *shape)
+        dtype = np.dtype("<f8") if summed else dtype
         if value.shape != expected:
             raise Refused(f"{name} has shape {value.shape}, expected {expected}")
         if value.dtype != dtype:
             raise Refused(f"{name} is {value.dtype}, expected {dtype}")
         gradients[name] = value
     offsets = {learner: offset for offset, learner in enumerate(asked)}
-    return Answer([offsets[learner] for learner in learners], gradients, missing)
+    return Answer([offsets[learner] for learner in learners], gradients, missing, summed)
 
 
 def learner_ids(content: RecordDict, key: str = "learner-ids") -> list[int] | None:
@@ -155,7 +163,7 @@ def _who(content: RecordDict, asked: Sequence[int]) -> tuple[list[int], dict[int
         number: ("failed", "the node did not speak of it") for number in asked if number not in there
     }
     for number, kind, reason in zip(absent, kinds, reasons, strict=False):
-        word: Missing = "dropped" if kind == "dropped" else "late" if kind == "late" else "failed"
+        word: Missing = kind if kind in ("dropped", "late", "refused") else "failed"
         missing[number] = (word, str(reason)[:200])
     return learners, missing
 

@@ -21,8 +21,12 @@ def view(array: Array) -> npt.NDArray[Any]:
 
     Raises `ValueError` in one line when the data are not a plain `.npy` file of just the size that its header says,
     or the header says another shape than the array does. An array that states neither type nor shape, as Flower's
-    classic workflow sends them, has those of its header.
+    classic workflow sends them, has those of its header. One that says where its numbers are `mapped`, as the server
+    says it of a file that a node of its machine has handed over, has been checked when it was.
     """
+    mapped = getattr(array, "mapped", None)
+    if isinstance(mapped, np.ndarray):
+        return mapped
     if array.stype != "numpy.ndarray":
         raise ValueError(f"is serialized as {str(array.stype)[:40]!r}, expected 'numpy.ndarray'")
     data = memoryview(array.data).cast("B").toreadonly()

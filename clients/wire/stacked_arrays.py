@@ -23,7 +23,7 @@ class StackedArrays:
     """
 
     def __init__(self, rows: int, like: Parameters) -> None:
-        self._kinds = {name: (tuple(value.shape), _numpy_type(value)) for name, value in like.items()}
+        self._kinds = {name: (tuple(value.shape), numpy_type(value)) for name, value in like.items()}
         self._files = {
             name: np.empty(_HEADER + dtype.itemsize * rows * math.prod(shape), dtype=np.uint8)
             for name, (shape, dtype) in self._kinds.items()
@@ -49,7 +49,8 @@ class StackedArrays:
         return record
 
 
-def _numpy_type(value: torch.Tensor) -> np.dtype[Any]:
+def numpy_type(value: torch.Tensor) -> np.dtype[Any]:
+    """Return the type that a tensor's numbers have in NumPy."""
     return torch.empty(0, dtype=value.dtype).numpy().dtype
 
 

@@ -13,6 +13,7 @@ from metaleak.deploy.simulate.rounds import OnRound
 from metaleak.deploy.simulate.run_directory import RunDirectory
 from metaleak.deploy.simulate.simulation import Simulation
 from metaleak.deploy.simulate.trial import try_out
+from metaleak.server import ArrivingReplies
 
 
 def simulate(experiment: Experiment, out: Path, on_round: OnRound | None = None) -> RunDirectory:
@@ -88,10 +89,13 @@ def _on_ray(simulation: Simulation, engine: RayEngine) -> RunDirectory:
         if engine.stopped:
             raise Interrupted("stopped")
 
+    settings, arriving = simulation.experiment.engine, ArrivingReplies(simulation.run.arriving)
+    # The actors of a cluster need not see this machine's disk.
+    folder = arriving.folder if settings.ray_address is None else None
     # Ray's actors are there, and share out the rest of the work better; a SuperNode starts a process a message.
     engine.run(
-        client_app(simulation.federation, simulation.experiment.engine.device),
-        lambda grid: simulation.serve(grid, check, shares_per_node=2),
+        client_app(simulation.federation, settings.device, folder),
+        lambda grid: simulation.serve(grid, check, shares_per_node=2, arriving=arriving),
     )
     if engine.stopped:
         path = simulation.run.path

@@ -52,6 +52,8 @@ class Rounds:
         """Return the strategy that does the rounds, with the recorder around it where replies are recorded."""
         experiment = self._ready.experiment
         settings, per_node = experiment.server, experiment.engine.learners_per_node
+        recorded = experiment.record.rounds
+        in_mean = any(defense.place == "aggregate" for defense in self._ready.federation.defenses)
         strategy: Strategy = MetaLearner(
             experiment.partition.learners,
             fraction=settings.fraction,
@@ -62,13 +64,13 @@ class Rounds:
             shares_per_node=shares_per_node,
             largest_norm=settings.largest_norm,
             least_learners=max(self._shares_of_noise(), default=0),
+            single_rounds=0 if in_mean else recorded,
             resume_from=self._checkpoints.begin,
             on_round=self._after,
         )
-        recorded = experiment.record.rounds
         if recorded == 0:
             return strategy
-        if any(defense.place == "aggregate" for defense in self._ready.federation.defenses):
+        if in_mean:
             # No door to the replies: what is recorded is what a round comes to.
             self._means = MeanRecorder(self._writer(), recorded)
             return strategy

@@ -7,6 +7,7 @@ RUN/
     checkpoint.safetensors  all that is needed to go on, after every round
     parameters.safetensors  the trained initialization
     record/                 what the server saw (see metaleak.server.record.reader)
+    arriving/               replies on their way into it, while the simulation runs
     attacks/<name>/         attack.json, scores.parquet, gallery.safetensors
 """
 
@@ -113,6 +114,11 @@ class RunDirectory:
         if path.is_symlink():
             raise ValueError(f"{path}: a link, which is not followed: a run's record lies in the run")
         return path
+
+    @property
+    def arriving(self) -> Path:
+        """Where replies arrive while the simulation runs, on the disk of the record."""
+        return self.path / "arriving"
 
     def state(self) -> RunState:
         """Return what `run.json` holds, the defaults when it is missing; raises `ValueError` for a damaged one."""

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from metaleak.deploy.simulate.chosen_chunk import chosen_chunk
 from metaleak.deploy.simulate.prepared import prepared
 from metaleak.deploy.simulate.rounds import OnRound, Rounds
 from metaleak.deploy.simulate.run_directory import RunDirectory, Status
-from metaleak.server import WatchedGrid
+from metaleak.server import ArrivingReplies, WatchedGrid
 from metaleak.server.record.background_writer import BackgroundWriter
 
 
@@ -53,21 +54,27 @@ class Simulation:
         """The experiment's learners."""
         return self._ready.federation
 
-    def serve(self, grid: Grid, check: Callable[[], None] = lambda: None, shares_per_node: int = 1) -> RunDirectory:
+    def serve(
+        self,
+        grid: Grid,
+        check: Callable[[], None] = lambda: None,
+        shares_per_node: int = 1,
+        arriving: ArrivingReplies | None = None,
+    ) -> RunDirectory:
         """Be the server on `grid` until the last round; return the run.
 
         `check` is called while it waits and may raise; a round's work is cut into `shares_per_node`, see
-        `MetaLearner`. However it ends, `run.json` says so. Raises `ValueError` before the first round when that file
-        is damaged.
+        `MetaLearner`. Nodes of this machine may hand their replies over as files that are `arriving`. However it
+        ends, `run.json` says so. Raises `ValueError` before the first round when that file is damaged.
         """
-        with self.run.held():
+        with self.run.held(), arriving or nullcontext():
             self.run.begin()
             try:
                 with BackgroundWriter() as background:
                     self.run.forget_metrics(self._checkpoints.rounds_before)
                     rounds = Rounds(self._ready, self.run, self._checkpoints, background, self._on_round)
                     rounds.strategy(self._chunk, shares_per_node).start(
-                        WatchedGrid(grid, check=check),
+                        WatchedGrid(grid, received=None if arriving is None else arriving.take, check=check),
                         initial_arrays=ArrayRecord(
                             {name: Array(value.numpy()) for name, value in self._ready.initial.items()}
                         ),

@@ -8,6 +8,7 @@ import numpy as np
 from metaleak.clients.wire.answer import Refused, array_bytes, learner_ids, read_answer, views_by_name
 from metaleak.clients.wire.arrays import Arrays, ArrayTypes
 from metaleak.clients.wire.finite import finite_rows
+from metaleak.server.curious.arriving import ArrivedFile, arrived_file
 from metaleak.server.curious.numbering import Numbering
 from metaleak.server.curious.passing import Received
 from metaleak.server.record.statements import METRICS_LIMIT, Statements, Value, recordable_columns
@@ -42,11 +43,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """What a reply says of `learners`: their arrays and metrics, row for row."""
+    """What a reply says of `learners`: their arrays and metrics, row for row.
+
+    `file` is the file that holds these arrays and nothing else, where they arrived in one.
+    """
 
     learners: list[int]
     arrays: Arrays
     metrics: dict[str, list[Value]]
+    file: ArrivedFile | None = None
 
     def only(self, rows: list[int]) -> "Answered":
         """Return what is said of the learners in these rows."""
@@ -80,7 +85,8 @@ class AnswerReader:
         if asked.learners is not None:
             answer = read_answer(content, asked.learners, sent.kinds, sent.records)
             learners = [asked.learners[row] for row in answer.rows]
-            return Answered(learners, answer.gradients, self._metrics(stated, len(learners), stacked=True))
+            metrics = self._metrics(stated, len(learners), stacked=True)
+            return Answered(learners, answer.gradients, metrics, arrived_file(content))
         if array_bytes(content) > max(self._largest_reply, _TIMES * sent.size):
             raise Refused(
                 f"over {_TIMES} times as large as what was sent, and than largest_reply, {self._largest_reply} bytes"

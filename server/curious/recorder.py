@@ -83,8 +83,7 @@ class Recorder:
         self._place = None if isinstance(record, RecordWriter) else Path(record).absolute()
         self._writer = record if isinstance(record, RecordWriter) else None
         self._path = None if self._writer is None else self._writer.path
-        self._limit = rounds
-        self._type = message_type
+        self._limit, self._type = rounds, message_type
         self._identity = identity
         self._largest_reply = largest_reply
         self._must_record = must_record
@@ -242,6 +241,7 @@ class Recorder:
                     answer.arrays,
                     config=asked.config,
                     metrics=answer.metrics,
+                    file=answer.file,
                 )
                 known.update(dict.fromkeys(answer.learners, node))
                 self._counts["recorded"] += 1

@@ -10,8 +10,8 @@ from flwr.app import Message
 from metaleak.clients.wire.answer import Answer, Refused, in_one_line, read_answer
 from metaleak.clients.wire.arrays import Arrays, ArrayTypes
 from metaleak.clients.wire.finite import finite_rows, row_norms
+from metaleak.clients.wire.tree_sum import TreeSum, tree_nodes
 from metaleak.server.learning.shares import Share
-from metaleak.server.learning.tree_sum import TreeSum
 
 _LOG = logging.getLogger("metaleak")
 
@@ -24,16 +24,20 @@ class Gathered:
     """What the answers of one round come to.
 
     `kinds` are the types and shapes of the parameters that went out, by name. A learner whose gradient has an L2
-    norm above `largest_norm`, over all parameters together, is refused. `counts` tells how many `learners` were heard
-    and how many were not, by kind; `heard` who was, as they arrived.
+    norm above `largest_norm`, over all parameters together, is refused. With `summed` the messages asked for partial
+    sums. `counts` tells how many `learners` were heard and how many were not, by kind; `heard` who was, as they
+    arrived.
     """
 
-    def __init__(self, round: int, kinds: ArrayTypes, largest_norm: float | None = None) -> None:
+    def __init__(
+        self, round: int, kinds: ArrayTypes, largest_norm: float | None = None, summed: bool = False
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.heard: list[int] = []
         self._round = round
         self._kinds = kinds
         self._largest_norm = largest_norm
+        self._summed = summed
         self._sum = TreeSum()
         self._reason = ""
 
@@ -48,11 +52,23 @@ class Gathered:
             self._sum.add(share.first, len(share.learners), [], {})
             return
         for number, (kind, reason) in answer.missing.items():
-            if kind == "failed":
-                self._complain("failed", 1, f"learner {number}: {reason}")
+            if kind in ("failed", "refused"):
+                self._complain(kind, 1, f"learner {number}: {reason}")
             else:
                 self.counts[kind] += 1
+        rows = self._added(share, answer)
+        self.counts["learners"] += len(rows)
+        self.heard += [share.learners[row] for row in rows]
+
+    def _added(self, share: Share, answer: Answer) -> list[int]:
+        """Add what is good of an answer; return the offsets of its learners."""
         rows, gradients = answer.rows, answer.gradients
+        if answer.summed:
+            if self._sum.add_parts(share.first, len(share.learners), gradients):
+                return rows
+            self._complain("refused", len(rows), f"learners {_span(share)}: their sum is not finite")
+            self._sum.add(share.first, len(share.learners), [], {})
+            return []
         if self._largest_norm is not None:
             norms = row_norms(gradients, len(rows))
             reasons = {
@@ -68,9 +84,8 @@ class Gathered:
                 # Finite one by one: only float64 can be so large.
                 self._complain("refused", len(rows), f"learners {_span(share)}: their sum is not finite")
                 self._sum.add(share.first, len(share.learners), [], {})
-                rows = []
-        self.counts["learners"] += len(rows)
-        self.heard += [share.learners[row] for row in rows]
+                return []
+        return rows
 
     def mean(self) -> dict[str, np.ndarray]:
         """Return the mean meta-gradient in float64; empty when all learners were absent by their own fault.
@@ -94,7 +109,8 @@ class Gathered:
             reason = (lines or ["no reason given"])[-1]
             self._complain("failed", len(share.learners), f"learners {_span(share)}: {reason}")
             return None
-        return read_answer(reply.content, share.learners, self._kinds)
+        parts = len(tree_nodes(share.first, len(share.learners))) if self._summed else None
+        return read_answer(reply.content, share.learners, self._kinds, parts=parts)
 
     def _without(
         self, share: Share, rows: list[int], gradients: Arrays, reasons: Mapping[int, str]

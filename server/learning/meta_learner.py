@@ -63,7 +63,9 @@ class MetaLearner(Strategy):
     learners are computed at once, by learner and never by node, so that the numbers do not depend on how many nodes
     there are; a node gets about `shares_per_node` messages a round. A reply is checked, added and forgotten as it
     arrives; with `largest_norm`, a learner's gradient of a larger L2 norm, over all parameters together, is refused.
-    A round of which fewer than `least_learners` answer ends in `RoundFailed`, before its mean is used.
+    A round of which fewer than `least_learners` answer ends in `RoundFailed`, before its mean is used. In the first
+    `single_rounds` rounds, or in all, replies hold each learner's gradient, as whoever records them needs; in later
+    ones a node answers with partial sums, of the same bits in the mean, unless there is a `largest_norm` to look at.
     `resume_from` continues after a checkpoint. `on_round` is called after every round.
     """
 
@@ -80,6 +82,7 @@ class MetaLearner(Strategy):
         patience: Patience | None = None,
         largest_norm: float | None = None,
         least_learners: int = 0,
+        single_rounds: int | None = None,
         resume_from: Checkpoint | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
@@ -103,6 +106,7 @@ class MetaLearner(Strategy):
         self.shares_per_node = shares_per_node
         self.largest_norm = largest_norm
         self.least_learners = least_learners
+        self.single_rounds = single_rounds
         self._hosts: list[int] = []
         self._optimizer = optimizer or OuterOptimizer()
         self._patience = patience
@@ -189,16 +193,19 @@ class MetaLearner(Strategy):
         sampled = self.sample(round)
         size = sum(value.numel() * value.element_size() for value in steps.parameters.values())
         nodes, shares = self._shares(grid, sampled, size)
+        summed = self.largest_norm is None and self.single_rounds is not None and round > self.single_rounds
 
         def ask(share: Share, node: int, ttl: float) -> Message:
             told = ConfigRecord(
                 {**config, "server-round": round, "learner-ids": list(share.learners), "chunk": self.chunk}
             )
+            if summed:
+                told["sum-from"] = share.first
             content = RecordDict({"arrays": arrays, "config": told})
             return Message(content, dst_node_id=node, message_type=MessageType.TRAIN, ttl=ttl)
 
         kinds = array_types({name: view(array) for name, array in arrays.items()})
-        gathered = Gathered(round, kinds, self.largest_norm)
+        gathered = Gathered(round, kinds, self.largest_norm, summed)
         for share, reply in dispatch.answers(grid, nodes, shares, ask):
             gathered.take(share, reply)
         if gathered.counts["learners"] < self.least_learners:

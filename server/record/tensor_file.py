@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from metaleak.clients.wire.arrays import Arrays
+from metaleak.clients.wire.arrays import Arrays, storage_order
 from metaleak.server.record.plain_file import plain_file
 
 HEADER_LIMIT = 2**20  # bytes; Python's JSON takes about thirty times as much
@@ -68,8 +68,7 @@ def encoded(arrays: Arrays, metadata: dict[str, str]) -> tuple[Header, list[byte
     if "__metadata__" in arrays:
         raise ValueError("a tensor cannot be called '__metadata__'")
     plain: Arrays = {}
-    # Wide types first, as in the library: then every tensor begins at a multiple of its item's size.
-    for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
+    for name in storage_order({name: value.dtype for name, value in arrays.items()}):
         value = arrays[name]
         dtype = value.dtype.newbyteorder("<")
         if dtype not in _NAMES:

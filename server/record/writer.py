@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from metaleak.clients.wire.arrays import Arrays
 from metaleak.server.record.background_writer import BackgroundWriter
@@ -27,6 +28,17 @@ from metaleak.server.record.reader import Record, own_folder
 from metaleak.server.record.statements import Value
 from metaleak.server.record.tensor_file import Header, encoded
 from metaleak.server.record.whole_file import numbered, whole_of, write_whole
+
+
+class TensorsOnDisk(Protocol):
+    """A file of this disk that holds a reply's arrays, as a record's file does, behind `head` bytes that are free."""
+
+    @property
+    def head(self) -> int:
+        """How many bytes are free in front of the arrays, a multiple of 8."""
+
+    def move(self, to: Path, lead: bytes) -> None:
+        """Write `lead`, of `head` bytes, to the front and move the file to `to`; raises `OSError`."""
 
 
 class RecordWriter:
@@ -114,12 +126,14 @@ class RecordWriter:
         *,
         config: Mapping[str, Value] | None = None,
         metrics: Mapping[str, Sequence[Value]] | None = None,
+        file: TensorsOnDisk | None = None,
     ) -> str:
         """Write one reply, `arrays` stacked in the order of `learners`; return its path inside the record.
 
         With `mean_of` the one row of `arrays` is the mean over these learners, and `learners` is `[AGGREGATE]`.
         `config` is what was stated beside the arrays that it answers, and `metrics` what it states itself, by name a
-        value for each of the learners; see `recordable` for what they may be.
+        value for each of the learners; see `recordable` for what they may be. A `file` that holds just these arrays
+        is moved into the record.
         """
         name, number = self._next("replies", round)
         metadata = reply_metadata(round, node, sent, time.time(), learners, mean_of, config, metrics)
@@ -130,7 +144,14 @@ class RecordWriter:
             raise RecordError(f"{self.path / name}: not recorded, {error}") from None
         if self._pending and self._pending[0].round != round:
             self.flush()
-        self._do(sum(value.nbytes for value in arrays.values()), partial(write_whole, self.path / name, buffers))
+        lead = bytes(buffers[0])
+        if file is not None and len(lead) <= file.head:
+            spaces = b" " * (file.head - len(lead))
+            lead = (file.head - 8).to_bytes(8, "little") + lead[8:] + spaces
+            self._do(0, partial(file.move, self.path / name, lead))
+        else:
+            size = sum(value.nbytes for value in arrays.values())
+            self._do(size, partial(write_whole, self.path / name, buffers))
         # Only now: a reply that could not be written leaves no gap in the numbers, which the reader would refuse.
         self._counts["replies", round] = number + 1
         self._pending.append(reply)

@@ -37,8 +37,7 @@ def main() -> None:
     for _ in range(given.repeats):
         bare.measure(fitting(learners, workers) * (2 if given.model == "mlp" else 1))
         recorded += round_seconds(experiment(shape, learners, given.rounds, True, actors=workers))[0]
-        if given.model == "conv4":
-            silent += round_seconds(experiment(shape, learners, given.rounds, False, actors=workers))[0]
+        silent += round_seconds(experiment(shape, learners, given.rounds, False, actors=workers))[0]
     bare.end()
     chunk, bare_seconds = bare.best()
     seconds = statistics.median(recorded)
@@ -59,17 +58,16 @@ def main() -> None:
             "slowest": max(recorded),
         },
     ]
-    if silent:
-        quiet = statistics.median(silent)
-        rows.append(
-            {
-                "what": "round, not recording",
-                "seconds": quiet,
-                "learners/s": learners / quiet,
-                "ratio": bare_seconds / quiet,
-                "recording costs": seconds / quiet - 1,
-            }
-        )
+    quiet = statistics.median(silent)
+    rows.append(
+        {
+            "what": "round, not recording",
+            "seconds": quiet,
+            "learners/s": learners / quiet,
+            "ratio": bare_seconds / quiet,
+            "recording costs": seconds / quiet - 1,
+        }
+    )
     show(rows, given.json)
 
 

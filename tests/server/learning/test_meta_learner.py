@@ -10,11 +10,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from local_grid import LocalGrid
 
 from metaleak.clients import Federation, Partition, TaskShape, client_app
+from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import Digits
 from metaleak.clients.faults import Faults
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML, Reptile
-from metaleak.clients.wire.answer import Refused, read_answer
+from metaleak.clients.wire.answer import Refused, array_bytes, read_answer
 from metaleak.server import CuriousServer, MetaLearner, OuterOptimizer, Record, RoundFailed
 from metaleak.server.learning.checkpoint import read_checkpoint
 from metaleak.server.learning.dispatch import Patience
@@ -64,6 +65,79 @@ def test_the_numbers_do_not_depend_on_how_many_nodes_there_are(federation):
     alone = trained(federation, nodes=1)
     assert same(alone, trained(federation, nodes=2))
     assert same(alone, trained(federation, nodes=7))
+
+
+@pytest.mark.parametrize("faults", [Faults(), Faults(dropout=0.2, failure=0.2, straggler=0.2, deadline=1.0)])
+def test_sums_that_nodes_make_give_the_same_bits(federation, faults):
+    """From the second round on nobody looks at single gradients, and the traffic falls."""
+    federation = dataclasses.replace(federation, faults=faults)
+    sizes, single, summed = [], [], []
+
+    def weigh(reply):
+        sizes.append(array_bytes(reply.content))
+        return reply
+
+    alone = trained(federation, reports=single)
+    assert same(alone, trained(federation, reports=summed, single_rounds=1, shares_per_node=1, spoil=weigh))
+    for left, right in zip(single, summed, strict=True):
+        assert (left.heard, left.learners, left.dropped, left.late, left.failed, left.refused) == (
+            right.heard, right.learners, right.dropped, right.late, right.failed, right.refused
+        )  # fmt: skip
+        assert same(left.mean, right.mean)
+    assert max(sizes[2:]) < max(sizes[:2])
+
+
+def test_a_node_leaves_out_of_its_sum_what_is_not_finite(federation, monkeypatch):
+    def ill(learners, parameters, round, chunk):
+        gradients, losses = cohort_meta_gradients(learners, parameters, round, chunk)
+        for row, learner in enumerate(learners):
+            if learner.learner == 5:
+                gradients["head.bias"][row, 0] = torch.nan
+        return gradients, losses
+
+    monkeypatch.setattr("metaleak.clients.app.cohort_meta_gradients", ill)
+    single, summed = [], []
+    assert same(trained(federation, reports=single), trained(federation, reports=summed, single_rounds=0))
+    assert {(report.learners, report.refused) for report in (*single, *summed)} == {(LEARNERS - 1, 1)}
+
+
+def infinite(reply):
+    spoil_sum(reply, np.inf)
+
+
+def of_other_shape(reply):
+    reply.content["arrays"]["head.bias"] = Array(np.zeros((7, 3)))
+
+
+def in_single_precision(reply):
+    value = reply.content["arrays"]["head.bias"].numpy()
+    reply.content["arrays"]["head.bias"] = Array(value.astype(np.float32))
+
+
+def spoil_sum(reply, number):
+    value = reply.content["arrays"]["head.bias"].numpy().copy()
+    value[...] = number
+    reply.content["arrays"]["head.bias"] = Array(value)
+
+
+@pytest.mark.parametrize("change", [infinite, of_other_shape, in_single_precision])
+def test_a_sum_that_does_not_fit_is_refused_with_all_its_learners(federation, change):
+    reports = []
+    result = trained(federation, rounds=2, spoil=spoiled(change), reports=reports, single_rounds=0)
+    assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)] * 2
+    assert all(np.isfinite(value).all() for value in result.values())
+
+
+def test_where_norms_are_limited_every_gradient_is_looked_at(federation):
+    seen = []
+
+    def look(reply):
+        seen.append("summed" in reply.content["config"])
+        return reply
+
+    trained(federation, rounds=1, spoil=look, single_rounds=0, largest_norm=1e6)
+    assert seen
+    assert not any(seen)
 
 
 def test_adam_keeps_its_state_across_rounds(federation):

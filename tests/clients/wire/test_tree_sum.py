@@ -4,10 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaleak.server.learning.tree_sum import TreeSum
+from metaleak.clients.wire.received_array import view
+from metaleak.clients.wire.summed_arrays import SummedArrays
+from metaleak.clients.wire.tree_sum import TreeSum, tree_nodes
 
 
 def gradients(count, seed=0):
@@ -37,6 +40,37 @@ def test_neither_the_order_nor_the_grouping_of_replies_changes_a_bit(data, count
         here = [row for row in range(first, end) if row in rows]
         assert total.add(first, end - first, [row - first for row in here], {"w": everything["w"][here]})
     assert total.total()["w"].tobytes() == one_by_one(rows, everything)["w"].tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), count=st.integers(1, 40))
+def test_partial_sums_made_elsewhere_change_no_bit(data, count):
+    everything = gradients(count, seed=count)
+    # One learner of ten is not finite; who adds leaves it out.
+    bad = set(range(3, count, 10))
+    everything["w"][sorted(bad), 0, 0] = np.nan
+    rows = data.draw(st.sets(st.integers(0, count - 1), min_size=1))
+    bounds = sorted({0, count, *data.draw(st.sets(st.integers(0, count)))})
+    total = TreeSum()
+    for first, end in data.draw(st.permutations(list(pairwise(bounds)))):
+        summed = SummedArrays(first, end - first, {"w": torch.empty(3, 2)})
+        chunk = data.draw(st.integers(1, 9))
+        for start in range(first, end, chunk):
+            here = [row for row in range(start, min(start + chunk, end)) if row in rows]
+            offsets = [row - first for row in here]
+            left_out = summed.append(offsets, {"w": torch.from_numpy(everything["w"][here])})
+            assert set(left_out) == {row - first for row in here if row in bad}
+        parts = {name: view(array) for name, array in summed.record().items()}
+        assert len(parts["w"]) == len(tree_nodes(first, end - first))
+        assert total.add_parts(first, end - first, parts)
+    if rows - bad:
+        assert total.total()["w"].tobytes() == one_by_one(rows - bad, everything)["w"].tobytes()
+
+
+def test_partial_sums_that_are_not_finite_are_not_added():
+    total = TreeSum()
+    assert not total.add_parts(0, 2, {"w": np.array([[np.inf]])})
+    assert total.total() == {}
 
 
 def test_it_is_the_sum_in_double_precision():

@@ -7,8 +7,10 @@ import numpy.typing as npt
 
 from metaleak.clients.wire.arrays import Arrays
 
-_Sums = dict[str, npt.NDArray[np.float64]]
-_Sum = _Sums | None
+Sums = dict[str, npt.NDArray[np.float64]]
+"""A sum of gradients by name, float64."""
+
+_Sum = Sums | None
 
 
 class TreeSum:
@@ -16,12 +18,13 @@ class TreeSum:
 
     Position p is that of the p-th learner of a round. Two neighbors are added as soon as both are known, so about
     log2(n) partial sums are held when answers come nearly in order. A learner that does not answer leaves its
-    neighbor's bits as they are; how positions were grouped into replies does not matter either.
+    neighbor's bits as they are; how positions were grouped into replies does not matter either, nor who adds up the
+    gradients of adjacent positions (`parts`).
     """
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], _Sum] = {}
-        self._room: dict[int, _Sums] = {}
+        self._room: dict[int, Sums] = {}
 
     def add(self, first: int, count: int, rows: Sequence[int], gradients: Arrays) -> bool:
         """Add what the positions `first` to `first + count - 1` sent, and return whether all of it is finite.
@@ -33,7 +36,7 @@ class TreeSum:
         with np.errstate(invalid="ignore"):
             sums = [
                 (level, index, None if values is None else self._summed(values, (index << level) - first, level))
-                for level, index in _nodes(first, count)
+                for level, index in tree_nodes(first, count)
             ]
         if not all(_finite(total) for _, _, total in sums):
             return False
@@ -41,7 +44,24 @@ class TreeSum:
             self._insert(level, index, total)
         return True
 
-    def total(self) -> dict[str, npt.NDArray[np.float64]]:
+    def add_parts(self, first: int, count: int, parts: Arrays) -> bool:
+        """Add what another's `parts` hold of the positions `first` to `first + count - 1`, and return whether all is
+        finite; if it is not, nothing is added.
+        """
+        if not _finite(parts):
+            return False
+        for place, (level, index) in enumerate(tree_nodes(first, count)):
+            self._insert(level, index, {name: value[place] for name, value in parts.items()})
+        return True
+
+    def parts(self) -> list[_Sum]:
+        """Return the partial sums of all positions added, which are adjacent, in the order of `tree_nodes`.
+
+        It is `None` where nobody of its positions answered.
+        """
+        return [self._known[node] for node in sorted(self._known, key=lambda node: node[1] << node[0])]
+
+    def total(self) -> Sums:
         """Return the sum of everything added; empty when nothing was."""
         while len(self._known) > 1:
             level, index = min(self._known)
@@ -49,13 +69,13 @@ class TreeSum:
             self._insert(level + 1, index // 2, self._known.pop((level, index)))
         return next(iter(self._known.values()), None) or {}
 
-    def _summed(self, values: Arrays, start: int, level: int) -> _Sums:
+    def _summed(self, values: Arrays, start: int, level: int) -> Sums:
         """Return the sum of the 2 ** `level` rows from `start` on, along the tree."""
         total = {name: np.empty(value.shape[1:]) for name, value in values.items()}
         self._sum_into(total, values, start, level)
         return total
 
-    def _sum_into(self, total: _Sums, values: Arrays, start: int, level: int) -> None:
+    def _sum_into(self, total: Sums, values: Arrays, start: int, level: int) -> None:
         if level == 0:
             for name, value in values.items():
                 total[name][...] = value[start]
@@ -95,8 +115,8 @@ def _padded(count: int, rows: Sequence[int], gradients: Arrays) -> Arrays | None
     return padded
 
 
-def _nodes(first: int, count: int) -> list[tuple[int, int]]:
-    """Return the nodes `(level, index)` of the tree that the positions from `first` on fill completely."""
+def tree_nodes(first: int, count: int) -> list[tuple[int, int]]:
+    """Return the largest nodes `(level, index)` of the tree that the `count` positions from `first` on fill."""
     nodes: list[tuple[int, int]] = []
     end = first + count
     while first < end:
@@ -112,5 +132,5 @@ def _added(left: _Sum, right: _Sum) -> _Sum:
     return {name: value + right[name] for name, value in left.items()}
 
 
-def _finite(total: _Sum) -> bool:
+def _finite(total: Arrays | None) -> bool:
     return total is None or all(bool(np.isfinite(value).all()) for value in total.values())

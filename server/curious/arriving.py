@@ -1,0 +1,123 @@
+"""Replies that nodes of this machine hand over as files: mapped into memory, and moved into the record."""
+
+import contextlib
+import math
+import mmap
+import os
+import shutil
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+
+from metaleak.clients.wire.arrays import ArrayTypes
+from metaleak.clients.wire.reply_layout import IN_FILE, head_bytes, is_file_name, starts
+from metaleak.server.record.plain_file import plain_file
+
+
+class ArrivingReplies:
+    """The folder in which nodes of this machine lay down their replies: made when entered, removed afterwards."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(mode=0o700)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def take(self, reply: Message) -> None:
+        """Put in the place of a reply's handles the arrays that they stand for.
+
+        What is no handle stays as it is, and so does one of which there is no such file, of just the size that the
+        arrays take: nobody takes its few bytes for numbers, and the reply is refused.
+        """
+        if reply.has_error():
+            return
+        for record in reply.content.array_records.values():
+            if any(array.stype == IN_FILE for array in record.values()):
+                with contextlib.suppress(OSError, ValueError):
+                    self._open(record)
+
+    def _open(self, record: ArrayRecord) -> None:
+        names = {bytes(array.data) for array in record.values()}
+        rows = {array.shape[0] for array in record.values() if array.shape}
+        if len(names) != 1 or len(rows) != 1 or any(array.stype != IN_FILE for array in record.values()):
+            raise ValueError("not of one file")
+        (name,), (count,) = names, rows
+        text = name.decode("ascii")
+        if not is_file_name(text):
+            raise ValueError("not the name of a reply's file")
+        kinds: ArrayTypes = {key: (np.dtype(array.dtype), tuple(array.shape[1:])) for key, array in record.items()}
+        if any(dtype.kind not in "biuf" for dtype, _ in kinds.values()):
+            raise ValueError("not numbers")
+        places = {key: (start, size) for key, start, size in starts(count, kinds)}
+        with plain_file(self.folder, text) as file:
+            size = max(start + length for start, length in places.values())
+            if os.fstat(file).st_size != size:
+                raise ValueError("not of the size of its arrays")
+            opened = ArrivedFile(
+                self.folder / text, head_bytes(count, kinds), mmap.mmap(file, size, access=mmap.ACCESS_READ)
+            )
+        for key, (start, _) in places.items():
+            dtype, shape = kinds[key]
+            flat = np.frombuffer(opened.memory, dtype, count * math.prod(shape), start)
+            record[key] = MappedArray(flat.reshape(count, *shape), opened)
+
+
+class ArrivedFile:
+    """A reply's file, mapped into `memory`; it goes with the last array that looks at it, unless it was moved.
+
+    The first `head` bytes are free.
+    """
+
+    def __init__(self, path: Path, head: int, memory: mmap.mmap) -> None:
+        self.head, self.memory = head, memory
+        self._path = path
+        self._end = weakref.finalize(self, _unlink, path)
+
+    def move(self, to: Path, lead: bytes) -> None:
+        """Write `lead`, of `head` bytes, to the front and move the file to `to`; raises `OSError`."""
+        with open(self._path, "r+b", buffering=0) as file:
+            file.write(lead)
+        os.replace(self._path, to)
+        self._end.detach()
+
+
+class MappedArray(Array):
+    """An array whose numbers, `mapped`, lie in a file and are only read; its data are made when asked for."""
+
+    def __init__(self, mapped: npt.NDArray[Any], file: ArrivedFile) -> None:
+        # Before the rest: the data of Flower's class are an attribute.
+        self.mapped, self.file = mapped, file
+        super().__init__(str(mapped.dtype), mapped.shape, "numpy.ndarray", b"")
+
+    @property
+    def data(self) -> bytes:
+        """The `.npy` file of the numbers, a copy."""
+        return Array(np.asarray(self.mapped)).data
+
+    @data.setter
+    def data(self, value: bytes) -> None:
+        """Do nothing: the numbers are those of the file."""
+
+
+def arrived_file(content: RecordDict) -> ArrivedFile | None:
+    """Return the file in which all arrays of a message lie, `None` where they lie in none."""
+    files = [getattr(array, "file", None) for record in content.array_records.values() for array in record.values()]
+    first = files[0] if files else None
+    return first if isinstance(first, ArrivedFile) and all(file is first for file in files) else None
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,186 @@
+"""Replies that arrive as files: the bits and the record of replies by message, and nothing is believed unchecked."""
+
+import dataclasses
+import gc
+import os
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+from local_grid import LocalGrid
+
+from metaleak.clients import Federation, Partition, TaskShape, client_app
+from metaleak.clients.datasets import Digits
+from metaleak.clients.faults import Faults
+from metaleak.clients.models import MLP
+from metaleak.clients.rules import MAML
+from metaleak.clients.wire.reply_layout import IN_FILE
+from metaleak.server import ArrivingReplies, CuriousServer, MetaLearner, Record, WatchedGrid
+
+LEARNERS, ROUNDS = 12, 2
+
+
+@pytest.fixture(scope="module")
+def federation():
+    return Federation(
+        seed=3,
+        data=Digits(),
+        task=TaskShape(ways=3),
+        partition=Partition(learners=LEARNERS),
+        model=MLP(hidden=(8,)),
+        rule=MAML(),
+    )
+
+
+def trained(federation, folder, *, arriving=None, spoil=None, reports=None):
+    """Train with a recorder; nodes lay their replies down in the folder that is `arriving`, if there is one."""
+    app = client_app(federation, "cpu", arriving and arriving.folder)
+    grid = WatchedGrid(LocalGrid(app, nodes=2, spoil=spoil), received=arriving and arriving.take)
+    on_round = reports.append if reports is not None else None
+    learning = MetaLearner(LEARNERS, seed=3, chunk=4, shares_per_node=8, on_round=on_round)
+    arrays = ArrayRecord({name: Array(value.numpy()) for name, value in federation.initial_parameters().items()})
+    result = CuriousServer(learning, folder, must_record=True).start(grid, arrays, num_rounds=ROUNDS)
+    return {name: array.numpy() for name, array in result.arrays.items()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(left[name].tobytes() == right[name].tobytes() for name in left)
+
+
+@pytest.mark.parametrize("faults", [Faults(), Faults(dropout=0.3, failure=0.2)])
+def test_bits_and_record_are_those_of_replies_by_message(federation, tmp_path, faults):
+    federation = dataclasses.replace(federation, faults=faults)
+    sent = trained(federation, tmp_path / "sent")
+    handles = []
+
+    def look(reply):
+        handles.append({array.stype for array in reply.content["arrays"].values()})
+        return reply
+
+    with ArrivingReplies(tmp_path / "arriving") as arriving:
+        found = trained(federation, tmp_path / "arrived", arriving=arriving, spoil=look)
+        assert os.listdir(arriving.folder) == []
+    assert {IN_FILE} in handles
+    assert not arriving.folder.exists()
+    assert same(sent, found)
+    by_message, by_file = Record(tmp_path / "sent"), Record(tmp_path / "arrived")
+    for round in range(1, ROUNDS + 1):
+        (learners, arrays), (others, theirs) = by_message.received(round), by_file.received(round)
+        assert learners == others
+        assert same(arrays, theirs)
+        assert by_message.metrics(round) == by_file.metrics(round)
+
+
+def test_a_recorded_file_is_the_one_that_arrived(federation, tmp_path):
+    inodes = set()
+
+    def look(reply):
+        for array in reply.content["arrays"].values():
+            inodes.add(os.stat(tmp_path / "arriving" / bytes(array.data).decode()).st_ino)
+        return reply
+
+    with ArrivingReplies(tmp_path / "arriving") as arriving:
+        trained(federation, tmp_path / "record", arriving=arriving, spoil=look)
+    recorded = {file.stat().st_ino for file in (tmp_path / "record" / "replies").iterdir()}
+    assert recorded == inodes
+
+
+def test_an_array_that_arrived_is_flowers_array_to_everybody(federation, tmp_path):
+    with ArrivingReplies(tmp_path / "arriving") as arriving:
+        seen = []
+        grid = WatchedGrid(
+            LocalGrid(client_app(federation, "cpu", arriving.folder), nodes=1),
+            received=lambda reply: (arriving.take(reply), seen.append(reply.content["arrays"])),
+        )
+        start = ArrayRecord({name: Array(value.numpy()) for name, value in federation.initial_parameters().items()})
+        MetaLearner(LEARNERS, seed=3, chunk=4).start(grid, start, num_rounds=1)
+        for array in seen[0].values():
+            np.testing.assert_array_equal(array.numpy(), array.mapped)
+            np.testing.assert_array_equal(Array(array.numpy()).numpy(), array.mapped)
+        del seen[:], array, grid
+        gc.collect()
+        assert os.listdir(arriving.folder) == []
+
+
+def test_without_the_folder_replies_come_by_message(federation, tmp_path):
+    gone = ArrivingReplies(tmp_path / "gone")
+    assert same(trained(federation, tmp_path / "one"), trained(federation, tmp_path / "other", arriving=gone))
+
+
+def name_of(reply):
+    return bytes(reply.content["arrays"]["head.bias"].data).decode()
+
+
+def renamed(reply, name, folder):
+    for key, array in reply.content["arrays"].items():
+        reply.content["arrays"][key] = Array(array.dtype, array.shape, IN_FILE, name.encode())
+
+
+def outside(reply, folder):
+    (folder.parent / "secret").write_bytes((folder / name_of(reply)).read_bytes())
+    renamed(reply, "../secret", folder)
+
+
+def a_link(reply, folder):
+    link = folder / ("0" * 32)
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder / name_of(reply))
+    renamed(reply, "0" * 32, folder)
+
+
+def not_there(reply, folder):
+    renamed(reply, "f" * 32, folder)
+
+
+def not_a_name(reply, folder):
+    renamed(reply, "\N{SNOWMAN}", folder)
+
+
+def cut(reply, folder):
+    os.truncate(folder / name_of(reply), 5000)
+
+
+def larger_than_its_file(reply, folder):
+    array = reply.content["arrays"]["head.bias"]
+    reply.content["arrays"]["head.bias"] = Array(array.dtype, (array.shape[0], 10**15), IN_FILE, bytes(array.data))
+
+
+def of_objects(reply, folder):
+    array = reply.content["arrays"]["head.bias"]
+    reply.content["arrays"]["head.bias"] = Array("object", array.shape, IN_FILE, bytes(array.data))
+
+
+def in_part(reply, folder):
+    array = reply.content["arrays"]["head.bias"]
+    reply.content["arrays"]["head.bias"] = Array(np.zeros(array.shape, "f4"))
+
+
+@pytest.mark.parametrize(
+    "change", [outside, a_link, not_there, not_a_name, cut, larger_than_its_file, of_objects, in_part]
+)
+def test_a_handle_that_stands_for_no_file_of_its_size_is_refused(federation, tmp_path, change):
+    reports = []
+
+    def spoil(reply):
+        if 0 in reply.content["config"]["learner-ids"]:
+            change(reply, tmp_path / "arriving")
+        return reply
+
+    with ArrivingReplies(tmp_path / "arriving") as arriving:
+        result = trained(federation, tmp_path / "record", arriving=arriving, spoil=spoil, reports=reports)
+    assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)] * ROUNDS
+    assert Record(tmp_path / "record").learners(1) == list(range(4, LEARNERS))
+    assert all(np.isfinite(value).all() for value in result.values())
+
+
+def test_handles_are_refused_where_nothing_arrives(federation, tmp_path):
+    """A node of another machine may say what it wants: only the grid's door turns a handle into numbers."""
+    reports = []
+
+    def spoil(reply):
+        if 0 in reply.content["config"]["learner-ids"]:
+            renamed(reply, "0" * 32, tmp_path)
+        return reply
+
+    trained(federation, tmp_path / "record", spoil=spoil, reports=reports)
+    assert [report.refused for report in reports] == [4] * ROUNDS
