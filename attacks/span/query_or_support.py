@@ -40,8 +40,8 @@ def query_or_support(observation: Observation, targets: Targets, seed: int) -> T
     query, support = (shadows.questions(images, real) for images in (shadows.query, shadows.support))
     among, asked = among_shadows(observation, shadows), targets.and_then(query).and_then(support)
     answers = [
-        SpanTest(asks="query", knows_defenses=True)(among, asked, seed).scores,
-        SpanTest(asks="support", knows_defenses=True)(among, asked, seed).scores,
+        SpanTest(asks="query", knows_defenses=True).evidence(among, asked).scores,
+        SpanTest(asks="support", knows_defenses=True).evidence(among, asked).scores,
     ]
     parts = torch.split(torch.stack(answers, dim=1), [len(one.rows) for one in (targets, query, support)])
     return log_odds_of_query(*parts)

@@ -43,7 +43,7 @@ from metaleak.attacks.span.noisy_images import noisy_precision, noisy_span_evide
 from metaleak.attacks.span.predicted_coefficients import dense_input
 from metaleak.attacks.span.predicted_evidence import evidence_features, predicted_evidence
 from metaleak.attacks.span.spectrum import RowSpace, row_space_above_noise
-from metaleak.attacks.span.weighed_evidence import weighed_over_rounds
+from metaleak.attacks.span.weighed_evidence import weighed_evidence, weighed_over_rounds
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.models import DenseInput, Model, dense_input_of
 from metaleak.defenses import Defense
@@ -65,12 +65,12 @@ class SpanTest(BaseModel):
     is what finds members under noise and tells query from support. `free` uses the span alone, `span_scores`: it has
     no idea which of the two sets a member is in, and no use for the other learners of the round.
 
-    `knows_defenses`: the learners' defenses and the adversary's `own examples` are known; used for the deviation of
-    the noise that the defenses tell (see `Modeled`) and, where the images asked about are noisy, for the distribution
-    of their span, see `noisy_span_evidence`.
+    `knows_defenses`: the learners' defenses and the adversary's `own examples` are known. Where the images asked
+    about are noisy, they tell the distribution of their span, see `noisy_span_evidence`; else the evidence is weighed
+    as shadow learners tell that are defended alike, and the scores are log-likelihood ratios.
 
-    The scores are generalized likelihood ratios: maximized over coefficients that are not known, and not calibrated.
-    They rank the targets of a gradient; the size of a score is no measure of confidence.
+    Other scores are generalized likelihood ratios: maximized over coefficients that are not known, and not
+    calibrated. They rank the targets of a gradient; the size of a score is no measure of confidence.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,12 +94,22 @@ class SpanTest(BaseModel):
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return the scores, log generalized likelihood ratios, and as a statistic `outside`: a threshold's baseline.
+        """Return the scores, weighed by shadow learners that the seed makes where the defenses are known.
+
+        See `evidence` for scores that are not weighed, and their statistic. Raises `ValueError` when the model has no
+        dense first layer, the targets do not fit it, or the observation lacks what the attack requires.
+        """
+        if not self.knows_defenses or image_noise(self._defenses(observation), self.asks):
+            return self.evidence(observation, targets, progress)
+        _dense(observation, targets)
+        return Answers(weighed_evidence(observation, targets, self.asks, self._features, seed))
+
+    def evidence(self, observation: Observation, targets: Targets, progress: Progress | None = None) -> Answers:
+        """Return the scores that are not weighed, and as a statistic `outside`: a threshold's baseline.
 
         The latter is the part, in [0, 1], of a target's squared norm that lies out of the directions above the
-        noise. The seed is not used. A target's answer depends on its learner, on the other learners of the round
-        and on itself. Raises `ValueError` when the model has no dense first layer, the targets do not fit it, or the
-        observation lacks what the attack requires.
+        noise. A target's answer depends on its learner, on the other learners of the round and on itself. Raises
+        `ValueError` as the attack does.
         """
         model, first = observation.model, _dense(observation, targets)
         defenses = self._defenses(observation)
@@ -171,7 +181,7 @@ class SpanTest(BaseModel):
         _dense(observation, targets)
         noisy = image_noise(self._defenses(observation), self.asks)
         if noisy:
-            return self(observation, targets, 0).scores[:, None]
+            return self.evidence(observation, targets).scores[:, None]
         return evidence_features(observation, self.asks, targets, real, self._defenses(observation))
 
     def _defenses(self, observation: Observation) -> tuple[Defense, ...]:

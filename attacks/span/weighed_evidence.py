@@ -1,4 +1,4 @@
-"""The evidence of several rounds, weighed by what it tells of shadow learners in the same rounds."""
+"""Evidence, weighed by what it tells of shadow learners in the same rounds."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,24 +38,44 @@ def weighed_over_rounds(
     return weighed_over(rounds, lambda round: _ratios(round, targets, asks, features, seed), progress)
 
 
+def weighed_evidence(
+    observation: Observation, targets: Targets, asks: Literal["query", "support"], features: Features, seed: int
+) -> Tensor:
+    """Return the log-likelihood ratio of each target from its features in one round, `(T,)`."""
+    return _learned(observation, targets, asks, features, seed, 0)[0]
+
+
 def _ratios(
     round: Round, targets: Targets, asks: Literal["query", "support"], features: Features, seed: int
 ) -> RoundRatios:
-    observation, own = round.observation, OwnExamples.of(round.observation)
     places, asked = round.asked(targets)
+    found, members, others = _learned(round.observation, asked, asks, features, seed, round.number)
+    ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64, device=targets.rows.device)
+    ratios[places] = found
+    return RoundRatios(ratios, round.chances_of(targets), members, others)
+
+
+def _learned(
+    observation: Observation,
+    asked: Targets,
+    asks: Literal["query", "support"],
+    features: Features,
+    seed: int,
+    round: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log-likelihood ratios of targets, and of the images that shadow learners hold and do not hold."""
+    own = OwnExamples.of(observation)
     classes = own.tasks(observation.ways, _SHADOWS, generator_for(seed, "classes"))
     shadows = shadow_learners(
         replace(observation, classes=classes),
         own,
         _SHADOWS,
         random_for(seed, "shadows"),
-        random_for(seed, "noise", round.number),
+        random_for(seed, "noise", round),
     )
     real = len(next(iter(observation.gradients.values())))
     held, free = (shadows.questions(images, real) for images in (shadows.held(asks), shadows.others))
     found = features(among_shadows(observation, shadows), asked.and_then(held).and_then(free), real)
     targeted, members, others = torch.split(found, [len(one.rows) for one in (asked, held, free)])
     learned = fit_discriminant(members, others)
-    ratios = torch.full((len(targets.rows),), torch.nan, dtype=torch.float64, device=targets.rows.device)
-    ratios[places] = learned.log_ratio(targeted)
-    return RoundRatios(ratios, round.chances_of(targets), learned.log_ratio(members), learned.log_ratio(others))
+    return learned.log_ratio(targeted), learned.log_ratio(members), learned.log_ratio(others)

@@ -65,8 +65,9 @@ def auc(scores, member):
 
 def found(asks, defenses=(), model=None, rule=None, **settings):
     targets, member = asked(asks)
-    answers = SpanTest(asks=asks, **settings)(observe(defenses, model, rule), targets, seed=0)
-    return auc(answers.scores, member), auc(-answers.statistics["outside"], member)
+    test, observation = SpanTest(asks=asks, **settings), observe(defenses, model, rule)
+    outside = test.evidence(observation, targets).statistics["outside"]
+    return auc(test(observation, targets, seed=0).scores, member), auc(-outside, member)
 
 
 def noise(place, scale):
@@ -144,6 +145,14 @@ def test_the_law_of_noisy_images_finds_what_the_span_alone_does_not():
         assert adaptive > 0.95
         assert 1 - adaptive < (1 - threshold) / 3
         assert adaptive > found(asks, both)[0] + 0.1
+
+
+def test_shadow_learners_tell_what_the_evidence_is_worth():
+    for asks, scale in (("query", 8.0), ("support", 3.0)):
+        targets, member = asked(asks)
+        test, observation = SpanTest(asks=asks, knows_defenses=True), observe(noise("shared", scale))
+        alone = auc(test.evidence(observation, targets).scores, member)
+        assert auc(test(observation, targets, seed=0).scores, member) > alone + 0.01
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
@@ -333,11 +342,11 @@ def test_the_noise_that_a_defense_of_ones_own_promises_is_used():
     targets, _ = asked("query")
     seen = observe((GaussianMechanism(clip=1e6, noise_multiplier=5e-10),))
     own, ours = (
-        SpanTest(knows_defenses=True)(dataclasses.replace(seen, defenses=defenses), targets, 0).scores
+        SpanTest(knows_defenses=True).evidence(dataclasses.replace(seen, defenses=defenses), targets).scores
         for defenses in ((Own(),), seen.defenses)
     )
     assert torch.equal(own, ours)
-    assert not torch.equal(own, SpanTest()(seen, targets, 0).scores)
+    assert not torch.equal(own, SpanTest().evidence(seen, targets).scores)
 
 
 def test_it_applies_to_dense_first_layers_only():
