@@ -65,9 +65,9 @@ class SpanTest(BaseModel):
     is what finds members under noise and tells query from support. `free` uses the span alone, `span_scores`: it has
     no idea which of the two sets a member is in, and no use for the other learners of the round.
 
-    `knows_defenses`: the learners' defenses and the adversary's `own examples` are known. Where the images asked
-    about are noisy, they tell the distribution of their span, see `noisy_span_evidence`; else the evidence is weighed
-    as shadow learners tell that are defended alike, and the scores are log-likelihood ratios.
+    `knows_defenses`: the learners' defenses and the adversary's `own examples` are known. Then the evidence is
+    weighed as shadow learners tell that are defended alike, and the scores are log-likelihood ratios. Where the
+    images asked about are noisy, the likelihood of their span is a part of the evidence, see `noisy_span_evidence`.
 
     Other scores are generalized likelihood ratios: maximized over coefficients that are not known, and not
     calibrated. They rank the targets of a gradient; the size of a score is no measure of confidence.
@@ -99,7 +99,7 @@ class SpanTest(BaseModel):
         See `evidence` for scores that are not weighed, and their statistic. Raises `ValueError` when the model has no
         dense first layer, the targets do not fit it, or the observation lacks what the attack requires.
         """
-        if not self.knows_defenses or image_noise(self._defenses(observation), self.asks):
+        if not self.knows_defenses:
             return self.evidence(observation, targets, progress)
         _dense(observation, targets)
         return Answers(weighed_evidence(observation, targets, self.asks, self._features, seed))
@@ -179,10 +179,11 @@ class SpanTest(BaseModel):
     def _features(self, observation: Observation, targets: Targets, real: int) -> Tensor:
         """Return the evidence for each target as features `(T, F)`; the first `real` rows are learners."""
         _dense(observation, targets)
-        noisy = image_noise(self._defenses(observation), self.asks)
-        if noisy:
-            return self.evidence(observation, targets).scores[:, None]
-        return evidence_features(observation, self.asks, targets, real, self._defenses(observation))
+        defenses = self._defenses(observation)
+        found = evidence_features(observation, self.asks, targets, real, defenses)
+        if image_noise(defenses, self.asks):
+            found = torch.cat([found, self.evidence(observation, targets).scores[:, None]], dim=1)
+        return found
 
     def _defenses(self, observation: Observation) -> tuple[Defense, ...]:
         if not self.knows_defenses:
