@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaleak.attacks.evaluation.membership import evaluate
-from metaleak.attacks.pretraining.evidence import PretrainingAttack, Shadows
+from metaleak.attacks.pretraining.evidence import PretrainingAttack, ShadowAnswers
 from metaleak.attacks.pretraining.query import Query, ask, restricted
 from metaleak.attacks.work import Work
 from metaleak.clients.randomness import derived_seed
@@ -69,7 +69,7 @@ def attack_models(study: Study, answers: list[ModelAnswers], attack: Pretraining
     asked = torch.stack([one.start if sees_start else one.probabilities for one in answers])
     shown = asked if sees_start else restricted(asked, study.queries.access)
     member = torch.stack([one.member for one in answers])
-    everything = Shadows(shown, member)
+    everything = ShadowAnswers(shown, member)
     scores, victims = [], []
     turns = list(in_turn(study))
     for done, (victim, shadows) in enumerate(turns):
@@ -149,7 +149,7 @@ def attack_victim(
     if getattr(attack, "sees_start", False):
         raise ValueError(f"{type(attack).__name__} needs answers of the start, not of a released model")
     answers = answers_of(study, folder, finetuning)
-    shadows = Shadows(
+    shadows = ShadowAnswers(
         restricted(torch.stack([one.probabilities for one in answers])[:, victim.answered], study.queries.access),
         torch.stack([one.member for one in answers])[:, victim.answered],
     )
