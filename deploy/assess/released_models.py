@@ -91,6 +91,7 @@ def assess_released(
     result = AttackResult(
         attack=plugin.resolved("attacks"),
         targets=experiment.targets.model_dump(mode="json"),
+        asks="start",
         knows=", ".join(sorted(attack.requires)),
         seconds=round(time.monotonic() - began, 3),
         evaluation=evaluate(scores.numpy(), asked.member[kept].numpy()),

@@ -20,7 +20,7 @@ import torch
 from metaleak.attacks.evaluation.intervals import Estimate, over_seeds
 from metaleak.attacks.work import Work
 from metaleak.deploy.pretraining.assessment import assess_study
-from metaleak.deploy.pretraining.command import study_from
+from metaleak.deploy.pretraining.reading import study_from
 from metaleak.deploy.pretraining.shadow_models import make_models
 
 ATTACKS = "metaleak.attacks.pretraining."
@@ -148,10 +148,10 @@ def lines(group: str, seed: int, smaller: dict, kept: str | None) -> None:
                     "tpr": one_percent.model_dump() if one_percent else None,
                     "targets": evaluation.members + evaluation.non_members,
                     "members": evaluation.members,
-                    "downstream": found.attack["downstream_accuracy"],
-                    "start": found.attack["start_accuracy"],
-                    "start_outside": found.attack["start_accuracy_outside"],
-                    "epsilon": found.attack.get("epsilon"),
+                    "downstream": found.released.accuracy.value,
+                    "start": found.released.start_accuracy,
+                    "start_outside": found.released.start_accuracy_outside,
+                    "epsilon": found.released.epsilon,
                     "models": models,
                     "seconds_models": round(made, 1),
                     "seconds_attack": found.seconds,

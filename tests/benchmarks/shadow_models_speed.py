@@ -14,7 +14,7 @@ from statistics import median
 
 from metaleak.attacks.work import Work, map_here
 from metaleak.deploy.engines.ray_map import ray_map
-from metaleak.deploy.pretraining.command import read_study
+from metaleak.deploy.pretraining.reading import read_study
 from metaleak.deploy.pretraining.shadow_models import make_models
 
 

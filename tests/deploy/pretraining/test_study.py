@@ -9,8 +9,9 @@ import torch
 from metaleak.clients.models import MLP
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.pretraining import shadow_models
-from metaleak.deploy.pretraining.command import run_study, study_from
+from metaleak.deploy.pretraining.command import run_study
 from metaleak.deploy.pretraining.finetuning import ReleasedModel, mechanism
+from metaleak.deploy.pretraining.reading import study_from
 from metaleak.deploy.pretraining.shadow_models import answers_of, in_turn
 from metaleak.deploy.pretraining.study import PrivateSteps
 from metaleak.deploy.results.reading import read_run
@@ -54,7 +55,8 @@ def test_a_study_is_made_attacked_and_read_like_a_run(tmp_path):
     found = results["WhiteBoxLiRA"]
     assert found.evaluation.members + found.evaluation.non_members == 3 * 60
     assert found.evaluation.clusters == 3
-    assert found.attack["start_accuracy"] > found.attack["start_accuracy_outside"]
+    assert found.asks == "start"
+    assert found.released.start_accuracy > found.released.start_accuracy_outside
     read = {attack.name: attack for attack in read_run(tmp_path).attacks}
     assert read["WhiteBoxLiRA"].result == found
     assert len(read["GaussianRatio"].scores) == 180
@@ -135,7 +137,7 @@ def test_every_victim_has_shadows_of_its_own_and_is_none_of_them():
 def test_private_finetuning_is_accounted_and_runs(tmp_path, moves):
     private = {"epsilon": 2.0, "steps": 4}
     results = run_study(study(finetunings={"dp": {"moves": moves, "private": private}}), tmp_path, here=True)
-    assert results["GaussianRatio"].attack["epsilon"] == pytest.approx(2.0, abs=1e-3)
+    assert results["GaussianRatio"].released.epsilon == pytest.approx(2.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 4.0])
