@@ -2,10 +2,10 @@
 
     python tests/benchmarks/shadow_models_speed.py deploy/experiments/pretraining-cifar10.yaml --models 8 --turns 3
 
-Both are timed in turn, from an empty folder, without the start of Ray and the loading of the data. Beside the ratio
-of the seconds, which other work on the machine changes, stands that of the processor seconds that a model takes, of
-all processes together, Ray's own included: times the number of cores it is the gain where they have nothing else to
-do.
+Both are timed in turn, from an empty folder, without the start of Ray and the loading of the data. Where the machine
+has other work, the seconds say little: so the processor seconds stand beside them, those that a model takes in its
+process, and those of all of Ray's other processes in a second of the clock. What cores with nothing else to do would
+gain is computed of both.
 """
 
 import argparse
@@ -24,61 +24,68 @@ from metaleak.deploy.pretraining.shadow_models import make_models
 
 
 class Took(NamedTuple):
-    """What making all models took: `seconds`, and `processor` seconds of this process and all that it started."""
+    """What making models took: `seconds`, processor seconds of the `models`, and of Ray's `others`."""
 
     seconds: float
-    processor: float
+    models: float
+    others: float
 
 
-def processor_seconds() -> float:
-    """Return the processor seconds of this process and its descendants that are alive."""
-    parents, taken = {}, {}
+def processor_seconds() -> dict[bool, float]:
+    """Return the processor seconds so far of what makes models (this process, Ray's workers), and of the rest."""
+    parents, taken, making = {}, {}, {os.getpid(): True}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
         try:
-            # The name in brackets may have anything in it.
-            rest = (entry / "stat").read_text().rpartition(")")[2].split()
+            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
         except OSError:
             continue
-        parents[int(entry.name)] = int(rest[1])
-        taken[int(entry.name)] = (int(rest[11]) + int(rest[12])) / os.sysconf("SC_CLK_TCK")
+        if not entry.name.isdecimal():
+            continue
+        numbers = rest.split()
+        parents[int(entry.name)] = int(numbers[1])
+        taken[int(entry.name)] = (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+        making.setdefault(int(entry.name), name in ("ray::make", "ray::IDLE"))
     ours = {os.getpid()}
     while more := {one for one, parent in parents.items() if parent in ours} - ours:
         ours |= more
-    return sum(taken.get(one, 0.0) for one in ours)
+    return {kind: sum(taken[one] for one in ours if making[one] == kind) for kind in (True, False)}
 
 
 def made(study, spread) -> Took:
     with tempfile.TemporaryDirectory() as folder:
         began, before = time.monotonic(), processor_seconds()
         make_models(study, Path(folder), Work(0, None, spread))
-        return Took(time.monotonic() - began, processor_seconds() - before)
+        seconds, after = time.monotonic() - began, processor_seconds()
+        return Took(seconds, after[True] - before[True], after[False] - before[False])
 
 
 def main(given: argparse.Namespace) -> None:
     changes = [] if given.models is None else [f"models={given.models}"]
     study = read_study(given.study, tuple(changes))
-    small = study.model_copy(update={"models": 4, "seed": study.seed + 1})
-    ratios, parts = [], []
+    short = study.pretraining.model_copy(update={"epochs": 1})
+    small = study.model_copy(update={"models": 4, "pretraining": short})
+    cores = usable_cores()
+    measured, computed = [], []
     with ray_map(study.engine, "begin again") as on_ray:
         for spread in (map_here, on_ray):
             made(small, spread)
         for _ in range(given.turns):
             here, there = made(study, map_here), made(study, on_ray)
-            ratios.append(here.seconds / there.seconds)
-            parts.append(here.processor / there.processor)
+            measured.append(here.seconds / there.seconds)
+            beside = there.others / there.seconds
+            # What Ray's other processes take of a second is taken from the cores.
+            computed.append((cores - beside) * here.models / there.models)
             print(
                 f"loop {60 * study.models / here.seconds:.1f} models a minute, "
-                f"{here.processor / study.models:.2f} processor seconds each; "
-                f"Ray {60 * study.models / there.seconds:.1f}, {there.processor / study.models:.2f}: "
-                f"{ratios[-1]:.2f} times as fast, {parts[-1]:.2f} of the loop's work a processor second",
+                f"{here.models / study.models:.2f} processor seconds each; "
+                f"Ray {60 * study.models / there.seconds:.1f}, {there.models / study.models:.2f}, "
+                f"and {beside:.3f} a second beside: {measured[-1]:.2f} times, "
+                f"on {cores} cores with nothing else to do {computed[-1]:.2f}",
                 flush=True,
             )
-    cores = usable_cores()
     print(
-        f"median {median(ratios):.2f} times as fast, load {os.getloadavg()[0]:.1f}; by processor seconds {cores} "
-        f"free cores {cores * median(parts):.2f} times ({cores * min(parts):.2f} to {cores * max(parts):.2f})"
+        f"median {median(measured):.2f} times (load {os.getloadavg()[0]:.1f}); on {cores} cores with nothing else to "
+        f"do {median(computed):.2f} ({min(computed):.2f} to {max(computed):.2f})"
     )
 
 

@@ -44,6 +44,7 @@ def test_personal_models_are_asked_without_a_record_and_the_federations_are_simu
     found, told = attacked(run, "first")
     assert (found.evaluation.members, found.evaluation.non_members) == (40, 60)
     assert found.knows == "classes, own examples"
+    assert found.asks == "start"
     assert told[-1] == (4, 4)
     shadows = sorted((run.path / "shadows").iterdir())
     assert len(shadows) == 4

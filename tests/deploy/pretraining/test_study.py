@@ -57,7 +57,11 @@ def test_a_study_is_made_attacked_and_read_like_a_run(tmp_path):
     assert found.evaluation.clusters == 3
     assert found.asks == "start"
     assert found.released.start_accuracy > found.released.start_accuracy_outside
-    read = {attack.name: attack for attack in read_run(tmp_path).attacks}
+    run = read_run(tmp_path)
+    assert run.state.status == "done"
+    assert run.config["finetuning"]["moves"] == "head"
+    assert run.config["defenses"] == []
+    read = {attack.name: attack for attack in run.attacks}
     assert read["WhiteBoxLiRA"].result == found
     assert len(read["GaussianRatio"].scores) == 180
     columns = pyarrow.parquet.read_table(tmp_path / "attacks/GaussianRatio/scores.parquet").column_names
