@@ -6,12 +6,15 @@ Both are timed in turn, from an empty folder, without the start of Ray and the l
 has other work, the seconds say little: so the processor seconds stand beside them, those that a model takes in its
 process, and those of all of Ray's other processes in a second of the clock. What cores with nothing else to do would
 gain is computed of both.
+
+With `--stacked` all models are trained side by side in this process (`vmap`) in the place of Ray, as on a GPU.
 """
 
 import argparse
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -59,9 +62,31 @@ def made(study, spread) -> Took:
         return Took(seconds, after[True] - before[True], after[False] - before[False])
 
 
+def stacked(function, jobs):
+    """Make the models of all jobs as one."""
+    numbers = tuple(number for job in jobs for number in job.models)
+    yield function(replace(jobs[0], models=numbers))
+
+
+def against_stacked(study, turns: int) -> None:
+    ratios = []
+    for _ in range(turns):
+        here, together = made(study, map_here), made(study, stacked)
+        ratios.append(here.models / together.models)
+        print(
+            f"loop {here.models / study.models:.2f} processor seconds a model, side by side "
+            f"{together.models / study.models:.2f}: {ratios[-1]:.2f} times",
+            flush=True,
+        )
+    print(f"median {median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
 def main(given: argparse.Namespace) -> None:
     changes = [] if given.models is None else [f"models={given.models}"]
-    study = read_study(given.study, tuple(changes))
+    study = read_study(given.study, (*changes, *given.set))
+    if given.stacked:
+        against_stacked(study, given.turns)
+        return
     short = study.pretraining.model_copy(update={"epochs": 1})
     small = study.model_copy(update={"models": 4, "pretraining": short})
     cores = usable_cores()
@@ -93,5 +118,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--models", type=int, help="in the place of the study's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change of the study")
+    parser.add_argument("--stacked", action="store_true", help="against models side by side, and not on Ray")
     parser.add_argument("--turns", type=int, default=3)
     main(parser.parse_args())
