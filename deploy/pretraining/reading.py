@@ -24,7 +24,7 @@ def read_study(file: Path, changes: tuple[str, ...] = ()) -> Study:
     plain: Any = read_yaml(file)
     if not isinstance(plain, dict):
         raise WrongUsage(f"{file}: must be a mapping of keys to values")
-    return study_from(_changed(plain, changes), str(file))
+    return study_from(_changed(_in_long_form(plain), changes), str(file))
 
 
 def study_from(plain: dict[str, Any], source: str) -> Study:

@@ -11,7 +11,7 @@ from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.pretraining import shadow_models
 from metaleak.deploy.pretraining.command import run_study
 from metaleak.deploy.pretraining.finetuning import ReleasedModel, mechanism
-from metaleak.deploy.pretraining.reading import study_from
+from metaleak.deploy.pretraining.reading import read_study, study_from
 from metaleak.deploy.pretraining.shadow_models import answers_of, in_turn
 from metaleak.deploy.pretraining.study import PrivateSteps
 from metaleak.deploy.results.reading import read_run
@@ -127,6 +127,13 @@ def test_models_made_side_by_side_are_those_made_alone(tmp_path):
     for one, other in zip(answers_of(study(), alone, "head"), answers_of(study(), together, "head"), strict=True):
         assert torch.allclose(one.probabilities, other.probabilities, atol=1e-5)
         assert torch.equal(one.member, other.member)
+
+
+def test_a_change_reaches_into_what_the_file_gives_by_its_short_name(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("pool: {data: mnist-5k}\nmodel: mlp\n")
+    found = read_study(file, ("pool.data.name=digits", "model.hidden=[4]", "models=9"))
+    assert (found.pool.data.name, found.model.settings, found.models) == ("digits", {"hidden": [4]}, 9)
 
 
 def test_every_victim_has_shadows_of_its_own_and_is_none_of_them():
