@@ -62,6 +62,12 @@ def made(study, spread) -> Took:
         return Took(seconds, after[True] - before[True], after[False] - before[False])
 
 
+def shortened(study):
+    """Return what loads the data and whatever else is loaded once."""
+    short = study.pretraining.model_copy(update={"epochs": 1})
+    return study.model_copy(update={"models": 4, "pretraining": short})
+
+
 def stacked(function, jobs):
     """Make the models of all jobs as one."""
     numbers = tuple(number for job in jobs for number in job.models)
@@ -69,6 +75,7 @@ def stacked(function, jobs):
 
 
 def against_stacked(study, turns: int) -> None:
+    made(shortened(study), map_here)
     ratios = []
     for _ in range(turns):
         here, together = made(study, map_here), made(study, stacked)
@@ -87,13 +94,11 @@ def main(given: argparse.Namespace) -> None:
     if given.stacked:
         against_stacked(study, given.turns)
         return
-    short = study.pretraining.model_copy(update={"epochs": 1})
-    small = study.model_copy(update={"models": 4, "pretraining": short})
     cores = usable_cores()
     measured, computed = [], []
     with ray_map(study.engine, "begin again") as on_ray:
         for spread in (map_here, on_ray):
-            made(small, spread)
+            made(shortened(study), spread)
         for _ in range(given.turns):
             here, there = made(study, map_here), made(study, on_ray)
             measured.append(here.seconds / there.seconds)
