@@ -143,7 +143,7 @@ def benchmark(
     download: Download = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a grid of experiments and attacks; a second call runs only what is missing.
+    """Run a grid of experiments and attacks, or of pretraining studies; a second call runs only what is missing.
 
     Example: `metaleak benchmark deploy/experiments/demo.yaml --out runs/demo`
     """

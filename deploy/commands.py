@@ -16,20 +16,22 @@ from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.config.app import read_app
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.reading import attack_from, experiment_from, in_long_form, read_experiment, refuse_code
-from metaleak.deploy.config.suite import read_suite_file
+from metaleak.deploy.config.suite import Suite, read_suite_file
 from metaleak.deploy.engines.ray_map import ray_map
+from metaleak.deploy.pretraining.command import shown_speed
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
 from metaleak.deploy.report.leaderboard import write_leaderboard
 from metaleak.deploy.report.page import write_report
 from metaleak.deploy.report.tables import comparison_table, setting_tables
 from metaleak.deploy.results.reading import read, read_run, read_suite
-from metaleak.deploy.results.schema import AttackResult
+from metaleak.deploy.results.schema import AttackResult, Cell
 from metaleak.deploy.simulate.launch import resume, simulate
 from metaleak.deploy.simulate.record_size import free_bytes, record_bytes, size_text
 from metaleak.deploy.simulate.rounds import RoundDone
 from metaleak.deploy.simulate.run_directory import RunDirectory
 from metaleak.deploy.suites.benchmark import Standing, benchmark
+from metaleak.deploy.suites.studies import benchmark_studies
 
 _LARGE_RECORD = 100_000_000
 """Bytes from which on a record is spoken of before it is written."""
@@ -140,9 +142,7 @@ def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as
     """Run the suite, print its tables, write leaderboard and report; exit 1 when a cell failed."""
     suite = read_suite_file(file)
     path = out or Path("runs") / _file_name(suite.name)
-    with shown_progress(timed=False) as progress:
-        bar = progress.add_task("starting", total=None, left="")
-        cells = benchmark(suite, path, lambda standing: _show_standing(progress, bar, standing), changes)
+    cells = _studies(suite, path, changes) if suite.kind == "pretraining" else _experiments(suite, path, changes)
     result = read_suite(path)
     leaderboard = write_leaderboard(result)
     page = _report(path, None)
@@ -158,6 +158,24 @@ def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as
             typer.echo(printable(f"metaleak: failed: {cell.label}, {cell.attack}: {cell.error}"), err=True)
     if counts["failed"]:
         raise typer.Exit(1)
+
+
+def _experiments(suite: Suite, path: Path, changes: tuple[str, ...]) -> list[Cell]:
+    with shown_progress(timed=False) as progress:
+        bar = progress.add_task("starting", total=None, left="")
+        return benchmark(suite, path, lambda standing: _show_standing(progress, bar, standing), changes)
+
+
+def _studies(suite: Suite, path: Path, changes: tuple[str, ...]) -> list[Cell]:
+    with shown_progress() as progress:
+        bar, models = (progress.add_task(what, total=None) for what in ("cells", "models"))
+        return benchmark_studies(
+            suite,
+            path,
+            lambda done, total: progress.update(bar, description="cells", completed=done, total=total),
+            shown_speed(progress, models),
+            changes,
+        )
 
 
 def report_command(path: Path, out: Path | None) -> None:

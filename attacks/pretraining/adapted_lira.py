@@ -4,7 +4,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from metaleak.attacks.pretraining.evidence import Shadows, log_odds
+from metaleak.attacks.pretraining.evidence import ShadowAnswers, log_odds
 from metaleak.attacks.pretraining.gaussian_ratio import fitted
 from metaleak.attacks.work import Work
 
@@ -21,7 +21,7 @@ class AdaptedLiRA(BaseModel):
 
     own_covariance: bool = True
 
-    def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+    def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
         """Return the log likelihood ratio `(P,)`."""
         likeliest = victim.mean(dim=1).argmax(dim=-1)
         place = likeliest[:, None, None]

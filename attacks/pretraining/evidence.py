@@ -13,7 +13,7 @@ _TINY = 1e-15
 
 
 @dataclass(frozen=True)
-class Shadows(Tensors):
+class ShadowAnswers(Tensors):
     """The answers of S shadow models to A queries about each of P points, over K classes, and their members.
 
     `probabilities (S, P, A, K)` float64, `member (S, P)` booleans: whether the start of shadow s was trained on
@@ -23,11 +23,11 @@ class Shadows(Tensors):
     probabilities: Tensor
     member: Tensor
 
-    def of(self, rows: Tensor) -> "Shadows":
+    def of(self, rows: Tensor) -> "ShadowAnswers":
         """Return those of the shadows in `rows (n,)` int64."""
-        return Shadows(self.probabilities[rows], self.member[rows])
+        return ShadowAnswers(self.probabilities[rows], self.member[rows])
 
-    def others(self, row: int) -> "Shadows":
+    def others(self, row: int) -> "ShadowAnswers":
         """Return all shadows but that in `row`."""
         return self.of(torch.tensor([one for one in range(len(self.member)) if one != row]))
 
@@ -40,7 +40,7 @@ class PretrainingAttack(Protocol):
     label, `K = 1`, in the answers' place.
     """
 
-    def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+    def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
         """Return a score `(P,)` for every point, higher for "the start was trained on it".
 
         `victim (P, A, K)` are the answers of the model that is attacked. The same arguments give the same scores.

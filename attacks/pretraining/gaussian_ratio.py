@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from metaleak.attacks.pretraining.evidence import Shadows, clipped_log_odds, log_odds
+from metaleak.attacks.pretraining.evidence import ShadowAnswers, clipped_log_odds, log_odds
 from metaleak.attacks.work import Work
 
 
@@ -29,7 +29,7 @@ class GaussianRatio(BaseModel):
     queries: Literal["first", "mean", "joint"] = "first"
     shrunken: bool = True
 
-    def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+    def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
         """Return the log likelihood ratio `(P,)`."""
         return gaussian_ratio(
             self._features(shadows.probabilities), shadows.member, self._features(victim), self.shrunken

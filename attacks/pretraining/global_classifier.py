@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from metaleak.attacks.pretraining.evidence import Shadows, clipped_log_odds
+from metaleak.attacks.pretraining.evidence import ShadowAnswers, clipped_log_odds
 from metaleak.attacks.pretraining.gaussian_ratio import Gaussians, fitted
 from metaleak.attacks.seeding import generator_for
 from metaleak.attacks.work import Work
@@ -29,7 +29,7 @@ class GlobalClassifier(BaseModel):
     batch: Annotated[int, Field(ge=1)] = 512
     rate: Annotated[float, Field(gt=0)] = 3e-3
 
-    def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+    def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
         """Return the log odds `(P,)` of "member"."""
         generator = generator_for(work.seed, "global classifier")
         features = clipped_log_odds(shadows.probabilities).mean(dim=2)

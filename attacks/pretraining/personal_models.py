@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from metaleak.attacks.pretraining.evidence import Shadows
+from metaleak.attacks.pretraining.evidence import ShadowAnswers
 from metaleak.attacks.pretraining.gaussian_ratio import GaussianRatio
 from metaleak.attacks.pretraining.query import Access, Query, ask, restricted
 from metaleak.attacks.threat_model import Capability
@@ -38,7 +38,7 @@ class AsksReleasedModels(Protocol):
         """The capabilities that the adversary must have beside what it can ask."""
         ...
 
-    def scores(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+    def scores(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
         """Return a score `(P,)`, higher for "member"; a point's R queries are those of the R released models."""
         ...
 
@@ -73,9 +73,9 @@ class PersonalModels(BaseModel):
         """Any model can be asked."""
         return True
 
-    def scores(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+    def scores(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
         """Return the log likelihood ratio `(P,)` of all released models together."""
-        seen = Shadows(restricted(shadows.probabilities, self.access), shadows.member)
+        seen = ShadowAnswers(restricted(shadows.probabilities, self.access), shadows.member)
         return GaussianRatio(clip=self.clip, queries="joint")(seen, restricted(victim, self.access), work)
 
 

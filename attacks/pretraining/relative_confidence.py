@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from metaleak.attacks.pretraining.evidence import Shadows
+from metaleak.attacks.pretraining.evidence import ShadowAnswers
 from metaleak.attacks.work import Work
 
 
@@ -22,7 +22,7 @@ class RelativeConfidence(BaseModel):
 
     gamma: Annotated[float, Field(gt=0)] = 1.0
 
-    def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+    def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
         """Return the part of points that each is above, `(P,)` in [0, 1]."""
         answers = victim.mean(dim=1)
         likeliest = answers.argmax(dim=-1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from metaleak.attacks.pretraining.evidence import Shadows, clipped_log_odds
+from metaleak.attacks.pretraining.evidence import ShadowAnswers, clipped_log_odds
 from metaleak.attacks.seeding import generator_for
 from metaleak.attacks.work import Work
 
@@ -30,7 +30,7 @@ class Metaclassifiers(BaseModel):
     rate: Annotated[float, Field(gt=0)] = 5e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
 
-    def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+    def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
         """Return the mean probability of "member" `(P,)`."""
         generator = generator_for(work.seed, "metaclassifiers")
         count, points, queries, classes = shadows.probabilities.shape

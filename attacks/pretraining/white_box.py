@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from metaleak.attacks.pretraining.evidence import Shadows, log_odds
+from metaleak.attacks.pretraining.evidence import ShadowAnswers, log_odds
 from metaleak.attacks.pretraining.gaussian_ratio import gaussian_ratio
 from metaleak.attacks.work import Work
 
@@ -22,7 +22,7 @@ class WhiteBoxLiRA(BaseModel):
         """It is given answers of the start, not of the finetuned model."""
         return True
 
-    def __call__(self, shadows: Shadows, victim: Tensor, work: Work) -> Tensor:
+    def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
         """Return the log likelihood ratio `(P,)`."""
         return gaussian_ratio(
             log_odds(shadows.probabilities).mean(dim=2), shadows.member, log_odds(victim).mean(dim=1), shrunken=False

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaleak.attacks.evaluation.membership import evaluate
-from metaleak.attacks.pretraining.evidence import Shadows
+from metaleak.attacks.pretraining.evidence import ShadowAnswers
 from metaleak.attacks.pretraining.personal_models import AsksReleasedModels, answers_of_all
 from metaleak.attacks.pretraining.query import Query
 from metaleak.attacks.work import Work
@@ -17,6 +17,7 @@ from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.federation import Federation
 from metaleak.clients.randomness import derived_seed, keyed_generator
 from metaleak.clients.sharing import without_clip
+from metaleak.deploy.assess.truth import used_in_training
 from metaleak.deploy.config.experiment import EvaluationSettings, Experiment, RecordSettings
 from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.pretraining.finetuning import ReleasedModel
@@ -31,7 +32,7 @@ _LOG = logging.getLogger("metaleak")
 
 @dataclass(frozen=True, eq=False)
 class AskedPoints:
-    """The points that are asked about: `examples (P,)` in the data set, and whether any learner held them."""
+    """The points that are asked about: `examples (P,)` in the data set, and whether the training used them."""
 
     examples: Tensor
     member: Tensor
@@ -50,8 +51,8 @@ def assess_released(
 ) -> AttackResult:
     """Ask the personal models of some learners of `run` about images of the others, and write the result to `out`.
 
-    Members are images that other learners held, whether or not the server ever sampled them; non-members such that
-    no learner did, of the same classes. The adversary's federations are simulated once, beside the run, and kept.
+    Members are images that the training used, of other learners (see `used_in_training`); non-members such that no
+    learner holds, of the same classes. The adversary's federations are simulated once, beside the run, and kept.
     Intervals are over points, for this one initialization. Raises `ValueError` for a run that is not done, and for
     defenses of the inner loop.
     """
@@ -81,15 +82,16 @@ def assess_released(
             learner: _adapted_anew(own, start, classes[learner], asked.examples, learner) for learner in learners
         }
         answers.append(answers_of_all(queries, inputs, own.task.ways)[0])
-        members.append(held_by_any(own)[asked.examples])
+        members.append(used_in_training(shadow.experiment)[asked.examples])
     kept = ~victim.flatten(1).isnan().any(dim=1)
-    evidence = Shadows(torch.stack(answers)[:, kept], torch.stack(members)[:, kept])
+    evidence = ShadowAnswers(torch.stack(answers)[:, kept], torch.stack(members)[:, kept])
     scores = attack.scores(evidence, victim[kept], Work(derived_seed(experiment.seed, "attack"), None, work.map))
     if complaint:
         _LOG.warning("%s", complaint)
     result = AttackResult(
         attack=plugin.resolved("attacks"),
         targets=experiment.targets.model_dump(mode="json"),
+        asks="start",
         knows=", ".join(sorted(attack.requires)),
         seconds=round(time.monotonic() - began, 3),
         evaluation=evaluate(scores.numpy(), asked.member[kept].numpy()),
@@ -107,11 +109,7 @@ def simulated(shadow: ShadowRun) -> str:
 
 
 def held_by_any(federation: Federation) -> Tensor:
-    """Return which examples of the data set any learner may draw into its sets, booleans `(N,)`.
-
-    Of a learner that the server never sampled, too: where `server.fraction` is below 1 and the rounds are few, some
-    of these examples had no part in the training, and an attack finds less than it would of those that had.
-    """
+    """Return which examples of the data set any learner may draw into its sets, booleans `(N,)`."""
     inside = torch.zeros(len(federation.examples().labels), dtype=torch.bool)
     for shard in federation.split().shards:
         inside[shard.examples.flatten()] = True
@@ -195,14 +193,16 @@ def _adapted_anew(
 
 
 def _points(federation: Federation, publishing: list[int], experiment: Experiment) -> AskedPoints:
-    """Return at most the targets' number of images that other learners held, and of images that none did."""
+    """Return at most the targets' number of images that others brought to the training, and that no learner holds."""
     labels = federation.examples().labels
-    inside = held_by_any(federation)
+    inside = used_in_training(experiment)
     own = torch.zeros_like(inside)
     for learner in publishing:
         own[federation.split().shards[learner].examples.flatten()] = True
     generator = keyed_generator(federation.seed, "points")
     held = _some(torch.nonzero(inside & ~own).flatten(), experiment.targets.members, generator)
+    if not len(held):
+        raise ValueError("no image of a learner that publishes nothing was used; lower releases, or train on more")
     classes = torch.zeros(int(labels.max()) + 1, dtype=torch.bool)
     classes[labels[held]] = True
     free = federation.split().non_members

@@ -12,7 +12,8 @@ from metaleak.attacks.observation import Rest
 from metaleak.clients.federation import Federation
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.shard import Draw
-from metaleak.deploy.config.experiment import TargetSettings
+from metaleak.deploy.config.experiment import Experiment, TargetSettings
+from metaleak.server import MetaLearner
 
 SETS: tuple[Literal["query", "support"], ...] = ("query", "support")
 
@@ -95,6 +96,29 @@ def ask_over(
     columns = [torch.tensor(column) for column in zip(*shuffled, strict=True)]
     learner, position, truly_held, label, image, member = columns
     return Truth(learner, position, image, label, truly_held, member)
+
+
+def used_in_training(experiment: Experiment) -> Tensor:
+    """Return which examples of the data set had a part in the training of a run that is done, booleans `(N,)`.
+
+    These are in the support or query set of a learner that was sampled, in a round in which it answered. What a
+    learner holds and never used is not among them. A learner that failed by itself, and not by the experiment's
+    `faults`, is taken to have answered.
+    """
+    federation, server = experiment.federation(), experiment.server
+    used = torch.zeros(len(federation.examples().labels), dtype=torch.bool)
+    sampling = MetaLearner(experiment.partition.learners, fraction=server.fraction, seed=experiment.seed)
+    lasting, known = experiment.partition.sets_last(experiment.task), set()
+    for round in range(1, server.rounds + 1):
+        for learner in sampling.sample(round):
+            if learner in known or federation.faults.absence(federation.seed, round, learner) is not None:
+                continue
+            drawn = federation.learner(learner).drawn(round)
+            for which in SETS:
+                used[_asked(drawn, which).flatten()] = True
+            if lasting:
+                known.add(learner)
+    return used
 
 
 def _outsiders(

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from metaleak.deploy.config.experiment import Experiment
@@ -21,8 +22,16 @@ SHORT = {
 }
 """What a suite may call a key of the experiment."""
 
-AXES = frozenset({*Experiment.model_fields, *SHORT, "settings"})
-"""What an axis may be called, up to its first dot."""
+
+@dataclass(frozen=True)
+class Axes:
+    """What an axis may be called, up to its first dot, and for which keys such a name is `short`."""
+
+    names: frozenset[str]
+    short: Mapping[str, str] = field(default_factory=dict)
+
+
+OF_EXPERIMENTS = Axes(frozenset({*Experiment.model_fields, *SHORT, "settings"}), SHORT)
 
 EACH = "each"
 
@@ -33,7 +42,7 @@ Changes = Mapping[str, Any]
 """Values by dotted key of the experiment, which are set together."""
 
 
-def combinations(grid: Mapping[str, list[Any]]) -> Iterator[list[Changes]]:
+def combinations(grid: Mapping[str, list[Any]], axes: Axes = OF_EXPERIMENTS) -> Iterator[list[Changes]]:
     """Yield what each combination of the axes sets, one entry an axis, the last axis varying fastest.
 
     Raises `ValueError` that begins with the axis at fault, and for more than `LARGEST_SUITE` of them, which are
@@ -42,7 +51,7 @@ def combinations(grid: Mapping[str, list[Any]]) -> Iterator[list[Changes]]:
     count = math.prod(sum(_count(value) for value in values) for values in grid.values())
     if count > LARGEST_SUITE:
         raise WrongUsage(f"grid: multiplies out to {count:.4g} experiments, more than the {LARGEST_SUITE} allowed")
-    return (list(chosen) for chosen in itertools.product(*(_choices(axis, grid[axis]) for axis in grid)))
+    return (list(chosen) for chosen in itertools.product(*(_choices(axis, grid[axis], axes) for axis in grid)))
 
 
 def applied(plain: dict[str, Any], chosen: list[Changes]) -> dict[str, Any]:
@@ -54,30 +63,30 @@ def applied(plain: dict[str, Any], chosen: list[Changes]) -> dict[str, Any]:
     return plain
 
 
-def _choices(axis: str, values: list[Any]) -> list[Changes]:
-    found = [_changes(axis, one) for value in values for one in multiplied(value, f"grid.{axis}")]
+def _choices(axis: str, values: list[Any], axes: Axes) -> list[Changes]:
+    found = [_changes(axis, one, axes) for value in values for one in multiplied(value, f"grid.{axis}")]
     if not found:
         raise WrongUsage(f"grid.{axis}: must have at least one value")
     return found
 
 
-def _changes(axis: str, value: object) -> Changes:
+def _changes(axis: str, value: object, axes: Axes) -> Changes:
     """Return what one value of an axis sets: a key of its own, or those that it lists."""
     first = axis.partition(".")[0]
-    if first not in AXES:
-        raise WrongUsage(f"grid: {unknown('key', first, AXES)}")
+    if first not in axes.names:
+        raise WrongUsage(f"grid: {unknown('key', first, axes.names)}")
     if axis == "settings":
         if not isinstance(value, Mapping):
             raise WrongUsage(f"grid.settings: must be mappings of keys to values, got {value!r}")
-        return _listed(value)
+        return _listed(value, axes)
     if axis == "defenses" and isinstance(value, Mapping) and "name" not in value:
         # A structural one: what protects is another rule or model, perhaps with defenses on top.
-        return {"defenses": [], **_listed(value)}
-    return _listed({axis: value})
+        return {"defenses": [], **_listed(value, axes)}
+    return _listed({axis: value}, axes)
 
 
-def _listed(values: Mapping[str, Any]) -> Changes:
-    named = {SHORT.get(key, key): value for key, value in values.items()}
+def _listed(values: Mapping[str, Any], axes: Axes) -> Changes:
+    named = {axes.short.get(key, key): value for key, value in values.items()}
     return {key: long_form(key, value) for key, value in named.items()}
 
 

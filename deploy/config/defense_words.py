@@ -18,11 +18,13 @@ _KNOWN = {
     "quantization": ("bits", "quantization (bits)"),
     "sign": ("", "sign and mean magnitude alone"),
     "selection": ("", "selected layers alone"),
+    "private-finetuning": ("", "private finetuning"),
+    "cut-answers": ("shown", "cut answers (shown)"),
     "secure-aggregation": ("", "secure aggregation (ideal functionality)"),
 }
 """The setting that stands for a defense's scale, if any, and what to call it."""
 
-_CALLED = re.compile(r" \((epsilon|noise multiplier|part kept|bits)\)")
+_CALLED = re.compile(r" \((epsilon|noise multiplier|part kept|bits|shown)\)")
 """What the scale of a defense is called, where that stands in its name."""
 
 
@@ -51,7 +53,7 @@ def _described(defense: Mapping[str, Any]) -> tuple[str, str]:
         # Of a defense that is not ours, its one number is what a grid would vary.
         scale_key = numbers[0]
         title += f" ({scale_key.replace('_', ' ')})"
-    if name in ("gaussian", "record-level", "distributed-gaussian", "distributed-record-level"):
+    if name in ("gaussian", "record-level", "distributed-gaussian", "distributed-record-level", "private-finetuning"):
         scale_key = "epsilon" if "epsilon" in others else "noise_multiplier"
         title += f" ({scale_key.replace('_', ' ')})"
     scale = _plain(others.pop(scale_key)) if scale_key in others else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,8 @@ from metaleak.deploy.errors import WrongUsage
 
 class Suite(BaseModel):
     """A base experiment and the axes along which it is varied; the suite is all combinations.
+
+    Of the `kind` `pretraining` the base is a study of pretraining, and its keys are the axes.
 
     `grid` maps a key of the experiment, such as `defenses`, `model` or `server.rounds`, to the list of its values:
 
@@ -29,6 +31,7 @@ class Suite(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "suite"
+    kind: Literal["experiments", "pretraining"] = "experiments"
     base: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[Any]] = Field(default_factory=dict)
 

@@ -1,15 +1,16 @@
 """Attacks on the models of a study: each victim in turn with its shadows, and how well members are told."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from metaleak.attacks.evaluation.intervals import Estimate, over_seeds
 from metaleak.attacks.evaluation.membership import evaluate
-from metaleak.attacks.pretraining.evidence import PretrainingAttack, Shadows
+from metaleak.attacks.pretraining.evidence import PretrainingAttack, ShadowAnswers
 from metaleak.attacks.pretraining.query import Query, ask, restricted
 from metaleak.attacks.work import Work
 from metaleak.clients.randomness import derived_seed
@@ -20,7 +21,7 @@ from metaleak.deploy.pretraining.shadow_models import ModelAnswers, answers_of, 
 from metaleak.deploy.pretraining.study import Study
 from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.json_file import write_json
-from metaleak.deploy.results.schema import AttackResult
+from metaleak.deploy.results.schema import AttackResult, ReleasedModels
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def attack_models(study: Study, answers: list[ModelAnswers], attack: Pretraining
     asked = torch.stack([one.start if sees_start else one.probabilities for one in answers])
     shown = asked if sees_start else restricted(asked, study.queries.access)
     member = torch.stack([one.member for one in answers])
-    everything = Shadows(shown, member)
+    everything = ShadowAnswers(shown, member)
     scores, victims = [], []
     turns = list(in_turn(study))
     for done, (victim, shadows) in enumerate(turns):
@@ -91,37 +92,54 @@ def assess_study(study: Study, folder: Path, out: Path, work: Work, resamples: i
 
     What is there already is written again. Intervals are of so many `resamples`.
     """
-    results: dict[str, AttackResult] = {}
-    answers: dict[str, list[ModelAnswers]] = {name: answers_of(study, folder, name) for name in study.finetunings}
-    for name, (finetuning, plugin) in planned(study).items():
-        began = time.monotonic()
-        attack: PretrainingAttack = plugin.built("pretraining_attacks")
-        found = attack_models(study, answers[finetuning], attack, work)
-        evaluation = evaluate(
-            found.scores.numpy(),
-            found.member.numpy(),
-            groups=found.point.numpy(),
-            crossed=found.victim.numpy(),
-            resamples=resamples,
-        )
-        result = AttackResult(
-            attack={**plugin.resolved("pretraining_attacks"), **_told(study, finetuning, answers[finetuning])},
-            knows="the start's answers" if getattr(attack, "sees_start", False) else "answers, own examples",
-            seconds=round(time.monotonic() - began, 3),
-            evaluation=evaluation,
-        )
-        place = out / "attacks" / name
-        place.mkdir(parents=True, exist_ok=True)
-        columns = {
-            "victim": found.victim,
-            "example": found.point,
-            "member": found.member,
-            "score": found.scores,
-        }
-        write_columns(place / "scores.parquet", columns)
-        write_json(place / "attack.json", result)
-        results[name] = result
-    return results
+    answers = {name: answers_of(study, folder, name) for name in study.finetunings}
+    return {
+        name: assess_attack(study, finetuning, plugin, answers[finetuning], out / "attacks" / name, work, resamples)
+        for name, (finetuning, plugin) in planned(study).items()
+    }
+
+
+def assess_attack(
+    study: Study,
+    finetuning: str,
+    plugin: Plugin,
+    answers: list[ModelAnswers],
+    place: Path,
+    work: Work,
+    resamples: int = 1000,
+) -> AttackResult:
+    """Attack the models of one `finetuning` by their `answers`; write the result into the folder `place`."""
+    began = time.monotonic()
+    attack: PretrainingAttack = plugin.built("pretraining_attacks")
+    sees_start = bool(getattr(attack, "sees_start", False))
+    found = attack_models(study, answers, attack, work)
+    evaluation = evaluate(
+        found.scores.numpy(),
+        found.member.numpy(),
+        groups=found.point.numpy(),
+        crossed=found.victim.numpy(),
+        resamples=resamples,
+    )
+    settings = {
+        "finetuning": finetuning,
+        "moves": study.finetunings[finetuning].moves,
+        "models": study.models,
+        "shadows": study.shadows or study.models - 1,
+    }
+    result = AttackResult(
+        attack={**plugin.resolved("pretraining_attacks"), **settings},
+        asks="start",
+        knows="the start's answers, own examples" if sees_start else "answers, own examples",
+        ceiling=sees_start,
+        seconds=round(time.monotonic() - began, 3),
+        evaluation=evaluation,
+        released=_released(study, finetuning, answers),
+    )
+    place.mkdir(parents=True, exist_ok=True)
+    columns = {"victim": found.victim, "example": found.point, "member": found.member, "score": found.scores}
+    write_columns(place / "scores.parquet", columns)
+    write_json(place / "attack.json", result)
+    return result
 
 
 def ask_victim(study: Study, query: Query) -> Victim:
@@ -149,30 +167,25 @@ def attack_victim(
     if getattr(attack, "sees_start", False):
         raise ValueError(f"{type(attack).__name__} needs answers of the start, not of a released model")
     answers = answers_of(study, folder, finetuning)
-    shadows = Shadows(
+    shadows = ShadowAnswers(
         restricted(torch.stack([one.probabilities for one in answers])[:, victim.answered], study.queries.access),
         torch.stack([one.member for one in answers])[:, victim.answered],
     )
     return attack(shadows, restricted(victim.probabilities, study.queries.access), work)
 
 
-def _told(study: Study, finetuning: str, answers: list[ModelAnswers]) -> Mapping[str, object]:
-    """Return what else a result says: how it was finetuned, and how good the models were."""
-    settings = study.finetunings[finetuning]
-
-    def mean(values: list[float]) -> float:
-        return round(sum(values) / len(values), 4)
-
-    told: dict[str, object] = {
-        "finetuning": finetuning,
-        "moves": settings.moves,
-        "models": study.models,
-        "shadows": study.shadows or study.models - 1,
-        "downstream_accuracy": mean([one.accuracy for one in answers]),
-        "start_accuracy": mean([one.start_accuracies[0] for one in answers]),
-        "start_accuracy_outside": mean([one.start_accuracies[1] for one in answers]),
-    }
-    if settings.private is not None and settings.private.epsilon is not None:
-        told["epsilon"] = round(mechanism(settings.private).epsilon_after(1), 4)
-        told["delta"] = settings.private.delta
-    return told
+def _released(study: Study, finetuning: str, answers: list[ModelAnswers]) -> ReleasedModels:
+    """Return how good the models were."""
+    private = study.finetunings[finetuning].private
+    promised = private is not None and private.epsilon is not None
+    inside, outside = (fmean(one.start_accuracies[place] for one in answers) for place in (0, 1))
+    return ReleasedModels(
+        accuracy=over_seeds(
+            [Estimate(value=one.accuracy, low=one.accuracy, high=one.accuracy) for one in answers],
+            len(answers) * len(downstream_of(study).labels),
+        ),
+        start_accuracy=round(inside, 4),
+        start_accuracy_outside=round(outside, 4),
+        epsilon=round(mechanism(private).epsilon_after(1), 4) if private is not None and promised else None,
+        delta=private.delta if private is not None and promised else None,
+    )

@@ -3,38 +3,29 @@
 import json
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from metaleak.attacks.work import Work, map_here
-from metaleak.clients.device import torch_device
+from metaleak.attacks.work import Work
 from metaleak.clients.randomness import derived_seed
-from metaleak.deploy.config.nested import with_value
-from metaleak.deploy.config.plain_yaml import parse_yaml
-from metaleak.deploy.config.plugins import first_problem
-from metaleak.deploy.config.reading import read_yaml
-from metaleak.deploy.engines.ray_map import ray_map
-from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.pretraining.assessment import ask_victim, assess_study, attack_victim, planned
 from metaleak.deploy.pretraining.examples import downstream_of
 from metaleak.deploy.pretraining.over_http import HTTPQuery
-from metaleak.deploy.pretraining.shadow_models import make_models
+from metaleak.deploy.pretraining.reading import read_study
+from metaleak.deploy.pretraining.shadow_models import make_models, map_of_models
 from metaleak.deploy.pretraining.study import Study
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
 from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.schema import AttackResult
+from metaleak.deploy.results.study_file import STUDY_FILE
 from metaleak.deploy.simulate.run_directory import held, write_text
-
-_GO_ON = "the same command goes on from here"
 
 
 def study_command(
@@ -65,13 +56,11 @@ def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackR
     path.mkdir(parents=True, exist_ok=True)
     folder = path / "models"
     with held(path, "this study"), shown_progress() as progress:
-        write_text(path / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+        write_text(path / STUDY_FILE, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
         seed = derived_seed(study.seed, "attack")
         bar = progress.add_task("models", total=None)
-        with ExitStack() as up:
-            alone = here or torch_device(study.engine.device).type == "cuda"
-            mapped = map_here if alone else up.enter_context(ray_map(study.engine, _GO_ON))
-            make_models(study, folder, Work(seed, _with_speed(progress, bar), mapped))
+        with map_of_models(study, here) as mapped:
+            make_models(study, folder, Work(seed, shown_speed(progress, bar), mapped))
         attacks = progress.add_task("attacks", total=None)
         advance = Work(seed, lambda done, total: progress.update(attacks, completed=done, total=total))
         return assess_study(study, folder, path, advance)
@@ -102,40 +91,6 @@ def attack_over_http(study: Study, path: Path, url: str) -> list[str]:
     return [str(printable(line)) for line in lines]
 
 
-def read_study(file: Path, changes: tuple[str, ...] = ()) -> Study:
-    """Return the study in the YAML `file` after `changes` like `models=65`; raises `WrongUsage` in one line."""
-    plain: Any = read_yaml(file)
-    if not isinstance(plain, dict):
-        raise WrongUsage(f"{file}: must be a mapping of keys to values")
-    for change in changes:
-        path, equals, text = change.partition("=")
-        if not equals or not path:
-            raise WrongUsage(f"--set {change!r}: must be key=value, for example models=65")
-        try:
-            plain = with_value(plain, path, parse_yaml(text), f"--set {change!r}")
-        except yaml.YAMLError as error:
-            raise WrongUsage(f"--set {change!r}: the value is not YAML: {error}") from None
-    return study_from(plain, str(file))
-
-
-def study_from(plain: dict[str, Any], source: str) -> Study:
-    """Return the study that `plain` (parsed YAML) describes; a name is short for `{name: ...}`."""
-    plain = dict(plain)
-    if isinstance(plain.get("model"), str):
-        plain["model"] = {"name": plain["model"]}
-    attacks = plain.get("attacks")
-    if isinstance(attacks, list):
-        plain["attacks"] = [{"name": one} if isinstance(one, str) else one for one in attacks]
-    for key in ("pool", "downstream"):
-        part = plain.get(key)
-        if isinstance(part, dict) and isinstance(part.get("data"), str):
-            plain[key] = {**part, "data": {"name": part["data"]}}
-    try:
-        return Study.model_validate(plain)
-    except ValidationError as error:
-        raise WrongUsage(f"{source}: {first_problem(error, Study)}") from None
-
-
 def study_table(name: str, results: dict[str, AttackResult]) -> Table:
     """Return a row a result: AUC and true-positive rates with their intervals."""
     table = Table(title=Text(str(printable(name))))
@@ -150,7 +105,7 @@ def study_table(name: str, results: dict[str, AttackResult]) -> Table:
             Text(str(printable(key))),
             _interval(evaluation.auc),
             *("–" if rate is None else _interval(rate) for rate in rates),
-            f"{result.attack['downstream_accuracy']:.1%}",
+            f"{result.released.accuracy.value:.1%}" if result.released else "–",
         )
     return table
 
@@ -159,11 +114,14 @@ def _interval(estimate: Any) -> str:
     return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
-def _with_speed(progress: Shown, bar: Any) -> Callable[[int, int], None]:
-    """Return what shows how many models are made, and how many a minute."""
+def shown_speed(progress: Shown, bar: Any) -> Callable[[int, int], None]:
+    """Return what shows how many models are made, and how many a minute, from a call with none of them on."""
     began = time.monotonic()
 
     def show(done: int, total: int) -> None:
+        nonlocal began
+        if not done:
+            began = time.monotonic()
         speed = f", {done / (time.monotonic() - began) * 60:.1f} a minute" if done else ""
         progress.update(bar, description=f"models{speed}", completed=done, total=total)
 

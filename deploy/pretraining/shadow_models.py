@@ -1,6 +1,7 @@
 """The models of a study: pretrained, finetuned and asked, each once, wherever there is a core."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from metaleak.attacks.pretraining.query import Metered, Query, ask
 from metaleak.attacks.pretraining.training import augmented, train
-from metaleak.attacks.work import Work
+from metaleak.attacks.work import Map, Work, map_here
 from metaleak.clients.device import torch_device
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Model
 from metaleak.clients.randomness import keyed_generator
+from metaleak.deploy.engines.ray_map import ray_map
 from metaleak.deploy.pretraining.examples import Scale, downstream_of, members, points, pool_of, scale_of
 from metaleak.deploy.pretraining.finetuning import ReleasedModel, finetuned, with_statistics
 from metaleak.deploy.pretraining.kept import Kept
@@ -71,6 +73,16 @@ def make_models(study: Study, folder: Path, work: Work) -> int:
         done += made
         work.tell(done, total)
     return total
+
+
+@contextmanager
+def map_of_models(study: Study, here: bool = False) -> Iterator[Map]:
+    """Yield where models are made: on Ray, or with `here` and on a GPU in this process."""
+    if here or torch_device(study.engine.device).type == "cuda":
+        yield map_here
+        return
+    with ray_map(study.engine, "the same command goes on from here") as on_ray:
+        yield on_ray
 
 
 def answers_of(study: Study, folder: Path, finetuning: str) -> list[ModelAnswers]:

@@ -24,7 +24,8 @@ COLUMNS: Mapping[str, tuple[Any, str]] = {
     "cell": (_TEXT, "the cell's id: a hash of run and attack, the same in every call"),
     "status": (_TEXT, "`done`, `failed`, `not applicable` (not with this model or these defenses) or `waiting`"),
     "error": (_TEXT, "why, unless it is `done`"),
-    "data": (_TEXT, "data set"),
+    "data": (_TEXT, "data set; in a study of pretraining that of the pool"),
+    "downstream": (_TEXT, "in a study of pretraining the data set that models are finetuned on"),
     "model": (_TEXT, "model"),
     "model_settings": (_TEXT, "the model's settings, JSON"),
     "rule": (_TEXT, "meta-learning rule"),
@@ -39,7 +40,10 @@ COLUMNS: Mapping[str, tuple[Any, str]] = {
     "defenses": (_TEXT, "the defenses with all settings, JSON"),
     "attack": (_TEXT, "attack, empty for a run that is not attacked"),
     "attack_settings": (_TEXT, "the attack's settings, JSON"),
-    "asks": (_TEXT, "the set that is asked about, `query` or `support`"),
+    "asks": (
+        _TEXT,
+        "the set that is asked about, `query`, `support`, or `start`: the training behind released models",
+    ),
     "knows": (_TEXT, "the threat model: what the adversary holds beside what the server sees"),
     "round": (_WHOLE, "the first recorded round that is attacked"),
     "rounds": (_WHOLE, "recorded rounds that are attacked together"),
@@ -65,7 +69,11 @@ COLUMNS: Mapping[str, tuple[Any, str]] = {
     "tpr_0.01": (_NUMBER, "the same at 1 %"),
     "tpr_0.01_low": (_NUMBER, "lower end of its 95 % interval"),
     "tpr_0.01_high": (_NUMBER, "upper end"),
-    "accuracy": (_NUMBER, "adapted accuracy on held-out tasks, of the run's last measured round"),
+    "accuracy": (
+        _NUMBER,
+        "adapted accuracy on held-out tasks, of the run's last measured round; in a study of pretraining that of "
+        "released models on the downstream examples",
+    ),
     "accuracy_low": (_NUMBER, "lower end of its 95 % interval"),
     "accuracy_high": (_NUMBER, "upper end"),
     "bytes_per_learner": (_WHOLE, "bytes that carry one learner's defended meta-gradient"),
@@ -120,7 +128,8 @@ def _row(cell: Cell, row: Row) -> dict[str, Any]:
         "cell": cell.id,
         "status": cell.status,
         "error": cell.error,
-        **_named("data", config, settings=False),
+        "data": _data(config) or _data(config.get("pool")),
+        "downstream": _data(config.get("downstream")),
         **_named("model", config),
         **_named("rule", config),
         **{key: task.get(key) for key in ("ways", "shots", "queries")},
@@ -165,11 +174,17 @@ def _row(cell: Cell, row: Row) -> dict[str, Any]:
     return {name: plain[name] for name in COLUMNS}
 
 
-def _named(key: str, config: Mapping[str, Any], settings: bool = True) -> dict[str, Any]:
+def _named(key: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the name of a thing, and its settings as JSON."""
     plain = dict(config.get(key) or {})
     name = plain.pop("name", None)
-    return {key: name, f"{key}_settings": json.dumps(plain)} if settings else {key: name}
+    return {key: name, f"{key}_settings": json.dumps(plain)}
+
+
+def _data(config: object) -> Any:
+    """Return the name of the data set of an experiment or of a part of a study, `None` without one."""
+    data = config.get("data") if isinstance(config, Mapping) else None
+    return data.get("name") if isinstance(data, Mapping) else None
 
 
 def _interval(name: str, estimate: Estimate | Measure | None) -> dict[str, float | None]:

@@ -24,7 +24,7 @@ from metaleak.deploy.report.rows import (
     rate_text,
     rows_of,
 )
-from metaleak.deploy.report.settings import ASKED, Setting, condition_of_epsilon, knows, settings
+from metaleak.deploy.report.settings import Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.report.tables import LEVELS, bytes_text, epsilon_text
 from metaleak.deploy.report.verdict import verdict
 from metaleak.deploy.results.reading import AttackFiles, Results, RunResult, read
@@ -100,7 +100,6 @@ def render(result: Results, progress: Progress | None = None) -> str:
         rate_text=rate_text,
         bytes_text=bytes_text,
         epsilon_text=epsilon_text,
-        asked=ASKED,
         low_levels=LEVELS,
     )
 

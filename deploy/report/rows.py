@@ -78,6 +78,8 @@ class Row:
         if self.attack_result.mean_of > 1:
             return f"for this one mean of {self.attack_result.mean_of} learners"
         clusters = self.evaluation.clusters
+        if self.attack_result.asks == "start":
+            return f"{clusters} released models resampled"
         return "for this one learner" if clusters == 1 else f"{clusters} learners resampled"
 
     @property
@@ -92,8 +94,11 @@ class Row:
 
     @property
     def accuracy(self) -> Estimate | None:
-        """The run's last adapted accuracy, if it was measured."""
-        return self.run.accuracy if self.run else None
+        """The run's last adapted accuracy, or of a study's released models that on their task, if it was measured."""
+        if self.run and self.run.accuracy:
+            return self.run.accuracy
+        released = self.attack_result and self.attack_result.released
+        return released.accuracy if released else None
 
     @property
     def defense_name(self) -> str:

@@ -11,13 +11,22 @@ from metaleak.deploy.config.defense_words import RULE_STRUCTURE
 from metaleak.deploy.report.rows import Row, flattened, short_key
 from metaleak.deploy.results.schema import Cost, Privacy
 
-Asked = Literal["query", "support"]
-ASKED: tuple[Asked, ...] = ("query", "support")
+Asked = Literal["query", "support", "start"]
+_SETS: tuple[Asked, ...] = ("query", "support")
 
 _DEFENDING = ("name", "defenses", "attacks", "engine", "record", "evaluation")
 """Keys of an experiment that do not set one setting apart from another: `rule` does but for what protects in it."""
 
-_TITLED = ("model.name", "data.name", "task.ways", "task.shots", "task.queries", "partition.learners")
+_TITLED = (
+    "model.name",
+    "data.name",
+    "pool.data.name",
+    "downstream.data.name",
+    "task.ways",
+    "task.shots",
+    "task.queries",
+    "partition.learners",
+)
 
 
 _SECRET_NOISE = (
@@ -87,6 +96,7 @@ class Line:
             if row.headline
             and row.headline.name == measure
             and row.attack_result
+            and not row.attack_result.ceiling
             and asked in (None, row.attack_result.asks)
         ]
         return max(found, key=lambda one: one.leak, default=None)
@@ -109,6 +119,13 @@ class Setting:
         """The headlines of its attacks, the AUC first."""
         names = {row.headline.name for line in self.lines for row in line.rows if row.headline}
         return sorted(names, key=lambda name: (name != AUC, name))
+
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """What its attacks ask about: learners' sets, or the training behind released models alone, or all three."""
+        kinds = {row.attack_result.asks for line in self.lines for row in line.rows if row.attack_result}
+        start: tuple[Asked, ...] = ("start",) if "start" in kinds else ()
+        return start if start and kinds <= {"start"} else (*_SETS, *start)
 
     @property
     def other_measures(self) -> list[str]:
@@ -191,6 +208,9 @@ def _titles(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _about(flat: Mapping[str, str]) -> list[str]:
+    if "pool.data.name" in flat:
+        source, after = flat["pool.data.name"], flat.get("downstream.data.name", "data")
+        return [f"{flat.get('model.name', 'model')} on {source}, finetuned on {after}"]
     if not {"model.name", "data.name"} & set(flat):
         return ["record of another app"]
     model, data = flat.get("model.name", "model"), flat.get("data.name", "data")

@@ -6,7 +6,7 @@ from rich.text import Text
 from metaleak.attacks.evaluation.measures import tpr_at
 from metaleak.attacks.evaluation.membership import FPR_LEVELS
 from metaleak.deploy.report.rows import comparison_rows, level_text, measure_text, needs_text, rate_text, rows_of
-from metaleak.deploy.report.settings import ASKED, Asked, Found, Line, Setting, condition_of_epsilon, knows, settings
+from metaleak.deploy.report.settings import Asked, Found, Line, Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.results.reading import Results
 from metaleak.deploy.simulate.record_size import size_text
 
@@ -102,7 +102,7 @@ def _table(setting: Setting) -> Table:
     table = Table(title=setting.title)
     levels = " / ".join(level_text(level).removesuffix(" %") for level in LEVELS)
     columns = ["defense", "bytes", "accuracy"]
-    for asked in ASKED:
+    for asked in setting.asked:
         columns += [f"{asked}: AUC", f"TPR % at {levels} % FPR"]
     columns += setting.other_measures
     for column in (*columns, "epsilon"):
@@ -120,7 +120,7 @@ def _table(setting: Setting) -> Table:
             bytes_text(line),
             "\n".join(rate_text(line.accuracy, percent=True)) if line.accuracy else "–",
         ]
-        for asked in ASKED:
+        for asked in setting.asked:
             cells += [_strongest(line.strongest(asked)), tpr_text(line, asked)]
         cells += [_strongest(line.strongest(measure=name)) for name in setting.other_measures]
         table.add_row(*cells, Text(epsilon_text(line), style="bold red" if broken else ""), end_section=True)

@@ -23,6 +23,7 @@ from metaleak.deploy.results.arrays import (
 )
 from metaleak.deploy.results.json_file import first_complaint, read_json
 from metaleak.deploy.results.schema import AttackResult, Cell, Round, RunState, SuiteState
+from metaleak.deploy.results.study_file import STUDY_FILE, described_study
 from metaleak.server.record.plain_file import is_plain, naming, plain_folders, read_plain
 
 MAX_METRICS_FILE = 64 * MEGABYTE
@@ -145,7 +146,8 @@ def read_suite(path: Path) -> SuiteResult:
 def read_run(root: Path, inside: str = "") -> RunResult:
     """Return the run in the directory `root`, or `inside` it; missing parts are empty.
 
-    A directory that holds nothing but attacks, as those on the record of another app, counts as a run that is done.
+    A directory that holds nothing but attacks, as those on the record of another app, counts as a run that is done,
+    and so does a study of pretraining.
 
     Raises `ValueError` for a damaged part, and for one that is a link or lies behind one.
     """
@@ -153,20 +155,25 @@ def read_run(root: Path, inside: str = "") -> RunResult:
     if not path.is_dir():
         raise ValueError(f"{path}: no such directory")
     state = read_json(root, _name(inside, "run.json"), RunState)
-    written = _bytes(root, _name(inside, "experiment.yaml"), MAX_FILE)
+    studied = not is_plain(root, _name(inside, "experiment.yaml")) and is_plain(root, _name(inside, STUDY_FILE))
+    file = STUDY_FILE if studied else "experiment.yaml"
+    written = _bytes(root, _name(inside, file), MAX_FILE)
+    if studied:
+        state = RunState(status="done")
     attacks = plain_folders(root, _name(inside, "attacks"), MAX_ATTACKS)
     if state is None and written is None:
         if not attacks:
             raise ValueError(
-                f"{path}: neither a run (run.json, experiment.yaml) nor a suite ({SUITE_FILE}) nor attacks"
+                f"{path}: neither a run (run.json, experiment.yaml) nor a study ({STUDY_FILE}) nor a suite "
+                f"({SUITE_FILE}) nor attacks"
             )
         # The record of another app: nobody but the app knows how its training went.
         state = RunState(status="done")
     state, written = state or RunState(), written or b""
-    config = yaml_from(written, path / "experiment.yaml")
+    config = in_long_form(yaml_from(written, path / file), str(path / file))
     return RunResult(
         path=path,
-        config=in_long_form(config, str(path / "experiment.yaml")),
+        config=described_study(config) if studied else config,
         config_text=written.decode(),
         state=state,
         rounds=_rounds(root, _name(inside, "metrics.jsonl"), finished=state.status == "done"),

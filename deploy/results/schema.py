@@ -140,18 +140,35 @@ class Cost(Written):
     dense_bytes: Count
 
 
+class ReleasedModels(Written):
+    """How good the models of a study of pretraining are, on average over them.
+
+    `accuracy` is that of the released models on the downstream examples, `start_accuracy` that of their starts on
+    what each was pretrained on, and `start_accuracy_outside` on the rest of the pool. `epsilon` at `delta` is what a
+    private finetuning promises the downstream examples; it promises those behind the start nothing.
+    """
+
+    accuracy: Estimate
+    start_accuracy: Fraction
+    start_accuracy_outside: Fraction
+    epsilon: Epsilon | None = None
+    delta: Fraction | None = None
+
+
 class AttackResult(Written):
     """`attack.json`: what one attack on one run was, and what it found.
 
     `attack` and `targets` are its settings, defaults included; `rounds` recorded rounds from `round` on were attacked
-    together, and `mean_of` learners were seen in a mean alone (1: each by itself). `evaluation` is there for an
+    together, and `mean_of` learners were seen in a mean alone (1: each by itself). It `asks` about learners' query or
+    support sets, or, of released models, about the training of their `start`. `evaluation` is there for an
     attack that asks for membership, with the AUC of each of its `statistics` by itself, taking small values for
-    "member". `measured` is what else was measured, such as how much reconstructions resemble the truth.
+    "member". `measured` is what else was measured, such as how much reconstructions resemble the truth. A `ceiling`
+    is given more than any adversary has: it is shown beside the attacks and is never the strongest of them.
     """
 
     attack: dict[str, Any] = {}
     targets: dict[str, Any] = {}
-    asks: Literal["query", "support"] | None = None
+    asks: Literal["query", "support", "start"] | None = None
     round: int | None = None
     rounds: int | None = None
     mean_of: Annotated[int, Field(ge=1)] = 1
@@ -162,6 +179,8 @@ class AttackResult(Written):
     cost: Cost | None = None
     statistics: dict[str, Estimate] = {}
     measured: Annotated[tuple[Measure, ...], Field(max_length=100)] = ()
+    ceiling: bool = False
+    released: ReleasedModels | None = None
 
     @property
     def measures(self) -> tuple[Measure, ...]:

@@ -24,7 +24,7 @@ from metaleak.deploy.suites.worker_pool import RayWorkers, Workers
 from metaleak.server.record.whole_file import remove_parts
 
 _LOOK_SECONDS = 0.5
-_WRITTEN = ("suite.json", "suite.yaml", "leaderboard.parquet", "leaderboard.json")
+WRITTEN = ("suite.json", "suite.yaml", "leaderboard.parquet", "leaderboard.json")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def benchmark(
     experiments = suite.experiments(changes)
     out.mkdir(parents=True, exist_ok=True)
     with held(out, "this suite"):
-        remove_parts(out, _WRITTEN)
+        remove_parts(out, WRITTEN)
         planned = plan(experiments, out)
         write_text(out / "suite.yaml", yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False))
         going = _Going(planned, lambda cells: _write(out, suite, cells))

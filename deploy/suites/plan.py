@@ -48,7 +48,7 @@ def plan(experiments: list[Experiment], out: Path) -> Plan:
     jobs: dict[Key, Job] = {}
     # Once for each: whatever it asks about is built for it.
     resolved = [experiment.resolved() for experiment in experiments]
-    for experiment, plain, label in zip(experiments, resolved, _labels(resolved), strict=True):
+    for experiment, plain, label in zip(experiments, resolved, labels(resolved), strict=True):
         run = f"runs/{simulation_key(plain)}"
         path = out.resolve() / run
         attacks = {
@@ -94,7 +94,7 @@ def _attack_key(experiment: Experiment, attack: Plugin) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _labels(resolved: list[dict[str, Any]]) -> list[str]:
+def labels(resolved: list[dict[str, Any]]) -> list[str]:
     """Return what tells each experiment from the others: its defenses, and whatever else the suite varies."""
     described = [dict(_flat(plain)) for plain in resolved]
     everywhere = set.intersection(*(set(flat.items()) for flat in described)) if described else set()

@@ -5,7 +5,7 @@
 
 Each line is one result: a case, an attack, a seed. `--combine` makes tables of any number of such files, with
 intervals over seeds. `--models FOLDER` keeps the models, so that a second call trains only what is missing.
- Without a GPU a seed of `cifar10` takes about six minutes on a core.
+Without a GPU a seed of `cifar10` takes about six minutes on a core.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from metaleak.attacks.evaluation.intervals import Estimate, over_seeds
 from metaleak.attacks.work import Work
 from metaleak.deploy.pretraining.assessment import assess_study
-from metaleak.deploy.pretraining.command import study_from
+from metaleak.deploy.pretraining.reading import study_from
 from metaleak.deploy.pretraining.shadow_models import make_models
 
 ATTACKS = "metaleak.attacks.pretraining."
@@ -125,11 +125,13 @@ def cases(group: str) -> list[tuple[str, dict]]:
     raise SystemExit(f"no group {group!r}: cifar10, tmi, finetuning, fashion or augmented")
 
 
-def lines(group: str, seed: int, smaller: dict, kept: str | None) -> None:
-    """Print a line a result of one seed."""
+def lines(group: str, seed: int, smaller: dict, kept: str | None, only: str) -> None:
+    """Print a line a result of one seed, of the studies in whose name `only` is."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = kept or temporary
         for name, plain in cases(group):
+            if only not in name:
+                continue
             began = time.monotonic()
             study = study_from({**plain, **smaller, "seed": seed, "name": name}, name)
             models = make_models(study, Path(folder) / "models", Work())
@@ -148,10 +150,10 @@ def lines(group: str, seed: int, smaller: dict, kept: str | None) -> None:
                     "tpr": one_percent.model_dump() if one_percent else None,
                     "targets": evaluation.members + evaluation.non_members,
                     "members": evaluation.members,
-                    "downstream": found.attack["downstream_accuracy"],
-                    "start": found.attack["start_accuracy"],
-                    "start_outside": found.attack["start_accuracy_outside"],
-                    "epsilon": found.attack.get("epsilon"),
+                    "downstream": found.released.accuracy.value,
+                    "start": found.released.start_accuracy,
+                    "start_outside": found.released.start_accuracy_outside,
+                    "epsilon": found.released.epsilon,
                     "models": models,
                     "seconds_models": round(made, 1),
                     "seconds_attack": found.seconds,
@@ -216,9 +218,10 @@ if __name__ == "__main__":
     parser.add_argument("--combine", nargs="+", metavar="FILE")
     parser.add_argument("--models", metavar="FOLDER")
     parser.add_argument("--smaller", type=json.loads, default={}, help="changes of the studies, to try it out")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the studies in whose name it is")
     given = parser.parse_args()
     if given.combine:
         combine(given.combine)
     else:
         for one_seed in given.seeds:
-            lines(given.group, one_seed, given.smaller, given.models)
+            lines(given.group, one_seed, given.smaller, given.models, given.only)

@@ -20,7 +20,7 @@ from pretraining_tables import LIRA, RATIO, WHITE_BOX, attack_name
 
 from metaleak.attacks.work import Work
 from metaleak.deploy.pretraining.assessment import assess_study
-from metaleak.deploy.pretraining.command import study_from
+from metaleak.deploy.pretraining.reading import study_from
 from metaleak.deploy.pretraining.shadow_models import make_models
 
 
@@ -76,9 +76,9 @@ def main(given: argparse.Namespace) -> None:
                     "tpr": evaluation.tpr["0.01"].model_dump(),
                     "targets": evaluation.members + evaluation.non_members,
                     "members": evaluation.members,
-                    "downstream": found.attack["downstream_accuracy"],
-                    "start": found.attack["start_accuracy"],
-                    "start_outside": found.attack["start_accuracy_outside"],
+                    "downstream": found.released.accuracy.value,
+                    "start": found.released.start_accuracy,
+                    "start_outside": found.released.start_accuracy_outside,
                     "seconds_models": round(time.monotonic() - began, 1),
                     "device": "CPU",
                 }

@@ -172,7 +172,7 @@ def test_trouble_is_one_line_and_exit_code_1(capsys, tmp_path, run, arguments, s
             ("attack", "{run}", "query", "--set", "targets.round=9"),
             "targets.round: must be one of the 2 recorded rounds",
         ),
-        (("benchmark", "{small}"), "allowed are base, grid, name"),
+        (("benchmark", "{small}"), "allowed are base, grid, kind, name"),
         (("benchmark", "absent.yaml"), "absent.yaml: No such file"),
     ],
 )

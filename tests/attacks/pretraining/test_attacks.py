@@ -5,7 +5,7 @@ import torch
 from scipy.stats import rankdata
 
 from metaleak.attacks.pretraining.adapted_lira import AdaptedLiRA
-from metaleak.attacks.pretraining.evidence import PretrainingAttack, Shadows, clipped_log_odds
+from metaleak.attacks.pretraining.evidence import PretrainingAttack, ShadowAnswers, clipped_log_odds
 from metaleak.attacks.pretraining.gaussian_ratio import GaussianRatio, fitted, gaussian_ratio
 from metaleak.attacks.pretraining.global_classifier import GlobalClassifier
 from metaleak.attacks.pretraining.relative_confidence import RelativeConfidence
@@ -45,12 +45,12 @@ def auc(scores, member):
 def test_members_that_answer_otherwise_are_told(attack):
     assert isinstance(attack, PretrainingAttack)
     probabilities, member = answered(17, 1.0, 1)
-    shadows = Shadows(probabilities[1:], member[1:])
+    shadows = ShadowAnswers(probabilities[1:], member[1:])
     scores = attack(shadows, probabilities[0], Work(3))
     assert auc(scores, member[0]) > 0.65
     assert torch.equal(scores, attack(shadows, probabilities[0], Work(3)))
     nothing, truth = answered(17, 0.0, 2)
-    assert abs(auc(attack(Shadows(nothing[1:], truth[1:]), nothing[0], Work(3)), truth[0]) - 0.5) < 0.12
+    assert abs(auc(attack(ShadowAnswers(nothing[1:], truth[1:]), nothing[0], Work(3)), truth[0]) - 0.5) < 0.12
 
 
 def test_the_ratio_is_that_of_two_gaussian_densities():
@@ -72,7 +72,7 @@ def test_shrinking_helps_where_shadows_are_few():
     for seed in range(8):
         probabilities, member = answered(7, 0.25, seed)
         scores = [
-            GaussianRatio(shrunken=one)(Shadows(probabilities[1:], member[1:]), probabilities[0], Work())
+            GaussianRatio(shrunken=one)(ShadowAnswers(probabilities[1:], member[1:]), probabilities[0], Work())
             for one in (True, False)
         ]
         gains.append(auc(scores[0], member[0]) - auc(scores[1], member[0]))
@@ -82,29 +82,29 @@ def test_shrinking_helps_where_shadows_are_few():
 def test_a_point_without_shadows_of_one_kind_has_no_score_and_too_few_shadows_are_refused():
     probabilities, member = answered(9, 1.0, 1)
     member[:, 0] = True
-    shadows = Shadows(probabilities[1:], member[1:])
+    shadows = ShadowAnswers(probabilities[1:], member[1:])
     for attack in (GaussianRatio(), AdaptedLiRA(), GlobalClassifier()):
         assert float(attack(shadows, probabilities[0], Work())[0]) == 0
     with pytest.raises(ValueError, match="at least 3 shadow models are needed, got 2"):
-        GaussianRatio()(Shadows(probabilities[:2], member[:2]), probabilities[0], Work())
+        GaussianRatio()(ShadowAnswers(probabilities[:2], member[:2]), probabilities[0], Work())
     with pytest.raises(ValueError, match="no point is in the training set of some"):
-        GaussianRatio()(Shadows(probabilities, torch.ones_like(member)), probabilities[0], Work())
+        GaussianRatio()(ShadowAnswers(probabilities, torch.ones_like(member)), probabilities[0], Work())
 
 
 def test_several_queries_a_point_are_used_and_certainty_stays_finite():
     probabilities, member = answered(17, 0.5, 4, queries=8)
-    shadows, victim = Shadows(probabilities[1:], member[1:]), probabilities[0]
+    shadows, victim = ShadowAnswers(probabilities[1:], member[1:]), probabilities[0]
     one = auc(GaussianRatio()(shadows, victim, Work()), member[0])
     for queries in ("mean", "joint"):
         assert auc(GaussianRatio(queries=queries)(shadows, victim, Work()), member[0]) > one
     certain = torch.zeros_like(probabilities)
     certain[..., 0] = 1
     for attack in ATTACKS:
-        assert attack(Shadows(certain[1:], member[1:]), certain[0], Work()).isfinite().all()
+        assert attack(ShadowAnswers(certain[1:], member[1:]), certain[0], Work()).isfinite().all()
 
 
 def test_the_ceiling_is_told_the_start_and_says_so():
     probabilities, member = answered(17, 1.0, 1)
-    scores = WhiteBoxLiRA()(Shadows(probabilities[1:, ..., :1], member[1:]), probabilities[0, ..., :1], Work())
+    scores = WhiteBoxLiRA()(ShadowAnswers(probabilities[1:, ..., :1], member[1:]), probabilities[0, ..., :1], Work())
     assert auc(scores, member[0]) > 0.75
     assert WhiteBoxLiRA().sees_start

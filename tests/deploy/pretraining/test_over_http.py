@@ -14,9 +14,10 @@ from metaleak.attacks.pretraining.query import Metered, ask
 from metaleak.attacks.pretraining.white_box import WhiteBoxLiRA
 from metaleak.attacks.work import Work
 from metaleak.deploy.pretraining.assessment import ask_victim, attack_victim
-from metaleak.deploy.pretraining.command import attack_over_http, study_from
+from metaleak.deploy.pretraining.command import attack_over_http
 from metaleak.deploy.pretraining.examples import points, pool_of
 from metaleak.deploy.pretraining.over_http import HTTPQuery
+from metaleak.deploy.pretraining.reading import study_from
 from metaleak.deploy.pretraining.shadow_models import answers_of, make_models
 
 STUDY = {

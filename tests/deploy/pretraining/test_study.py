@@ -9,8 +9,9 @@ import torch
 from metaleak.clients.models import MLP
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.pretraining import shadow_models
-from metaleak.deploy.pretraining.command import run_study, study_from
+from metaleak.deploy.pretraining.command import run_study
 from metaleak.deploy.pretraining.finetuning import ReleasedModel, mechanism
+from metaleak.deploy.pretraining.reading import read_study, study_from
 from metaleak.deploy.pretraining.shadow_models import answers_of, in_turn
 from metaleak.deploy.pretraining.study import PrivateSteps
 from metaleak.deploy.results.reading import read_run
@@ -54,8 +55,13 @@ def test_a_study_is_made_attacked_and_read_like_a_run(tmp_path):
     found = results["WhiteBoxLiRA"]
     assert found.evaluation.members + found.evaluation.non_members == 3 * 60
     assert found.evaluation.clusters == 3
-    assert found.attack["start_accuracy"] > found.attack["start_accuracy_outside"]
-    read = {attack.name: attack for attack in read_run(tmp_path).attacks}
+    assert found.asks == "start"
+    assert found.released.start_accuracy > found.released.start_accuracy_outside
+    run = read_run(tmp_path)
+    assert run.state.status == "done"
+    assert run.config["finetuning"]["moves"] == "head"
+    assert run.config["defenses"] == []
+    read = {attack.name: attack for attack in run.attacks}
     assert read["WhiteBoxLiRA"].result == found
     assert len(read["GaussianRatio"].scores) == 180
     columns = pyarrow.parquet.read_table(tmp_path / "attacks/GaussianRatio/scores.parquet").column_names
@@ -123,6 +129,13 @@ def test_models_made_side_by_side_are_those_made_alone(tmp_path):
         assert torch.equal(one.member, other.member)
 
 
+def test_a_change_reaches_into_what_the_file_gives_by_its_short_name(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("pool: {data: mnist-5k}\nmodel: mlp\n")
+    found = read_study(file, ("pool.data.name=digits", "model.hidden=[4]", "models=9"))
+    assert (found.pool.data.name, found.model.settings, found.models) == ("digits", {"hidden": [4]}, 9)
+
+
 def test_every_victim_has_shadows_of_its_own_and_is_none_of_them():
     turns = dict(in_turn(study(shadows=4)))
     assert list(turns) == [0, 1, 2]
@@ -135,7 +148,7 @@ def test_every_victim_has_shadows_of_its_own_and_is_none_of_them():
 def test_private_finetuning_is_accounted_and_runs(tmp_path, moves):
     private = {"epsilon": 2.0, "steps": 4}
     results = run_study(study(finetunings={"dp": {"moves": moves, "private": private}}), tmp_path, here=True)
-    assert results["GaussianRatio"].attack["epsilon"] == pytest.approx(2.0, abs=1e-3)
+    assert results["GaussianRatio"].released.epsilon == pytest.approx(2.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 4.0])

@@ -256,7 +256,7 @@ def test_labels_say_what_the_suite_varies(tmp_path, benchmark):
         ("[1]", "must be a mapping"),
         ("grid: {defenses: 3}", "grid.defenses"),
         ("base: {}\nbananas: 1", "bananas"),
-        ("grids: {ways: [2]}", "grids: unknown key 'grids', did you mean 'grid'? Allowed are base, grid, name"),
+        ("grids: {ways: [2]}", "grids: unknown key 'grids', did you mean 'grid'? Allowed are base, grid, kind, name"),
         ("grid: {learner: [3]}", "grid: unknown key 'learner', did you mean 'learners'? Allowed are"),
         ("grid: {learners: [nope]}", "partition.learners"),
         ("grid: {ways: []}", "grid.ways: must have at least one value"),
