@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.attacks.attack import Progress, Reconstructions
+from metaleak.attacks.layerwise.batches.recovery import Batch, recover
 from metaleak.attacks.layerwise.explanation import explain
-from metaleak.attacks.layerwise.spear import Batch, recover
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.models import (

@@ -25,7 +25,7 @@ import measuring
 from local_grid import local_simulate
 
 from metaleak.attacks.evaluation.similarity import similarity
-from metaleak.attacks.layerwise.spear import recover
+from metaleak.attacks.layerwise.batches.recovery import recover
 from metaleak.attacks.layerwise.spear_attack import Spear
 from metaleak.clients.datasets import MNIST
 from metaleak.clients.episode import Episode
