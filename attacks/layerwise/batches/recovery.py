@@ -38,9 +38,6 @@ _MOST = 40
 _SWEEPS = 6
 """How often columns are looked for by way of examples in their range at most."""
 
-_PROGRAMS = 12
-"""Linear programs that are solved for each number of columns that may be missing."""
-
 _OUTSIDE = 1e-3
 """By how much a recovered example may leave the range of examples: rounding does not bring it further."""
 
@@ -105,6 +102,7 @@ def recover(
     low: float | Tensor = 0.0,
     high: float | Tensor = 1.0,
     samples: int = 400_000,
+    programs: int = 12,
     seed: int = 0,
 ) -> Batch:
     """Return the examples behind `gradient (m, n)` and `bias_gradient (m,)` of a layer that ReLU follows.
@@ -113,8 +111,9 @@ def recover(
     number or one an input `(n,)`.
     `samples` random subsets of units are tried at most: with b examples one in about 2^(b-1) shows a column, and none
     is tried where 2^(b-1) is more than 1000 times `samples`. Columns that they leave open are looked for by way of
-    examples in the range, see `in_range`. Ends when all examples are found and lie in the range. With more than 40
-    examples nothing is tried, and nothing is returned.
+    examples in the range, see `in_range`, by `programs` linear programs for each number that may be missing. Ends
+    when all examples are found and lie in the range. With more than 40 examples nothing is tried, and nothing is
+    returned.
     """
     matrix = torch.cat([gradient, bias_gradient[:, None]], dim=1).double()
     spectrum = Spectrum.of(matrix, most)
@@ -127,12 +126,14 @@ def recover(
     if 2 ** (spectrum.rank - 1) > _HOPELESS * samples:
         samples = 0
     pool, before = Pool.empty(spectrum), _nothing(gradient)
-    for sweep in range(max(_SWEEPS, ceil(samples / batch))):
+    for sweep in range(max(_SWEEPS if programs else 1, ceil(samples / batch))):
         if sweep * batch < samples:
             drawn = separated(spectrum, min(batch, samples - sweep * batch), generator)
             pool = pool.joined(Pool.of(spectrum, drawn, sent))
-        if sweep < _SWEEPS:
-            pool = _extended(spectrum, pool, sent, least, largest, generator)
+            if programs:
+                before = _best(spectrum, pool, sent, least, largest)
+        if programs and sweep < _SWEEPS:
+            pool = _extended(spectrum, pool, sent, least, largest, programs, generator)
         best = _best(spectrum, pool, sent, least, largest)
         if best.fits and best.same(before):
             break
@@ -141,7 +142,13 @@ def recover(
 
 
 def _extended(
-    spectrum: Spectrum, pool: Pool, sent: Tensor, low: Tensor, high: Tensor, generator: torch.Generator
+    spectrum: Spectrum,
+    pool: Pool,
+    sent: Tensor,
+    low: Tensor,
+    high: Tensor,
+    programs: int,
+    generator: torch.Generator,
 ) -> Pool:
     """Return the pool with columns that are found by way of examples in the range.
 
@@ -153,7 +160,7 @@ def _extended(
         places = _independent(pool.candidates.columns, spectrum.rank)
         if spectrum.rank - missing <= len(places):
             known = pool.candidates.columns[places[: spectrum.rank - missing]]
-            found = by_examples(spectrum, known, sent, low, high, _PROGRAMS, generator)
+            found = by_examples(spectrum, known, sent, low, high, programs, generator)
             if len(found.columns):
                 pool = pool.joined(Pool.of(spectrum, found, sent))
         missing = min(missing - 1, int(missing / 1.3))
