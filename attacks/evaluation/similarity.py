@@ -12,8 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
 from metaleak.attacks.evaluation.intervals import expanded_interval
+from metaleak.attacks.evaluation.lpips import Lpips
 from metaleak.attacks.evaluation.measures import Measure
 from metaleak.attacks.evaluation.rouge import rouge_l, rouge_n
+from metaleak.attacks.evaluation.ssim import ssim
 
 Floats = NDArray[np.float64]
 
@@ -41,15 +43,19 @@ def similarity(
     resamples: int = 1000,
     seed: int = 0,
     padding: int | None = None,
+    lpips: Lpips | None = None,
 ) -> tuple[Pairing, tuple[Measure, ...]]:
     """Return the pairing of examples `made (L, n, ...)` with `held (L, m, ...)`, of L learners, and its measures.
 
-    Images, the modality `image`, are in [0, 1]. They are alike by their peak signal-to-noise ratio in decibels, the
-    peak being 1, whose mean is the headline; pairs are chosen for the least sum of squared errors. A true image that
-    nothing is paired with is compared with one of medium gray. Sequences `(T,)` of `tokens` are alike by the part of
-    tokens that are equal at the same place, whose mean is the headline; one that nothing is paired with has none. Of
-    sentences, of which a `padding` token is known, the places where both have it do not count, and ROUGE-1, ROUGE-2
-    and ROUGE-L are measured, too; the special tokens around a sentence are tokens as the others.
+    Images `(C, H, W)`, the modality `image`, are in [0, 1]. They are alike by their peak signal-to-noise ratio in
+    decibels, the peak being 1, whose mean is the headline; pairs are chosen for the least sum of squared errors. SSIM
+    and, with its weights and of images of 1 or 3 channels, LPIPS are of reconstructions clipped to [0, 1]. A true
+    image that nothing is paired with is compared with one of medium gray.
+
+    Sequences `(T,)` of `tokens` are alike by the part of tokens that are equal at the same place, whose mean is the
+    headline; one that nothing is paired with has none. Of sentences, of which a `padding` token is known, the places
+    where both have it do not count, and ROUGE-1, ROUGE-2 and ROUGE-L are measured, too; the special tokens around a
+    sentence are tokens as the others.
 
     Intervals are 95 %, see `intervals.expanded_interval`, over learners, or over the examples of a single one. Raises
     `ValueError` for another modality, and for shapes or values that do not fit.
@@ -61,13 +67,22 @@ def similarity(
         return Measure(name=name, value=value, low=low, high=high, headline=headline, higher_leaks=higher_leaks)
 
     if modality == "image":
+        if np.ndim(held) != 5:
+            raise ValueError(f"images {np.shape(held)} must be (learners, images, channels, height, width)")
         partner, squared = _paired(made, held, _squared_errors, _squared_errors_of_gray)
         with np.errstate(divide="ignore"):
             decibels = np.minimum(LARGEST_PSNR, -10 * np.log10(squared))
-        return Pairing(partner, decibels), (
+        true = np.asarray(held, np.float64)
+        ours = _images_beside(np.asarray(made, np.float64), partner)
+        found = [
             measure("PSNR", decibels, headline=True),
             measure("mean squared error", squared, higher_leaks=False),
-        )
+            measure("SSIM", ssim(ours, true)),
+        ]
+        if lpips is not None and true.shape[2] in (1, 3):
+            distances = lpips(ours.reshape(-1, *true.shape[2:]), true.reshape(-1, *true.shape[2:]))
+            found.append(measure("LPIPS", distances.reshape(partner.shape), higher_leaks=False))
+        return Pairing(partner, decibels), tuple(found)
     if modality == "tokens":
 
         def different_parts(ours: Floats, true: Floats) -> Floats:
@@ -90,6 +105,13 @@ def _squared_errors(ours: Floats, true: Floats) -> Floats:
 
 def _squared_errors_of_gray(true: Floats) -> Floats:
     return np.asarray(((true - 0.5) ** 2).mean(axis=-1))
+
+
+def _images_beside(made: Floats, partner: NDArray[np.int64]) -> Floats:
+    """Return what each true image is compared with, clipped to [0, 1]: its partner, or gray."""
+    found = made[np.arange(len(made))[:, None], partner.clip(min=0)] if made.shape[1] else np.zeros(())
+    there = (partner >= 0)[..., None, None, None]
+    return np.asarray(np.where(there, found, 0.5)).clip(0, 1)
 
 
 def _parts_different(ours: Floats, true: Floats, padding: int | None) -> Floats:

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from metaleak.attacks.attack import Progress, Reconstructions
+from metaleak.attacks.layerwise.batches.recovery import Batch, recover
 from metaleak.attacks.layerwise.explanation import explain
-from metaleak.attacks.layerwise.spear import Batch, recover
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.models import (
@@ -36,11 +36,13 @@ class Spear(BaseModel):
     From a plain gradient (FedSGD) it recovers the batch, from second-order meta-gradients support and query examples
     together; with first-order rules the query set alone, for the support set does not enter. All that were recovered
     are returned, those of the asked set first as far as they can be told: support examples fit the parameters that
-    were sent, query examples the adapted ones, and those of the other set have half the confidence. `samples`
-    subsets of units are tried for a learner at most; the number that is needed doubles with every example, and none
-    is tried where that is hopeless: where 2^(b-1), b the number of examples, is more than 1000 times `samples` (see
-    `spear.recover`). Examples are expected in [0, 1], or to leave it by `beyond` at most, as noise on them makes
-    them do: what is recovered is what entered the gradient, noise included.
+    were sent, query examples the adapted ones, and those of the other set have half the confidence.
+
+    `samples` random subsets of units are tried for a learner at most; the number that is needed doubles with every
+    example. What they leave open is looked for by way of examples in their range, of up to 40 examples a learner, by
+    `programs` linear programs for each number that may be missing (see `batches.recovery`). Examples are expected in
+    [0, 1], or to leave it by `beyond` at most, as noise on them makes them do: what is recovered is what entered the
+    gradient, noise included.
 
     A confidence of 1 says that the example is confirmed: all together have, with labels and sets that are found, the
     meta-gradient that was sent, and this one contributes to it (see `explanation`); 0.5 says the same of an example
@@ -53,6 +55,7 @@ class Spear(BaseModel):
 
     asks: Literal["query", "support"] = "query"
     samples: Annotated[int, Field(ge=1, le=10**9)] = 400_000
+    programs: Annotated[int, Field(ge=0, le=10_000)] = 12
     beyond: Annotated[float, Field(ge=0, le=100)] = 0.0
 
     @property
@@ -96,6 +99,7 @@ class Spear(BaseModel):
                 low=torch.minimum(low, high),
                 high=torch.maximum(low, high),
                 samples=self.samples,
+                programs=self.programs,
                 seed=seed,
             )
             examples, surely = self._arranged(

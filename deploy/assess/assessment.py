@@ -16,6 +16,7 @@ from metaleak.deploy.assess.applicability import reason_against
 from metaleak.deploy.assess.kept_parts import KeptParts, is_unfinished
 from metaleak.deploy.assess.membership import Asked, ask_membership
 from metaleak.deploy.assess.observe import Attacked
+from metaleak.deploy.assess.perceptual import perceptual_distance
 from metaleak.deploy.assess.privacy import message_cost, with_audit
 from metaleak.deploy.assess.reconstruction import Rebuilt, rebuild
 from metaleak.deploy.assess.released_models import assess_released
@@ -71,8 +72,10 @@ def assess(
     attacked = _attacked(run, experiment)
     engine = experiment.engine
     device = torch_device(engine.device if getattr(made, "on_any_device", False) else "cpu")
-    # Before the attack: where the audit fails, nothing that took long is lost.
+    # Before the attack: where these fail, nothing that took long is lost.
     audited = run_audit(experiment, made.asks) if isinstance(made, AsksMembership) else None
+    rebuilds = isinstance(made, Reconstructs) and targets.learners
+    lpips = perceptual_distance(targets.lpips, attacked.federation.data) if rebuilds else None
     # Not the experiment's own seed, from which the truth could be rebuilt.
     seed = derived_seed(experiment.seed, "attack")
     advance = within_hours(progress, engine.longest_hours, _lowers(made))
@@ -88,7 +91,7 @@ def assess(
             releases, whole = experiment.releases(attacked.rounds[-1]), experiment.releases()
             asked = ask_membership(made, attacked, targets, releases, whole, seed, device, kept, advance)
         if isinstance(made, Reconstructs) and targets.learners:
-            rebuilt = rebuild(made, attacked, targets.learners, seed, device, advance)
+            rebuilt = rebuild(made, attacked, targets.learners, seed, device, advance, lpips)
     result = AttackResult(
         attack=attack.resolved("attacks"),
         targets=targets.model_dump(mode="json"),

@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from metaleak.attacks.attack import Progress, Reconstructs
+from metaleak.attacks.evaluation.lpips import Lpips
 from metaleak.attacks.evaluation.measures import Measure
 from metaleak.attacks.evaluation.similarity import similarity
 from metaleak.attacks.rounds import ReconstructsOverRounds
@@ -57,10 +58,12 @@ def rebuild(
     seed: int,
     device: torch.device,
     progress: Progress | None = None,
+    lpips: Lpips | None = None,
 ) -> Rebuilt:
     """Return what `attack` rebuilds of at most `most` learners, drawn at random, that answered in the first round.
 
-    From all of the rounds where it sees several and learners hold the same sets in each, else from the first.
+    From all of the rounds where it sees several and learners hold the same sets in each, else from the first. With
+    `lpips` that distance of images is measured, too.
     Raises `ValueError` when its reconstructions are not those of the learners' kind of examples.
     """
     federation, round = attacked.federation, attacked.rounds[0]
@@ -84,7 +87,9 @@ def rebuild(
             f"{tuple(made.examples.shape[:2])} examples"
         )
     data = federation.examples()
-    pairing, measures = similarity(data.modality, made.examples.numpy(), held.numpy(), padding=data.padding)
+    pairing, measures = similarity(
+        data.modality, made.examples.numpy(), held.numpy(), padding=data.padding, lpips=lpips
+    )
     partner = torch.from_numpy(pairing.partner)
     rows = torch.arange(len(chosen))[:, None]
     found = partner >= 0

@@ -85,8 +85,9 @@ class TargetSettings(BaseModel):
     At most `members` examples that learners hold are drawn, and at most `non_members` of the same classes that no
     learner does. Several `rounds` (from `round` on, or up to the last) are attacked together, by attacks that see
     several: a member is then what a learner held in any of those in which it answered. An attack that reconstructs
-    rebuilds the sets of at most `learners` learners in the first of them. Beside each attack a guarantee
-    is audited by `audit` trials.
+    rebuilds the sets of at most `learners` learners in the first of them; of images `lpips` says whether LPIPS is
+    measured beside PSNR and SSIM (`null`: where the folder of data sets has its weights). Beside each attack a
+    guarantee is audited by `audit` trials.
     """
 
     model_config = _STRICT
@@ -94,6 +95,7 @@ class TargetSettings(BaseModel):
     members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     non_members: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     learners: Annotated[int, Field(ge=0, le=1_000_000)] = 50
+    lpips: bool | None = None
     round: Annotated[int, Field(ge=1)] | Literal["first", "last"] = "first"
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 1
 

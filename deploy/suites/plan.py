@@ -87,9 +87,10 @@ def _cell(
 
 def _attack_key(experiment: Experiment, attack: Plugin) -> str:
     targets = experiment.targets.model_dump(mode="json")
-    if targets["audit"] is None:
-        # As if there were no such key: what was stored before there was one is still the same.
-        del targets["audit"]
+    for key in ("audit", "lpips"):
+        if targets[key] is None:
+            # As if there were no such key: what was stored before there was one is still the same.
+            del targets[key]
     decides = [attack.resolved("attacks"), targets]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -19,6 +19,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ sys.path.append(str(Path(__file__).parent))
 
 from single_image import descended, gradient_of, logistic, starts
 
+from metaleak.attacks.evaluation.lpips import Lpips
+from metaleak.attacks.evaluation.ssim import ssim
 from metaleak.attacks.inversion.classical import cosine_tv_attack, dlg_attack
 from metaleak.attacks.layerwise.chain import chain_of
 from metaleak.attacks.layerwise.hybrid import reconstruct_hybrid
@@ -137,16 +140,32 @@ def psnr(made: Tensor, image: Tensor) -> float:
     return float(-10 * torch.log10(((made.double().clamp(0, 1) - image) ** 2).mean().clamp(min=1e-40)))
 
 
+@cache
+def _lpips() -> Lpips:
+    return Lpips.read(Path(os.environ["METALEAK_DATA"]) / "lpips_alexnet" / "lpips_v0.1_alexnet.npz")
+
+
+def perceived(made: Tensor, image: Tensor) -> tuple[float, float]:
+    """Return SSIM and LPIPS of one reconstruction, clamped to [0, 1]."""
+    pair = made.double().clamp(0, 1).numpy()[None], image.numpy()[None]
+    return float(ssim(*pair)[0]), float(_lpips()(*pair)[0])
+
+
 def _line(case: str, found: list[Reconstruction], images: Tensor, seconds: float) -> dict[str, Any]:
     raw = np.array(
         [float(((one.example.double() - image) ** 2).mean()) for one, image in zip(found, images, strict=True)]
     )
     values = np.array([psnr(one.example, image) for one, image in zip(found, images, strict=True)])
+    structural, distances = zip(
+        *(perceived(one.example, image) for one, image in zip(found, images, strict=True)), strict=True
+    )
     return {
         "case": case,
         "images": len(values),
         "median MSE": f"{np.median(raw):.1e}",
         "median PSNR, dB": _median(values),
+        "SSIM": _median(structural, 3),
+        "LPIPS": _median(distances, 3),
         "first bad layer": next((layer.name for layer in reversed(found[0].layers) if layer.residual > 1e-3), "none"),
         "s an image": f"{seconds / len(values):.1f}",
     }
@@ -160,12 +179,12 @@ def _show(rows: list[dict[str, Any]]) -> None:
     sys.stdout.flush()
 
 
-def _median(values: Sequence[float]) -> str:
+def _median(values: Sequence[float], digits: int = 1) -> str:
     """Return the median and its interval, values resampled."""
     random, values = np.random.default_rng(0), np.asarray(values)
     medians = [np.median(values[random.integers(0, len(values), len(values))]) for _ in range(1000)]
     low, high = np.quantile(medians, [0.025, 0.975])
-    return f"{np.median(values):.1f} [{low:.1f}, {high:.1f}]"
+    return f"{np.median(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def measure_rgap(count: int, seed: int) -> None:
@@ -238,6 +257,7 @@ def hybrid_line(
             method = reconstruct if name == "R-GAP" else reconstruct_hybrid
             made = method(chain_of(model, parameters, shape), gradient, "logistic").example
         line |= {name: psnr(made.nan_to_num(0.5), image), f"{name}, s": time.perf_counter() - started}
+        line |= dict(zip((f"{name}, SSIM", f"{name}, LPIPS"), perceived(made.nan_to_num(0.5), image), strict=True))
         print(json.dumps(line), flush=True)
     return line
 
@@ -255,6 +275,9 @@ def show_hybrid(lines: list[dict[str, Any]]) -> None:
             row = {"case": case, "method": name, "images": len(mine)}
             row["median PSNR, dB"] = _median([line[name] for line in mine])
             row["more than R-GAP"] = _median(more) if more else ""
+            for measure in ("SSIM", "LPIPS"):
+                seen = [line[f"{name}, {measure}"] for line in mine if f"{name}, {measure}" in line]
+                row[measure] = f"{_median(seen, 3)} of {len(seen)}" if seen else ""
             rows.append({**row, "s an image": float(np.median([line[f"{name}, s"] for line in mine]))})
     _show(rows)
 

@@ -1,10 +1,12 @@
 """How many images SPEAR rebuilds from recorded meta-gradients: by rule, task, round, network and defense.
 
     METALEAK_DATA=../shared/data python tests/benchmarks/spear_quality.py [CASE ...] [--learners N] [--seed S]
+        [--programs P]
 
 Each case is simulated with every learner in every round, in this process, and read back from its record: float32, as
 on the wire. An image counts as rebuilt at a PSNR of 40 dB or more. Intervals are 95 %, learners resampled. "Wrong and
 sure": images below 40 dB that the attack gave a confidence of 0.5 or more, which it has for confirmed ones alone.
+`--programs 0` looks for examples by random subsets of units alone.
 
 `spear_quality.py batch:N [batch:M ...]` takes plain gradients of as many batches of N images of MNIST, with labels
 drawn from five classes, on the same network, in float32.
@@ -25,7 +27,7 @@ import measuring
 from local_grid import local_simulate
 
 from metaleak.attacks.evaluation.similarity import similarity
-from metaleak.attacks.layerwise.spear import recover
+from metaleak.attacks.layerwise.batches.recovery import recover
 from metaleak.attacks.layerwise.spear_attack import Spear
 from metaleak.clients.datasets import MNIST
 from metaleak.clients.episode import Episode
@@ -107,7 +109,7 @@ EXPECTED: dict[str, float] = {"query noise, expected": 1.5, "support noise, expe
 """By how much the attacker expects examples to leave [0, 1], where it expects noise on them."""
 
 
-def row(name: str, learners: int, seed: int, samples: int) -> dict[str, Any]:
+def row(name: str, learners: int, seed: int, search: dict[str, int]) -> dict[str, Any]:
     """Simulate one case, attack its last recorded round, and return a line of the table."""
     settings = {
         "seed": seed,
@@ -126,7 +128,7 @@ def row(name: str, learners: int, seed: int, samples: int) -> dict[str, Any]:
         attacked = Attacked(record, [last], list(range(learners)), federation)
         observation = observe(attacked, last, Spear())
         started = time.perf_counter()
-        made = Spear(samples=samples, beyond=EXPECTED.get(name, 0.0)).reconstruct(observation, seed=0)
+        made = Spear(**search, beyond=EXPECTED.get(name, 0.0)).reconstruct(observation, seed=0)
         seconds = time.perf_counter() - started
         sets = {which: held_inputs(federation, attacked.learners, last, which) for which in ("query", "support")}
     entry = support_entry(federation.rule)
@@ -151,7 +153,7 @@ def row(name: str, learners: int, seed: int, samples: int) -> dict[str, Any]:
     }
 
 
-def batch_row(size: int, batches: int, seed: int, samples: int) -> dict[str, Any]:
+def batch_row(size: int, batches: int, seed: int, search: dict[str, int]) -> dict[str, Any]:
     """Recover plain batches of one size, and return a line of the table."""
     data = MNIST().load()
     generator = torch.Generator().manual_seed(seed)
@@ -168,7 +170,7 @@ def batch_row(size: int, batches: int, seed: int, samples: int) -> dict[str, Any
         layer = (gradient["layer1.weight"], gradient["layer1.bias"])
         sent = (parameters["layer1.weight"], parameters["layer1.bias"])
         started = time.perf_counter()
-        found = recover(*layer, *sent, size, samples=samples, seed=batch).inputs.float()
+        found = recover(*layer, *sent, size, **search, seed=batch).inputs.float()
         seconds.append(time.perf_counter() - started)
         made = torch.cat([found, torch.full((size - len(found), found.shape[1]), 0.5)])
         alike.append(
@@ -206,12 +208,10 @@ def main() -> None:
         return value
 
     learners, seed = option("--learners", 50), option("--seed", 1)
-    samples = option("--samples", 400_000)
+    search = {"samples": option("--samples", 400_000), "programs": option("--programs", 12)}
     for name in words or CASES:
         kind, _, size = name.partition(":")
-        made = (
-            batch_row(int(size), learners, seed, samples) if kind == "batch" else row(name, learners, seed, samples)
-        )
+        made = batch_row(int(size), learners, seed, search) if kind == "batch" else row(name, learners, seed, search)
         measuring.show([made], False)
         sys.stdout.flush()
 

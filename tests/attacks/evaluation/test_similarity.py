@@ -31,8 +31,8 @@ def test_psnr_is_that_of_its_definition():
     pairing, measures = similarity("image", DIGITS + noise, DIGITS)
     squared = (noise**2).reshape(3, 4, -1).mean(axis=-1)
     assert pairing.alike == pytest.approx(10 * np.log10(1 / squared))
-    assert [measure.headline for measure in measures] == [True, False]
-    assert [measure.higher_leaks for measure in measures] == [True, False]
+    assert [measure.headline for measure in measures] == [True, False, False]
+    assert [measure.higher_leaks for measure in measures] == [True, False, True]
 
 
 def test_pairs_have_the_least_squared_error_of_all_orders():
@@ -91,6 +91,7 @@ def test_more_reconstructions_never_recover_less(seed, made, held):
     [
         ("sound", (1, 1, 2), (1, 1, 2), "modality: 'sound' is not allowed; image or tokens"),
         ("image", (1, 2, 1, 8, 8), (2, 2, 1, 8, 8), "do not fit"),
+        ("image", (1, 2, 64), (1, 2, 64), "must be \\(learners, images, channels, height, width\\)"),
         ("tokens", (1, 2, 3), (1, 2, 4), "do not fit"),
         ("tokens", (2, 3), (2, 3), "do not fit"),
     ],

@@ -8,8 +8,9 @@ import torch
 
 from metaleak.attacks.attack import Reconstructs
 from metaleak.attacks.evaluation.similarity import similarity
-from metaleak.attacks.layerwise.candidates import separated
-from metaleak.attacks.layerwise.spear import recover
+from metaleak.attacks.layerwise.batches.candidates import Spectrum, separated
+from metaleak.attacks.layerwise.batches.in_range import by_examples
+from metaleak.attacks.layerwise.batches.recovery import recover
 from metaleak.attacks.layerwise.spear_attack import Spear
 from metaleak.attacks.observation import Observation
 from metaleak.clients.datasets import EmbeddedMNIST
@@ -115,6 +116,33 @@ def test_what_is_not_found_is_gray_without_confidence(digits):
     assert bool((made.examples == 0.5).all())
 
 
+def test_examples_in_their_range_show_the_columns_that_random_units_do_not(digits):
+    """Of twenty images one subset of units in half a million shows a column: with one allowed none is tried."""
+    images, labels = digits[:2].flatten(0, 2), torch.arange(WAYS).repeat(4)
+    parameters = MODEL.initialize((1, 28, 28), WAYS, keyed_generator("start"))
+    episode = Episode(images[:WAYS], labels[:WAYS], images[WAYS:], labels[WAYS:])
+    gradient, _ = FedSGD().meta_gradient(MODEL, parameters, episode)
+    layers = [one[f"layer1.{part}"] for one in (gradient, parameters) for part in ("weight", "bias")]
+    found = recover(*layers, 20, samples=1)
+    assert found.fits
+    held = images.flatten(1).double()
+    assert float((found.inputs[:, None] - held).abs().amax(dim=2).amin(dim=0).max()) < 1e-3
+    assert not recover(*layers, 20, samples=1, programs=0).complete
+
+
+def test_an_example_that_is_missing_alone_is_known_from_the_columns_of_the_others():
+    inputs, (gradient, bias_gradient, weight, bias) = drawn_layer(6)
+    spectrum = Spectrum.of(torch.cat([gradient, bias_gradient[:, None]], dim=1), 6)
+    coordinates = torch.cat([inputs, torch.ones(6, 1, dtype=torch.float64)], dim=1) @ spectrum.basis.mT
+    columns = torch.linalg.inv(coordinates).mT
+    sent = torch.cat([weight, bias[:, None]], dim=1)[spectrum.live]
+    ends = torch.zeros(40, dtype=torch.float64), torch.ones(40, dtype=torch.float64)
+    found = by_examples(spectrum, columns[:5], sent, *ends, 1, keyed_generator("objectives"))
+    assert float((found.columns @ columns[5]).abs().max() / columns[5].norm()) == pytest.approx(1)
+    far = torch.full((40,), 2.0, dtype=torch.float64)
+    assert not len(by_examples(spectrum, columns[:3], sent, far, far + 1, 4, keyed_generator("objectives")).columns)
+
+
 def drawn_layer(examples):
     """Return random examples in [0, 1] and one layer's gradients, weight and bias, in float64."""
     generator = keyed_generator("layer")
@@ -138,14 +166,17 @@ def test_no_more_subsets_are_tried_than_asked_for_and_none_without_hope(monkeypa
         tried.append(samples)
         return separated(spectrum, samples, generator)
 
-    monkeypatch.setattr("metaleak.attacks.layerwise.spear.separated", counted)
+    monkeypatch.setattr("metaleak.attacks.layerwise.batches.recovery.separated", counted)
     _, layer = drawn_layer(4)
     recover(*layer, 4, samples=500)
     # Out of their range, the examples do not end the search.
-    recover(*layer, 4, low=2.0, high=3.0, samples=21_000)
+    recover(*layer, 4, low=2.0, high=3.0, samples=21_000, programs=0)
     assert tried == [500, 20_000, 1_000]
+    # Of more than 24 examples no thousand subsets show a column, and more than 40 are not looked for.
     _, layer = drawn_layer(30)
-    found = recover(*layer, 30, samples=1_000)
+    assert not recover(*layer, 30, samples=1_000).complete
+    _, layer = drawn_layer(41)
+    found = recover(*layer, 41)
     assert (len(found.inputs), found.complete, len(tried)) == (0, False, 3)
 
 

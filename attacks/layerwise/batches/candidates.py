@@ -114,13 +114,22 @@ def separated(spectrum: Spectrum, samples: int, generator: torch.Generator) -> C
     off = off[enough]
     off = off[first_of_each(off)]
     off = off[torch.argsort(off.sum(dim=1), descending=True)][: _MOST // len(rows)]
+    return from_units(spectrum, off)
+
+
+def from_units(spectrum: Spectrum, off: Tensor) -> Candidates:
+    """Return the columns that are zero for these units, one a row of `off (k, l)`, each once.
+
+    A row is left out whose units do not determine a column that is zero for them and, with one to spare, for as many
+    units as there are examples.
+    """
+    columns = torch.zeros(len(off), spectrum.rank, dtype=torch.float64)
     for _ in range(3):
         columns, determined = _from_zeros(spectrum, off)
-        off = (columns @ rows.mT).abs() < spectrum.zero
-        kept = determined & (off.sum(dim=1) >= size)
+        off = (columns @ spectrum.rows.mT).abs() < spectrum.zero
+        kept = determined & (off.sum(dim=1) >= spectrum.rank)
         columns, off = columns[kept], off[kept]
-    found = Candidates(columns, off)
-    return found.at(first_of_each(off))
+    return Candidates(columns, off).at(first_of_each(off))
 
 
 def _from_zeros(spectrum: Spectrum, off: Tensor) -> tuple[Tensor, Tensor]:

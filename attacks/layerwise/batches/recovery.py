@@ -12,12 +12,15 @@ do. So support and query examples are recovered together.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from metaleak.attacks.layerwise.candidates import Candidates, Spectrum, first_of_each, separated
+from metaleak.attacks.layerwise.batches.candidates import Candidates, Spectrum, separated
+from metaleak.attacks.layerwise.batches.in_range import by_examples
+from metaleak.attacks.layerwise.batches.pool import Pool
 from metaleak.attacks.seeding import generator_for
 
 _BATCH = 20_000
@@ -29,6 +32,12 @@ _NUMBERS = 2**25
 _HOPELESS = 1000
 """How many times more subsets than may be tried must be expected to be needed, for none to be tried."""
 
+_MOST = 40
+"""Examples of one gradient that are looked for at most."""
+
+_SWEEPS = 6
+"""How often columns are looked for by way of examples in their range at most."""
+
 _OUTSIDE = 1e-3
 """By how much a recovered example may leave the range of examples: rounding does not bring it further."""
 
@@ -37,15 +46,6 @@ _BEYOND = 0.05
 
 _SWAPS = 120
 """Among how many candidates a better one is looked for in each column's place."""
-
-_KEPT = 1000
-"""Candidates that are kept at most."""
-
-_MISFIT = 0.25
-"""What a part of the units that contradicts every example counts beside a part of units that are off."""
-
-_FITS = 0.07
-"""What it counts that no unit contradicts."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,15 @@ class Batch:
         beyond = _beyond(self.contradicted, self.misfit)
         return torch.exp(-self.outside / _OUTSIDE - beyond / _BEYOND) * float(self.complete)
 
+    @property
+    def fits(self) -> bool:
+        """Return whether all examples were found and lie in the range."""
+        return self.complete and bool((self.outside < _OUTSIDE).all())
+
+    def same(self, other: Self) -> bool:
+        """Return whether as many examples switch on each unit in both."""
+        return torch.equal(self.active.sum(dim=0), other.active.sum(dim=0))
+
 
 def _beyond(contradicted: Tensor, misfit: Tensor) -> Tensor:
     """Return what is contradicted without need: examples that were met at other parameters contradict some units."""
@@ -93,68 +102,69 @@ def recover(
     low: float | Tensor = 0.0,
     high: float | Tensor = 1.0,
     samples: int = 400_000,
+    programs: int = 12,
     seed: int = 0,
 ) -> Batch:
     """Return the examples behind `gradient (m, n)` and `bias_gradient (m,)` of a layer that ReLU follows.
 
     `weight` and `bias` are what was sent; `most` is the number of examples at most, `low` and `high` their range, a
     number or one an input `(n,)`.
-    `samples` subsets of units are tried at most: with b examples one in about 2^(b-1) shows a column, so the work
-    doubles with every example. Ends earlier when all examples are found and lie in the range. Where 2^(b-1) is more
-    than 1000 times `samples` nothing is tried, and nothing is returned.
+    `samples` random subsets of units are tried at most: with b examples one in about 2^(b-1) shows a column, and none
+    is tried where 2^(b-1) is more than 1000 times `samples`. Columns that they leave open are looked for by way of
+    examples in the range, see `in_range`, by `programs` linear programs for each number that may be missing. Ends
+    when all examples are found and lie in the range. With more than 40 examples nothing is tried, and nothing is
+    returned.
     """
     matrix = torch.cat([gradient, bias_gradient[:, None]], dim=1).double()
     spectrum = Spectrum.of(matrix, most)
-    if spectrum is None or not spectrum.rank:
-        return _nothing(gradient)
-    if 2 ** (spectrum.rank - 1) > _HOPELESS * samples:
+    if spectrum is None or not 0 < spectrum.rank <= _MOST:
         return _nothing(gradient)
     sent = torch.cat([weight, bias[:, None]], dim=1).double()[spectrum.live]
+    least, largest = (torch.as_tensor(one, dtype=torch.float64).expand(gradient.shape[1]) for one in (low, high))
     generator = generator_for(seed, "subsets of units")
     batch = max(1, min(_BATCH, _NUMBERS // max(spectrum.rank**2, len(spectrum.rows))))
-    pool = _Pool.of(spectrum, separated(spectrum, min(batch, samples), generator), sent)
-    best = _best(spectrum, pool, sent, low, high)
-    for tried in range(batch, samples, batch):
-        pool = pool.joined(_Pool.of(spectrum, separated(spectrum, min(batch, samples - tried), generator), sent))
-        before, best = best, _best(spectrum, pool, sent, low, high)
-        same = torch.equal(best.active.sum(dim=0), before.active.sum(dim=0)) and before.complete
-        if same and bool((best.outside < _OUTSIDE).all()):
+    if 2 ** (spectrum.rank - 1) > _HOPELESS * samples:
+        samples = 0
+    pool, before = Pool.empty(spectrum), _nothing(gradient)
+    for sweep in range(max(_SWEEPS if programs else 1, ceil(samples / batch))):
+        if sweep * batch < samples:
+            drawn = separated(spectrum, min(batch, samples - sweep * batch), generator)
+            pool = pool.joined(Pool.of(spectrum, drawn, sent))
+            if programs:
+                before = _best(spectrum, pool, sent, least, largest)
+        if programs and sweep < _SWEEPS:
+            pool = _extended(spectrum, pool, sent, least, largest, programs, generator)
+        best = _best(spectrum, pool, sent, least, largest)
+        if best.fits and best.same(before):
             break
+        before = best
     return best
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Candidates in the order of how likely they are single examples' coefficients, with their `misfit (k,)`."""
+def _extended(
+    spectrum: Spectrum,
+    pool: Pool,
+    sent: Tensor,
+    low: Tensor,
+    high: Tensor,
+    programs: int,
+    generator: torch.Generator,
+) -> Pool:
+    """Return the pool with columns that are found by way of examples in the range.
 
-    candidates: Candidates
-    misfit: Tensor
-
-    @classmethod
-    def of(cls, spectrum: Spectrum, candidates: Candidates, sent: Tensor) -> Self:
-        """Return the pool of these candidates at the parameters that were `sent (l, n + 1)`."""
-        return cls(candidates, _misfit(spectrum, candidates, sent))._ordered()
-
-    def joined(self, other: Self) -> Self:
-        """Return both in their order, each once."""
-        misfit = torch.cat([self.misfit, other.misfit])
-        both = Candidates(
-            torch.cat([self.candidates.columns, other.candidates.columns]),
-            torch.cat([self.candidates.off, other.candidates.off]),
-        )
-        first = first_of_each(both.off)
-        return type(self)(both.at(first), misfit[first])._ordered()
-
-    def _ordered(self) -> Self:
-        """Return the likeliest first: few sums of columns are as sparse as one, and hardly any fits an example.
-
-        A sum of two columns can be made zero for one more unit than both leave off, and so compete with a column of
-        few zeros; but an example that switches on just these units is a coincidence.
-        """
-        part = self.candidates.off.double().mean(dim=1)
-        likely = part - _MISFIT * self.misfit + _FITS * (self.misfit == 0)
-        order = torch.argsort(likely, descending=True, stable=True)[:_KEPT]
-        return type(self)(self.candidates.at(order), self.misfit[order])
+    The likeliest columns are taken as known, and all others, in turn many and few, as missing: wrong ones are among
+    the least likely.
+    """
+    missing = spectrum.rank
+    while missing:
+        places = _independent(pool.candidates.columns, spectrum.rank)
+        if spectrum.rank - missing <= len(places):
+            known = pool.candidates.columns[places[: spectrum.rank - missing]]
+            found = by_examples(spectrum, known, sent, low, high, programs, generator)
+            if len(found.columns):
+                pool = pool.joined(Pool.of(spectrum, found, sent))
+        missing = min(missing - 1, int(missing / 1.3))
+    return pool
 
 
 def _nothing(gradient: Tensor) -> Batch:
@@ -169,7 +179,7 @@ def _nothing(gradient: Tensor) -> Batch:
     )
 
 
-def _best(spectrum: Spectrum, pool: _Pool, sent: Tensor, low: float | Tensor, high: float | Tensor) -> Batch:
+def _best(spectrum: Spectrum, pool: Pool, sent: Tensor, low: float | Tensor, high: float | Tensor) -> Batch:
     """Return the batch of the likeliest independent candidates."""
     found = pool.candidates
     places = _independent(found.columns, spectrum.rank)
@@ -263,23 +273,3 @@ def _independent(columns: Tensor, count: int) -> list[int]:
             direction = rest[place] / length
             rest = rest - (rest @ direction)[:, None] * direction
     return chosen
-
-
-def _misfit(spectrum: Spectrum, found: Candidates, sent: Tensor, steps: int = 6) -> Tensor:
-    """Return for each candidate by what part of the units no example of the span has its activity `(k,)`.
-
-    The activity of an example x is the sign of `W x + b`, linear in the example's coordinates in the span: whether
-    there is one is a question of linear separation, answered by logistic regression.
-    """
-    features = sent @ spectrum.basis.mT
-    features = features / features.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    signs = torch.where(found.off, -1.0, 1.0).double()
-    weights = torch.linalg.lstsq(features, signs.mT).solution.mT
-    ridge = 1e-7 * torch.eye(features.shape[1], dtype=torch.float64) * len(features)
-    for _ in range(steps):
-        wrong = torch.sigmoid(-(weights @ features.mT) * signs)
-        curvature = wrong * (1 - wrong)
-        hessian = torch.einsum("km,ma,mb->kab", curvature, features, features) + ridge
-        weights = weights + torch.linalg.solve(hessian, (wrong * signs) @ features)
-    missed: Tensor = (weights @ features.mT * signs <= 0).double().mean(dim=1)
-    return missed
