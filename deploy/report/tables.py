@@ -175,6 +175,8 @@ def epsilon_text(line: Line) -> str:
     if (privacy := line.privacy) is None:
         return "–"
     bound = f"≥ {privacy.lower_bound:.2f}" + (" (at most 0 with so few learners)" if privacy.ceiling == 0 else "")
+    if privacy.at_ceiling and privacy.ceiling:
+        bound += " (no attack on so few targets can prove more)"
     if privacy.gaussian_lower_bound is not None:
         bound += f", Gaussian ≥ {privacy.gaussian_lower_bound:.2f}"
     if privacy.audited is not None:
