@@ -21,7 +21,10 @@ from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
 from metaleak.deploy.report.leaderboard import write_leaderboard
 from metaleak.deploy.report.page import write_report
+from metaleak.deploy.report.rows import rows_of
+from metaleak.deploy.report.settings import settings
 from metaleak.deploy.report.tables import comparison_table, setting_tables
+from metaleak.deploy.report.verdict import answer
 from metaleak.deploy.results.reading import read, read_run, read_suite
 from metaleak.deploy.results.schema import AttackResult
 from metaleak.deploy.simulate.launch import resume, simulate
@@ -154,6 +157,9 @@ def benchmark_command(
         said = {"suite": str(path), "cells": len(cells), "done": counts["done"], "failed": counts["failed"]}
         typer.echo(json.dumps({**said, "leaderboard": str(leaderboard), "report": str(page)}))
     else:
+        for sentence in answer(settings(rows_of(result))):
+            say(sentence)
+        say("")
         show(*setting_tables(result, wide))
         say(f"leaderboard: {leaderboard}\nreport: {page}")
     for cell in cells:
