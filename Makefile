@@ -6,7 +6,7 @@ BIN := .venv/bin
 # One thread a worker: the tests' tensors are too small to share. A worker more than two cores: one of them waits for Ray.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install install-lowest test test-clusters test-slow test-lowest lint format typecheck demo clean
+.PHONY: help install install-lowest test test-clusters test-slow test-lowest lint format typecheck docs demo clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,13 @@ format: install ## format the code
 
 typecheck: install ## check all types
 	$(PYTEST) tests/test_rooms.py -k types_hold
+
+docs: .venv/docs ## build the documentation site into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 demo: install ## simulate, attack and defend on digits and sentences, and write runs/demo/report.html
 	@echo "Learners train a model together and send gradients alone; the server tells whose images they hold, and rebuilds them."

@@ -1,4 +1,4 @@
-"""What the documentation site needs beside its pages: links that leave it, and the package where mkdocstrings finds it."""
+"""What the documentation site needs beside its pages: links that leave it, and the package for mkdocstrings."""
 
 import re
 from pathlib import Path
