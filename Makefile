@@ -62,7 +62,7 @@ docs: .venv/docs ## build the documentation site into build/site; a warning is a
 
 demo: install ## simulate, attack and defend on digits and sentences, and write runs/demo/report.html
 	@echo "Learners train a model together and send gradients alone; the server tells whose images they hold, and rebuilds them."
-	@echo "About two minutes: first without a defense, then with two."
+	@echo "First without a defense, then with two."
 	@$(BIN)/metaleak benchmark deploy/experiments/demo.yaml --out runs/demo
 
 clean: ## remove what the commands above have made
