@@ -6,7 +6,7 @@ BIN := .venv/bin
 # One thread a worker: the tests' tensors are too small to share. A worker more than two cores: one of them waits for Ray.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install install-lowest test test-clusters test-slow test-lowest lint format typecheck demo clean
+.PHONY: help install install-lowest test test-clusters test-slow test-lowest lint format typecheck docs demo clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,8 +53,17 @@ format: install ## format the code
 typecheck: install ## check all types
 	$(PYTEST) tests/test_rooms.py -k types_hold
 
-demo: install ## simulate, attack and defend on MNIST digits, and write runs/demo/report.html
-	$(BIN)/metaleak benchmark deploy/experiments/demo.yaml --out runs/demo
+docs: .venv/docs ## build the documentation site into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+demo: install ## simulate, attack and defend on digits and sentences, and write runs/demo/report.html
+	@echo "Learners train a model together and send gradients alone; the server tells whose images they hold, and rebuilds them."
+	@echo "First without a defense, then with two."
+	@$(BIN)/metaleak benchmark deploy/experiments/demo.yaml --out runs/demo
 
 clean: ## remove what the commands above have made
 	rm -rf .venv .venv-lowest runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,6 +6,8 @@ it, Ray's actors among them, keep the memory that they have once had. Set the va
 """
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 _SETTINGS = {
     # Large pages for the actors' large tensors: on a virtual machine every new small page costs a microsecond.
@@ -23,3 +25,53 @@ _SETTINGS = {
 }
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
+
+if TYPE_CHECKING:
+    from metaleak.deploy.config.experiment import Experiment
+    from metaleak.deploy.config.plugins import Plugin
+    from metaleak.deploy.config.reading import experiment_from, read_experiment
+    from metaleak.deploy.config.suite import Suite, read_suite_file
+    from metaleak.deploy.from_python import attack_run, run_experiment
+    from metaleak.deploy.report.page import write_report
+    from metaleak.deploy.simulate.run_directory import RunDirectory
+    from metaleak.deploy.suites.benchmark import benchmark
+
+__all__ = [
+    "Experiment",
+    "Plugin",
+    "RunDirectory",
+    "Suite",
+    "attack_run",
+    "benchmark",
+    "experiment_from",
+    "read_experiment",
+    "read_suite_file",
+    "run_experiment",
+    "write_report",
+]
+
+_MODULES = {
+    "Experiment": "config.experiment",
+    "Plugin": "config.plugins",
+    "RunDirectory": "simulate.run_directory",
+    "Suite": "config.suite",
+    "attack_run": "from_python",
+    "benchmark": "suites.benchmark",
+    "experiment_from": "config.reading",
+    "read_experiment": "config.reading",
+    "read_suite_file": "config.suite",
+    "run_experiment": "from_python",
+    "write_report": "report.page",
+}
+
+if not TYPE_CHECKING:  # Type checkers would take any name for one of these.
+
+    def __getattr__(name: str) -> object:
+        """Import the module of a name when the name is first used."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from metaleak.deploy.audit_cli import audits
-from metaleak.deploy.cli_options import AsJson, Changes
+from metaleak.deploy.cli_options import AsJson, Changes, Wide
 from metaleak.deploy.engines.interruption import interruptible
 from metaleak.deploy.errors import Interrupted, WrongUsage, one_line
+from metaleak.deploy.terminal import say
 
 _ATTACKS = sorted({point.name for point in entry_points(group="metaleak.attacks")})
 
@@ -68,7 +69,7 @@ def init(
     from metaleak.deploy.commands import write_template
 
     write_template(file)
-    typer.echo(f"wrote {file}; next: metaleak simulate {file}")
+    say(f"wrote {file}; next: metaleak simulate {file}")
 
 
 @app.command()
@@ -115,6 +116,7 @@ def attack(
     data_dir: DataDir = None,
     download: Download = False,
     trust: Trust = False,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask of images whether they were in learners' sets, from the record alone.
@@ -131,7 +133,9 @@ def attack(
     if app_file is not None:
         app_attack_command(run, name, tuple(changes or ()), app_file, data_dir, result, as_json)
         return
-    attack_command(run, name, tuple(changes or ()), _with_data(None, data_dir, download), result, as_json, trust)
+    attack_command(
+        run, name, tuple(changes or ()), _with_data(None, data_dir, download), result, as_json, trust, wide
+    )
 
 
 @app.command()
@@ -141,6 +145,7 @@ def benchmark(
     out: Annotated[Path | None, typer.Option("--out", help="The suite directory; default `runs/<name>`.")] = None,
     data_dir: DataDir = None,
     download: Download = False,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a grid of experiments and attacks, or of pretraining studies; a second call runs only what is missing.
@@ -149,7 +154,7 @@ def benchmark(
     """
     from metaleak.deploy.commands import benchmark_command
 
-    benchmark_command(file, _with_data(changes, data_dir, download), out, as_json)
+    benchmark_command(file, _with_data(changes, data_dir, download), out, as_json, wide)
 
 
 @app.command()
@@ -179,6 +184,7 @@ def pretraining(
 def report(
     path: Annotated[Path, typer.Argument(help="A run or suite directory.", metavar="RUN_OR_SUITE")],
     out: Annotated[Path | None, typer.Option("--out", help="The file; default PATH/report.html.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a self-contained HTML report.
 
@@ -186,7 +192,7 @@ def report(
     """
     from metaleak.deploy.commands import report_command
 
-    report_command(path, out)
+    report_command(path, out, as_json)
 
 
 def _with_data(changes: list[str] | None, data_dir: Path | None, download: bool) -> tuple[str, ...]:
@@ -216,12 +222,12 @@ def _exit_code(command: Callable[[], object], debug: bool) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except (KeyboardInterrupt, Interrupted) as interruption:
-        typer.echo(f"metaleak: {interruption}" if str(interruption) else "metaleak: interrupted", err=True)
+        say(f"metaleak: {interruption}" if str(interruption) else "metaleak: interrupted", error=True)
         return 130
     except Exception as error:
         if debug:
             raise
-        typer.echo(f"metaleak: {one_line(error)}", err=True)
+        say(f"metaleak: {one_line(error)}", error=True)
         return 2 if isinstance(error, WrongUsage) else 1
     return 0
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from metaleak.deploy.assess.app_assessment import assess_app
 from metaleak.deploy.assess.assessment import assess
@@ -23,7 +22,10 @@ from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
 from metaleak.deploy.report.leaderboard import write_leaderboard
 from metaleak.deploy.report.page import write_report
+from metaleak.deploy.report.rows import rows_of
+from metaleak.deploy.report.settings import settings
 from metaleak.deploy.report.tables import comparison_table, setting_tables
+from metaleak.deploy.report.verdict import answer
 from metaleak.deploy.results.reading import read, read_run, read_suite
 from metaleak.deploy.results.schema import AttackResult, Cell
 from metaleak.deploy.simulate.launch import resume, simulate
@@ -32,6 +34,7 @@ from metaleak.deploy.simulate.rounds import RoundDone
 from metaleak.deploy.simulate.run_directory import RunDirectory
 from metaleak.deploy.suites.benchmark import Standing, benchmark
 from metaleak.deploy.suites.studies import benchmark_studies
+from metaleak.deploy.terminal import say, show
 
 _LARGE_RECORD = 100_000_000
 """Bytes from which on a record is spoken of before it is written."""
@@ -75,7 +78,7 @@ def simulate_command(
         return
     shown = f", adapted accuracy {_percent(last.accuracy)}" if last.accuracy else ""
     counted = f"{rounds} {'round' if rounds == 1 else 'rounds'}"
-    typer.echo(f"{path}: {counted} in {last.state.seconds or 0:.0f} s{shown}")
+    say(f"{path}: {counted} in {last.state.seconds or 0:.0f} s{shown}")
 
 
 def attack_command(
@@ -86,6 +89,7 @@ def attack_command(
     result: str | None,
     as_json: bool,
     trust: bool = False,
+    wide: bool = False,
 ) -> None:
     """Attack, with a progress bar, and print the evaluation."""
     run = RunDirectory.open(path)
@@ -104,11 +108,11 @@ def attack_command(
     if as_json:
         typer.echo(found.model_dump_json())
         return
-    typer.echo(_sentence(name, found))
+    say(_sentence(name, found))
     alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in found.statistics.items())
     if alone:
-        typer.echo(f"AUC by each statistic alone, small for members: {alone}")
-    _print(comparison_table(read(path)))
+        say(f"AUC by each statistic alone, small for members: {alone}")
+    show(comparison_table(read(path), wide))
 
 
 def app_attack_command(
@@ -131,14 +135,16 @@ def app_attack_command(
     if as_json:
         typer.echo(found.model_dump_json())
     elif found.evaluation is None:
-        typer.echo(f"{name} attack: no member is known in the candidates, so there is nothing to compare with")
+        say(f"{name} attack: no member is known in the candidates, so there is nothing to compare with")
     else:
-        typer.echo(_sentence(name, found))
+        say(_sentence(name, found))
     if not as_json:
-        typer.echo(f"scores: {out / 'scores.parquet'}")
+        say(f"scores: {out / 'scores.parquet'}")
 
 
-def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+def benchmark_command(
+    file: Path, changes: tuple[str, ...], out: Path | None, as_json: bool, wide: bool = False
+) -> None:
     """Run the suite, print its tables, write leaderboard and report; exit 1 when a cell failed."""
     suite = read_suite_file(file)
     path = out or Path("runs") / _file_name(suite.name)
@@ -151,11 +157,14 @@ def benchmark_command(file: Path, changes: tuple[str, ...], out: Path | None, as
         said = {"suite": str(path), "cells": len(cells), "done": counts["done"], "failed": counts["failed"]}
         typer.echo(json.dumps({**said, "leaderboard": str(leaderboard), "report": str(page)}))
     else:
-        _print(*setting_tables(result))
-        typer.echo(f"leaderboard: {leaderboard}\nreport: {page}")
+        for sentence in answer(settings(rows_of(result))):
+            say(sentence)
+        say("")
+        show(*setting_tables(result, wide))
+        say(f"leaderboard: {leaderboard}\nreport: {page}")
     for cell in cells:
         if cell.status == "failed":
-            typer.echo(printable(f"metaleak: failed: {cell.label}, {cell.attack}: {cell.error}"), err=True)
+            say(printable(f"metaleak: failed: {cell.label}, {cell.attack}: {cell.error}"), error=True)
     if counts["failed"]:
         raise typer.Exit(1)
 
@@ -178,9 +187,13 @@ def _studies(suite: Suite, path: Path, changes: tuple[str, ...]) -> list[Cell]:
         )
 
 
-def report_command(path: Path, out: Path | None) -> None:
+def report_command(path: Path, out: Path | None, as_json: bool = False) -> None:
     """Write the report, with a progress bar, and say where it is."""
-    typer.echo(f"wrote {_report(path, out)}")
+    page = _report(path, out)
+    if as_json:
+        typer.echo(json.dumps({"report": str(page)}))
+    else:
+        say(f"wrote {page}")
 
 
 def _report(path: Path, out: Path | None) -> Path:
@@ -208,10 +221,10 @@ def _tell_of_large_record(experiment: Experiment, path: Path) -> None:
     """Say how much the simulation will write, where it is much, and how to write less."""
     size, free = record_bytes(experiment), free_bytes(path)
     if size >= _LARGE_RECORD or size > free:
-        typer.echo(
+        say(
             f"metaleak: the record will take about {size_text(size)} of the {size_text(free)} free at {path}; "
             "--set record.rounds=1 keeps the first round alone",
-            err=True,
+            error=True,
         )
 
 
@@ -243,8 +256,3 @@ def _percent(estimate: Any) -> str:
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "experiment"
-
-
-def _print(*tables: object) -> None:
-    for table in tables:
-        Console().print(table)

@@ -16,6 +16,7 @@ from metaleak.deploy.config.plugins import Kind, Plugin, first_problem
 from metaleak.deploy.config.reading import changed
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.progress import shown_progress
+from metaleak.deploy.terminal import say
 
 _MOST_SENT = 100_000_000
 """Messages of one audit: 8 bytes each are kept."""
@@ -67,7 +68,7 @@ def audit_defense_command(
     else:
         part = f" ({found.lower_bound / found.accounted:.0%})" if found.accounted else ""
         by_points = "" if one_run else f", by single operating points {found.any_mechanism:.3f}"
-        typer.echo(
+        say(
             f"{name}: accounted epsilon {found.accounted:.3f} over {rounds} {'round' if rounds == 1 else 'rounds'}, "
             f"proven {found.lower_bound:.3f}{part}{by_points}; {found.confidence:.0%} confidence, "
             f"delta {delta:g}, {found.trials} {'canaries of one run' if one_run else 'trials'}"

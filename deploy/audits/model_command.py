@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from metaleak.attacks.layerwise.audit import NOISE, Audit, audit
@@ -22,6 +19,7 @@ from metaleak.deploy.config.reading import changed
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.printable import printable
 from metaleak.deploy.report.layer_page import write_layer_page
+from metaleak.deploy.terminal import Grid, say, show
 
 _LARGEST_INPUT = 1_000_000
 """Numbers in an example that are taken at most."""
@@ -67,10 +65,9 @@ def audit_command(
     if as_json:
         print(json.dumps(plain_audit(found)))
         return
-    console = Console()
-    console.print(layer_table(found))
+    show(layer_table(found))
     for line in verdict(found):
-        console.print(Text(line))
+        say(line)
 
 
 def input_shape(text: str) -> tuple[int, int, int]:
@@ -113,26 +110,26 @@ def plain_audit(found: Audit) -> dict[str, Any]:
     return said
 
 
-def layer_table(found: Audit) -> Table:
-    """Return the table layer by layer, for a terminal of 80 columns or more."""
-    table = Table(title="What weight and gradient of each layer say of its input")
-    for column in ("layer", "unknowns", "weight", "gradient", "rank", "deficit", "term"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
+def layer_table(found: Audit) -> Grid:
+    """Return the table layer by layer, for a terminal."""
+    rows = []
     for layer in found.layers:
-        sign = {"exact": "", "at most": "≤ ", "no": "("}[layer.covered]
+        sign = {"exact": "", "at most": "≤", "no": "("}[layer.covered]
         end = ")" if layer.covered == "no" else ""
-        least = {"exact": "", "at most": "≥ ", "no": "("}[layer.covered]
-        table.add_row(
-            Text(printable(layer.name), overflow="fold"),
-            str(layer.unknowns),
-            _number(layer.from_weight),
-            _number(layer.from_gradient),
-            "–" if layer.rank is None else f"{sign}{layer.rank}{end}",
-            "–" if layer.deficit is None else f"{least}{layer.deficit}{end}",
-            "–" if layer.contribution is None else f"{sign}{layer.contribution:.6g}{end}",
-            end_section=True,
+        least = {"exact": "", "at most": "≥", "no": "("}[layer.covered]
+        rows.append(
+            [
+                str(printable(layer.name)),
+                str(layer.unknowns),
+                _number(layer.from_weight),
+                _number(layer.from_gradient),
+                "–" if layer.rank is None else f"{sign}{layer.rank}{end}",
+                "–" if layer.deficit is None else f"{least}{layer.deficit}{end}",
+                "–" if layer.contribution is None else f"{sign}{layer.contribution:.6g}{end}",
+            ]
         )
-    return table
+    columns = ["layer", "unknowns", "weight", "gradient", "rank", "deficit", "term"]
+    return Grid("What weight and gradient of each layer say of its input", columns, rows)
 
 
 def verdict(found: Audit) -> list[str]:

@@ -8,9 +8,6 @@ from typing import Any
 
 import typer
 import yaml
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from metaleak.attacks.work import Work
 from metaleak.clients.randomness import derived_seed
@@ -26,6 +23,7 @@ from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.schema import AttackResult
 from metaleak.deploy.results.study_file import STUDY_FILE
 from metaleak.deploy.simulate.run_directory import held, write_text
+from metaleak.deploy.terminal import Grid, show
 
 
 def study_command(
@@ -44,7 +42,7 @@ def study_command(
     if as_json:
         typer.echo(json.dumps({name: result.model_dump(mode="json") for name, result in results.items()}))
         return
-    Console().print(study_table(study.name, results))
+    show(study_table(study.name, results))
 
 
 def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackResult]:
@@ -91,27 +89,20 @@ def attack_over_http(study: Study, path: Path, url: str) -> list[str]:
     return [str(printable(line)) for line in lines]
 
 
-def study_table(name: str, results: dict[str, AttackResult]) -> Table:
+def study_table(name: str, results: dict[str, AttackResult]) -> Grid:
     """Return a row a result: AUC and true-positive rates with their intervals."""
-    table = Table(title=Text(str(printable(name))))
-    for column in ("attack", "AUC", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "downstream"):
-        table.add_column(column, justify="left" if column == "attack" else "right")
+    rows = []
     for key, result in results.items():
         evaluation = result.evaluation
         if evaluation is None:
             continue
-        rates = [evaluation.tpr.get(level) for level in ("0.01", "0.001")]
-        table.add_row(
-            Text(str(printable(key))),
-            _interval(evaluation.auc),
-            *("–" if rate is None else _interval(rate) for rate in rates),
-            f"{result.released.accuracy.value:.1%}" if result.released else "–",
+        rates = [evaluation.auc, *(evaluation.tpr.get(level) for level in ("0.01", "0.001"))]
+        cells = ["–" if rate is None else f"{rate.value:.3f} {rate.low:.3f}–{rate.high:.3f}" for rate in rates]
+        rows.append(
+            [str(printable(key)), *cells, f"{result.released.accuracy.value:.1%}" if result.released else "–"]
         )
-    return table
-
-
-def _interval(estimate: Any) -> str:
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+    columns = ["attack", "AUC", "TPR at 1% FPR", "TPR at 0.1% FPR", "downstream accuracy"]
+    return Grid(str(printable(name)), columns, rows)
 
 
 def shown_speed(progress: Shown, bar: Any) -> Callable[[int, int], None]:

@@ -18,11 +18,16 @@ _TOKENS = 128
 
 @dataclass(frozen=True)
 class Tile:
-    """One target: its three images as `data:` addresses, whether it was a member, and its score."""
+    """One target: its images as `data:` addresses, whether it was a member, its score, and how alike two of them are.
+
+    `difference` is the absolute difference of truth and reconstruction, and `psnr` their peak signal-to-noise ratio.
+    """
 
     prior: str
     reconstruction: str
     truth: str
+    difference: str
+    psnr: float
     member: bool
     score: float
 
@@ -34,6 +39,8 @@ def tiles(gallery: Gallery) -> list[Tile]:
             prior=png_address(gallery.prior[row]),
             reconstruction=png_address(gallery.reconstruction[row]),
             truth=png_address(gallery.truth[row]),
+            difference=png_address(np.abs(gallery.truth[row] - gallery.reconstruction[row])),
+            psnr=_psnr(gallery.truth[row], gallery.reconstruction[row]),
             member=bool(gallery.member[row]),
             score=float(gallery.score[row]),
         )
@@ -45,19 +52,20 @@ def tiles(gallery: Gallery) -> list[Tile]:
 class Pair:
     """An example that learner `learner` held and its reconstruction; `alike` says how alike they are.
 
-    Of images the two are `data:` addresses. Of tokens `tokens` are true and reconstructed token at each place, as
-    words where these are known.
+    Of images the two, and their absolute difference, are `data:` addresses. Of tokens `tokens` are true and
+    reconstructed token at each place, as words where these are known.
     """
 
     learner: int
     alike: float
     truth: str = ""
     reconstruction: str = ""
+    difference: str = ""
     tokens: tuple[tuple[int | str, int | str], ...] = ()
 
 
 def shown_pairs(pairs: Pairs) -> list[Pair]:
-    """Return the pairs as the page shows them, of sequences the first 128 tokens."""
+    """Return the pairs as the page shows them, what was recovered best first; of sequences the first 128 tokens."""
     shown = []
     for true, made, learner, alike in zip(pairs.truth, pairs.reconstruction, pairs.learner, pairs.alike, strict=True):
         if true.ndim == 1:
@@ -65,8 +73,15 @@ def shown_pairs(pairs: Pairs) -> list[Pair]:
             tokens = tuple((pairs.words.get(one, one), pairs.words.get(other, other)) for one, other in places)
             shown.append(Pair(int(learner), float(alike), tokens=tokens))
         else:
-            shown.append(Pair(int(learner), float(alike), png_address(true), png_address(made)))
-    return shown
+            addresses = (png_address(true), png_address(made), png_address(np.abs(true - made)))
+            shown.append(Pair(int(learner), float(alike), *addresses))
+    return sorted(shown, key=lambda pair: -pair.alike)
+
+
+def _psnr(truth: Images, made: Images) -> float:
+    """Return the peak signal-to-noise ratio of values in [0, 1], in decibels."""
+    error = float(np.mean((truth - np.clip(np.nan_to_num(made), 0, 1)) ** 2))
+    return float("inf") if error == 0 else -10 * float(np.log10(error))
 
 
 def png_address(image: Images) -> str:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from metaleak.attacks.evaluation.measures import tpr_at
 from metaleak.attacks.evaluation.membership import FPR_LEVELS
 from metaleak.deploy.report.examples import Pair, Tile, shown_pairs, tiles
-from metaleak.deploy.report.figures import Curve, FrontierPoint, frontier, log_roc, training_curve
-from metaleak.deploy.report.page_template import page_template
+from metaleak.deploy.report.figures import Colors, Curve, Drawn, FrontierPoint, frontier, log_roc, training_curve
+from metaleak.deploy.report.page_template import page_template, script
 from metaleak.deploy.report.rows import (
     Row,
     comparison_rows,
@@ -24,9 +23,9 @@ from metaleak.deploy.report.rows import (
     rate_text,
     rows_of,
 )
-from metaleak.deploy.report.settings import Setting, condition_of_epsilon, knows, settings
+from metaleak.deploy.report.settings import Setting, ceilings, condition_of_epsilon, knows, settings
 from metaleak.deploy.report.tables import LEVELS, bytes_text, epsilon_text
-from metaleak.deploy.report.verdict import verdict
+from metaleak.deploy.report.verdict import answer, verdict
 from metaleak.deploy.results.reading import AttackFiles, Results, RunResult, read
 from metaleak.deploy.results.schema import Round
 from metaleak.server.record.whole_file import write_whole
@@ -43,7 +42,7 @@ class RunPage:
     label: str
     run: RunResult
     facts: Sequence[tuple[str, str]]
-    curves: Sequence[Markup]
+    curves: Sequence[Drawn]
     attacks: Sequence[tuple[AttackFiles, str, Sequence[Tile], Sequence[Pair]]]
 
 
@@ -64,17 +63,31 @@ def render(result: Results, progress: Progress | None = None) -> str:
     """Return the report as the text of an HTML page."""
     rows = comparison_rows(result)
     found = settings(rows_of(result))
+    colors = {name: place for place, name in enumerate(dict.fromkeys(row.defense_name for row in rows))}
     suite = result.cells is not None
     runs = list(result.runs.values())
     pages = []
     for index, run in enumerate(runs):
-        pages.append(_run_page(index, run, rows))
+        pages.append(_run_page(index, run, rows, colors))
         if progress:
             progress(index + 1, len(runs))
+    code, code_hash = script("report.js")
+    drawn = list(frontiers(found, colors))
+    anchors = {id(page.run): page.anchor for page in pages}
     return page_template("report.html.j2").render(
         title=result.name,
+        made=made(result),
+        answer=answer(found),
+        headline=drawn[:1],
+        script=code,
+        script_hash=code_hash,
+        anchor=lambda row: anchors.get(id(row.run), ""),
+        ceilings=ceilings(found),
         suite=suite,
-        facts=facts(runs[0].config) if not suite else _shared([row.config for row in rows if row.run]),
+        facts=[
+            *(facts(runs[0].config) if not suite else _shared([row.config for row in rows if row.run])),
+            *_asked(rows),
+        ],
         runs=pages,
         rows=rows,
         varied=any(row.setting for row in rows),
@@ -90,8 +103,8 @@ def render(result: Results, progress: Progress | None = None) -> str:
             if row.status not in ("done", "not applicable") and (suite or row.status != "not attacked")
         ],
         evaluated=[row for row in rows if row.headline],
-        frontiers=list(frontiers(found)),
-        rocs=list(rocs(rows)),
+        frontiers=drawn[1:],
+        rocs=list(rocs(rows, colors)),
         levels=FPR_LEVELS,
         level_text=level_text,
         measure_text=measure_text,
@@ -104,41 +117,48 @@ def render(result: Results, progress: Progress | None = None) -> str:
     )
 
 
-def frontiers(found: Sequence[Setting]) -> Iterable[Markup]:
+def frontiers(found: Sequence[Setting], colors: Colors) -> Iterable[Drawn]:
     """Yield one panel a setting and headline: the strongest attack against adapted accuracy, a point a line."""
     for setting in found:
         for measure in setting.measures:
             best = setting.frontier(measure)
             points = [
                 FrontierPoint(
-                    line.rows[0].defense_name, line.rows[0].scale, line.accuracy, strongest.strength, line in best
+                    line.rows[0].defense_name,
+                    line.defense,
+                    line.rows[0].scale,
+                    line.accuracy,
+                    strongest.strength,
+                    line in best,
                 )
                 for line in setting.lines
                 if line.accuracy and (strongest := line.strongest(measure=measure))
             ]
             if points:
-                yield frontier(setting.title, points)
+                yield frontier(setting.title, points, colors)
 
 
-def rocs(rows: Sequence[Row]) -> Iterable[Markup]:
+def rocs(rows: Sequence[Row], colors: Colors) -> Iterable[Drawn]:
     """Yield one panel an attack and setting: the ROC curves on logarithmic axes."""
     for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
         curves = []
         for row in group:
             files = row.attack_files
             if files and files.member.any() and not files.member.all():
-                curves.append(Curve(row.strength, row.defense, files.scores, files.member))
+                curves.append(Curve(row.strength, row.defense_name, files.scores, files.member))
         if curves:
-            yield log_roc(_panel(attack, setting), curves)
+            yield log_roc(_panel(attack, setting), curves, colors)
 
 
-def training_curves(about: str, rounds: Sequence[Round]) -> list[Markup]:
+def training_curves(about: str, rounds: Sequence[Round], color: int = 0) -> list[Drawn]:
     """Return loss and adapted accuracy on held-out tasks over the rounds, as far as they were measured."""
     figures = []
     losses = [line for line in rounds if line.loss is not None]
     if losses:
         numbers, values = [line.round for line in losses], [line.loss for line in losses]
-        figures.append(training_curve(about, "Loss, held-out tasks", "loss", numbers, np.array(values, float)))
+        figures.append(
+            training_curve(about, "Loss, held-out tasks", "loss", numbers, np.array(values, float), None, color)
+        )
     measured = [line for line in rounds if line.accuracy is not None]
     if measured:
         value = np.array([line.accuracy for line in measured], float)
@@ -146,14 +166,45 @@ def training_curves(about: str, rounds: Sequence[Round]) -> list[Markup]:
         high = np.array([line.accuracy_high for line in measured], float)
         numbers = [line.round for line in measured]
         figures.append(
-            training_curve(about, "Adapted accuracy, held-out tasks", "accuracy", numbers, value, (low, high))
+            training_curve(about, "Adapted accuracy, held-out tasks", "accuracy", numbers, value, (low, high), color)
         )
     return figures
 
 
 def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what an experiment's configuration says, one line a top-level key that says something, in its order."""
-    said = ((str(key), _plain(value)) for key, value in config.items() if key != "name")
+    """Return what an experiment's configuration says, one line a top-level key that says something, in its order.
+
+    Its attacks and targets are left out: what was planned is not what was run.
+    """
+    left_out = ("name", "attacks", "targets")
+    said = ((str(key), _plain(value)) for key, value in config.items() if key not in left_out)
+    return [(key, text) for key, text in said if text]
+
+
+def made(result: Results) -> list[str]:
+    """Return when the results were made, by which version, and the command that makes them again."""
+    states = [run.state for run in result.runs.values()]
+    days = sorted({state.started[:10] for state in states if state.started})
+    versions = sorted({state.versions["metaleak"] for state in states if "metaleak" in state.versions})
+    suite = result.cells is not None
+    said = [days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"] if days else []
+    said += [f"metaleak {', '.join(versions)}"] if versions else []
+    return [*said, "metaleak benchmark suite.yaml" if suite else "metaleak simulate experiment.yaml"]
+
+
+def _asked(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return which attacks were made, on which sets, and on how many targets."""
+    done = [row for row in rows if row.attack_result]
+    attacks = dict.fromkeys(
+        f"{row.attack} ({row.attack_result.asks})" if row.attack_result and row.attack_result.asks else row.attack
+        for row in done
+    )
+    counts = dict.fromkeys(
+        f"{row.evaluation.members} members + {row.evaluation.non_members} non-members"
+        for row in done
+        if row.evaluation
+    )
+    said = (("attacks made", ", ".join(attacks)), ("targets", "; ".join(counts)))
     return [(key, text) for key, text in said if text]
 
 
@@ -174,7 +225,7 @@ def _plain(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _run_page(index: int, run: RunResult, rows: Sequence[Row]) -> RunPage:
+def _run_page(index: int, run: RunResult, rows: Sequence[Row], colors: Colors) -> RunPage:
     own = [row for row in rows if row.run is run]
     if own:
         # What all of its attacks have in common: targets or settings of one of them do not describe the run.
@@ -188,7 +239,7 @@ def _run_page(index: int, run: RunResult, rows: Sequence[Row]) -> RunPage:
         label=label,
         run=run,
         facts=facts(run.config),
-        curves=training_curves(label, run.rounds),
+        curves=training_curves(label, run.rounds, colors[own[0].defense_name] if own else 0),
         attacks=[
             (
                 attack,

@@ -190,6 +190,20 @@ def condition_of_epsilon(rows: Sequence[Row]) -> list[str]:
     return [_SECRET_NOISE] if promised else []
 
 
+def ceilings(found: Sequence[Setting]) -> list[str]:
+    """Return why a lower bound on epsilon is what it is, where the best that an attack could prove is reached."""
+    known = [line.privacy for setting in found for line in setting.lines if line.privacy]
+    reached = sorted({f"{one.ceiling:.2f}" for one in known if one.at_ceiling and one.ceiling})
+    if not reached:
+        return []
+    return [
+        f"An epsilon of {' or '.join(reached)} is all that a perfect attack can prove of so few targets or learners: "
+        "even without a single error, error rates of a few per cent cannot be ruled out with 95 % confidence, and "
+        "epsilon is the logarithm of how much likelier the attack is right than wrong. How much more leaks is not "
+        "known; more targets, of more learners, raise the ceiling."
+    ]
+
+
 def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in _DEFENDING}
     if isinstance(rule := kept.get("rule"), Mapping):

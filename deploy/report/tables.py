@@ -1,64 +1,161 @@
-"""The tables for a terminal: one of all attacks, and of a suite one a setting with a line a defense."""
+"""The tables for a terminal: what attacks learn, and of a suite also what defenses cost."""
 
-from rich.table import Table
+from collections.abc import Sequence
+from dataclasses import replace
+
 from rich.text import Text
 
-from metaleak.attacks.evaluation.measures import tpr_at
+from metaleak.attacks.evaluation.intervals import Estimate
+from metaleak.attacks.evaluation.measures import Measure, tpr_at
 from metaleak.attacks.evaluation.membership import FPR_LEVELS
-from metaleak.deploy.report.rows import comparison_rows, level_text, measure_text, needs_text, rate_text, rows_of
-from metaleak.deploy.report.settings import Asked, Found, Line, Setting, condition_of_epsilon, knows, settings
+from metaleak.deploy.report.rows import Row, comparison_rows, level_text, needs_text, rate_text, rows_of
+from metaleak.deploy.report.settings import Line, Setting, condition_of_epsilon, knows, settings
 from metaleak.deploy.results.reading import Results
 from metaleak.deploy.simulate.record_size import size_text
+from metaleak.deploy.terminal import Grid
 
 LEVELS = ("0.001", "0.01")
 """The false-positive rates whose true-positive rates stand in the tables."""
 
+_TPR = "TPR at {} FPR"
+_MEASURED = ("set", "attack", "measure", "value", "95% interval")
+_WORDS = frozenset(("set", "attack", "measure"))
+_WIDE_ALONE = ("bytes a learner", "members + non-members", "intervals of TPR")
+"""The columns that `--wide` adds."""
 
-def setting_tables(result: Results) -> list[Table]:
-    """Return one table a setting, for a terminal of 100 columns or more; below the last, what each attack knows
-    and, where an epsilon is promised, what the promise rests on."""
+
+def setting_tables(result: Results, wide: bool = False) -> list[Grid]:
+    """Return two tables a setting, what attacks learn and what defenses cost; with `wide` all of their columns.
+
+    Below the last stands what each attack knows and, where an epsilon is promised, what the promise rests on.
+    """
     rows = rows_of(result)
-    tables = [_table(setting) for setting in settings(rows)]
-    if tables:
-        notes = [f"{attack} knows {known}" for attack, known in sorted(knows(rows).items())]
-        tables[-1].caption = "\n".join([*notes, *condition_of_epsilon(rows)])
-        tables[-1].caption_justify = "left"
-    return tables
+    found = settings(rows)
+    tables = [table for setting in found for table in (_leaks(setting), _costs(setting))]
+    if not tables:
+        return []
+    notes = [f"{attack} knows {known}" for attack, known in sorted(knows(rows).items())]
+    if any(setting.frontier() for setting in found):
+        notes.append("* no other defense has both more accuracy and a weaker strongest attacker")
+    tables[-1] = replace(tables[-1], notes=[*tables[-1].notes, *notes, *condition_of_epsilon(rows)])
+    return [table if wide else _narrower(table) for table in tables]
 
 
-def comparison_table(result: Results) -> Table:
-    """Return the comparison as a table for a terminal of 80 columns or more, each rate with its 95 % interval.
+def comparison_table(result: Results, wide: bool = False) -> Grid:
+    """Return a row an attack on a run or a suite; with `wide` the intervals of all rates, too.
 
-    The TPRs stand in the order of `FPR_LEVELS`, a dash where there are too few non-members; the report has more.
+    True-positive rates are dashes where there are too few non-members.
     """
     rows = comparison_rows(result)
-    needed = "; ".join(f"{level_text(level)} {needs_text(level)}" for level in FPR_LEVELS)
-    table = Table(
-        title="What each defense leaves to the attacker, and what it costs", caption=f"TPR at a FPR of {needed}."
-    )
-    levels = " / ".join(level_text(level).removesuffix(" %") for level in FPR_LEVELS)
-    for column in ("defense", "attack", "AUC", f"TPR % at {levels} % FPR", "adapted accuracy", "n"):
-        table.add_column(column)
-    for row in rows:
-        accuracy = "\n".join(rate_text(row.accuracy, percent=True)) if row.accuracy else "–"
-        if evaluation := row.evaluation:
-            rates = [evaluation.tpr.get(level) for level in FPR_LEVELS]
-            tpr = " / ".join(f"{100 * rate.value:.0f}" if rate else "–" for rate in rates)
-            auc = Text("\n".join(rate_text(evaluation.auc)))
-            if row.betrayed:
-                auc.append(f"\nbut {row.betrayed[0]} {row.betrayed[1]:.3f}", style="bold red")
-            counts = f"{evaluation.members} + {evaluation.non_members}"
-            if evaluation.clusters == 1:
-                counts += f"\n{row.resampled}"
-        elif row.headline:
-            tpr = counts = "–"
-            auc = Text(measure_text(row.headline).replace(", ", "\n"))
-        else:
-            tpr = counts = "–"
-            auc = Text(f"{row.status}: {row.error}" if row.error else row.status, style="bold red")
-        shown = [Text(row.label), Text(row.attack), auc, Text(tpr), Text(accuracy), Text(counts)]
-        table.add_row(*shown, end_section=True)
-    return table
+    columns = ["defense", *_MEASURED, *(_TPR.format(_tight(level_text(level))) for level in FPR_LEVELS)]
+    columns += ["accuracy", "members + non-members", "intervals of TPR"]
+    lines = [[row.label, *_measured(row, row.headline, FPR_LEVELS), _accuracy(row.accuracy), *_targets(row)]
+             for row in rows]  # fmt: skip
+    notes = [f"{row.label}, {row.attack}: {row.status}{': ' + row.error if row.error else ''}"
+             for row in rows if row.headline is None]  # fmt: skip
+    notes += [
+        f"{row.label}, {row.attack}: the statistic {row.betrayed[0]} alone reaches AUC {row.betrayed[1]:.3f}"
+        for row in rows
+        if row.betrayed
+    ]
+    levels = [level for level in FPR_LEVELS if any(row.evaluation and level not in _resolved(row) for row in rows)]
+    if levels:
+        needed = "; ".join(f"at {_tight(level_text(level))} FPR {needs_text(level)}" for level in levels)
+        notes.append(f"TPR, the members found while at most that share of non-members is accused, {needed}.")
+    table = Grid("What the attacks learn", columns, lines, notes, _WORDS)
+    alike = {name for place, name in enumerate(columns) if len({line[place] for line in lines}) == 1}
+    table = _without_measure(table)
+    return table if wide else _narrower(table).without_columns(alike & {"defense", "accuracy"})
+
+
+def _leaks(setting: Setting) -> Grid:
+    """Return the strongest attack by defense and set, and by each headline that is not about membership."""
+    lines: list[list[Text | str]] = []
+    for line in setting.lines:
+        found = [line.strongest(asked) for asked in setting.asked]
+        found += [line.strongest(measure=name) for name in setting.other_measures]
+        own = [
+            [*_measured(one.row, one.strength, LEVELS, one.reversed), *_targets(one.row)]
+            for one in found
+            if one is not None
+        ]
+        own = own or [["–"] * (len(_MEASURED) + len(LEVELS) + 2)]
+        names = [_named(setting, line), *[Text()] * (len(own) - 1)]
+        lines += [[name, *cells] for name, cells in zip(names, own, strict=True)]
+    columns = ["defense", *_MEASURED, *(_TPR.format(_tight(level_text(level))) for level in LEVELS)]
+    columns += ["members + non-members", "intervals of TPR"]
+    title = f"What the strongest attacks learn: {setting.title}"
+    return _without_measure(Grid(title, columns, lines, words=_WORDS))
+
+
+def _costs(setting: Setting) -> Grid:
+    lines: list[list[Text | str]] = []
+    for line in setting.lines:
+        broken = line.privacy is not None and line.privacy.violated
+        value, interval = rate_text(line.accuracy, percent=True) if line.accuracy else ("–", "–")
+        epsilon = epsilon_text(line).replace("≥ ", "≥").replace("≤ ", "≤")
+        cells = [_tight(value), interval, _tight(bytes_text(line).replace(" (", ", ").replace(")", ""))]
+        lines.append([_named(setting, line), *cells, Text(epsilon, style="bold red" if broken else "")])
+    columns = ["defense", "accuracy", "95% interval", "bytes a learner", "epsilon"]
+    return Grid(f"What defenses cost and promise: {setting.title}", columns, lines, words=frozenset(("epsilon",)))
+
+
+def _named(setting: Setting, line: Line) -> Text:
+    name = Text(f"{line.defense} *" if line in setting.frontier() else line.defense)
+    for trouble in line.troubles:
+        name.append(f"\n{trouble}", style="bold red")
+    return name
+
+
+def _measured(row: Row, headline: Measure | None, levels: Sequence[str], reverse: bool = False) -> list[str]:
+    """Return the cells of `_MEASURED` and of the true-positive rates at `levels`."""
+    asks = row.attack_result.asks if row.attack_result else None
+    value, interval = rate_text(headline) if headline else (row.status, "–")
+    rates = [row.measure(tpr_at(level)) for level in levels]
+    return [
+        asks or "–",
+        row.attack + (" reversed" if reverse else ""),
+        headline.name if headline else "–",
+        value,
+        interval,
+        *(_tight(rate_text(rate, percent=True)[0]) if rate else "–" for rate in rates),
+    ]
+
+
+def _targets(row: Row) -> list[str]:
+    """Return how many targets there are, with what intervals rest on, and the intervals of the rates."""
+    if row.evaluation is None:
+        return ["–", "–"]
+    counts = f"{row.evaluation.members} + {row.evaluation.non_members}"
+    rates = [rate_text(rate, percent=True)[1] for rate in row.evaluation.tpr.values() if rate]
+    return [counts + (f", {row.resampled}" if row.resampled else ""), "; ".join(rates) or "–"]
+
+
+def _accuracy(accuracy: Estimate | None) -> str:
+    return "{} {}".format(*rate_text(accuracy, percent=True)).replace(" %", "%") if accuracy else "–"
+
+
+def _resolved(row: Row) -> list[str]:
+    return [level for level, rate in row.evaluation.tpr.items() if rate] if row.evaluation else []
+
+
+def _without_measure(table: Grid) -> Grid:
+    """Return the table with the measure's name above its values, where all rows have the same."""
+    place = list(table.columns).index("measure")
+    names = {str(row[place]) for row in table.rows} - {"–"}
+    if len(names) != 1:
+        return table
+    columns = [names.copy().pop() if name == "value" else name for name in table.columns]
+    return replace(table, columns=columns).without_columns(["measure"])
+
+
+def _narrower(table: Grid) -> Grid:
+    return table.without_columns(_WIDE_ALONE)
+
+
+def _tight(text: str) -> str:
+    """Return `text` with units that no end of a line separates from their number."""
+    return text.replace(" %", "%").replace(" MB", "MB").replace(" KB", "KB").replace(" GB", "GB").replace(" B", "B")
 
 
 def bytes_text(line: Line) -> str:
@@ -78,6 +175,8 @@ def epsilon_text(line: Line) -> str:
     if (privacy := line.privacy) is None:
         return "–"
     bound = f"≥ {privacy.lower_bound:.2f}" + (" (at most 0 with so few learners)" if privacy.ceiling == 0 else "")
+    if privacy.at_ceiling and privacy.ceiling:
+        bound += " (no attack on so few targets can prove more)"
     if privacy.gaussian_lower_bound is not None:
         bound += f", Gaussian ≥ {privacy.gaussian_lower_bound:.2f}"
     if privacy.audited is not None:
@@ -87,50 +186,3 @@ def epsilon_text(line: Line) -> str:
         return bound
     attacked = "" if privacy.accounted in (None, whole) else f", attacked ≤ {privacy.accounted:.3g}"
     return f"{bound}, ≤ {whole:.3g}{attacked}"
-
-
-def tpr_text(line: Line, asked: Asked) -> str:
-    """Return the strongest attack's true-positive rates at `LEVELS` in per cent, a dash where unresolved."""
-    found = line.strongest(asked)
-    if found is None:
-        return "–"
-    rates = [found.row.measure(tpr_at(level)) for level in LEVELS]
-    return " / ".join(f"{100 * rate.value:.1f}" if rate else "–" for rate in rates)
-
-
-def _table(setting: Setting) -> Table:
-    table = Table(title=setting.title)
-    levels = " / ".join(level_text(level).removesuffix(" %") for level in LEVELS)
-    columns = ["defense", "bytes", "accuracy"]
-    for asked in setting.asked:
-        columns += [f"{asked}: AUC", f"TPR % at {levels} % FPR"]
-    columns += setting.other_measures
-    for column in (*columns, "epsilon"):
-        # Folded in a narrow terminal: half an interval would mislead.
-        table.add_column(column, overflow="fold")
-    best = setting.frontier()
-    for line in setting.lines:
-        # On the frontier: no other has both more accuracy and a weaker strongest attack.
-        name = Text(f"{line.defense} *" if line in best else line.defense)
-        for trouble in line.troubles:
-            name.append(f"\n{trouble}", style="bold red")
-        broken = line.privacy is not None and line.privacy.violated
-        cells: list[Text | str] = [
-            name,
-            bytes_text(line),
-            "\n".join(rate_text(line.accuracy, percent=True)) if line.accuracy else "–",
-        ]
-        for asked in setting.asked:
-            cells += [_strongest(line.strongest(asked)), tpr_text(line, asked)]
-        cells += [_strongest(line.strongest(measure=name)) for name in setting.other_measures]
-        table.add_row(*cells, Text(epsilon_text(line), style="bold red" if broken else ""), end_section=True)
-    return table
-
-
-def _strongest(found: Found | None) -> Text:
-    if found is None:
-        return Text("–")
-    lines = [*rate_text(found.strength), found.row.attack + (" reversed" if found.reversed else "")]
-    if found.row.evaluation and found.row.evaluation.clusters == 1:
-        lines.append(str(found.row.resampled))
-    return Text("\n".join(lines))

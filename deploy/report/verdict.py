@@ -6,12 +6,71 @@ from itertools import groupby
 from metaleak.attacks.evaluation.membership import Evaluation
 from metaleak.deploy.config.defense_words import UNDEFENDED
 from metaleak.deploy.report.rows import Row, leak, level_text, measure_text, rate_text
+from metaleak.deploy.report.settings import Line, Setting
 
 HELD_AUC = 0.60
 """A defense holds an attack when the AUC is no further from guessing than this."""
 
 HELD_LOSS = 0.03
 """...and when it costs no more adapted accuracy than this."""
+
+
+def answer(found: Sequence[Setting]) -> list[str]:
+    """Return at most three sentences: what leaks without a defense, what protects at which cost, what is guaranteed.
+
+    They are about the first setting in which an attack that asks for membership was evaluated.
+    """
+    setting = next((one for one in found if any(line.strongest() for line in one.lines)), None)
+    if setting is None:
+        return []
+    sentences = []
+    bare = next((line for line in setting.lines if line.rows[0].defense == UNDEFENDED), None)
+    if bare is not None and (strongest := bare.strongest()):
+        sentences.append(f"Without a defense, the {strongest.row.attack} attack {describe(strongest.row)}.")
+    defended = [line for line in setting.lines if line is not bare and line.strongest()]
+    if defended:
+        sentences.append(_least_costly(bare, defended))
+        promised = [line for line in defended if line.privacy and line.privacy.accounted_run is not None]
+        sentences += [_guaranteed(promised)] if promised else [
+            "None of these defenses has a guarantee: what the attacks here do not find, others may."
+        ]  # fmt: skip
+    return sentences
+
+
+def _least_costly(bare: Line | None, defended: Sequence[Line]) -> str:
+    counted = f"{len(defended)} defense{'s' if len(defended) > 1 else ''}"
+    bar = f"an AUC of {HELD_AUC:.2f}"
+    held = [(line, leaked) for line in defended if (leaked := _leaked(line)) <= HELD_AUC]
+    if not held:
+        line, leaked = min(((line, _leaked(line)) for line in defended), key=lambda one: one[1])
+        least = f"the strongest attack on {line.defense} reaches {leaked:.3f}"
+        return f"None of {counted} keeps every attack below {bar}; {least}."
+    known = [(line, leaked) for line, leaked in held if line.accuracy]
+    kept = f"{len(held)} of {counted} keep{'s' if len(held) == 1 else ''} every attack below {bar}"
+    if not known:
+        return f"{kept}; what they cost in accuracy was not measured."
+    line, leaked = max(known, key=lambda one: one[0].accuracy.value if one[0].accuracy else 0.0)
+    cost = f"{rate_text(line.accuracy, percent=True)[0]}" if line.accuracy else "–"
+    instead = f" instead of {rate_text(bare.accuracy, percent=True)[0]}" if bare and bare.accuracy else ""
+    return f"{kept}; {line.defense} costs least: adapted accuracy {cost}{instead}, strongest attack AUC {leaked:.3f}."
+
+
+def _guaranteed(promised: Sequence[Line]) -> str:
+    line = min(promised, key=lambda one: (one.privacy and one.privacy.accounted_run) or 0.0)
+    if line.privacy is None or line.privacy.accounted_run is None:
+        raise ValueError(f"{line.defense}: promises nothing")
+    others = f" ({len(promised)} defenses have a guarantee)" if len(promised) > 1 else ""
+    if line.privacy.violated:
+        return f"{line.defense} breaks its promise: an attack proves more than the epsilon that is accounted for."
+    return (
+        f"A guarantee holds against attacks that nobody has made yet: {line.defense} promises epsilon "
+        f"≤ {line.privacy.accounted_run:.3g} over the run, and the attacks prove ≥ {line.privacy.proven:.2f}{others}."
+    )
+
+
+def _leaked(line: Line) -> float:
+    """Return how far the strongest membership attack is from guessing, an AUC in [0.5, 1]."""
+    return max((row.leak for row in line.rows if row.evaluation), default=0.5)
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:

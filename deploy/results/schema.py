@@ -105,6 +105,11 @@ class Privacy(Written):
         return max(self.lower_bound, self.gaussian_lower_bound or 0.0)
 
     @property
+    def at_ceiling(self) -> bool:
+        """Whether no attack on the same targets could prove more."""
+        return self.ceiling is not None and self.lower_bound >= self.ceiling - 1e-9
+
+    @property
     def violated(self) -> bool:
         """Whether a lower bound exceeds what was accounted for."""
         return self._audit_exceeds or self._attack_exceeds

@@ -100,7 +100,8 @@ def test_a_determined_image_is_rebuilt_in_the_page(capsys, tmp_path):
         (["audited_networks:cnn6_d", "--input", "1x28x28"], "the module cannot take such an input"),
     ],
 )
-def test_a_mistake_is_one_line(capsys, arguments, complaint):
+def test_a_mistake_is_one_line(capsys, monkeypatch, arguments, complaint):
+    monkeypatch.delenv("COLUMNS")
     code, out, err = call(capsys, *arguments)
     assert (code, out) == (2, "")
     assert complaint in err

@@ -1,0 +1,77 @@
+"""The documentation site: its pages are of this code, lead somewhere, and the tutorial runs as it stands."""
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import reference_pages
+import yaml
+from local_grid import local_simulate
+
+import metaleak.deploy.commands as commands
+import metaleak.deploy.simulate.launch as launch
+from metaleak.deploy.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+
+def files_of(nav):
+    """Return the pages that a part of the navigation names."""
+    if isinstance(nav, str):
+        return [nav]
+    return [file for one in (nav.values() if isinstance(nav, dict) else nav) for file in files_of(one)]
+
+
+def test_the_reference_is_that_of_the_code():
+    again = "python docs/reference_pages.py"
+    assert (ROOT / "docs/commands.md").read_text() == reference_pages.commands(), again
+    assert (ROOT / "docs/settings.md").read_text() == reference_pages.settings(), again
+
+
+def test_every_page_is_in_the_navigation_once():
+    assert sorted(files_of(SITE["nav"])) == [page.name for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_included_files_lead_somewhere(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for included in re.findall(r'--8<-- "([^"]+)"', text):
+        assert (ROOT / included).exists(), included
+
+
+def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs/tutorial.md").read_text()
+    blocks = dict(re.findall(r"<!-- tutorial: (\S+) -->\n```\w+\n(.*?)```", text, re.DOTALL))
+    assert set(blocks) == {"experiment.yaml", "commands", "defense"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "simulate", local_simulate)
+    monkeypatch.setattr(launch, "simulate", local_simulate)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    Path("experiment.yaml").write_text(blocks["experiment.yaml"])
+    for line in blocks["commands"].splitlines():
+        with pytest.raises(SystemExit) as leaving:
+            main(line.removeprefix("metaleak ").split())
+        assert leaving.value.code == 0, capsys.readouterr().err
+    assert Path("runs/first/report.html").exists()
+    assert "span: AUC" in capsys.readouterr().out
+    (script,) = re.findall(r"python (\S+)", blocks["defense"])
+    sys.modules.pop("own_defense", None)
+    runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+    assert capsys.readouterr().out.count("AUC") == 2
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    if shutil.which("mkdocs") is None:
+        pytest.skip("the extra metaleak[docs] is not installed: make docs")
+    command = ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
