@@ -180,10 +180,14 @@ class SpanTest(BaseModel):
         """Return the evidence for each target as features `(T, F)`; the first `real` rows are learners."""
         _dense(observation, targets)
         defenses = self._defenses(observation)
-        found = evidence_features(observation, self.asks, targets, real, defenses)
-        if image_noise(defenses, self.asks):
-            found = torch.cat([found, self.evidence(observation, targets).scores[:, None]], dim=1)
-        return found
+        if not image_noise(defenses, self.asks):
+            return evidence_features(observation, self.asks, targets, real, defenses)
+        likelihood = self.evidence(observation, targets).scores[:, None]
+        if observation.episodes > 1:
+            # A message of several episodes holds most of a shard, and the predicted evidence of what is in the other
+            # set points the other way: with it the AUC fell from 0.64 to 0.37.
+            return likelihood
+        return torch.cat([evidence_features(observation, self.asks, targets, real, defenses), likelihood], dim=1)
 
     def _defenses(self, observation: Observation) -> tuple[Defense, ...]:
         if not self.knows_defenses:
