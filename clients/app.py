@@ -119,7 +119,7 @@ def _answer(federation: Federation, asked: _Asked, device: torch.device, arrivin
         try:
             answers.add(numbers, _computed(federation, numbers, parameters, asked.round))
         except Exception as trouble:
-            if _is_of_memory(trouble):
+            if _is_of_memory(trouble) or isinstance(trouble, OSError):
                 # The node's trouble, not a learner's: to be asked again, with the same chunks and so the same bits.
                 raise
             # One learner's trouble is not that of its cohort: let each of them try alone.
@@ -140,7 +140,8 @@ class _Gradients:
     def __init__(self, asked: _Asked, rows: int, like: Parameters, arriving: Path | None) -> None:
         self.present: list[int] = []
         self.refused: dict[int, str] = {}
-        self._asked = asked.learners
+        self._offsets = {number: offset for offset, number in enumerate(asked.learners)}
+        self._numbers = asked.learners
         self._stack = _stack(rows, like, arriving) if asked.sum_from is None else None
         self._sums = None if asked.sum_from is None else SummedArrays(asked.sum_from, len(asked.learners), like)
 
@@ -151,8 +152,8 @@ class _Gradients:
         if self._stack is not None:
             self._stack.append(gradients)
         elif self._sums is not None:
-            offsets = [self._asked.index(number) for number in numbers]
-            refused = {self._asked[offset]: why for offset, why in self._sums.append(offsets, gradients).items()}
+            offsets = [self._offsets[number] for number in numbers]
+            refused = {self._numbers[offset]: why for offset, why in self._sums.append(offsets, gradients).items()}
         self.refused |= refused
         self.present += [number for number in numbers if number not in refused]
 

@@ -68,7 +68,7 @@ def say(text: str, error: bool = False) -> None:
     """Print a sentence; on a terminal, or where `COLUMNS` says how wide one is, it breaks at spaces."""
     console = Console(stderr=error)
     wrapped = console.is_terminal or "COLUMNS" in os.environ
-    console.print(text, markup=False, highlight=False, soft_wrap=not wrapped)
+    console.print(Text(text), highlight=False, soft_wrap=not wrapped)
 
 
 def show(*grids: Grid) -> None:

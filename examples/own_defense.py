@@ -13,7 +13,7 @@ class Coarse(BaseModel):
     step: float = 0.5
 
     def __call__(self, tensors, random):
-        steps = {name: value.abs().max() * self.step for name, value in tensors.items()}
+        steps = {name: (value.abs().max() * self.step).clamp(min=1e-12) for name, value in tensors.items()}
         return {name: (value / steps[name]).round() * steps[name] for name, value in tensors.items()}
 
 

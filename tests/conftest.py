@@ -52,6 +52,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_width() -> None:
+    # pytest-xdist tells its workers how wide the terminal is; what is printed here goes to none.
+    os.environ.pop("COLUMNS", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _hears_ctrl_c() -> None:
     # What a shell starts in the background ignores Ctrl-C, and so do its children; some tests press it.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -64,7 +64,7 @@ def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     assert "span: AUC" in capsys.readouterr().out
     (script,) = re.findall(r"python (\S+)", blocks["defense"])
     sys.modules.pop("own_defense", None)
-    runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+    runpy.run_path(str(ROOT / script), run_name="__main__")
     assert capsys.readouterr().out.count("AUC") == 2
 
 

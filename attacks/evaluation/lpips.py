@@ -1,6 +1,7 @@
 """The learned perceptual distance LPIPS, version 0.1, on AlexNet (Zhang et al. 2018), without torch."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -67,7 +68,7 @@ class Lpips:
                 raise ValueError("it does not hold the arrays of LPIPS on AlexNet")
             with np.load(path, allow_pickle=False) as found:
                 weights = {name: found[name] for name in _SHAPES}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, RuntimeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
         for name, values in weights.items():
             if values.shape != _SHAPES[name] or values.dtype != np.float32 or not np.isfinite(values).all():

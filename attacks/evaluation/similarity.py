@@ -109,7 +109,7 @@ def _squared_errors_of_gray(true: Floats) -> Floats:
 
 def _images_beside(made: Floats, partner: NDArray[np.int64]) -> Floats:
     """Return what each true image is compared with, clipped to [0, 1]: its partner, or gray."""
-    found = made[np.arange(len(made))[:, None], partner.clip(min=0)] if made.shape[1] else np.zeros(())
+    found = made[np.arange(len(made))[:, None], partner.clip(min=0)]
     there = (partner >= 0)[..., None, None, None]
     return np.asarray(np.where(there, found, 0.5)).clip(0, 1)
 

@@ -96,13 +96,13 @@ class SpanTest(BaseModel):
     ) -> Answers:
         """Return the scores, weighed by shadow learners that the seed makes where the defenses are known.
 
-        See `evidence` for scores that are not weighed, and their statistic. Raises `ValueError` when the model has no
-        dense first layer, the targets do not fit it, or the observation lacks what the attack requires.
+        See `evidence` for scores that are not weighed, and for the statistic. Raises `ValueError` when the model has
+        no dense first layer, the targets do not fit it, or the observation lacks what the attack requires.
         """
         if not self.knows_defenses:
             return self.evidence(observation, targets, progress)
-        _dense(observation, targets)
-        return Answers(weighed_evidence(observation, targets, self.asks, self._features, seed))
+        statistics = self.evidence(observation, targets, progress).statistics
+        return Answers(weighed_evidence(observation, targets, self.asks, self._features, seed), statistics=statistics)
 
     def evidence(self, observation: Observation, targets: Targets, progress: Progress | None = None) -> Answers:
         """Return the scores that are not weighed, and as a statistic `outside`: a threshold's baseline.

@@ -6,6 +6,7 @@ import os
 import secrets
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,8 +68,7 @@ class ReplyFile:
         rows = {}
         for name, (dtype, shape) in self._kinds.items():
             size = self._filled * math.prod(shape) * dtype.itemsize
-            read = np.frombuffer(os.pread(self._file, size, self._starts[name]), dtype)
-            rows[name] = torch.from_numpy(read.reshape(self._filled, *shape).copy())
+            rows[name] = torch.from_numpy(_read(self._file, size, self._starts[name], dtype).reshape(-1, *shape))
         if self._filled:
             stack.append(rows)
         self._end()
@@ -79,6 +79,15 @@ def _write(file: int, rest: memoryview, place: int) -> None:
     while rest.nbytes:
         count = os.pwrite(file, rest, place)
         rest, place = rest[count:], place + count
+
+
+def _read(file: int, size: int, place: int, dtype: np.dtype[Any]) -> np.ndarray:
+    found = np.empty(size, np.uint8)
+    rest = found.data
+    while rest.nbytes:
+        count = os.preadv(file, [rest], place)
+        rest, place = rest[count:], place + count
+    return found.view(dtype)
 
 
 def _forget(file: int, path: Path) -> None:

@@ -16,7 +16,8 @@ from metaleak.deploy.config.suite import Suite
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.pretraining.study import Study
 
-_OF_STUDIES = Axes(frozenset({*Study.model_fields, "settings"}))
+# All studies of a suite share one map of models, so where it computes is no axis.
+_OF_STUDIES = Axes(frozenset({*Study.model_fields, "settings"} - {"engine"}))
 
 
 def read_study(file: Path, changes: tuple[str, ...] = ()) -> Study:

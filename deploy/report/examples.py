@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from metaleak.attacks.evaluation.similarity import LARGEST_PSNR
 from metaleak.deploy.results.arrays import Gallery, Images, Pairs
 
 _LARGEST = 128
@@ -81,7 +82,7 @@ def shown_pairs(pairs: Pairs) -> list[Pair]:
 def _psnr(truth: Images, made: Images) -> float:
     """Return the peak signal-to-noise ratio of values in [0, 1], in decibels."""
     error = float(np.mean((truth - np.clip(np.nan_to_num(made), 0, 1)) ** 2))
-    return float("inf") if error == 0 else -10 * float(np.log10(error))
+    return LARGEST_PSNR if error == 0 else min(LARGEST_PSNR, -10 * float(np.log10(error)))
 
 
 def png_address(image: Images) -> str:

@@ -189,7 +189,10 @@ def made(result: Results) -> list[str]:
     suite = result.cells is not None
     said = [days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"] if days else []
     said += [f"metaleak {', '.join(versions)}"] if versions else []
-    return [*said, "metaleak benchmark suite.yaml" if suite else "metaleak simulate experiment.yaml"]
+    if suite:
+        return [*said, "metaleak benchmark suite.yaml"]
+    studied = any(row.attack_result and row.attack_result.asks == "start" for row in rows_of(result))
+    return [*said, "metaleak pretraining study.yaml" if studied else "metaleak simulate experiment.yaml"]
 
 
 def _asked(rows: Sequence[Row]) -> list[tuple[str, str]]:

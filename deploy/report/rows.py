@@ -93,6 +93,11 @@ class Row:
         return next((one for one in measures if one.name == name), None)
 
     @property
+    def is_ceiling(self) -> bool:
+        """Whether it shows the most that an attack could find, with what no attacker has."""
+        return self.attack_result is not None and self.attack_result.ceiling
+
+    @property
     def accuracy(self) -> Estimate | None:
         """The run's last adapted accuracy, or of a study's released models that on their task, if it was measured."""
         if self.run and self.run.accuracy:

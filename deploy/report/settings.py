@@ -96,7 +96,7 @@ class Line:
             if row.headline
             and row.headline.name == measure
             and row.attack_result
-            and not row.attack_result.ceiling
+            and not row.is_ceiling
             and asked in (None, row.attack_result.asks)
         ]
         return max(found, key=lambda one: one.leak, default=None)

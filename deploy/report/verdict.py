@@ -18,22 +18,29 @@ HELD_LOSS = 0.03
 def answer(found: Sequence[Setting]) -> list[str]:
     """Return at most three sentences: what leaks without a defense, what protects at which cost, what is guaranteed.
 
-    They are about the first setting in which an attack that asks for membership was evaluated.
+    They are about the first setting in which an attack that asks for membership was evaluated, which is named where
+    there are several.
     """
     setting = next((one for one in found if any(line.strongest() for line in one.lines)), None)
     if setting is None:
         return []
     sentences = []
+    where = f"{setting.title}: without" if len(found) > 1 else "Without"
     bare = next((line for line in setting.lines if line.rows[0].defense == UNDEFENDED), None)
     if bare is not None and (strongest := bare.strongest()):
-        sentences.append(f"Without a defense, the {strongest.row.attack} attack {describe(strongest.row)}.")
+        sentences.append(f"{where} a defense, the {strongest.row.attack} attack {describe(strongest.row)}.")
     defended = [line for line in setting.lines if line is not bare and line.strongest()]
     if defended:
         sentences.append(_least_costly(bare, defended))
         promised = [line for line in defended if line.privacy and line.privacy.accounted_run is not None]
-        sentences += [_guaranteed(promised)] if promised else [
-            "None of these defenses has a guarantee: what the attacks here do not find, others may."
-        ]  # fmt: skip
+        private = any(row.attack_result and row.attack_result.released and row.attack_result.released.epsilon
+                      for line in defended for row in line.rows)  # fmt: skip
+        if promised:
+            sentences.append(_guaranteed(promised))
+        elif private:
+            sentences.append("Private finetuning promises the downstream examples its epsilon, the start nothing.")
+        else:
+            sentences.append("None of these defenses has a guarantee: what the attacks here do not find, others may.")
     return sentences
 
 
@@ -56,12 +63,13 @@ def _least_costly(bare: Line | None, defended: Sequence[Line]) -> str:
 
 
 def _guaranteed(promised: Sequence[Line]) -> str:
+    broken = next((one for one in promised if one.privacy and one.privacy.violated), None)
+    if broken is not None:
+        return f"{broken.defense} breaks its promise: an attack proves more than the epsilon that is accounted for."
     line = min(promised, key=lambda one: (one.privacy and one.privacy.accounted_run) or 0.0)
     if line.privacy is None or line.privacy.accounted_run is None:
         raise ValueError(f"{line.defense}: promises nothing")
     others = f" ({len(promised)} defenses have a guarantee)" if len(promised) > 1 else ""
-    if line.privacy.violated:
-        return f"{line.defense} breaks its promise: an attack proves more than the epsilon that is accounted for."
     return (
         f"A guarantee holds against attacks that nobody has made yet: {line.defense} promises epsilon "
         f"≤ {line.privacy.accounted_run:.3g} over the run, and the attacks prove ≥ {line.privacy.proven:.2f}{others}."
@@ -70,7 +78,7 @@ def _guaranteed(promised: Sequence[Line]) -> str:
 
 def _leaked(line: Line) -> float:
     """Return how far the strongest membership attack is from guessing, an AUC in [0.5, 1]."""
-    return max((row.leak for row in line.rows if row.evaluation), default=0.5)
+    return max((row.leak for row in line.rows if row.evaluation and not row.is_ceiling), default=0.5)
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
@@ -83,7 +91,8 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     for (attack, setting), members in groupby(rows, key=lambda row: (row.attack, row.setting)):
         group = list(members)
         evaluated = [row for row in group if row.evaluation]
-        about = f"the {attack} attack ({setting})" if setting else f"the {attack} attack"
+        kind = "ceiling" if any(row.is_ceiling for row in group) else "attack"
+        about = f"the {attack} {kind} ({setting})" if setting else f"the {attack} {kind}"
         bare = [row for row in evaluated if row.defense == UNDEFENDED]
         defended = [row for row in evaluated if row.defense != UNDEFENDED]
         sentences += [

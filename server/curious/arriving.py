@@ -18,6 +18,11 @@ from metaleak.clients.wire.arrays import ArrayTypes
 from metaleak.clients.wire.reply_layout import IN_FILE, head_bytes, is_file_name, starts
 from metaleak.server.record.plain_file import plain_file
 
+_NUMBERS = frozenset(
+    ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64")
+)
+"""The types that a reply's arrays may have, as Flower writes them."""
+
 
 class ArrivingReplies:
     """The folder in which nodes of this machine lay down their replies: made when entered, removed afterwards."""
@@ -26,6 +31,8 @@ class ArrivingReplies:
         self.folder = folder
 
     def __enter__(self) -> Self:
+        if self.folder.is_symlink():
+            raise ValueError(f"{self.folder}: a link, which is not followed: replies arrive in the run")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(mode=0o700)
         return self
@@ -50,16 +57,16 @@ class ArrivingReplies:
 
     def _open(self, record: ArrayRecord) -> None:
         names = {bytes(array.data) for array in record.values()}
-        rows = {array.shape[0] for array in record.values() if array.shape}
+        rows = {array.shape[:1] for array in record.values()}
         if len(names) != 1 or len(rows) != 1 or any(array.stype != IN_FILE for array in record.values()):
             raise ValueError("not of one file")
-        (name,), (count,) = names, rows
+        (name,), ((count,),) = names, rows
         text = name.decode("ascii")
         if not is_file_name(text):
             raise ValueError("not the name of a reply's file")
-        kinds: ArrayTypes = {key: (np.dtype(array.dtype), tuple(array.shape[1:])) for key, array in record.items()}
-        if any(dtype.kind not in "biuf" for dtype, _ in kinds.values()):
+        if any(array.dtype not in _NUMBERS for array in record.values()):
             raise ValueError("not numbers")
+        kinds: ArrayTypes = {key: (np.dtype(array.dtype), tuple(array.shape[1:])) for key, array in record.items()}
         places = {key: (start, size) for key, start, size in starts(count, kinds)}
         with plain_file(self.folder, text) as file:
             size = max(start + length for start, length in places.values())

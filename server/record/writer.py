@@ -26,7 +26,7 @@ from metaleak.server.record.layout import (
 )
 from metaleak.server.record.reader import Record, own_folder
 from metaleak.server.record.statements import Value
-from metaleak.server.record.tensor_file import Header, encoded
+from metaleak.server.record.tensor_file import HEADER_LIMIT, Header, encoded
 from metaleak.server.record.whole_file import numbered, whole_of, write_whole
 
 
@@ -145,7 +145,7 @@ class RecordWriter:
         if self._pending and self._pending[0].round != round:
             self.flush()
         lead = bytes(buffers[0])
-        if file is not None and len(lead) <= file.head:
+        if file is not None and len(lead) <= file.head <= HEADER_LIMIT:
             spaces = b" " * (file.head - len(lead))
             lead = (file.head - 8).to_bytes(8, "little") + lead[8:] + spaces
             self._do(0, partial(file.move, self.path / name, lead))

@@ -101,7 +101,7 @@ def test_a_determined_image_is_rebuilt_in_the_page(capsys, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(capsys, monkeypatch, arguments, complaint):
-    monkeypatch.delenv("COLUMNS")
+    monkeypatch.delenv("COLUMNS", raising=False)
     code, out, err = call(capsys, *arguments)
     assert (code, out) == (2, "")
     assert complaint in err

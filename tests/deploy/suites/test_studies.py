@@ -12,7 +12,10 @@ from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.pretraining import shadow_models
 from metaleak.deploy.report.leaderboard import write_leaderboard
 from metaleak.deploy.report.page import write_report
+from metaleak.deploy.report.rows import rows_of
+from metaleak.deploy.report.settings import settings
 from metaleak.deploy.report.tables import comparison_table, setting_tables
+from metaleak.deploy.report.verdict import answer
 from metaleak.deploy.results.reading import read_suite
 from metaleak.deploy.simulate.run_directory import held
 from metaleak.deploy.suites.studies import benchmark_studies
@@ -69,20 +72,22 @@ def test_a_suite_of_studies_has_the_tables_of_any_other_and_trains_no_model_twic
     assert len(trained) == 5
     assert (told[0], told[-1]) == ((0, 16), (16, 16))
     found = read_suite(tmp_path)
-    tables = [text_of(table) for table in setting_tables(found)]
-    assert len(tables) == 2
-    assert "mlp on mnist-5k, finetuned on mnist-5k, examples 40" in tables[0]
+    learned, *_ = tables = [text_of(table) for table in setting_tables(found)]
+    assert len(tables) == 4  # what attacks learn, and what defenses cost, of two settings
+    assert "mlp on mnist-5k, finetuned on mnist-5k, examples 40" in learned
     for part in (
-        "start: AUC",
+        "start",
         "no defense",
         "cut answers, shown 1",
         "private finetuning, epsilon 2",
         "GaussianRatio",
     ):
-        assert part in tables[0]
+        assert part in learned
     # The ceiling is no attacker's, and stands in the table of all attacks alone.
-    assert "query: AUC" not in tables[0]
-    assert not any(line.strip().startswith("│") and "WhiteBox" in line for line in tables[0].splitlines())
+    assert "query" not in learned
+    cells = [str(cell) for table in setting_tables(found) for row in table.rows for cell in row]
+    assert not any("WhiteBox" in cell for cell in cells)
+    assert "WhiteBox" not in " ".join(answer(settings(rows_of(found))))
     assert "WhiteBoxLiRA" in text_of(comparison_table(found))
     rows = json.loads(write_leaderboard(found).with_suffix(".json").read_text())["rows"]
     assert len(rows) == 16
@@ -118,7 +123,7 @@ def test_what_fails_is_named_and_stops_nothing_else(tmp_path):
     failed = [cell for cell in cells if cell.status == "failed"]
     assert len(failed) == 4
     assert {cell.error for cell in failed} == {"pool.classes: 100 is not one of the 10 classes"}
-    assert len(setting_tables(read_suite(tmp_path))) == 2
+    assert len(setting_tables(read_suite(tmp_path))) == 4
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from metaleak.clients.faults import Faults
 from metaleak.clients.models import MLP
 from metaleak.clients.rules import MAML
 from metaleak.clients.wire.reply_layout import IN_FILE
-from metaleak.server import ArrivingReplies, CuriousServer, MetaLearner, Record, WatchedGrid
+from metaleak.server import ArrivingReplies, CuriousServer, MetaLearner, Record, RecordWriter, WatchedGrid
 
 LEARNERS, ROUNDS = 12, 2
 
@@ -150,13 +150,35 @@ def of_objects(reply, folder):
     reply.content["arrays"]["head.bias"] = Array("object", array.shape, IN_FILE, bytes(array.data))
 
 
+def of_an_unknown_type(reply, folder):
+    array = reply.content["arrays"]["head.bias"]
+    reply.content["arrays"]["head.bias"] = Array("bfloat16", array.shape, IN_FILE, bytes(array.data))
+
+
+def without_rows(reply, folder):
+    array = reply.content["arrays"]["head.bias"]
+    reply.content["arrays"]["head.bias"] = Array(array.dtype, (), IN_FILE, bytes(array.data))
+
+
 def in_part(reply, folder):
     array = reply.content["arrays"]["head.bias"]
     reply.content["arrays"]["head.bias"] = Array(np.zeros(array.shape, "f4"))
 
 
 @pytest.mark.parametrize(
-    "change", [outside, a_link, not_there, not_a_name, cut, larger_than_its_file, of_objects, in_part]
+    "change",
+    [
+        outside,
+        a_link,
+        not_there,
+        not_a_name,
+        cut,
+        larger_than_its_file,
+        of_objects,
+        of_an_unknown_type,
+        without_rows,
+        in_part,
+    ],
 )
 def test_a_handle_that_stands_for_no_file_of_its_size_is_refused(federation, tmp_path, change):
     reports = []
@@ -171,6 +193,28 @@ def test_a_handle_that_stands_for_no_file_of_its_size_is_refused(federation, tmp
     assert [(report.learners, report.refused) for report in reports] == [(LEARNERS - 4, 4)] * ROUNDS
     assert Record(tmp_path / "record").learners(1) == list(range(4, LEARNERS))
     assert all(np.isfinite(value).all() for value in result.values())
+
+
+def test_a_head_that_no_reader_would_take_is_written_by_itself(tmp_path):
+    """Spaces count as header, of which a reader takes a limited number of bytes."""
+
+    class Large:
+        head = 2**21
+
+        def move(self, to, lead):
+            raise AssertionError("moved")
+
+    writer = RecordWriter(tmp_path / "record")
+    sent = writer.sent(1, {"w": np.zeros(2, "f4")})
+    writer.reply(1, [0], "node", sent, {"w": np.ones((1, 2), "f4")}, file=Large())
+    assert Record(tmp_path / "record").received(1)[1]["w"].tolist() == [[1, 1]]
+
+
+def test_a_link_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "arriving").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="a link, which is not followed"), ArrivingReplies(tmp_path / "arriving"):
+        pass
 
 
 def test_handles_are_refused_where_nothing_arrives(federation, tmp_path):
