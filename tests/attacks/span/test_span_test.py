@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="observation's defenses, which are None"):
         SpanTest(knows_defenses=True)(dataclasses.replace(observation, defenses=None), targets, 0)
     blind = dataclasses.replace(observe(noise("query", 0.3)), own_examples=None)
-    with pytest.raises(ValueError, match="own images, which the observation does not carry"):
+    with pytest.raises(ValueError, match="observation's own_examples, which are None"):
         SpanTest(knows_defenses=True)(blind, targets, 0)
 
 
