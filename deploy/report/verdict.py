@@ -25,7 +25,8 @@ def answer(found: Sequence[Setting]) -> list[str]:
     if setting is None:
         return []
     sentences = []
-    where = f"{setting.title}: without" if len(found) > 1 else "Without"
+    # Its model, its data and its task: the rest of a title is in the table's.
+    where = f"{', '.join(setting.title.split(', ')[:2])}: without" if len(found) > 1 else "Without"
     bare = next((line for line in setting.lines if line.rows[0].defense == UNDEFENDED), None)
     if bare is not None and (strongest := bare.strongest()):
         sentences.append(f"{where} a defense, the {strongest.row.attack} attack {describe(strongest.row)}.")
