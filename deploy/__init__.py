@@ -27,11 +27,17 @@ for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
+    from metaleak.deploy.assess.app_assessment import assess_app
+    from metaleak.deploy.audits.audit import Trials, audit
+    from metaleak.deploy.audits.canaries import canary_for
+    from metaleak.deploy.config.app import read_app
     from metaleak.deploy.config.experiment import Experiment
     from metaleak.deploy.config.plugins import Plugin
     from metaleak.deploy.config.reading import experiment_from, read_experiment
     from metaleak.deploy.config.suite import Suite, read_suite_file
     from metaleak.deploy.from_python import attack_run, run_experiment
+    from metaleak.deploy.pretraining.command import run_study
+    from metaleak.deploy.pretraining.reading import study_from
     from metaleak.deploy.report.page import write_report
     from metaleak.deploy.simulate.run_directory import RunDirectory
     from metaleak.deploy.suites.benchmark import benchmark
@@ -41,12 +47,19 @@ __all__ = [
     "Plugin",
     "RunDirectory",
     "Suite",
+    "Trials",
+    "assess_app",
     "attack_run",
+    "audit",
     "benchmark",
+    "canary_for",
     "experiment_from",
+    "read_app",
     "read_experiment",
     "read_suite_file",
     "run_experiment",
+    "run_study",
+    "study_from",
     "write_report",
 ]
 
@@ -55,12 +68,19 @@ _MODULES = {
     "Plugin": "config.plugins",
     "RunDirectory": "simulate.run_directory",
     "Suite": "config.suite",
+    "Trials": "audits.audit",
+    "assess_app": "assess.app_assessment",
     "attack_run": "from_python",
+    "audit": "audits.audit",
     "benchmark": "suites.benchmark",
+    "canary_for": "audits.canaries",
     "experiment_from": "config.reading",
+    "read_app": "config.app",
     "read_experiment": "config.reading",
     "read_suite_file": "config.suite",
     "run_experiment": "from_python",
+    "run_study": "pretraining.command",
+    "study_from": "pretraining.reading",
     "write_report": "report.page",
 }
 

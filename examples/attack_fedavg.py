@@ -6,9 +6,7 @@ Usage: attack_fedavg.py RECORD APP.YAML
 import sys
 from pathlib import Path
 
-from metaleak.deploy import Plugin
-from metaleak.deploy.assess.app_assessment import assess_app
-from metaleak.deploy.config.app import read_app
+from metaleak.deploy import Plugin, assess_app, read_app
 
 if __name__ == "__main__":
     record, app = Path(sys.argv[1]), read_app(Path(sys.argv[2]))

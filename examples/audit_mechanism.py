@@ -2,8 +2,7 @@
 
 from metaleak.clients.rules import first_order_maml
 from metaleak.defenses import GaussianMechanism
-from metaleak.deploy.audits.audit import Trials, audit
-from metaleak.deploy.audits.canaries import canary_for
+from metaleak.deploy import Trials, audit, canary_for
 
 if __name__ == "__main__":
     mechanism = GaussianMechanism(clip=1.0, epsilon=8.0, releases=2)

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from metaleak.deploy.pretraining.command import run_study
-from metaleak.deploy.pretraining.reading import study_from
+from metaleak.deploy import run_study, study_from
 
 if __name__ == "__main__":
     study = {

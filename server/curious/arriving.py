@@ -115,7 +115,9 @@ class MappedArray(Array):
 
     @data.setter
     def data(self, value: bytes) -> None:
-        """Do nothing: the numbers are those of the file."""
+        """Refuse all but the nothing with which Flower's class begins; raises `AttributeError`."""
+        if value:
+            raise AttributeError("an array that lies in a file is only read")
 
 
 def arrived_file(content: RecordDict) -> ArrivedFile | None:
