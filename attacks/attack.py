@@ -85,7 +85,8 @@ class Reconstructions(Tensors):
 class Attack(Protocol):
     """What all attacks are; also an attack's configuration, a frozen pydantic model.
 
-    Beside this it is one of `AsksMembership` and `Reconstructs`, or both. Its class may say `on_any_device = True`:
+    Beside this it is one of `AsksMembership` and `Reconstructs`, or both; of one that only reconstructs membership is
+    judged by the nearest reconstruction, see `nearest_reconstruction`. Its class may say `on_any_device = True`:
     it computes where the observation's and the targets' tensors lie, which may then be a GPU. Others are given
     tensors on the CPU. One that says `takes_parts = True` can be made on the gradients of some parameters, too: those
     of `observation.gradients`.

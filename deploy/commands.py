@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from metaleak.attacks.evaluation.measures import AUC
 from metaleak.deploy.assess.app_assessment import assess_app
 from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.config.app import read_app
@@ -242,12 +243,15 @@ def _show_standing(progress: Shown, bar: Any, standing: Standing) -> None:
 
 
 def _sentence(name: str, found: AttackResult) -> str:
-    headline, evaluation = found.headline, found.evaluation
-    if headline is None:
+    if not found.headlines:
         return f"{name}: done"
-    number = f"{headline.value:.3f} (95 % interval {headline.low:.3f} to {headline.high:.3f})"
-    asked = f" on {evaluation.members} members and {evaluation.non_members} non-members" if evaluation else ""
-    return f"{name}: {headline.name} {number}{asked}"
+    said = []
+    for headline in found.headlines:
+        number = f"{headline.value:.3f} (95 % interval {headline.low:.3f} to {headline.high:.3f})"
+        asked = found.evaluation if headline.name == AUC else None
+        about = f" on {asked.members} members and {asked.non_members} non-members" if asked else ""
+        said.append(f"{headline.name} {number}{about}")
+    return f"{name}: {'; '.join(said)}"
 
 
 def _percent(estimate: Any) -> str:

@@ -1,6 +1,7 @@
 """Reconstruction from random images: what the classical gradient inversions do."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from metaleak.attacks.inversion.case import Case, learners_at_a_time, several_ro
 from metaleak.attacks.inversion.gradient_inversion import Inversion, Unknowns, invert
 from metaleak.attacks.inversion.gradient_matching import GradientMatching, in_turn, part_of
 from metaleak.attacks.inversion.starts import start_random
+from metaleak.attacks.nearest_reconstruction import answers_by_nearest
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.rounds import Rounds
 
@@ -110,15 +112,8 @@ class InversionFromNoise(GradientMatching):
         rows, of = torch.unique(targets.rows, return_inverse=True)
         found = self._inverted(case, tuple(targets.examples.shape[1:]), rows, tick)
         made = found.unknowns.asked
-        # Targets one by one: each compares as many images as the asked set has.
-        distances = torch.stack(
-            [
-                (made[row] - image).flatten(1).norm(dim=1)
-                for row, image in zip(of.tolist(), targets.examples.float(), strict=True)
-            ]
-        )
-        distance, nearest = distances.min(dim=1)
-        return Answers(-distance, made[of, nearest], {"distance": distance, "loss": found.loss[of]})
+        answers = answers_by_nearest(Reconstructions(made, made.new_zeros(made.shape[:2])), replace(targets, rows=of))
+        return replace(answers, statistics={**answers.statistics, "loss": found.loss[of]})
 
     def _inverted(self, case: Case, shape: tuple[int, ...], rows: Tensor, tick: Callable[[], None]) -> Inversion:
         """Return what is found of the learners `rows (T,)`, whose images have this shape."""

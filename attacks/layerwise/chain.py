@@ -8,8 +8,8 @@ from torch import Tensor
 from metaleak.attacks.layerwise.activations import IDENTITY, OutputView, activation_of
 from metaleak.attacks.layerwise.operators import LayerOperator, operator_of
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import Layer, layers_of
-from metaleak.clients.models.layers import Compute
+from metaleak.clients.models import Affine, Layer, layers_of
+from metaleak.clients.models.layers import Compute, follow
 
 _SAME = 1e-6
 """Part of the logits by which the chain may differ from the network that it stands for, in float64."""
@@ -40,14 +40,29 @@ class Stage:
 
 @dataclass(frozen=True)
 class Chain:
-    """A network of `stages`, each of which takes what the one before returns, and the shape of its examples."""
+    """A network of `stages`, each of which takes what the one before returns, and the shape of its examples.
+
+    `normalization` is the fixed scale and shift, none of which is 0, of every pixel before the first stage.
+    """
 
     stages: tuple[Stage, ...]
     input_shape: tuple[int, ...]
+    normalization: Affine | None = None
+
+    def entered(self, example: Tensor) -> Tensor:
+        """Return what the first stage takes when the network sees `example`."""
+        return example if self.normalization is None else self.normalization(example.flatten()).reshape(example.shape)
+
+    def example(self, entered: Tensor) -> Tensor:
+        """Return the example of which the first stage takes `entered`."""
+        if self.normalization is not None:
+            gain, offset = self.normalization.gain.to(entered), self.normalization.offset.to(entered)
+            entered = (entered.flatten() - offset) / gain
+        return entered.reshape(self.input_shape)
 
     def inputs(self, example: Tensor) -> list[Tensor]:
         """Return what each stage takes, and the logits, when the network sees `example`."""
-        made = [example]
+        made = [self.entered(example)]
         for stage in self.stages:
             made.append(stage.activation.forward(stage.before_activation(made[-1])))
         return made
@@ -57,16 +72,18 @@ def chain_of(model: Compute, parameters: Parameters, input_shape: tuple[int, ...
     """Return `model` at `parameters` as a chain of stages.
 
     The chain is compared with the model on a random example. Raises `ValueError`, in one line that names the layer,
-    where the model is no chain, where something else than one known activation stands between two layers, where a
-    layer is none that can be taken apart, and where the chain computes something else than the model.
+    where the model is no chain, where something else than one known activation stands between two layers or than a
+    normalization before the first, where a layer is none that can be taken apart, and where the chain computes
+    something else than the model.
     """
     example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wide = {name: value.detach().double() for name, value in parameters.items()}
     found = layers_of(model, wide, example)
-    if found.before:
+    normalization = _normalization(model, wide, example) if found.before else None
+    if found.before and normalization is None:
         raise ValueError(f"the example passes {' and '.join(found.before)} before the first layer")
-    chain = Chain(tuple(_stage(layer, parameters) for layer in found.chain()), input_shape)
-    twin = Chain(tuple(_stage(layer, wide) for layer in found.chain()), input_shape)
+    chain = Chain(tuple(_stage(layer, parameters) for layer in found.chain()), input_shape, normalization)
+    twin = Chain(tuple(_stage(layer, wide) for layer in found.chain()), input_shape, normalization)
     with torch.no_grad():
         logits, ours = model(wide, example)[0], twin.inputs(example[0])[-1]
     if ours.shape != logits.shape or not torch.allclose(ours, logits, rtol=_SAME, atol=_SAME * float(logits.norm())):
@@ -75,6 +92,20 @@ def chain_of(model: Compute, parameters: Parameters, input_shape: tuple[int, ...
             "between them stands what is not seen here, such as a scale or a shift"
         )
     return chain
+
+
+def _normalization(model: Compute, parameters: Parameters, example: Tensor) -> Affine | None:
+    """Return how every pixel is scaled and shifted before the first layer, `None` where something else happens."""
+    entered = [
+        follow(model, parameters, some).first_input
+        for some in (torch.zeros_like(example), torch.ones_like(example), example)
+    ]
+    if any(one is None or one.numel() != example.numel() for one in entered):
+        return None
+    blank, full, seen = (one.flatten() for one in entered if one is not None)
+    found = Affine(full - blank, blank)
+    fits = torch.allclose(found(example.flatten()), seen, rtol=_SAME, atol=_SAME)
+    return found if fits and bool((found.gain != 0).all()) else None
 
 
 def obstacle(layer: Layer) -> str | None:

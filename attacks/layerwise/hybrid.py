@@ -52,7 +52,7 @@ def reconstruct_hybrid(
     example, missed = gauss_newton(_residual(chain, found, gradients, last, 0), example, prior, limits, steps)
     made = chain.inputs(example)
     layers = [Recovered(stage.name, x, missed) for stage, x in zip(chain.stages[: last + 1], made, strict=False)]
-    return Reconstruction((*layers, *found.layers[last + 1 :]))
+    return Reconstruction(example, (*layers, *found.layers[last + 1 :]))
 
 
 def _last_deficient(chain: Chain) -> int | None:
@@ -78,7 +78,7 @@ def _residual(
     sizes = [gradients[stage.weight_name].norm() for stage in chain.stages[: last + 1]]
 
     def residual(example: Tensor) -> Tensor:
-        inputs, x = [], example
+        inputs, x = [], chain.entered(example)
         for stage in chain.stages[: last + 1]:
             inputs.append(x.reshape(stage.operator.input_shape))
             z = stage.before_activation(inputs[-1])

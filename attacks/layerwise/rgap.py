@@ -32,20 +32,16 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One example: `layers` from the first to the last, what each was given, and so the example itself.
+    """One `example (C, H, W)`, and from the first to the last layer what each was given.
 
-    `others` are further examples that fit the gradient as well, of other roots of the last layer's equation. Without
-    biases and with activations of `f(a x) = a f(x)`, a > 0, both roots fit at every layer: they differ by a factor
-    all the way down, and only the range of the examples tells them apart.
+    `others` are the layers of further examples that fit the gradient as well, of other roots of the last layer's
+    equation. Without biases and with activations of `f(a x) = a f(x)`, a > 0, both roots fit at every layer: they
+    differ by a factor all the way down, and only the range of the examples tells them apart.
     """
 
+    example: Tensor
     layers: tuple[Recovered, ...]
     others: tuple[tuple[Recovered, ...], ...] = ()
-
-    @property
-    def example(self) -> Tensor:
-        """Return the example."""
-        return self.layers[0].x
 
     @property
     def residual(self) -> float:
@@ -94,9 +90,10 @@ def reconstruct(
         before = chain.stages[place - 1 : place] if place else ()
         paths = [_step(_Path(path.z, dz, path.layers), stage, found, before) for path, (found, dz) in kept]
     found = sorted(
-        (_in_shape(path.layers, chain) for path in paths), key=lambda one: _strangeness(one[0].x, low, high)
+        (_in_shape(path.layers, chain) for path in paths),
+        key=lambda one: _strangeness(chain.example(one[0].x), low, high),
     )
-    return Reconstruction(found[0], tuple(found[1:]))
+    return Reconstruction(chain.example(found[0][0].x), found[0], tuple(found[1:]))
 
 
 def _must_be_invertible(chain: Chain) -> None:

@@ -12,10 +12,11 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from metaleak.attacks.attack import Answers, AsksMembership, Attack, Progress, Targets
+from metaleak.attacks.attack import Answers, AsksMembership, Progress, Reconstructs, Targets
 from metaleak.attacks.evaluation.membership import Evaluation, evaluate
 from metaleak.attacks.foreign_app import observed_app
-from metaleak.attacks.observation import Update
+from metaleak.attacks.nearest_reconstruction import answers_by_nearest
+from metaleak.attacks.observation import Observation, Update
 from metaleak.attacks.refusal import refusal
 from metaleak.attacks.threat_model import Capability, ThreatModel
 from metaleak.clients.datasets import LabeledExamples
@@ -52,9 +53,9 @@ def assess_app(
     Raises `ValueError` when the attack cannot be made, or what `app` states does not go with the record.
     """
     torch.set_num_threads(1)
-    made: Attack = attack.built("attacks")
-    if not isinstance(made, AsksMembership):
-        raise ValueError(f"{attack.name} does not ask about membership: it needs the learners of a simulation")
+    made = attack.built("attacks")
+    if not isinstance(made, AsksMembership | Reconstructs):
+        raise ValueError(f"{attack.name} neither asks about membership of learners' examples nor reconstructs these")
     opened = Record(record)
     round = app.round or next(iter(opened.rounds), None)
     if round is None:
@@ -91,7 +92,7 @@ def assess_app(
             f"the data have labels up to {int(targets.positions.max())}, the model {observation.ways} classes"
         )
     started = time.monotonic()
-    answers = made(observation, targets, app.seed, progress)
+    answers = _answers(made, observation, targets, app.seed, progress)
     result = AttackResult(
         attack=attack.resolved("attacks"),
         asks=made.asks,
@@ -100,11 +101,24 @@ def assess_app(
         knows=", ".join(sorted(made.requires)) or "nothing",
         seconds=math.floor(1000 * (time.monotonic() - started)) / 1000,
         evaluation=_evaluation(candidates, answers.scores),
+        by_nearest=not isinstance(made, AsksMembership),
     )
     out.mkdir(parents=True, exist_ok=True)
     _write_scores(out / "scores.parquet", candidates, answers, round)
     write_json(out / "attack.json", result)
     return out, result
+
+
+def _answers(
+    attack: AsksMembership | Reconstructs,
+    observation: Observation,
+    targets: Targets,
+    seed: int,
+    progress: Progress | None,
+) -> Answers:
+    if isinstance(attack, AsksMembership):
+        return attack(observation, targets, seed, progress)
+    return answers_by_nearest(attack.reconstruct(observation, seed, progress), targets)
 
 
 def _module(app: App) -> nn.Module:

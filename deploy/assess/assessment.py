@@ -14,7 +14,7 @@ from metaleak.clients.device import torch_device
 from metaleak.clients.randomness import derived_seed
 from metaleak.deploy.assess.applicability import reason_against
 from metaleak.deploy.assess.kept_parts import KeptParts, is_unfinished
-from metaleak.deploy.assess.membership import Asked, ask_membership
+from metaleak.deploy.assess.membership import Asked, ask_membership, ask_nearest
 from metaleak.deploy.assess.observe import Attacked
 from metaleak.deploy.assess.perceptual import perceptual_distance
 from metaleak.deploy.assess.privacy import message_cost, with_audit
@@ -47,7 +47,8 @@ def assess(
     What an attack computes of parts that do not depend on one another is computed by `spread`.
 
     An attack that asks for membership is asked about the experiment's targets, one that reconstructs to rebuild the
-    sets of some learners, see `rebuild`, one that is both does both.
+    sets of some learners, see `rebuild`, one that is both does both. Of one that only reconstructs the distance to
+    the nearest reconstruction is the score of targets, of the learners that it rebuilds.
 
     What is done of an attack is kept part by part where its targets can be parted, so that the same call goes on
     after an interruption. It computes on `engine.device` where it can, see `Attack`.
@@ -66,14 +67,15 @@ def assess(
     if isinstance(made, AsksReleasedModels):
         out = new_result_directory(run.path / "attacks", name or result_name(attack))
         return assess_released(run, experiment, attack, made, out, Work(0, progress, spread))
-    if not (isinstance(made, AsksMembership) or targets.learners):
+    asks_membership = isinstance(made, AsksMembership)
+    if not (asks_membership or targets.learners):
         raise ValueError(f"targets.learners: must be at least 1 for {attack.name}, which only reconstructs, got 0")
     out = new_result_directory(run.path / "attacks", name or result_name(attack))
     attacked = _attacked(run, experiment)
     engine = experiment.engine
     device = torch_device(engine.device if getattr(made, "on_any_device", False) else "cpu")
     # Before the attack: where these fail, nothing that took long is lost.
-    audited = run_audit(experiment, made.asks) if isinstance(made, AsksMembership) else None
+    audited = run_audit(experiment, made.asks)
     rebuilds = isinstance(made, Reconstructs) and targets.learners
     lpips = perceptual_distance(targets.lpips, attacked.federation.data) if rebuilds else None
     # Not the experiment's own seed, from which the truth could be rebuilt.
@@ -92,12 +94,15 @@ def assess(
             asked = ask_membership(made, attacked, targets, releases, whole, seed, device, kept, advance)
         if isinstance(made, Reconstructs) and targets.learners:
             rebuilt = rebuild(made, attacked, targets.learners, seed, device, advance, lpips)
+            if asked is None:
+                releases, whole = experiment.releases(attacked.rounds[rebuilt.rounds - 1]), experiment.releases()
+                asked = ask_nearest(rebuilt, made.asks, attacked, targets, releases, whole)
     result = AttackResult(
         attack=attack.resolved("attacks"),
         targets=targets.model_dump(mode="json"),
         asks=made.asks,
         round=attacked.rounds[0],
-        rounds=len(attacked.rounds) if asked else rebuilt.rounds if rebuilt else 1,
+        rounds=len(attacked.rounds) if asks_membership else rebuilt.rounds if rebuilt else 1,
         mean_of=attacked.mean_of,
         knows=", ".join(sorted(made.requires)) or "nothing",
         seconds=round(time.monotonic() - started, 3),
@@ -105,6 +110,7 @@ def assess(
         privacy=with_audit(asked.privacy, audited) if asked else None,
         cost=message_cost(attacked.federation),
         statistics=asked.statistics if asked else {},
+        by_nearest=not asks_membership,
         measured=rebuilt.measures if rebuilt else (),
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -115,8 +121,7 @@ def assess(
         rebuilt.write(out / _RECONSTRUCTIONS)
     # Written last: an attack without it was not finished.
     write_json(out / "attack.json", result)
-    if asked:
-        asked.forget_parts()
+    kept.forget()
     if result.privacy:
         result.privacy.check()
     return result

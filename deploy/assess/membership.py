@@ -1,8 +1,9 @@
-"""An attack that asks for membership: its answers to the targets, and how well they tell members."""
+"""Membership: an attack's answers to the targets, or the distances of what it rebuilt, and how well they tell."""
 
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save
@@ -10,12 +11,14 @@ from safetensors.torch import save
 from metaleak.attacks.attack import Answers, AsksMembership, Divisible, joined
 from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.membership import Evaluation, evaluate
+from metaleak.attacks.nearest_reconstruction import answers_by_nearest
 from metaleak.attacks.rounds import AsksOverRounds
 from metaleak.deploy.assess.kept_parts import KeptParts
 from metaleak.deploy.assess.observe import Attacked, RecordedRounds, observe
 from metaleak.deploy.assess.privacy import measured_privacy
+from metaleak.deploy.assess.reconstruction import Rebuilt
 from metaleak.deploy.assess.time_limit import Advance
-from metaleak.deploy.assess.truth import Truth, ask_over, inputs
+from metaleak.deploy.assess.truth import Truth, ask, ask_over, inputs
 from metaleak.deploy.config.experiment import TargetSettings
 from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.schema import Privacy
@@ -26,7 +29,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """The targets that an attack was asked about, with the truth, its answers, and what they prove of a guarantee.
+    """The targets that an attack is judged by, with the truth, its answers, and what they prove of a guarantee.
 
     `mean_of` is the number of learners of whom the server saw the mean alone, 1 where it saw each one's gradient.
     """
@@ -35,7 +38,6 @@ class Asked:
     answers: Answers
     privacy: Privacy
     mean_of: int
-    kept: KeptParts
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -46,10 +48,6 @@ class Asked:
     def statistics(self) -> dict[str, Estimate]:
         """The AUC of every statistic by itself, taking small values for "member"."""
         return {name: self._evaluated(-values).auc for name, values in self.answers.statistics.items()}
-
-    def forget_parts(self) -> None:
-        """Remove the parts that were kept for going on after an interruption."""
-        self.kept.forget()
 
     def write(self, scores: Path, gallery: Path, attacked: Attacked) -> None:
         """Write a row a target to the Parquet file `scores`, and some images, where there are any, to `gallery`."""
@@ -109,7 +107,28 @@ def ask_membership(
     )
     mean_of = attacked.mean_of
     privacy = measured_privacy(attacked.federation, releases, truth, answers.scores, mean_of > 1, whole)
-    return Asked(truth, answers, privacy, mean_of, kept)
+    return Asked(truth, answers, privacy, mean_of)
+
+
+def ask_nearest(
+    rebuilt: Rebuilt,
+    asks: Literal["query", "support"],
+    attacked: Attacked,
+    settings: TargetSettings,
+    releases: int,
+    whole: int,
+) -> Asked:
+    """Return how well the distance to the nearest of what was `rebuilt` tells who held a target.
+
+    The targets that `settings` draw are of the learners that were rebuilt, in the first attacked round. For
+    `releases` and `whole` see `ask_membership`; raises as it does.
+    """
+    federation, learners = attacked.federation, rebuilt.learner.tolist()
+    truth = ask(federation, learners, attacked.rounds[0], asks, settings)
+    answers = answers_by_nearest(rebuilt.made, truth.targets(federation, learners), federation.examples().padding)
+    mean_of = attacked.mean_of
+    privacy = measured_privacy(federation, releases, truth, answers.scores, mean_of > 1, whole)
+    return Asked(truth, answers, privacy, mean_of)
 
 
 def _answers(

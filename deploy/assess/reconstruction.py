@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from metaleak.attacks.attack import Progress, Reconstructs
+from metaleak.attacks.attack import Progress, Reconstructions, Reconstructs
 from metaleak.attacks.evaluation.lpips import Lpips
 from metaleak.attacks.evaluation.measures import Measure
 from metaleak.attacks.evaluation.similarity import similarity
@@ -25,12 +25,14 @@ class Rebuilt:
     """What an attack rebuilt of L learners with m examples each, as far as it is paired with what they held.
 
     `learner (L,)` int64; `truth (L, m, ...)`; of the example that each is paired with `reconstruction (L, m, ...)`,
-    zeros where there is none, `confidence (L, m)` and how alike the two are, `alike (L, m)`. `words` are what tokens
-    stand for, empty where that is not known. `rounds` is from how many rounds they are rebuilt.
+    zeros where there is none, `confidence (L, m)` and how alike the two are, `alike (L, m)`. `made` is all that was
+    rebuilt. `words` are what tokens stand for, empty where that is not known. `rounds` is from how many rounds they
+    are rebuilt.
     """
 
     measures: tuple[Measure, ...]
     learner: Tensor
+    made: Reconstructions
     truth: Tensor
     reconstruction: Tensor
     confidence: Tensor
@@ -99,6 +101,7 @@ def rebuild(
     return Rebuilt(
         measures=measures,
         learner=torch.tensor(chosen),
+        made=made,
         truth=held,
         reconstruction=paired,
         confidence=made.confidence[at].to(torch.float32) * found,

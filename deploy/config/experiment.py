@@ -85,9 +85,9 @@ class TargetSettings(BaseModel):
     At most `members` examples that learners hold are drawn, and at most `non_members` of the same classes that no
     learner does. Several `rounds` (from `round` on, or up to the last) are attacked together, by attacks that see
     several: a member is then what a learner held in any of those in which it answered. An attack that reconstructs
-    rebuilds the sets of at most `learners` learners in the first of them; of images `lpips` says whether LPIPS is
-    measured beside PSNR and SSIM (`null`: where the folder of data sets has its weights). Beside each attack a
-    guarantee is audited by `audit` trials.
+    rebuilds the sets of at most `learners` learners in the first of them; one that only reconstructs is asked about
+    these learners alone. Of images `lpips` says whether LPIPS is measured beside PSNR and SSIM (`null`: where the
+    folder of data sets has its weights). Beside each attack a guarantee is audited by `audit` trials.
     """
 
     model_config = _STRICT

@@ -84,8 +84,13 @@ class Row:
 
     @property
     def headline(self) -> Measure | None:
-        """The measure by which the attack is compared with others, if it was measured."""
+        """The measure of what the attack is made for, if it was measured."""
         return self.attack_result.headline if self.attack_result else None
+
+    @property
+    def headlines(self) -> tuple[Measure, ...]:
+        """The measures by which the attack is compared with others."""
+        return self.attack_result.headlines if self.attack_result else ()
 
     def measure(self, name: str) -> Measure | None:
         """Return the attack's measure of this name, if it was measured."""

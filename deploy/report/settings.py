@@ -37,15 +37,20 @@ _SECRET_NOISE = (
 
 @dataclass(frozen=True)
 class Found:
-    """What one attack achieved: `strength` is its headline; an AUC is reversed where members rank clearly lower."""
+    """What one attack achieved by one `headline`."""
 
     row: Row
-    strength: Measure
+    headline: Measure
+
+    @property
+    def strength(self) -> Measure:
+        """How much it learned; of an AUC, whichever of both kinds it ranks higher."""
+        return strength(self.headline)
 
     @property
     def reversed(self) -> bool:
         """Whether the attack ranks members below others."""
-        return self.row.headline is not None and self.strength.value != self.row.headline.value
+        return self.strength.value != self.headline.value
 
     @property
     def leak(self) -> float:
@@ -85,16 +90,16 @@ class Line:
         return best and best.model_copy(update={"gaussian_lower_bound": max(gaussian, default=None)})
 
     def strongest(self, asked: Asked | None = None, measure: str = AUC) -> Found | None:
-        """Return the strongest attack on the set `asked`, or on any, of those whose headline is `measure`.
+        """Return the strongest attack on the set `asked`, or on any, of those with the headline `measure`.
 
         `None` when there is none.
         The best of several on the same targets: chance favors the attacker a little.
         """
         found = [
-            Found(row, strength(row.headline))
+            Found(row, headline)
             for row in self.rows
-            if row.headline
-            and row.headline.name == measure
+            for headline in row.headlines
+            if headline.name == measure
             and row.attack_result
             and not row.is_ceiling
             and asked in (None, row.attack_result.asks)
@@ -117,7 +122,7 @@ class Setting:
     @property
     def measures(self) -> list[str]:
         """The headlines of its attacks, the AUC first."""
-        names = {row.headline.name for line in self.lines for row in line.rows if row.headline}
+        names = {headline.name for line in self.lines for row in line.rows for headline in row.headlines}
         return sorted(names, key=lambda name: (name != AUC, name))
 
     @property
@@ -129,13 +134,13 @@ class Setting:
 
     @property
     def other_measures(self) -> list[str]:
-        """The headlines of its attacks that do not ask for membership."""
+        """The headlines of its attacks that are not about membership."""
         return [name for name in self.measures if name != AUC]
 
     def frontier(self, measure: str = AUC) -> list[Line]:
         """Return the lines that no other beats in both adapted accuracy and strongest attack, by rising accuracy.
 
-        Of the attacks those count whose headline is `measure`.
+        Of the attacks those count that have the headline `measure`.
         """
         known = [(line, line.accuracy.value, found.leak) for line in self.lines
                  if line.accuracy and (found := line.strongest(measure=measure))]  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import replace
 from rich.text import Text
 
 from metaleak.attacks.evaluation.intervals import Estimate
-from metaleak.attacks.evaluation.measures import Measure, tpr_at
+from metaleak.attacks.evaluation.measures import AUC, Measure, tpr_at
 from metaleak.attacks.evaluation.membership import FPR_LEVELS
 from metaleak.deploy.report.rows import Row, comparison_rows, level_text, needs_text, rate_text, rows_of
 from metaleak.deploy.report.settings import Line, Setting, condition_of_epsilon, knows, settings
@@ -42,15 +42,15 @@ def setting_tables(result: Results, wide: bool = False) -> list[Grid]:
 
 
 def comparison_table(result: Results, wide: bool = False) -> Grid:
-    """Return a row an attack on a run or a suite; with `wide` the intervals of all rates, too.
+    """Return a row for each headline of an attack on a run or a suite; with `wide` the intervals of all rates, too.
 
     True-positive rates are dashes where there are too few non-members.
     """
     rows = comparison_rows(result)
     columns = ["defense", *_MEASURED, *(_TPR.format(_tight(level_text(level))) for level in FPR_LEVELS)]
     columns += ["accuracy", "members + non-members", "intervals of TPR"]
-    lines = [[row.label, *_measured(row, row.headline, FPR_LEVELS), _accuracy(row.accuracy), *_targets(row)]
-             for row in rows]  # fmt: skip
+    lines = [[row.label, *_measured(row, measure, FPR_LEVELS), _accuracy(row.accuracy), *_targets(row, measure)]
+             for row in rows for measure in row.headlines or (None,)]  # fmt: skip
     notes = [f"{row.label}, {row.attack}: {row.status}{': ' + row.error if row.error else ''}"
              for row in rows if row.headline is None]  # fmt: skip
     notes += [
@@ -75,7 +75,7 @@ def _leaks(setting: Setting) -> Grid:
         found = [line.strongest(asked) for asked in setting.asked]
         found += [line.strongest(measure=name) for name in setting.other_measures]
         own = [
-            [*_measured(one.row, one.strength, LEVELS, one.reversed), *_targets(one.row)]
+            [*_measured(one.row, one.strength, LEVELS, one.reversed), *_targets(one.row, one.strength)]
             for one in found
             if one is not None
         ]
@@ -111,7 +111,7 @@ def _measured(row: Row, headline: Measure | None, levels: Sequence[str], reverse
     """Return the cells of `_MEASURED` and of the true-positive rates at `levels`."""
     asks = row.attack_result.asks if row.attack_result else None
     value, interval = rate_text(headline) if headline else (row.status, "–")
-    rates = [row.measure(tpr_at(level)) for level in levels]
+    rates = [row.measure(tpr_at(level)) if headline and headline.name == AUC else None for level in levels]
     return [
         asks or "–",
         row.attack + (" reversed" if reverse else ""),
@@ -122,9 +122,9 @@ def _measured(row: Row, headline: Measure | None, levels: Sequence[str], reverse
     ]
 
 
-def _targets(row: Row) -> list[str]:
+def _targets(row: Row, headline: Measure | None) -> list[str]:
     """Return how many targets there are, with what intervals rest on, and the intervals of the rates."""
-    if row.evaluation is None:
+    if row.evaluation is None or headline is None or headline.name != AUC:
         return ["–", "–"]
     counts = f"{row.evaluation.members} + {row.evaluation.non_members}"
     rates = [rate_text(rate, percent=True)[1] for rate in row.evaluation.tpr.values() if rate]

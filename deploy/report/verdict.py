@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+from metaleak.attacks.evaluation.measures import AUC
 from metaleak.attacks.evaluation.membership import Evaluation
 from metaleak.deploy.config.defense_words import UNDEFENDED
 from metaleak.deploy.report.rows import Row, leak, level_text, measure_text, rate_text
@@ -86,7 +87,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     """Return sentences about `rows`, grouped by attack and setting, in the rows' order.
 
     Defenses are judged on the point estimates, by the attack's score and by each of its statistics. Of an attack that
-    does not ask for membership its headline is given, without a judgment; rows without a result give no sentence.
+    is not made for membership its headline is given, too, without a judgment; rows without a result give no sentence.
     """
     sentences = []
     for (attack, setting), members in groupby(rows, key=lambda row: (row.attack, row.setting)):
@@ -99,7 +100,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         sentences += [
             f"Against {row.label}, {about} reaches {measure_text(row.headline)}."
             for row in group
-            if row.headline and row.evaluation is None
+            if row.headline and row.headline.name != AUC
         ]
         for row in bare:
             sentences.append(f"Without a defense, {about} {describe(row)}.")

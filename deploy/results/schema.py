@@ -165,10 +165,11 @@ class AttackResult(Written):
 
     `attack` and `targets` are its settings, defaults included; `rounds` recorded rounds from `round` on were attacked
     together, and `mean_of` learners were seen in a mean alone (1: each by itself). It `asks` about learners' query or
-    support sets, or, of released models, about the training of their `start`. `evaluation` is there for an
-    attack that asks for membership, with the AUC of each of its `statistics` by itself, taking small values for
-    "member". `measured` is what else was measured, such as how much reconstructions resemble the truth. A `ceiling`
-    is given more than any adversary has: it is shown beside the attacks and is never the strongest of them.
+    support sets, or, of released models, about the training of their `start`. `evaluation` is of membership, with the
+    AUC of each of its `statistics` by itself, taking small values for "member"; it is there for every attack whose
+    truth is known. Of an attack that only reconstructs the scores are the distances to the nearest reconstruction:
+    `by_nearest`. `measured` is what else was measured, such as how much reconstructions resemble the truth. A
+    `ceiling` is given more than any adversary has: it is shown beside the attacks and is never the strongest of them.
     """
 
     attack: dict[str, Any] = {}
@@ -183,19 +184,26 @@ class AttackResult(Written):
     privacy: Privacy | None = None
     cost: Cost | None = None
     statistics: dict[str, Estimate] = {}
+    by_nearest: bool = False
     measured: Annotated[tuple[Measure, ...], Field(max_length=100)] = ()
     ceiling: bool = False
     released: ReleasedModels | None = None
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """All measures of the attack."""
-        return (*(membership_measures(self.evaluation) if self.evaluation else ()), *self.measured)
+        """All measures of the attack, of what it is made for first."""
+        membership = membership_measures(self.evaluation) if self.evaluation else ()
+        return (*self.measured, *membership) if self.by_nearest else (*membership, *self.measured)
+
+    @property
+    def headlines(self) -> tuple[Measure, ...]:
+        """The measures by which the attack is compared with others: one of membership, one of reconstruction."""
+        return tuple(measure for measure in self.measures if measure.headline)
 
     @property
     def headline(self) -> Measure | None:
-        """The measure by which the attack is compared with others."""
-        return next((measure for measure in self.measures if measure.headline), None)
+        """The one of what the attack is made for."""
+        return next(iter(self.headlines), None)
 
 
 class Cell(Written):

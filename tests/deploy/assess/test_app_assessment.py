@@ -66,6 +66,18 @@ def test_members_are_found_and_written_down(folder, capsys):
     assert len(scores) == 240
 
 
+def test_an_attack_that_only_reconstructs_scores_candidates_by_the_nearest_reconstruction(tmp_path, capsys):
+    truth = run_app(tmp_path / "record", clients=6, fewest=1, most=1)
+    asked = [(example, learner, 1) for learner, held in truth.members.items() for example in held]
+    asked += [(example, learner, 0) for learner in truth.members for example in truth.outsiders[learner % 90 :][:20]]
+    write(tmp_path / "candidates.csv", ("example", "learner", "member"), asked)
+    code, out, _ = said(capsys, tmp_path / "record", "layer-by-layer", "--app", app_file(tmp_path))
+    assert code == 0
+    assert out.startswith("layer-by-layer: AUC 1.000")
+    scores = pq.read_table(tmp_path / "attacks/layer-by-layer/scores.parquet").to_pandas()
+    assert scores.distance[scores.member == 1].max() < 0.1 < scores.distance[scores.member == 0].min()
+
+
 def test_without_the_truth_there_are_plain_scores(folder, capsys):
     file = app_file(folder, "unknown.yaml", candidates="unknown.csv")
     code, out, _ = said(capsys, folder / "record", "span", "--app", file, "--as", "unknown")

@@ -4,6 +4,7 @@ import json
 from typing import ClassVar
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from local_grid import local_simulate
@@ -63,6 +64,23 @@ def test_under_secure_aggregation_every_learner_is_shown_the_one_mean(tmp_path):
     assert rebuilt.mean_of == found.mean_of > 1
     # One noise for all, and so one observation.
     assert found.privacy.lower_bound == 0
+
+
+def test_an_attack_that_only_reconstructs_is_judged_by_the_nearest_reconstruction_too(tmp_path):
+    changes = {"model": {"name": "mlp", "hidden": [64]}, "targets": {**SMALL["targets"], "learners": 12}}
+    run, experiment = simulated(tmp_path, **changes)
+    found = assess(run, experiment, Plugin(name="spear"))
+    assert found.by_nearest
+    assert [one.name for one in found.headlines] == ["PSNR", "AUC"]
+    assert found.headline.value > 40
+    # Of the 12 learners that are rebuilt, two query images each, and images of their classes that nobody holds.
+    assert (found.evaluation.members, found.evaluation.non_members) == (24, 80)
+    assert found.evaluation.auc.value > 0.9
+    assert found.privacy.accounted is None
+    scores = pq.read_table(run.path / "attacks/spear/scores.parquet").to_pandas()
+    assert scores.learner.nunique() == 12
+    assert scores.score.tolist() == (-scores.distance).tolist()
+    assert read_attack(run.path / "attacks/spear").result == found
 
 
 def test_the_known_clipping_norm_is_the_one_that_was_sent_in_the_round(tmp_path):

@@ -1,0 +1,89 @@
+"""R-GAP and the hybrid method as an attack on learners that each send the gradient of a single example."""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from metaleak.attacks.attack import Progress, Reconstructions
+from metaleak.attacks.layerwise.chain import Chain, chain_of
+from metaleak.attacks.layerwise.hybrid import reconstruct_hybrid
+from metaleak.attacks.layerwise.rgap import reconstruct
+from metaleak.attacks.layerwise.security import deficit_of
+from metaleak.attacks.observation import Observation
+from metaleak.attacks.threat_model import Capability
+from metaleak.clients.episode import Parameters
+
+_SINGLE = 0.01
+"""Second over first singular value of a dense layer's gradient, up to which it counts as that of one example."""
+
+_UNDETERMINED = 0.5
+"""What is left of the confidence where a layer has fewer constraints than unknowns."""
+
+
+class LayerByLayer(BaseModel):
+    """The one example behind a learner's gradient, rebuilt from the last layer to the first.
+
+    For apps whose clients send the cross-entropy gradient of a single example, or one step along it: a sum over
+    several has no such solution. It is told by the gradients of the dense layers, which are of rank one for a single
+    example. `method` is R-GAP (Zhu and Blaschko 2021), or the hybrid method after Chen and Campbell (2021), which
+    does the same until a layer lacks constraints. Networks must be chains of convolutions and dense layers with known
+    activations, see `chain_of`.
+
+    The confidence is 1 less the largest part by which the constraints of a layer are missed, and half of that where a
+    layer has fewer constraints than unknowns, which many inputs meet. A learner whose gradient is not that of one
+    example, or is zero, gets medium gray with confidence 0; if that is so of all, the attack is refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    asks: Literal["query", "support"] = "query"
+    method: Literal["r-gap", "hybrid"] = "hybrid"
+
+    @property
+    def requires(self) -> frozenset[Capability]:
+        """Nothing beside what the server sees."""
+        return frozenset()
+
+    def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
+        """Return one example `(L, 1, C, H, W)` of every learner.
+
+        Raises `ValueError` in one line for a network that cannot be taken apart or inverted, which names the layer,
+        and where no learner's gradient is that of a single example.
+        """
+        parameters = {name: value.double() for name, value in observation.parameters.items()}
+        chain = chain_of(observation.model, parameters, observation.input_shape)
+        determined = not any(deficit_of(stage.operator) for stage in chain.stages)
+        learners = len(next(iter(observation.gradients.values())))
+        made = torch.full((learners, 1, *observation.input_shape), 0.5)
+        confidence = torch.zeros(learners, 1)
+        single = []
+        for row in range(learners):
+            gradients = {name: value[row].double() for name, value in observation.gradients.items()}
+            if _of_one_example(chain, gradients):
+                single.append(row)
+                made[row, 0], missed = self._inverted(chain, gradients)
+                confidence[row] = max(0.0, 1 - missed) * (1.0 if determined else _UNDETERMINED)
+            if progress is not None:
+                progress(row + 1, learners)
+        if not single:
+            raise ValueError("layer-by-layer: no learner's gradient is that of a single example")
+        return Reconstructions(made, confidence)
+
+    def _inverted(self, chain: Chain, gradients: Parameters) -> tuple[Tensor, float]:
+        """Return the example, and the largest part by which a layer's constraints are missed."""
+        invert = reconstruct if self.method == "r-gap" else reconstruct_hybrid
+        found = invert(chain, gradients, "cross_entropy")
+        return found.example.float(), found.residual
+
+
+def _of_one_example(chain: Chain, gradients: Parameters) -> bool:
+    """Return whether the gradients of all dense layers, of which none is zero, are of rank one."""
+    for stage in chain.stages:
+        if stage.operator.sliding is None:
+            sizes = torch.linalg.svdvals(gradients[stage.weight_name])
+            first, others = sizes[0], sizes[1:]
+            if not 0 < float(first) < torch.inf or bool((others > _SINGLE * first).any()):
+                return False
+    return True
