@@ -37,7 +37,9 @@ class TextMembership(TextAttack):
         nothing: dict[int, NothingShown] = {}
         scores = torch.zeros(len(targets.rows), dtype=torch.float64)
         length = targets.examples.shape[1]
-        for number, (sentence, row) in enumerate(zip(targets.examples, targets.rows.tolist(), strict=True)):
+        # All learners of a mean are seen by the same gradient.
+        rows = targets.rows if observation.mean_of == 1 else torch.zeros_like(targets.rows)
+        for number, (sentence, row) in enumerate(zip(targets.examples, rows.tolist(), strict=True)):
             if row not in spaces and row not in nothing:
                 gradient = observation.gradients[weight][row]
                 try:

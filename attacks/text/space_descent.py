@@ -51,7 +51,7 @@ class TextDescent(TextAttack):
         is shared that the attack can use.
         """
         if sentences_of(observation) != 1:
-            raise ValueError(f"rebuilds one sentence, and learners have {sentences_of(observation)}")
+            raise ValueError(f"rebuilds one sentence, and {sentences_of(observation)} enter what is seen")
         model, parameters = observation.model, observation.parameters
         assert isinstance(model, TextModel)
         weight = matrix_of_a_layer(observation, self.matrix)

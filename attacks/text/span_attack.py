@@ -47,17 +47,19 @@ class TextSpan(TextAttack):
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
         """Return the sentences of every learner's support and query set, `(L, n, T)` int64.
 
-        A learner whose gradient shows nothing, see `input_space`, gets empty sentences of confidence 0. Raises
-        `ValueError` in one line where that is so for all, and where no matrix is shared that the attack can use.
+        Where the server saw a mean alone they are the sentences of all of its learners, the same for each. A learner
+        whose gradient shows nothing, see `input_space`, gets empty sentences of confidence 0. Raises `ValueError` in
+        one line where that is so for all, and where no matrix is shared that the attack can use.
         """
         matrices = matrices_of(observation, self.matrix, second=self.uses == "two matrices")
         assert isinstance(observation.model, TextModel)
         learners = len(next(iter(observation.gradients.values())))
+        different = learners if observation.mean_of == 1 else 1
         count, (length,) = sentences_of(observation), observation.input_shape
-        made = torch.full((learners, count, length), observation.model.padding)
-        sure = torch.zeros(learners, count, dtype=torch.float64)
+        made = torch.full((different, count, length), observation.model.padding)
+        sure = torch.zeros(different, count, dtype=torch.float64)
         nothing: list[NothingShown] = []
-        for row in range(learners):
+        for row in range(different):
             gradients = {name: value[row] for name, value in observation.gradients.items()}
             generator = generator_for(seed, row, "text span")
             try:
@@ -65,10 +67,10 @@ class TextSpan(TextAttack):
             except NothingShown as error:
                 nothing.append(error)
             if progress is not None:
-                progress(row + 1, learners)
-        if len(nothing) == learners:
+                progress(row + 1, different)
+        if len(nothing) == different:
             raise nothing[0]
-        return Reconstructions(made, sure)
+        return Reconstructions(made.expand(learners, -1, -1), sure.expand(learners, -1))
 
     def _sentences(
         self, observation: Observation, matrices: Matrices, gradients: dict[str, Tensor], generator: torch.Generator
@@ -187,9 +189,12 @@ def arranged(
 
 
 def sentences_of(observation: Observation) -> int:
-    """Return how many sentences of a learner enter what it shares: those of both sets, or of the query set alone."""
+    """Return how many sentences enter what is seen: of a learner, or of all of a mean.
+
+    They are those of both sets, or of the query set alone.
+    """
     both = support_entry(observation.rule) != "parameters"
-    return observation.ways * (observation.queries + (observation.shots if both else 0))
+    return observation.mean_of * observation.ways * (observation.queries + (observation.shots if both else 0))
 
 
 def space_of(

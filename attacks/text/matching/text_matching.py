@@ -96,6 +96,10 @@ class TextMatching(TextAttack):
             observation.rule, model, observation.parameters
         ):
             raise ValueError("matches the gradient of the mean loss at the sent parameters: rule fedsgd")
+        if observation.mean_of > 1:
+            raise ValueError(
+                f"matches the gradient of one learner, and the server saw a mean of {observation.mean_of}"
+            )
         device = next(iter(observation.gradients.values())).device
         prior = None
         if self.texts:

@@ -39,7 +39,7 @@ def test_the_last_layer_reads_the_first_token_alone_and_nothing_is_certain():
 
 
 def test_several_sentences_are_refused():
-    with pytest.raises(ValueError, match="rebuilds one sentence, and learners have 2"):
+    with pytest.raises(ValueError, match="rebuilds one sentence, and 2 enter what is seen"):
         TextDescent().reconstruct(observed("bert.encoder.layer.1.attention.self.query.weight", queries=2), 0)
 
 

@@ -65,6 +65,30 @@ def observed(*shares, model=MODEL):
     return observation, torch.stack(sentences)
 
 
+def as_a_mean(observation):
+    """Return what a server sees of the same learners under secure aggregation."""
+    means = {name: value.mean(dim=0, keepdim=True).expand_as(value) for name, value in observation.gradients.items()}
+    return replace(observation, gradients=means, mean_of=len(next(iter(means.values()))))
+
+
+def test_of_a_mean_sentences_of_all_learners_are_looked_for_and_told_from_others():
+    observation, sentences = observed(
+        FIRST.format("query"), model=TinyBERT(layers=3, width=192, heads=4, positions=16)
+    )
+    mean = as_a_mean(observation)
+    made = TextSpan().reconstruct(mean, seed=0)
+    assert made.examples.shape == (3, 12, LENGTH)
+    assert torch.equal(made.examples[0], made.examples[2])
+    everyone = sentences.flatten(0, 1)
+    asked = Targets(everyone, torch.arange(3).repeat_interleave(4), torch.zeros(12, dtype=torch.int64))
+    scores = TextMembership()(mean, asked, seed=0).scores
+    own = TextMembership()(observation, asked, seed=0).scores
+    held = {tuple(sentence) for sentence in everyone.tolist()}
+    others = torch.stack([one for one in RandomWords().load().examples if tuple(one.tolist()) not in held][:12])
+    outside = TextMembership()(mean, replace(asked, examples=others), seed=0).scores
+    assert min(float(scores.min()), float(own.min())) > float(outside.max())
+
+
 def rows(sentences):
     return [{tuple(sentence) for sentence in learner} for learner in sentences.tolist()]
 
