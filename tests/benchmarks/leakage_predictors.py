@@ -397,6 +397,11 @@ def _field(name: str) -> Callable[[dict[str, Any]], float]:
     return lambda line: line[name]
 
 
+def _determined(line: dict[str, Any]) -> bool:
+    """Return whether the audit says that every layer's input is determined."""
+    return bool(line["covered"] == "exact" and line["c"] == 0)
+
+
 PREDICTORS: dict[str, Callable[[dict[str, Any]], float]] = {
     "c(M), of the convolutions": lambda line: line["c"],
     "first layer's deficit": lambda line: -line["first deficit"],
@@ -415,7 +420,7 @@ PREDICTORS: dict[str, Callable[[dict[str, Any]], float]] = {
         for level in LEVELS
     },
     "expected PSNR, by what applies": lambda line: line[
-        f"white error {LEVELS[0]:g}" if line["covered"] == "exact" and line["c"] == 0 else f"smooth error {CHOSEN:g}"
+        f"white error {LEVELS[0]:g}" if _determined(line) else f"smooth error {CHOSEN:g}"
     ],
 }
 """What is said to grow with what a network gives away, from a case's line."""
@@ -423,10 +428,17 @@ PREDICTORS: dict[str, Callable[[dict[str, Any]], float]] = {
 
 def tables(lines: list[dict[str, Any]]) -> None:
     """Print the correlations of each predictor with the PSNR measured, and the cases."""
-    for data, state in itertools.product(DATA, ("untrained", "trained", "both")):
-        some = [line for line in lines if line["data"] == data and state in (line["state"], "both")]
+    groups: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "untrained": lambda line: line["state"] == "untrained",
+        "trained": lambda line: line["state"] == "trained",
+        "both": lambda line: True,
+        "both, every layer determined": _determined,
+        "both, the others": lambda line: not _determined(line),
+    }
+    for data, (group, belongs) in itertools.product(DATA, groups.items()):
+        some = [line for line in lines if line["data"] == data and belongs(line)]
         if len({line["architecture"] for line in some}) > 3:
-            correlations(f"{data}, {state}", some)
+            correlations(f"{data}, {group}", some)
     columns = ("data", "architecture", "state", "accuracy", "c", "I2F", "condition", *ATTACK_COLUMNS)
     print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for line in lines:
