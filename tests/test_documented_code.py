@@ -265,10 +265,10 @@ def block_with(text):
     return block.text
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
+def test_the_python_of_a_run_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "simulate", local_simulate)
-    exec(compile(block_with("run_experiment({"), "README.md", "exec"), {})
+    exec(compile(block_with("run_experiment({"), "docs/running.md", "exec"), {})
     assert float(re.search(r"value=([\d.]+)", capsys.readouterr().out)[1]) > 0.9
 
 
