@@ -53,8 +53,9 @@ format: install ## format the code
 typecheck: install ## check all types
 	$(PYTEST) tests/test_rooms.py -k types_hold
 
+# Without --quiet, which would not count the warnings either.
 docs: install ## build the documentation site into build/site; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: install ## simulate, attack and defend on digits and sentences, and write runs/demo/report.html
 	@echo "Learners train a model together and send gradients alone; the server tells whose images they hold, and rebuilds them."

@@ -80,7 +80,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     mkdocs = shutil.which("mkdocs", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if mkdocs is None:
         pytest.skip("the extra metaleak[docs] is not installed")
-    command = [mkdocs, "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [mkdocs, "build", "--strict", "--site-dir", str(tmp_path / "site")]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     outcome = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
