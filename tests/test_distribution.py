@@ -49,6 +49,7 @@ def test_both_hold_all_that_is_needed(built):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
 def test_it_is_installed_in_an_environment_of_its_own_and_the_tutorial_runs(built, tmp_path, kind):
     (archive,) = built.glob(kind)
