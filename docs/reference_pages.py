@@ -9,6 +9,7 @@ from typing import Any
 import click
 from pydantic import BaseModel, TypeAdapter
 from typer.main import get_command
+from typer.models import ParameterInfo
 
 from metaleak.deploy.cli import app
 from metaleak.deploy.config.experiment import Experiment
@@ -19,21 +20,44 @@ from metaleak.deploy.pretraining.study import Study
 FOLDER = Path(__file__).parent
 PAGES = {"Experiments": Experiment, "Suites": Suite, "Studies of pretraining data": Study}
 
+OF_ALL = """\
+Every command has `--help` with an example, and `metaleak --debug COMMAND` shows the traceback of an error. All that
+compute have `--json`. Tables fit the terminal, `--wide` shows all columns, and `NO_COLOR=1` leaves the colors out.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | failed |
+| 2 | wrong usage, a wrong file or value too |
+| 130 | interrupted, by Ctrl-C or SIGTERM |
+
+**What is safe to open.** The experiment and suite files that you pass may name code (`module:Name`): read those of
+strangers first, as you would their scripts. Run and suite directories are safe to open: what they name of code runs
+only with `--trust` (Python: `run.experiment(trust=True)`), a Ray cluster that they name is joined only with it, and
+links in them are refused.
+"""
+
 
 def commands() -> str:
     """Return the page of all commands with their options."""
-    lines = ["# Commands", "", "Written by `docs/reference_pages.py` from the command line itself.", ""]
+    lines = ["# Commands", "", "Written by `docs/reference_pages.py` from the command line itself.", "", OF_ALL]
     for name, command in _commands(get_command(app), "metaleak"):
         lines += [f"## `{name}`", "", *(line.strip() for line in (command.help or "").strip().splitlines()), ""]
         lines += ["| option | what it does |", "|---|---|"]
         for parameter in command.params:
+            shown = ", ".join(parameter.opts)
             if isinstance(parameter, click.Argument):
-                shown, about = parameter.metavar or str(parameter.name).upper(), ""
-            else:
-                shown, about = ", ".join(parameter.opts), str(getattr(parameter, "help", "") or "")
-            lines.append(f"| `{shown}` | {about} |")
+                shown = parameter.metavar or str(parameter.name).upper()
+            lines.append(f"| `{shown}` | {_help(command, str(parameter.name))} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _help(command: click.Command, name: str) -> str:
+    """Return what is written of a parameter; typer 0.20 loses that of an argument with click 8.5 and later."""
+    assert command.callback is not None
+    annotation = inspect.signature(command.callback).parameters[name].annotation
+    return next(str(written.help) for written in annotation.__metadata__ if isinstance(written, ParameterInfo))
 
 
 def settings() -> str:

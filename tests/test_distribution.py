@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from pages import ROOT, noted
 
-ROOT = Path(__file__).parents[1]
 NEEDED = ("deploy/report/templates/report.html.j2", "deploy/report/templates/report.js", "deploy/py.typed")
 
 
@@ -49,6 +49,7 @@ def test_both_hold_all_that_is_needed(built):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
 def test_it_is_installed_in_an_environment_of_its_own_and_the_tutorial_runs(built, tmp_path, kind):
     (archive,) = built.glob(kind)
@@ -64,8 +65,7 @@ def test_it_is_installed_in_an_environment_of_its_own_and_the_tutorial_runs(buil
     assert where.startswith(site)
     command = [python, "-c", "from metaleak.deploy.console import main; main()"]
     assert re.fullmatch(r"metaleak \d+\.\d+\.\d+\n", run(*command, "--version", cwd=tmp_path))
-    text = (ROOT / "docs/tutorial.md").read_text()
-    blocks = dict(re.findall(r"<!-- tutorial: (\S+) -->\n```\w+\n(.*?)```", text, re.DOTALL))
+    blocks = noted("docs/tutorial.md", "tutorial")
     (tmp_path / "experiment.yaml").write_text(blocks["experiment.yaml"])
     for line in blocks["commands"].splitlines():
         run(*command, *line.split()[1:], cwd=tmp_path, OMP_NUM_THREADS="1")

@@ -57,11 +57,14 @@ Colors = Mapping[str, int]
 """The color of each defense, by its name: the same in all figures of a page."""
 
 
-def frontier(title: str, points: Sequence[FrontierPoint], colors: Colors) -> Drawn:
-    """Return what attacks measure against adapted accuracy with 95 % intervals; the best points are joined."""
+def frontier(title: str, points: Sequence[FrontierPoint], colors: Colors, accuracy: str) -> Drawn:
+    """Return what attacks measure against accuracy with 95 % intervals; the best points are joined.
+
+    `accuracy` is what the accuracy of the points is called.
+    """
     best = sorted((point.accuracy.value, point.leak.value) for point in points if point.best)
     measure = points[0].leak
-    about = f"the strongest attack's {measure.name} against adapted accuracy"
+    about = f"the strongest attack's {measure.name} against {accuracy}"
     with figure(title, len({point.series for point in points}) + 1, about) as (axes, svg):
         axes.plot(*zip(*best, strict=True), color=INK, linewidth=1, alpha=0.55, zorder=1, label="best trade-offs")
         for series in dict.fromkeys(point.series for point in points):
@@ -89,7 +92,7 @@ def frontier(title: str, points: Sequence[FrontierPoint], colors: Colors) -> Dra
                 if point.scale:
                     axes.annotate(point.scale, (across, up), (4, 4), textcoords="offset points", fontsize=7.5,
                                   color=COLORS[index % SERIES])  # fmt: skip
-        axes.set_xlabel("adapted accuracy on held-out tasks (right is better)")
+        axes.set_xlabel(f"{accuracy} (right is better)")
         axes.set_ylabel(
             f"strongest attack's {measure.name} ({'lower' if measure.higher_leaks else 'higher'} is better)"
         )
@@ -101,7 +104,7 @@ def frontier(title: str, points: Sequence[FrontierPoint], colors: Colors) -> Dra
         axes.xaxis.set_major_formatter(FuncFormatter(_percent))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.12)
-    columns = ("defense", "adapted accuracy", "95 % interval", f"strongest attack's {measure.name}", "95 % interval")
+    columns = ("defense", accuracy, "95 % interval", f"strongest attack's {measure.name}", "95 % interval")
     rows = ((one.label, *rate_text(one.accuracy, True), *rate_text(one.leak)) for one in points)
     return Drawn(f"{title}: {about}", svg(), columns, tuple(rows))
 

@@ -84,6 +84,8 @@ def render(result: Results, progress: Progress | None = None) -> str:
         anchor=lambda row: anchors.get(id(row.run), ""),
         ceilings=ceilings(found),
         suite=suite,
+        studied=any(row.is_study for row in rows),
+        accuracy_name=rows[0].accuracy_name if rows else "accuracy",
         facts=[
             *(facts(runs[0].config) if not suite else _shared([row.config for row in rows if row.run])),
             *_asked(rows),
@@ -118,7 +120,7 @@ def render(result: Results, progress: Progress | None = None) -> str:
 
 
 def frontiers(found: Sequence[Setting], colors: Colors) -> Iterable[Drawn]:
-    """Yield one panel a setting and headline: the strongest attack against adapted accuracy, a point a line."""
+    """Yield one panel a setting and headline: the strongest attack against accuracy, a point a line."""
     for setting in found:
         for measure in setting.measures:
             best = setting.frontier(measure)
@@ -135,7 +137,7 @@ def frontiers(found: Sequence[Setting], colors: Colors) -> Iterable[Drawn]:
                 if line.accuracy and (strongest := line.strongest(measure=measure))
             ]
             if points:
-                yield frontier(setting.title, points, colors)
+                yield frontier(setting.title, points, colors, setting.lines[0].rows[0].accuracy_name)
 
 
 def rocs(rows: Sequence[Row], colors: Colors) -> Iterable[Drawn]:
@@ -191,7 +193,7 @@ def made(result: Results) -> list[str]:
     said += [f"metaleak {', '.join(versions)}"] if versions else []
     if suite:
         return [*said, "metaleak benchmark suite.yaml"]
-    studied = any(row.attack_result and row.attack_result.asks == "start" for row in rows_of(result))
+    studied = any(row.is_study for row in rows_of(result))
     return [*said, "metaleak pretraining study.yaml" if studied else "metaleak simulate experiment.yaml"]
 
 

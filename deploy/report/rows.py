@@ -111,6 +111,16 @@ class Row:
         return released.accuracy if released else None
 
     @property
+    def is_study(self) -> bool:
+        """Whether the row is of a study of pretraining, which has no learners and no messages."""
+        return "pool" in self.config
+
+    @property
+    def accuracy_name(self) -> str:
+        """What `accuracy` is called."""
+        return "downstream accuracy" if self.is_study else "adapted accuracy"
+
+    @property
     def defense_name(self) -> str:
         """The defense as words of a sentence."""
         return "no defense" if self.defense == UNDEFENDED else self.defense

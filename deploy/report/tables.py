@@ -97,7 +97,9 @@ def _costs(setting: Setting) -> Grid:
         cells = [_tight(value), interval, _tight(bytes_text(line).replace(" (", ", ").replace(")", ""))]
         lines.append([_named(setting, line), *cells, Text(epsilon, style="bold red" if broken else "")])
     columns = ["defense", "accuracy", "95% interval", "bytes a learner", "epsilon"]
-    return Grid(f"What defenses cost and promise: {setting.title}", columns, lines, words=frozenset(("epsilon",)))
+    table = Grid(f"What defenses cost and promise: {setting.title}", columns, lines, words=frozenset(("epsilon",)))
+    # A study has no learners that send anything.
+    return table.without_columns(["bytes a learner"]) if setting.lines[0].rows[0].is_study else table
 
 
 def _named(setting: Setting, line: Line) -> Text:

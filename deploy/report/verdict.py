@@ -61,7 +61,8 @@ def _least_costly(bare: Line | None, defended: Sequence[Line]) -> str:
     line, leaked = max(known, key=lambda one: one[0].accuracy.value if one[0].accuracy else 0.0)
     cost = f"{rate_text(line.accuracy, percent=True)[0]}" if line.accuracy else "–"
     instead = f" instead of {rate_text(bare.accuracy, percent=True)[0]}" if bare and bare.accuracy else ""
-    return f"{kept}; {line.defense} costs least: adapted accuracy {cost}{instead}, strongest attack AUC {leaked:.3f}."
+    name = line.rows[0].accuracy_name
+    return f"{kept}; {line.defense} costs least: {name} {cost}{instead}, strongest attack AUC {leaked:.3f}."
 
 
 def _guaranteed(promised: Sequence[Line]) -> str:
@@ -156,9 +157,10 @@ def _strength(evaluation: Evaluation) -> str:
 
 def _held(about: str, bare: Row, defended: Sequence[Row]) -> str:
     if bare.accuracy is None:
-        return f"Adapted accuracy was not measured without a defense: what it costs to stop {about} is unknown."
+        name = bare.accuracy_name.capitalize()
+        return f"{name} was not measured without a defense: what it costs to stop {about} is unknown."
     bar = f"an AUC of {1 - HELD_AUC:.2f} to {HELD_AUC:.2f}"
-    bar += f" at a loss of at most {HELD_LOSS * 100:g} points of adapted accuracy"
+    bar += f" at a loss of at most {HELD_LOSS * 100:g} points of {bare.accuracy_name}"
     held = [
         (bare.accuracy.value - row.accuracy.value, row, row.evaluation.auc)
         for row in defended

@@ -2,14 +2,11 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+from pages import noted
 
 
 def run(*command, cwd, **environment):
@@ -24,7 +21,7 @@ def run(*command, cwd, **environment):
 def rows(tmp_path_factory):
     """The leaderboard of the page's suite, run by a process that knows the package by its entry points alone."""
     folder = tmp_path_factory.mktemp("extending")
-    files = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL))
+    files = noted("docs/extending.md", "file")
     assert set(files) == {"my_metaleak.py", "pyproject.toml", "suite.yaml"}
     package = folder / "package"
     package.mkdir()

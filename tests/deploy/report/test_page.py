@@ -89,7 +89,7 @@ def test_a_suite_compares_judges_and_lists_what_failed(suite_report: Path) -> No
         "The cheapest is shared noise, gaussian, scale 1 (AUC 0.",
         "actor died: no memory",
         "needs ≥ 1 000 non-members",
-        "adapted accuracy on held-out tasks",
+        "adapted accuracy (right is better)",
         "torch",
         "inner_steps: 1",
         "does and does not tell you",

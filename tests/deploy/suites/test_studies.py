@@ -98,6 +98,11 @@ def test_a_suite_of_studies_has_the_tables_of_any_other_and_trains_no_model_twic
     page = write_report(tmp_path).read_text()
     assert "5 released models resampled" in page
     assert "private finetuning" in page
+    # What has no learners and no messages is not told in their words.
+    assert "downstream accuracy" in page.lower()
+    for part in ("adapted accuracy", "bytes a learner", "meta-training"):
+        assert part not in page.lower()
+        assert not any(part in table.lower() for table in tables)
 
 
 def test_a_second_call_makes_what_is_missing_alone(tmp_path, trained):
