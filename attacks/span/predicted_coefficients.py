@@ -34,13 +34,13 @@ def activity(model: Model, parameters: Parameters, images: Tensor) -> Tensor:
     model it is 1 where some logit depends on the unit, and 0 where none does.
     """
     outputs = _outputs(model, parameters, images)
+    # As with the input weight, a derived class must define the member again.
     if isinstance(model, ElementwiseFirst) and "first_activation" in vars(type(model)):
         bias = parameters.get(bias_of(dense_input(model).weight))
         before = outputs if bias is None else outputs + bias
         slope: Tensor = vmap(vmap(grad(model.first_activation)))(before)
         largest = slope.abs().amax() if slope.numel() else slope.new_ones(())
         return slope / largest.clamp(min=1e-30)
-    # One derivative a class: their sum could cancel.
     moved: Tensor = vmap(jacrev(lambda output: _logits(model, parameters, output)))(outputs)
     return (moved != 0).any(dim=1).to(outputs.dtype)
 
