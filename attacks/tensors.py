@@ -12,8 +12,8 @@ class Tensors:
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same with all tensors on `device`."""
-        found = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type] return
-        replace(self, **{name: _moved(value, device) for name, value in found.items()})  # type: ignore[type-var]
+        found = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **{name: _moved(value, device) for name, value in found.items()})  # type: ignore[type-var]
 
 
 def _moved(value: object, device: torch.device | str) -> object:
