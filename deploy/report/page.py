@@ -227,6 +227,8 @@ def _plain(value: object) -> str:
         return f"{name} ({', '.join(parts)})" if name and parts else name or ", ".join(parts)
     if isinstance(value, list | tuple):
         return "; ".join(_plain(inner) for inner in value) or "none"
+    if value is None:
+        return ""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
