@@ -1,4 +1,4 @@
-"""Offline attacks on a record, and the statistics of what they find."""
+"""Offline attacks on a record, and the measures of their success."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

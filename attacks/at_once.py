@@ -1,4 +1,4 @@
-"""Independent parts of one computation, several at once."""
+"""Independent parts of one computation, computed in parallel."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -10,21 +10,21 @@ import torch
 Part = TypeVar("Part")
 
 _MOST = 8
-"""Threads at most: each holds what one part takes in memory."""
+"""The most threads: each needs the memory of one part."""
 
 
 def for_each(parts: Iterable[Part], do: Callable[[Part], None]) -> None:
     """Call `do` with every part, on as many threads as the process has cores or `OMP_NUM_THREADS` allows, at most 8.
 
-    Each thread computes with one core, so that few large products gain as many small ones do. Parts are computed in
-    any order: `do` must write only what belongs to its part.
+    Each thread computes with one core, so that a few large products gain as much as many small ones. Parts are
+    computed in any order, so `do` may write only to what belongs to its part.
     """
     threads = _threads()
     if threads == 1:
         for part in parts:
             do(part)
         return
-    # What a thread sets is the default of all that are started after it.
+    # torch.set_num_threads in a thread also sets the default of all threads that are started later.
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -35,9 +35,9 @@ def for_each(parts: Iterable[Part], do: Callable[[Part], None]) -> None:
 
 
 def number_at_once(on_cpu: int, device: torch.device) -> int:
-    """Return how many like computations are stacked on `device`: `on_cpu`, or sixteen times as many on another.
+    """Return how many similar computations to stack on `device`: `on_cpu`, or sixteen times as many on a GPU.
 
-    A processor gains nothing by more than fill its cache; a GPU has many more units to keep busy.
+    A processor gains nothing from more than fit into its cache; a GPU has many more units to keep busy.
     """
     return on_cpu if device.type == "cpu" else 16 * on_cpu
 

@@ -1,4 +1,4 @@
-"""What an attack is: what it asks about, what it requires, and what it answers."""
+"""The protocols of an attack: which set it is about, what the adversary must know, and what it returns."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from metaleak.clients.models import Model
 from metaleak.defenses import Defense
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) as an attack goes on."""
+"""Called with (done, total) while an attack computes."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Targets(Tensors):
 
 @dataclass(frozen=True)
 class Answers(Tensors):
-    """An attack's answers: `scores (T,)`, higher means "member", and what it made on the way.
+    """An attack's answers: `scores (T,)`, higher means "member", and intermediate results.
 
-    Only the order of the scores is evaluated. Few are calibrated: the span test maximizes over what it does not know,
+    Only the order of the scores is evaluated. Few are calibrated: the span test maximizes over unknowns, and
     reconstructions give distances. Scores of several rounds are therefore never added up by the evaluation; see
     `AsksOverRounds` for attacks that weigh rounds themselves.
 
@@ -73,8 +73,8 @@ class Answers(Tensors):
 class Reconstructions(Tensors):
     """The sets that an attack rebuilt: `examples (L, n, ...)` of the L learners of an observation, in any order.
 
-    They are as models take them: images as floats `(C, H, W)` in [0, 1], tokens as int64 `(T,)`. `n` need not be the
-    number that a learner holds. `confidence (L, n)` is higher the surer the attack is of an example.
+    Examples are as models take them: images as floats `(C, H, W)` in [0, 1], tokens as int64 `(T,)`. `n` need not
+    be the number that a learner holds. `confidence (L, n)`: higher where the attack is more certain of an example.
     """
 
     examples: Tensor
@@ -83,13 +83,13 @@ class Reconstructions(Tensors):
 
 @runtime_checkable
 class Attack(Protocol):
-    """What all attacks are; also an attack's configuration, a frozen pydantic model.
+    """The members of every attack. An attack is its own configuration, usually a frozen pydantic model.
 
-    Beside this it is one of `AsksMembership` and `Reconstructs`, or both; of one that only reconstructs membership is
-    judged by the nearest reconstruction, see `nearest_reconstruction`. Its class may say `on_any_device = True`:
-    it computes where the observation's and the targets' tensors lie, which may then be a GPU. Others are given
-    tensors on the CPU. One that says `takes_parts = True` can be made on the gradients of some parameters, too: those
-    of `observation.gradients`.
+    Besides, it implements `AsksMembership`, `Reconstructs`, or both; of one that only reconstructs, membership is
+    judged by the nearest reconstruction, see `nearest_reconstruction`. Two class attributes are optional. With
+    `on_any_device = True` it computes on the device of the observation's and the targets' tensors, which may then be
+    a GPU; others are given tensors on the CPU. With `takes_parts = True` it also works where learners share only some
+    parameters: those in `observation.gradients`.
     """
 
     @property
@@ -99,13 +99,13 @@ class Attack(Protocol):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """The capabilities that the adversary must have beside what it sees."""
+        """The capabilities that the adversary must have, beyond the messages that the server sees."""
         ...
 
 
 @runtime_checkable
 class AsksMembership(Attack, Protocol):
-    """An attack that says of examples how likely a learner held them."""
+    """An attack that scores how likely a learner held given examples."""
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
@@ -119,13 +119,16 @@ class Reconstructs(Attack, Protocol):
     """An attack that rebuilds what learners held."""
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
-        """Return what it makes of the set of every learner in the observation; the same for the same arguments."""
+        """Return reconstructions of the set of every learner in the observation.
+
+        The same arguments give the same reconstructions.
+        """
         ...
 
 
 @runtime_checkable
 class Selective(Protocol):
-    """An attack that not every model is open to; one without this method is tried on all."""
+    """An attack on some models only; an attack without this method is made on all."""
 
     def applies_to(self, model: Model) -> bool:
         """Return whether the attack can be made on gradients of `model`."""
@@ -134,7 +137,7 @@ class Selective(Protocol):
 
 @runtime_checkable
 class DefenseSelective(Protocol):
-    """An attack that cannot be made under every defense; one without this method is tried under all."""
+    """An attack under some defenses only; an attack without this method is made under all."""
 
     def reason_against(self, defenses: tuple[Defense, ...]) -> str | None:
         """Return in one line why the attack cannot be made under `defenses`, or `None` when it can."""
@@ -143,12 +146,12 @@ class DefenseSelective(Protocol):
 
 @runtime_checkable
 class Divisible(Protocol):
-    """An attack that can be asked about its targets part by part: what is done is kept when it is interrupted."""
+    """An attack whose targets can be answered in parts, so that finished parts survive an interruption."""
 
     def parts(self, observation: Observation, targets: Targets) -> Sequence[Tensor]:
         """Return the places `(n,)` int64 of the targets that are computed together, each target in one part.
 
-        Asked about one part alone, the attack answers as when it is asked about all.
+        The answers to one part alone are those that the attack gives when it is asked about all.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A round of a Flower app that is not metaleak's own, as attacks observe it: from its record and its own module."""
+"""The observation of a round of any Flower app, made from its record and its `torch.nn.Module`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,7 +54,7 @@ def observed_app(
         parameters=update.sent,
         gradients=gradients,
         ways=ways,
-        # To such a learner all examples are one set: half of it stands in either place.
+        # Such a learner has one set, where attacks expect two: half of it stands for either.
         shots=each - each // 2,
         queries=each // 2,
         classes=torch.arange(ways).expand(len(update.learners), -1),
@@ -87,7 +87,7 @@ def normalized(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    # `TorchModule` knows how to copy one, and says what cannot be.
+    # `TorchModule` copies the module and raises for one that cannot be copied.
     return TorchModule(module).module
 
 

@@ -1,4 +1,4 @@
-"""The adversary of differential privacy: it knows all but one image, and weighs the two that it may be."""
+"""The test of differential privacy's adversary, who knows everything but which of two images is held."""
 
 import math
 from dataclasses import replace
@@ -17,17 +17,17 @@ from metaleak.clients.episode import Episode, Parameters
 from metaleak.defenses import NO_NOISE, AddedNoise, Defense, Modeled, noise_of
 
 _SILENT = 1e-5
-"""The least deviation of anything sent, in units of its root mean square: what float32 arithmetic differs by."""
+"""The smallest standard deviation, in units of the root mean square: the error of float32 arithmetic."""
 
 
 class LikelihoodRatio(BaseModel):
-    """Was it this image, or the other one that it may be? The exact log-likelihood ratio of the two.
+    """The exact log-likelihood ratio of two images, one of which the learner holds.
 
     Everything else is known, so that the meta-gradient is known under both hypotheses, up to the defense's noise,
     whose distribution is known, too. No test of these two images on one release is more powerful (Neyman and
     Pearson). What a finite number of its answers proves about epsilon is another question: for a mechanism known to
     be Gaussian `gaussian_epsilon_lower_bound` of the same scores is sharper than `epsilon_lower_bound`, and the worst
-    pair of images may be further apart than any natural one. It is an audit: no server knows this much.
+    pair of images may be further apart than any natural one. This is an audit: no server knows this much.
 
     The defenses must all act on the shared gradient and tell their noise (see `Modeled`); only the last may have any.
     `chunk` targets are computed at a time, about 10 gradients each.

@@ -1,4 +1,4 @@
-"""What an offline adversary holds: a view of what was sent and received, and what it knows beside that."""
+"""What an offline adversary has: the messages of a round, and its knowledge beyond them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ from metaleak.server.record.reader import Record
 class Update(Tensors):
     """What a server sent to L learners in one round, and what it received from them.
 
-    `sent` are the parameters; `received` what came back, stacked `(L, ...)`, of the names that were shared; what the
-    replies hold is `holds`. `learners` are their numbers, row for row.
+    `sent` are the parameters by name; `received` the replies' arrays by name, stacked `(L, ...)`, for the
+    parameters that are shared. `holds` says whether these are gradients, weights or differences. `learners` are
+    their numbers, by row.
 
     `mean_of` is the number of learners over which each row is the mean: 1 where the server saw each one's own.
     Otherwise, under secure aggregation, every row is the same mean over that many learners, of which the L are some.
@@ -65,8 +66,9 @@ class Update(Tensors):
     def gradients(self, rates: Tensor | float = 1.0) -> Parameters:
         """Return the gradients that the replies amount to, `(L, ...)`.
 
-        Those that are held; otherwise sent minus new parameters over `rates`, a number or one a learner `(L,)`: the
-        local learning rate gives the sum of a learner's local gradients, the rate times its steps their mean.
+        Replies that hold gradients are returned as they are. Otherwise it is the sent minus the new parameters, over
+        `rates`, a number or one for each learner `(L,)`: with the local learning rate this is the sum of a learner's
+        local gradients, with the rate times the number of local steps their mean.
         """
         if self.holds == "gradient":
             return self.received
@@ -81,7 +83,7 @@ class Update(Tensors):
 
 @dataclass(frozen=True)
 class Rest(Tensors):
-    """What is known around T questions, row for row, by an adversary who knows everything but the asked image.
+    """The knowledge around T targets, row for row, of an adversary who knows everything but the asked image.
 
     `images (T, n, C, H, W)`: the set that is asked about, ordered by position, with zeros in the place `slots (T,)`
     int64, where the learner holds either the asked image or the alternative; `alternatives (T, C, H, W)` are of the

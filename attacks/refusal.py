@@ -1,4 +1,4 @@
-"""Why an attack cannot be made: the one answer for the command line, suites and Python."""
+"""Why an attack cannot be made: the check that the command line, suites and Python share."""
 
 from metaleak.attacks.attack import AsksMembership, Attack, DefenseSelective, Selective
 from metaleak.attacks.rounds import AsksOverRounds
@@ -26,7 +26,7 @@ def refusal(
     if threat_model is not None and (lacking := threat_model.lacks(attack.requires)):
         return f"requires {', '.join(lacking)}, which the threat model does not include"
     if isinstance(attack, Selective) and not attack.applies_to(model):
-        # A model made of a module of the user's own goes by that module's name.
+        # A model made from a user's own module has that module's name.
         return f"does not apply to the model {type(getattr(model, 'module', model)).__name__}"
     if not all_shared and not getattr(attack, "takes_parts", False):
         return "does not apply: it needs the gradients of all parameters, and the learners share a part of them"

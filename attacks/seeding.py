@@ -1,6 +1,6 @@
-"""Random numbers of an attack, keyed by what they are for.
+"""Random numbers of attacks, keyed by their purpose.
 
-The attacks' own: learners draw with theirs, and no attack may be able to draw what a learner drew.
+They are separate from the learners' random numbers: no attack may be able to repeat what a learner drew.
 """
 
 import torch

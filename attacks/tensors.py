@@ -20,6 +20,6 @@ def _moved(value: object, device: torch.device | str) -> object:
     if isinstance(value, dict):
         return {name: _moved(one, device) for name, one in value.items()}
     if isinstance(value, Tensor) and value.ndim and value.stride(0) == 0:
-        # Rows that are one and the same travel as one.
+        # Rows that are views of one row are moved as one.
         return value[:1].to(device).expand_as(value)
     return value.to(device) if isinstance(value, Tensor | Tensors) else value

@@ -1,4 +1,4 @@
-"""What an attack that computes for long is given: its seed, whom to tell how far it is, and where to compute."""
+"""What a long-running attack is given: a seed, a progress callback, and a function that distributes its work."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ Result = TypeVar("Result")
 
 
 class Map(Protocol):
-    """Applies a function to items that do not depend on one another, here or elsewhere."""
+    """Applies a function to independent items, in this process or on other machines."""
 
     def __call__(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
-        """Yield the results in the items' order; function, items and results must be able to travel."""
+        """Yield the results in the items' order; function, items and results must be picklable."""
         ...
 
 
@@ -25,13 +25,13 @@ def map_here(function: Callable[[Item], Result], items: Sequence[Item], /) -> It
 
 @dataclass(frozen=True)
 class Work:
-    """A `seed`, on which all random numbers depend, a `progress` to tell, and a `map` to compute by."""
+    """A `seed` for all random numbers, a `progress` callback, and a `map` that distributes computations."""
 
     seed: int = 0
     progress: Progress | None = None
     map: Map = map_here
 
     def tell(self, done: int, total: int) -> None:
-        """Say how far the attack is."""
+        """Report the attack's progress."""
         if self.progress is not None:
             self.progress(done, total)

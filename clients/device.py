@@ -1,4 +1,4 @@
-"""Where a node computes."""
+"""The device on which a node computes."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""One few-shot task as tensors, and the names of what travels between functions."""
+"""One few-shot task as tensors, and the type of named parameters."""
 
 from typing import NamedTuple
 

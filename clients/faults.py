@@ -1,4 +1,4 @@
-"""Trouble that a simulated learner can have: it drops out, fails, or is slow."""
+"""Simulated faults: a learner drops out, fails, or is slow."""
 
 import math
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ Missing = Literal["dropped", "late", "failed", "refused"]
 
 @dataclass(frozen=True)
 class Absence:
-    """Why an answer holds nothing of a learner: `kind`, and where it failed or was refused the `reason` in a line."""
+    """Why a reply holds nothing from a learner: the `kind`, and for a failure or a refusal the `reason` in a line."""
 
     kind: Missing
     reason: str = ""
 
 
 class Faults(BaseModel):
-    """How often simulated learners get into trouble, each round anew and independently.
+    """The probabilities of simulated faults, drawn for each learner and round independently.
 
     `dropout`: probability that a learner never answers. `failure`: that it fails with an error. `straggler`: that
     it is slow by an exponentially distributed time of mean `delay` seconds; a learner slower than the `deadline`
-    (`null`: none) is late and its answer is not waited for. This time is simulated, nobody sleeps.
+    (`null`: none) is late and its answer is not waited for. The time is simulated: nothing waits for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

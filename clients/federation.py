@@ -1,4 +1,4 @@
-"""All learners of an experiment, made where they are needed and only there."""
+"""All learners of an experiment, each built only in the process that needs it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Federation:
         return _images(self.data)
 
     def split(self) -> Split:
-        """Return who holds what: the truth, which only learners and the evaluation may ask for."""
+        """Return which learner holds which examples: the truth, which only learners and the evaluation may use."""
         return _split(self.data, self.partition, self.task, self.seed)
 
     def learner(self, learner: int) -> TaskLearner:
@@ -78,8 +78,8 @@ class Federation:
     def answering(self, parameters: Parameters) -> "Federation":
         """Return the federation whose learners answer to `parameters`: with a secret they draw noise for these alone.
 
-        The server says which round it is. Of two answers in one round, to other parameters each, the difference must
-        not be free of noise; the same message asked again has the same answer.
+        The server names the round. If it asks twice in a round with different parameters, the noise must differ too,
+        or it would cancel in the difference; the same message has the same answer.
         """
         if self.secret is None:
             return self
@@ -126,7 +126,7 @@ def _split(data: DataSet, partition: Partition, task: TaskShape, seed: int) -> S
 
 
 def _initialized(model: Model, data: DataSet, ways: int, seed: int) -> Parameters:
-    # The letters are part of a random key: others would draw other numbers.
+    # The string is part of a random key: another would change the random numbers.
     generator = keyed_generator(seed, "initialisation")
     return model.initialize(_images(data).input_shape, ways, generator)
 

@@ -1,4 +1,4 @@
-"""The task-learner: a private shard, a rule, and the defenses that stand before anything leaves."""
+"""The task-learner: a private shard, a rule, and the defenses that are applied before anything is sent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -62,7 +62,7 @@ class TaskLearner:
         return self.told(parameters)._meta_gradient(parameters, round)
 
     def told(self, parameters: Parameters) -> Self:
-        """Return the learner with what `parameters` say of its defenses: a clipping norm that adapts."""
+        """Return the learner with the adaptive clipping norm that is among `parameters`, if there is one."""
         return replace(self, defenses=told_clip(self.defenses, parameters))
 
     def _meta_gradient(self, parameters: Parameters, round: int) -> tuple[Parameters, Tensor]:
@@ -85,20 +85,20 @@ class TaskLearner:
         return sent, loss.detach()
 
     def defend_shared(self, gradient: Parameters, round: int) -> Parameters:
-        """Return the meta-gradient as it leaves."""
+        """Return the meta-gradient after the defenses of the shared gradient."""
         return self._defend("shared", gradient, round)
 
     def perturb(self, round: int, number: int = 0) -> Perturb | None:
-        """Return what the defenses do to each inner step's gradient, or `None` when there is nothing to do.
+        """Return the function that applies the defenses of inner gradients, or `None` without such a defense.
 
-        In the message's episode `number`, counted from 0.
+        `number` is the episode's in the message, counted from 0.
         """
         if not any(defense.place == "inner" for defense in self.defenses):
             return None
         return lambda gradient, step: self._defend("inner", gradient, round, step, number)
 
     def means(self, round: int) -> ReleasedMeans | None:
-        """Return how the rule takes means over examples, or `None` when no defense has a part in them."""
+        """Return how the rule takes means over examples, or `None` without a defense of the place `example`."""
         for order, defense in enumerate(self.defenses):
             if defense.place == "example" and isinstance(defense, ExampleMechanism):
 
@@ -121,7 +121,7 @@ class TaskLearner:
     ) -> dict[str, Tensor]:
         for order, defense in enumerate(self.defenses):
             if defense.place == place:
-                # The letters are part of a random key: others would draw other numbers.
+                # The string is part of a random key: another would change the random numbers.
                 key = (round, self.learner, "defence", order, step, *((number,) if number else ()))
                 tensors = defense(tensors, RandomSource.of(self._held, *key))
         return tensors

@@ -1,4 +1,4 @@
-"""The secret of a node: what the noise of its learners is keyed by, and the server never holds."""
+"""The secret key of a node's noise, which the server never has."""
 
 import os
 import secrets
@@ -10,11 +10,11 @@ _BYTES = 32
 
 
 def noise_key(path: Path) -> bytes:
-    """Return the 32 bytes in the file `path`, which is made with fresh ones when it is missing.
+    """Return the 32 bytes in the file `path`, which is created with random ones when it is missing.
 
-    It has to last: a learner that is asked again must draw the same noise again, or it has sent twice. Only its owner
-    may read it. Raises `ValueError` in one line for a file of another length, or that others may read, and `OSError`
-    when it can be neither read nor made.
+    The key must stay the same: a learner that is asked again must draw the same noise, or two releases reveal more
+    than was accounted for. Only the file's owner may read it. Raises `ValueError` in one line for a file of another
+    length, or that others may read, and `OSError` when it can be neither read nor made.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,13 +22,13 @@ def noise_key(path: Path) -> bytes:
         try:
             with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(_BYTES))
-            # Not a rename: of several processes that begin together, the first decides.
+            # A link and no rename: of several processes that start together, the first one's key is kept.
             with suppress(FileExistsError):
                 os.link(beside, path)
         finally:
             beside.unlink(missing_ok=True)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise ValueError(f"{path}: others may read it, and then the noise is no secret; chmod 600, or a new file")
+        raise ValueError(f"{path}: others may read it, so the noise is not secret; use chmod 600, or a new file")
     key = path.read_bytes()
     if len(key) != _BYTES:
         raise ValueError(f"{path}: has {len(key)} bytes, a noise key has {_BYTES}")

@@ -1,4 +1,4 @@
-"""Who holds which image: learners' shards, non-members and held-out images, with no image in two places."""
+"""The split of a data set into learners' shards, non-members and held-out images, which are disjoint."""
 
 import heapq
 from dataclasses import dataclass
@@ -29,15 +29,15 @@ class TaskShape(BaseModel):
 
 
 class Partition(BaseModel):
-    """How a data set is dealt out.
+    """How a data set is divided among learners.
 
     `classes_per_learner: null` means the task's `ways`, `examples_per_class: null` its `shots + queries`. `held_out`
     and `non_members` are fractions of every class's images; `held_out` is ignored for a data set that keeps whole
     classes for evaluation. With `most_examples_per_class` shards are of unequal size: each learner has a number of
     its own, drawn between the two. With `dirichlet` a learner's classes are drawn with chances that come, for each
     learner anew, from the Dirichlet distribution of that concentration, the smaller the more skewed (Hsu et al.
-    2019); else they are those of which most is left. `overlap` is the part of a shard's images of a class that the
-    learner which has this class next holds, too. Raises `ValueError` when the fractions leave nothing.
+    2019); else they are those with the most images left. `overlap` is the fraction of a shard's images of a class
+    that the next learner with this class holds, too. Raises `ValueError` when the fractions leave nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,7 +98,7 @@ class Split:
 def split(
     labels: Tensor, held_out_classes: frozenset[int], partition: Partition, task: TaskShape, seed: int
 ) -> Split:
-    """Return who holds which image of a data set with `labels (n,)` int64.
+    """Return the split of a data set with `labels (n,)` int64.
 
     Every class is shuffled by its own key; its first images are held out, the next are non-members, learners
     draw from the rest in the order of their ids, each taking the classes with the most images left. So a
@@ -193,7 +193,7 @@ def _deal(
 
 
 class _Fullest:
-    """Always the classes of which most is `left`: for shards of one size, as many learners as any order can serve."""
+    """Chooses the classes with the most images `left`: for shards of one size this serves the most learners."""
 
     def __init__(self, left: dict[int, int], seed: int) -> None:
         self._left, self._seed = left, seed
@@ -212,7 +212,7 @@ class _Fullest:
                 heapq.heappush(self._heap, self._entry(label))
 
     def _entry(self, label: int) -> tuple[int, int, int]:
-        # The key of a tie says which class and how much of it is left, so it owes nothing to other learners.
+        # Ties are broken by a key of the class and the images left, so that they do not depend on other learners.
         left = self._left[label]
         return -left, derived_seed(self._seed, "partition", "tie", label, left), label
 

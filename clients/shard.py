@@ -1,4 +1,4 @@
-"""What a learner draws from its shard each round; evaluation rebuilds the truth with the same functions."""
+"""The episode that a learner draws from its shard each round; the evaluation rebuilds it with the same functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Draw:
 
 
 def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: int) -> Draw:
-    """Return the episode that `learner` plays in `round`, or those of its message, the same for the same arguments.
+    """Return the episode of `learner` in `round`, or those of its message; the same arguments give the same.
 
     A shard with no more classes than `ways` gives them the same positions in every round; a larger one draws
     `ways` of them a round, in random order. Likewise the split into support and query is the same in every
@@ -49,7 +49,7 @@ def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: i
             f"a shard of {held} classes x {images_each} images is too small "
             f"for a task of {task.ways} ways x {needed} images"
         )
-    # A key without the round is what makes a choice last.
+    # With a key that has no round in it, a choice stays the same in all rounds.
     class_key: tuple[int | str, ...] = (seed, learner, "positions")
     image_key: tuple[int | str, ...] = (seed, learner, "roles")
     if held > task.ways:
@@ -66,7 +66,7 @@ def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: i
     return Draw(drawn[0].classes, support, query)
 
 
-# A choice that lasts is made once a process: it takes longer than a small network's meta-gradient.
+# Such a choice is cached: it takes longer than a small network's meta-gradient.
 @lru_cache(maxsize=16384)
 def _drawn(
     shard: ShardIndices, task: TaskShape, class_key: tuple[int | str, ...], image_key: tuple[int | str, ...]

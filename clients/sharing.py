@@ -21,7 +21,7 @@ EVERYTHING: Patterns = ("*",)
 
 _LISTED = 6
 _LARGEST_LOG = 27.0
-"""Of a clipping norm, which is between 1e-12 and 1e12."""
+"""The largest absolute logarithm of a clipping norm, which is between 1e-12 and 1e12."""
 
 
 def matching(patterns: Patterns, names: Iterable[str], key: str = "shares") -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def without_clip(parameters: Parameters) -> Parameters:
 
 
 def told_clip(defenses: Sequence[Defense], parameters: Parameters) -> tuple[Defense, ...]:
-    """Return the `defenses` with the clipping norm that the server sent among `parameters`, where one adapts.
+    """Return the `defenses` with the adaptive clipping norm that the server sent among `parameters`, if there is one.
 
     Raises `ValueError` in one line for a norm that is not finite and positive.
     """
@@ -74,7 +74,7 @@ def told_clip(defenses: Sequence[Defense], parameters: Parameters) -> tuple[Defe
     log = float(parameters[CLIP_NAME])
     if not math.isfinite(log):
         raise ValueError(f"{CLIP_NAME}: the server must send the logarithm of a finite, positive norm, got {log}")
-    # Whatever finite number a server sends, the norm is one that a defense allows.
+    # Any finite number that a server sends becomes a norm that the defense allows.
     norm = math.exp(min(max(log, -_LARGEST_LOG), _LARGEST_LOG))
     return tuple(
         one.with_sent_clip(norm) if isinstance(one, AdaptsClip) and one.adapt is not None else one for one in defenses
@@ -85,7 +85,7 @@ def computed_part(shares: Patterns, model: Model, rule: Rule, parameters: Parame
     """Return what `rule` computes a learner's meta-gradient with: a model, and the parameters that are its arguments.
 
     These are the shared ones and those that the rule adapts. All others are constants of the model that is returned:
-    their derivatives would be computed for nothing.
+    their derivatives are not needed.
     """
     parameters = without_clip(parameters)
     if shares == EVERYTHING:

@@ -13,7 +13,7 @@ _DEFENSES = sorted({point.name for point in entry_points(group="metaleak.defense
 
 audits = typer.Typer(
     no_args_is_help=True,
-    help="Ask what a network gives away, or whether a defense keeps its promise; nothing is simulated.",
+    help="Analyze what a network's gradient gives away, or test a defense's guarantee; nothing is simulated.",
 )
 
 
@@ -26,15 +26,17 @@ def audit_model(
     ] = "3x32x32",
     ways: Annotated[
         int | None,
-        typer.Option("--ways", min=1, max=10_000, help="Classes; default: those of a module, and else 5."),
+        typer.Option("--ways", min=1, max=10_000, help="Number of classes; default: a module's own, otherwise 5."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the parameters and the image of I2F.")] = 0,
-    image: Annotated[Path | None, typer.Option("--image", help="A file with an image to be inverted.")] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the parameters, and of the image that I2F is computed at.")
+    ] = 0,
+    image: Annotated[Path | None, typer.Option("--image", help="A file with the image to invert.")] = None,
     label: Annotated[int, typer.Option("--label", min=0, help="The image's class, from 0 on.")] = 0,
     report: Annotated[
         Path | None,
         typer.Option(
-            "--report", help="Write a page: what is rebuilt of the image after each layer, beside the truth."
+            "--report", help="Write a page with what is rebuilt of the image after each layer, beside the truth."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -47,7 +49,7 @@ def audit_model(
     from metaleak.deploy.audits.model_command import AskedPage, audit_command
 
     if (image is None) != (report is None):
-        raise WrongUsage("--report: needs an --image to invert, and --image a --report to be shown in")
+        raise WrongUsage("--image and --report: must be given together, the image to invert and the page to write")
     page = None if image is None or report is None else AskedPage(report, image, label)
     audit_command(model, tuple(changes or ()), shape, ways, seed, as_json, page)
 
@@ -56,10 +58,10 @@ def audit_model(
 def defense(
     name: Annotated[str, typer.Argument(help="A defense with a guarantee, by name.", metavar="DEFENSE")],
     changes: Changes = None,
-    rule: Annotated[str, typer.Option("--rule", help="The rule that a record-level defense acts in.")] = "fomaml",
+    rule: Annotated[str, typer.Option("--rule", help="The rule, for a record-level defense.")] = "fomaml",
     asks: Annotated[
         Literal["query", "support"],
-        typer.Option("--asks", help="Which set of a record-level defense is asked about."),
+        typer.Option("--asks", help="The set whose examples are tested, for a record-level defense."),
     ] = "query",
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, max=1000, help="Rounds that a learner takes part in.")
@@ -67,21 +69,22 @@ def defense(
     trials: Annotated[
         int | None,
         typer.Option(
-            "--trials", help="Learners that are asked, or canaries of one run.", show_default="10000, or 1000"
+            "--trials", help="Number of learners, or with --one-run of canaries.", show_default="10000, or 1000"
         ),
     ] = None,
-    confidence: Annotated[float, typer.Option("--confidence", help="With which the lower bounds hold.")] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", help="Of the trials.")] = 0,
+    confidence: Annotated[float, typer.Option("--confidence", help="Confidence of the lower bounds.")] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the trials.")] = 0,
     one_run: Annotated[
-        bool, typer.Option("--one-run", help="All trials are canaries of one run; no assumption on the noise.")
+        bool,
+        typer.Option("--one-run", help="Test with canaries in one run, without an assumption on the noise."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare the epsilon that a defense promises with what the worst-case adversary proves of it.
 
-    It needs no data: the adversary chooses the inputs, and what a learner sends of them is computed by the learner's
-    own code. `--set` changes the defense (`--set epsilon=8`) or the rule (`--set rule.inner_steps=3`). Exits with 1
-    when more is proven than promised.
+    It needs no data: the adversary chooses the inputs, and the learner's own code computes what is sent for them.
+    `--set` changes the defense (`--set epsilon=8`) or the rule (`--set rule.inner_steps=3`). Exits with 1 when more
+    is proven than promised.
 
     Example: `metaleak audit defense gaussian --set clip=1 --set epsilon=8 --rounds 2`
     """

@@ -20,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Simulate federated meta-learning, sit in the server's chair, measure what the gradients leak.\n\n"
+    help="Simulate federated meta-learning, attack what the server sees, and measure what the gradients leak.\n\n"
     "Example: `metaleak init && metaleak simulate experiment.yaml && metaleak attack runs/experiment query`",
 )
 
@@ -55,7 +55,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options that every command has; `main` has looked for `--debug` already."""
+    """Declare the options of all commands; `main` handles `--debug` itself."""
 
 
 @app.command()
@@ -79,7 +79,7 @@ def simulate(
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; default `runs/<name>`.")] = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="RUN", help="Instead of a file: go on with this run from its last round."),
+        typer.Option("--resume", metavar="RUN", help="Instead of a file: resume this run after its last round."),
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option("--ray-address", help="Run on this Ray cluster: auto, or HOST:PORT of its head.")
@@ -119,7 +119,7 @@ def attack(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask of images whether they were in learners' sets, from the record alone.
+    """Attack a run's record: tell which images were in learners' sets, or rebuild them.
 
     `--set` changes the attack (`--set iterations=100`), the targets (`--set targets.round=last`) or the engine
     (`--set engine.longest_hours=48`).
@@ -168,7 +168,7 @@ def pretraining(
     here: Annotated[bool, typer.Option("--here", help="Train in this process, without Ray.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask what finetuned models give away about the examples that their start was trained on.
+    """Measure what finetuned models give away about the examples that they were pretrained on.
 
     Models are pretrained on random halves of a pool, finetuned, and attacked through their predictions; a second call
     trains only what is missing.
@@ -183,7 +183,7 @@ def pretraining(
 @app.command()
 def report(
     path: Annotated[Path, typer.Argument(help="A run or suite directory.", metavar="RUN_OR_SUITE")],
-    out: Annotated[Path | None, typer.Option("--out", help="The file; default PATH/report.html.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file; default RUN_OR_SUITE/report.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a self-contained HTML report.
@@ -209,14 +209,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     # It may stand anywhere, so it is taken out before the commands look at their options.
     rest = [argument for argument in given if argument != "--debug"]
-    # For `module:Name` of the user's own; last, so that no file lying here stands in for a library.
+    # For a user's own `module:Name`; last, so that no file in this folder shadows a library.
     sys.path.append(str(Path.cwd()))
     sys.exit(_exit_code(lambda: app(rest, standalone_mode=True), debug=len(rest) < len(given)))
 
 
 def _exit_code(command: Callable[[], object], debug: bool) -> int:
     try:
-        # An exception of ours passes through the command line's library, which would turn Python's own into exit 1.
+        # typer would turn Python's own KeyboardInterrupt into exit code 1; `Interrupted` passes through it.
         with interruptible(_raise_interrupted):
             command()
     except SystemExit as leaving:

@@ -38,7 +38,7 @@ from metaleak.deploy.suites.studies import benchmark_studies
 from metaleak.deploy.terminal import say, show
 
 _LARGE_RECORD = 100_000_000
-"""Bytes from which on a record is spoken of before it is written."""
+"""A record of more bytes than this is announced before it is written."""
 
 
 def write_template(file: Path) -> None:
@@ -57,7 +57,7 @@ def simulate_command(
     as_json: bool,
     trust: bool = False,
 ) -> None:
-    """Simulate the experiment in `file`, or go on with the run `resumed`; show progress, say where the run is."""
+    """Simulate the experiment in `file`, or resume the run `resumed`; show progress, print where the run is."""
     if resumed is not None:
         path, rounds = resumed, RunDirectory.open(resumed).experiment(trust=trust).server.rounds
     elif file is not None:
@@ -189,7 +189,7 @@ def _studies(suite: Suite, path: Path, changes: tuple[str, ...]) -> list[Cell]:
 
 
 def report_command(path: Path, out: Path | None, as_json: bool = False) -> None:
-    """Write the report, with a progress bar, and say where it is."""
+    """Write the report, with a progress bar, and print where it is."""
     page = _report(path, out)
     if as_json:
         typer.echo(json.dumps({"report": str(page)}))
@@ -219,7 +219,7 @@ def _asking(run: RunDirectory, name: str, changes: tuple[str, ...], data: tuple[
 
 
 def _tell_of_large_record(experiment: Experiment, path: Path) -> None:
-    """Say how much the simulation will write, where it is much, and how to write less."""
+    """Print how much the simulation will write, where it is much, and how to write less."""
     size, free = record_bytes(experiment), free_bytes(path)
     if size >= _LARGE_RECORD or size > free:
         say(

@@ -1,17 +1,17 @@
-"""Errors as a person reads them."""
+"""Errors, in one line for people to read."""
 
 from metaleak.deploy.printable import printable
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM has ended what was going on; what is whole is kept.
+    """Raised after Ctrl-C or SIGTERM; whatever was complete is kept on disk.
 
-    No `Exception`: nothing on the way may take it for a failure.
+    It is no `Exception`, so that no handler on the way treats it as a failure.
     """
 
 
 class WrongUsage(ValueError):
-    """A file or a value that the user gave and that cannot be used."""
+    """Raised for a file or a value that the user gave and that cannot be used."""
 
 
 NOT_IN_THE_RECORDER = frozenset(
@@ -36,13 +36,13 @@ NOT_IN_THE_RECORDER = frozenset(
         "yaml",
     )
 )
-"""The libraries that the extra `all` brings; a recorder does without."""
+"""The libraries that only the extra `all` installs; the recorder does not need them."""
 
 
 def one_line(error: BaseException) -> str:
-    """Return what went wrong in one line that a terminal may print: the error's first, with its type where needed."""
+    """Return the first line of the error's message, safe to print, with the error's type where that helps."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in NOT_IN_THE_RECORDER:
-        return f"{error.name} is not installed: pip install 'metaleak[all]' brings all that is more than a recorder"
+        return f"{error.name} is not installed: pip install 'metaleak[all]' brings all that a recorder does not need"
     text = str(printable(next(iter(str(error).splitlines()), "")))
     if isinstance(error, OSError) and error.strerror:
         where = f"{printable(str(error.filename))}: " if error.filename else ""

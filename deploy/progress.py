@@ -1,4 +1,4 @@
-"""How far a command is: bars on a terminal, and now and then a plain line where there is none."""
+"""Progress of a command: bars on a terminal, plain lines from time to time elsewhere."""
 
 import math
 import time
@@ -22,7 +22,7 @@ _SECONDS = 60.0
 
 
 class PlainLines:
-    """Progress as lines: after ten seconds the first, then one a minute, as long as something is told."""
+    """Progress as lines: the first after ten seconds, then one a minute, as long as there are updates."""
 
     def __init__(self, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._clock = say, clock
@@ -31,7 +31,7 @@ class PlainLines:
         self._task: dict[str, Any] = {}
 
     def add_task(self, description: str, total: float | None = None, **fields: Any) -> TaskID:
-        """Begin a task; `left` among the fields is the time left in words, where the caller knows it."""
+        """Begin a task; the field `left` is the time left in words, where the caller knows it."""
         self._began = self._clock()
         self._next = self._began + _FIRST_SECONDS
         self._first = None
@@ -39,11 +39,11 @@ class PlainLines:
         return TaskID(0)
 
     def update(self, task: Any, /, **what: Any) -> None:
-        """Take note, and say a line when it is time for one."""
+        """Update the task, and print a line when one is due."""
         self._task |= what
         now, done = self._clock(), self._task["completed"]
         if self._first is None and done is not None:
-            # What was done before does not tell how fast it goes.
+            # Steps that were done before this call say nothing about its speed.
             self._first, self._began = done, now
         if now >= self._next and done is not None and self._task["total"]:
             self._next = now + _SECONDS
@@ -58,12 +58,12 @@ class PlainLines:
 
 
 Shown = Progress | PlainLines
-"""What shows how far one task is."""
+"""What shows the progress of one task."""
 
 
 @contextmanager
 def shown_progress(timed: bool = True) -> Iterator[Shown]:
-    """Show how far it is, on the standard error; the time left is told from the steps so far, unless not `timed`."""
+    """Show progress on the standard error; if `timed`, with the time left, estimated from the steps so far."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield PlainLines(lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))

@@ -14,12 +14,12 @@ _GAP = 2
 """Blank columns between two columns of a table."""
 
 _NAME = 22
-"""The least width of the column that names rows, where its names are as long: they are what is read first."""
+"""The least width of the column that names rows, if its names are that long: readers look there first."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table that fits: columns shrink at spaces, and where not even their words fit, it becomes several tables.
+    """A table that fits the terminal: cells break at spaces, and a table that is still too wide becomes several.
 
     `rows` have a cell for each of the `columns`; the first column names the row, stands in every table, and is
     aligned to the left, as are `words`. Below the last table stand the `notes`, a paragraph each. Only a word that
@@ -106,7 +106,7 @@ def _parts(least: Sequence[int], width: int) -> list[list[int]]:
 
 
 def _widths(cells: Sequence[Sequence[Text]], least: Sequence[int], width: int) -> list[int]:
-    """Return a width a column, not below `least`: headings give way first, then the widest."""
+    """Return the width of each column, at least `least`: headings are narrowed first, then the widest column."""
     widths = [max(map(_longest_line, column)) for column in cells]
     bodies = [max([least[at], *map(_longest_line, column[1:])]) for at, column in enumerate(cells)]
     room = width - _GAP * (len(widths) - 1)

@@ -1,11 +1,12 @@
-"""Gradient alignment: does the meta-gradient hold what this image would have put there?
+"""Gradient alignment: does the meta-gradient contain the contribution of this image?
 
-The meta-gradient is a sum of contributions, one an image. The adversary computes the target's with its own images in
-place of the unknown support set, and takes its inner product with what was observed, in a metric in which what all
-images have in common counts little (`whitening`). How members and others score is learned from shadow learners: one
-linear discriminant, pooled over all targets, whose log-likelihood ratio is the answer. That learning from simulated
-members and non-members is inspired by LiRA (Carlini et al. 2022) and is not LiRA, which fits distributions to each
-target anew from shadow models with and without it. The idea of scoring by alignment follows FedMIA (Zhu et al. 2025).
+The meta-gradient is a sum of contributions, one for each image. The adversary computes the target's with its own
+images in place of the unknown support set, and takes its inner product with what was observed, in a metric in which
+the components that all images share count little (`whitening`). How members and others score is learned from shadow
+learners: one linear discriminant, pooled over all targets, whose log-likelihood ratio is the answer. That learning
+from simulated members and non-members is inspired by LiRA (Carlini et al. 2022) and is not LiRA, which fits
+distributions to each target anew from shadow models with and without it. The idea of scoring by alignment follows
+FedMIA (Zhu et al. 2025).
 """
 
 from typing import ClassVar
@@ -24,9 +25,9 @@ from metaleak.defenses import RandomSource
 
 
 class Alignment(LearnedAlignment):
-    """Was this image in the learner's set that the attack `asks` about? By one discriminant pooled over all targets.
+    """Membership of images in the set that the attack `asks` about, by one discriminant pooled over all targets.
 
-    Not a per-target likelihood ratio: that is `PerExampleAlignment`. See `LearnedAlignment` for the fields.
+    For per-target likelihood ratios see `PerExampleAlignment`. See `LearnedAlignment` for the fields.
     """
 
     on_any_device: ClassVar[bool] = True
@@ -36,13 +37,13 @@ class Alignment(LearnedAlignment):
     ) -> Answers:
         """Return log-likelihood ratios of the pooled discriminant's normal distributions.
 
-        Where the server sees a mean, shadows are seen in that mean with one learner more. Raises `ValueError` when
-        the observation lacks what the attack requires.
+        Where the server sees a mean of learners, each shadow learner is simulated as one more learner in that mean.
+        Raises `ValueError` when the observation lacks what the attack requires.
         """
         return Answers(self._ratios(observation, targets, seed, None, progress)[0])
 
     def reason_against_rounds(self) -> None:
-        """Return `None`: rounds are weighed as shadow learners tell."""
+        """Return `None`: rounds are weighed by what shadow learners reveal in them."""
         return
 
     def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:

@@ -1,4 +1,4 @@
-"""What one image adds to a meta-gradient, as far as the adversary can compute it."""
+"""The contribution of one image to a meta-gradient, as far as the adversary can compute it."""
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ def query_contributions(
     if number_at_once(1, images.device) > 1 and not isinstance(model, Decoupled):
         together: Tensor = vmap(of_stand_in)(sets).mean(dim=0)
         return together
-    # One after the other: on a CPU that is no slower, and takes a part of the memory.
+    # One after the other: on a CPU that is no slower, and takes less memory.
     total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()), device=images.device)
     for one in sets:
         total += of_stand_in(one)

@@ -1,6 +1,6 @@
-"""The covariance of per-image gradients, and the inner product that makes its directions count alike.
+"""The covariance of per-image gradients, and an inner product in which all its directions count alike.
 
-What all images of a kind have in common hides what is an image's own. The covariance of a layer's gradients is close
+What all images have in common hides what is specific to one. The covariance of a layer's gradients is close
 to a Kronecker product (K-FAC, Martens & Grosse 2015); its eigenbasis with the variances measured in it (EK-FAC,
 George et al. 2018) is estimated from far fewer images than the layer has weights, and what that leaves of common
 directions is taken out by principal components.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _FLOOR = 1e-5
-"""Variances are raised by this part of their tensor's mean: a direction never seen is not infinitely telling."""
+"""Variances are raised by this fraction of their tensor's mean, so that unobserved directions stay finite."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Alignments with a learner's gradient as features, and what shadow learners tell of them."""
+"""Alignments with a learner's gradient as features, and their distributions, learned from shadow learners."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
@@ -21,7 +21,7 @@ from metaleak.defenses import RandomSource
 
 @dataclass(frozen=True)
 class Learned:
-    """The observation with classes of which there are own images, what these were used for, and what they taught.
+    """The observation with classes of which the adversary has images, these images by use, and what they taught.
 
     `for_metric` are the images of the metric and of stand-ins, `for_shadows` those that shadows hold. `known` are the
     features of what shadows hold, `(M, F)`, and of other images, `(N, F)`.
@@ -42,7 +42,7 @@ class LearnedAlignment(BaseModel):
     images stand in for each unknown one: of `choices` times as many, those that would have sent what is most like the
     observed gradient, at a meta-gradient each for learners and shadows. The metric is estimated from contributions
     of about `samples` own images, of whose principal directions the part `components` is taken for common. `shadows`
-    learners are simulated to learn from. `knows_defenses`: the shadows defend themselves as the learners do, and the
+    learners are simulated to learn from. `knows_defenses`: shadow learners apply the learners' defenses, and the
     metric allows for the noise (an adaptive adversary).
 
     A support image is looked for twice: as if it were a query image, for it has adapted the parameters to images like
@@ -78,21 +78,22 @@ class LearnedAlignment(BaseModel):
         return known | {"defenses"} if self.knows_defenses else known
 
     def learned(self, observation: Observation, seed: int, noise: RandomSource | None) -> Learned:
-        """Return what is learned from shadow learners before any target is looked at."""
+        """Return what is learned from shadow learners, independently of the targets."""
         own = OwnExamples.of(observation)
         if observation.classes is None:
             raise ValueError("needs the class at each position, which the observation does not carry")
         observation = replace(observation, classes=own.present(observation.classes, generator_for(seed, "present")))
-        # Learners' images are in no sample of the metric and stand in for nothing: nor may those of the shadows.
+        # The learners' images are neither in the metric's samples nor stand-ins, so the shadows' images must not be
+        # either.
         for_metric, for_shadows = own.parted()
         like = observation.classes
         if noise is not None:
-            # Not those of the learners that answer in this round: shadows are the same in all of them.
+            # Not the classes of the learners that answer in this round alone: shadows are the same in all rounds.
             like = own.tasks(observation.ways, self.shadows, generator_for(seed, "classes"))
         shadows = shadow_learners(
             replace(observation, classes=like), for_shadows, self.shadows, random_for(seed, "shadows"), noise
         )
-        # Of single learners: beside what an image adds, a mean has as much noise as they have.
+        # Noise of single learners: relative to one image's contribution, a mean has as much noise as they have.
         added = _noise(shadows)
         shadows = in_means(observation, shadows)
         metric = self._metric(observation, for_metric, shadows, added, seed)
@@ -113,7 +114,7 @@ class LearnedAlignment(BaseModel):
         """
         assert observation.classes is not None
         real = [self.seen(observation, row) for row in range(min(len(shadows.classes), len(observation.classes)))]
-        # The shadows' own too, or what is learned from them would not hold for the real learners.
+        # The noise of the shadows, too: otherwise what is learned from them would not hold for the real learners.
         learners = [*real, *self._seen_shadows(observation, shadows)]
         each = max(1, -(-self.samples // (len(learners) * observation.ways)))
         samples = []

@@ -56,7 +56,7 @@ class CocktailParty(BaseModel):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """Nothing beside what the server sees."""
+        """No capability: the messages that the server sees suffice."""
         return frozenset()
 
     def applies_to(self, model: Model) -> bool:

@@ -1,9 +1,9 @@
-"""Independent component analysis of images: a mixture is taken apart by what images are like, and mixtures are not.
+"""Independent component analysis of images: sources are found by properties that images have and mixtures do not.
 
-Kariyappa et al. (ICML 2023) descend along a sum of terms: the negentropy of each source, by the log of cosh squared,
-its total variation, and how far two rows of the unmixing matrix point the same way; on whitened mixtures, by Adam.
-Ours are the term for values outside of an image's range, and starting anew those rows that have found what another
-row has.
+Kariyappa et al. (ICML 2023) descend along a sum of terms: the negentropy of each source, by the log of cosh
+squared, its total variation, and how far two rows of the unmixing matrix point the same way; on whitened mixtures,
+by Adam. Added here are a term for values outside of an image's range, and restarts of rows that have found a source
+that another row has found, too.
 """
 
 import math
@@ -50,7 +50,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Priors:
-    """The weights of what images are like beside their negentropy, each 0 or more.
+    """The weights of the terms beside negentropy, each 0 or more.
 
     `smooth` that of a source's total variation, `apart` that of the likeness of rows, `range` that of the part of a
     source's energy that lies outside of [0, 1].
@@ -77,7 +77,7 @@ def mixture(basis: Tensor, input_shape: tuple[int, ...], sized: bool) -> Mixture
 
 
 def objective(rows: Tensor, mixed: Mixture, priors: Priors) -> Tensor:
-    """Return what a good unmixing makes small, a scalar, from `rows (N, K)` of any length but 0.
+    """Return the objective that unmixing minimizes, a scalar, from `rows (N, K)` of any length but 0.
 
     Natural logarithms, means over sources and pixels, in the units of whitened sources. One pixel alone has no
     neighbor: images are two pixels wide and high at least.

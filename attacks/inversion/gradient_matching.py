@@ -31,7 +31,7 @@ Made = TypeVar("Made")
 _GIB = 1 << 30
 
 _MOST = 128
-"""Inversions that `chunk: auto` makes at a time, at most: more are no faster."""
+"""The most inversions that `chunk: auto` computes at a time: more are no faster."""
 
 _ENOUGH = 5 * _GIB // 4
 """Bytes beyond which larger chunks are slower: measured for LeNet and Conv4, whose tensors leave the caches."""
@@ -84,7 +84,7 @@ class GradientMatching(BaseModel):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """What `knows` says."""
+        """The capabilities that the setting `knows` names."""
         if self.knows == "nothing":
             return frozenset()
         return frozenset({"labels", "other set"} if self.knows == "other" else {"labels"})
@@ -162,13 +162,13 @@ class GradientMatching(BaseModel):
         return problem.images_of(), 0 if self.knows == "other" else problem.images_of(other=True)
 
     def unknown_labels(self, problem: Problem, rows: Tensor) -> Tensor | None:
-        """Return logits of labels that say nothing `(T, N, ways)`, of all images; `None` where they are known."""
+        """Return uniform logits of the labels of all images, `(T, N, ways)`; `None` where the labels are known."""
         if self.knows != "nothing":
             return None
         return torch.zeros(len(rows), sum(self.unknown_images(problem)), problem.ways, device=rows.device)
 
     def schedule(self, fit: int = 0) -> Schedule:
-        """Return how it is minimized, `fit` steps with the target held before the others."""
+        """Return the schedule of the minimization: `fit` steps in which the target is fixed, then the others."""
         return Schedule(
             loss=self.loss,
             layers=self.layers,
@@ -209,7 +209,7 @@ def in_turn(
 ) -> list[Made]:
     """Return what `make(part, tick)` makes of each of `parts`; it calls `tick` after each of its `steps`.
 
-    A part takes as many inversions as `counts` says, and `progress` hears of single steps of single inversions.
+    A part makes as many inversions as `counts` says, and `progress` is called for single steps of single inversions.
     """
     made, before, total = [], 0, sum(counts) * steps
     for part, count in zip(parts, counts, strict=True):
@@ -221,7 +221,7 @@ def in_turn(
 
 
 def part_of(progress: Progress | None, before: int, count: int, total: int) -> Progress | None:
-    """Return what tells `progress` of `count` of the `total` targets, `before` of which are done."""
+    """Return a callback that reports `count` of the `total` targets to `progress`, after `before` others."""
     if progress is None:
         return None
     return lambda done, of: progress(before + done * count // max(1, of), total)

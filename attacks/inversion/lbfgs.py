@@ -1,21 +1,21 @@
 """Limited-memory BFGS for many independent problems at once (Liu & Nocedal 1989).
 
 `torch.optim.LBFGS` has one history and one step length for everything it is given, so a batch of problems in it is
-one problem whose answers depend on one another. Here each has its own, and nothing waits for anything: one evaluation
-of all problems is one step, in which some accept their trial point and others learn that it has to be shorter.
+one problem whose answers depend on one another. Here each problem has its own, and none waits for another: one
+evaluation of all problems is one step, in which some accept their trial point and others shorten their step.
 """
 
 import torch
 from torch import Tensor
 
 _ARMIJO = 1e-4
-"""Part of the decrease that the slope promises which a trial must bring to be accepted."""
+"""The fraction of the decrease predicted by the slope that a trial must reach to be accepted (Armijo)."""
 
 _CURVATURE = 1e-10
-"""A pair of step and gradient change whose cosine is below this says nothing about curvature."""
+"""Pairs of step and gradient change whose cosine is below this are not used as curvature."""
 
 _TRIALS = 10
-"""Refused trials after which the history is thrown away and the steepest descent starts anew."""
+"""Refused trials after which the history is dropped and descent restarts from the gradient."""
 
 
 class LBFGS:

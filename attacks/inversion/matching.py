@@ -1,4 +1,4 @@
-"""How far a made-up meta-gradient lies from the observed one, and how unlike a picture its images are."""
+"""The distance between a dummy meta-gradient and the observed one, and the total variation of dummy images."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What an inversion that began at the targets tells about each of them."""
+"""The answers about targets from an inversion that started at them."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from metaleak.clients.episode import Episode, Parameters
 def read_outcome(
     problem: Problem, inside: Coordinates, start: Unknowns, found: Inversion, known: Tensor | None, slots: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the targets' reconstructions as images and what the attack can tell about each."""
+    """Return the targets' reconstructions as images, and their statistics `(T,)` by name."""
     here = torch.arange(len(slots), device=slots.device)
     prior, made = start.asked[here, slots], found.unknowns.asked[here, slots]
     statistics = {
@@ -24,7 +24,7 @@ def read_outcome(
         "outside": inside.outside(made - prior),
     }
     if inside.basis is not None:
-        # What the gradient's row space tells of the target without any reconstruction, to print beside one.
+        # A baseline without reconstruction: how far the target lies outside the gradient's row space.
         statistics["outside_prior"] = inside.outside(prior) / (prior.flatten(1).norm(dim=1) + 1e-12)
     return inside.leave(made[:, None])[:, 0], statistics
 

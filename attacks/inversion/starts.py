@@ -1,4 +1,4 @@
-"""Where the images that the adversary does not know start, beside the target, which starts at itself."""
+"""Starting points of the images that the adversary does not know; the target starts at itself."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def start_from_known(known: Tensor, of: Tensor) -> Tensor:
 
 
 def start_blurred(targets: Tensor, learners: Tensor, images: int, seed: int) -> Tensor:
-    """Return the target out of focus and a little noise, which tells the images of one class apart.
+    """Return the blurred target plus a little noise, by which the images of one class differ.
 
     The unknown images are of the target's kind: for a convolution, whose gradient constrains them less than a dense
     layer's, this start is nearer to them than noise. The learner and the seed decide on the noise.

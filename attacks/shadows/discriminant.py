@@ -1,4 +1,4 @@
-"""From several features to one log-likelihood ratio, learned where the truth is known."""
+"""A linear discriminant: from several features to one log-likelihood ratio, fitted where membership is known."""
 
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ class Discriminant:
     def log_ratio(self, features: Tensor) -> Tensor:
         """Return log p(features | member) - log p(features | other), `(T,)` float64, rising with the score.
 
-        The two distributions share a spread, so that a score beyond all that was learned from is still evidence for
-        one side.
+        The two distributions share one variance, so that the ratio stays monotonic beyond the range of the fitted
+        scores.
         """
         (high, wide), (low, narrow) = self.member, self.other
         variance = (wide**2 + narrow**2) / 2

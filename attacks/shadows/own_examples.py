@@ -1,4 +1,4 @@
-"""The adversary's own labeled images, drawn by class: what it simulates learners with."""
+"""The adversary's own labeled images, drawn by class, from which it simulates learners."""
 
 from dataclasses import dataclass
 
@@ -36,8 +36,8 @@ class OwnExamples:
     def present(self, classes: Tensor, generator: torch.Generator) -> Tensor:
         """Return `classes (L, ways)` with every class of which there is no image replaced by one that there is.
 
-        Learners' classes may all be strangers to the adversary. A learner's stand-ins are drawn at random, and differ
-        from one another and from its other classes while there are enough.
+        The adversary may have images of none of the learners' classes. A learner's replacement classes are drawn at
+        random, and differ from one another and from its other classes while there are enough.
         """
         known = sorted(set(self.labels.tolist()))
         rows = []

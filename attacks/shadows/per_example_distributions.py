@@ -10,10 +10,10 @@ Variant = Literal["online", "offline", "learners"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Of T targets the `statistic (T,)` in what was observed, and in what S others send, each at least 2.
+    """The observed `statistic (T,)` of T targets, and its values among S other learners, S at least 2.
 
-    `outside (T, S)` are of those that do not hold the target, `inside (T, S)` of those that do, `None` where nobody
-    is simulated with it.
+    `outside (T, S)` are values from learners that do not hold the target, `inside (T, S)` from those that do, `None`
+    where no learner is simulated with it.
     """
 
     statistic: Tensor
@@ -26,8 +26,8 @@ def per_example_scores(samples: Samples) -> Tensor:
 
     The distributions are normal with each target's own means and one spread, pooled over all targets and both cases:
     from few samples that is the better estimate (Carlini et al. 2022). With one spread the ratio is linear in the
-    statistic: it rises where the mean `inside` is above that `outside`, and falls where it is below, be it by chance
-    alone.
+    statistic: it rises where the mean `inside` is above that `outside`, and falls where it is below, even if only by
+    chance.
     """
     low = samples.outside.mean(dim=1)
     if samples.inside is None:

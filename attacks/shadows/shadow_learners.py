@@ -22,10 +22,10 @@ _AT_ONCE = 4
 class Shadows:
     """S shadow learners of the observation's rule, model and task shape.
 
-    `classes (S, ways)` are like real learners'. `support (S, ways, shots, ...)`, `query (S, ways, queries, ...)` are
-    what each holds, `others (S, ways, n, ...)` further images of its classes, `queries` of them while there are
-    enough. `gradients (S, ...)` are what it sends of the shared parameters, by the known defenses, and
-    `undefended (S, ...)` what it would have sent without those of the shared gradient.
+    `classes (S, ways)` are those of real learners. `support (S, ways, shots, ...)` and `query (S, ways, queries,
+    ...)` are the sets of each shadow, `others (S, ways, n, ...)` further images of its classes, n = `queries` while
+    there are enough. `gradients (S, ...)` is what it sends for the shared parameters under the known defenses, and
+    `undefended (S, ...)` the same without the defenses of the shared gradient.
     """
 
     classes: Tensor
@@ -55,7 +55,7 @@ def shadow_learners(
     """Return `count` shadow learners with the classes of the observation's learners in turn.
 
     Needs `observation.classes`, all of them present in `own`. The same key of `random` gives the same shadows. Their
-    defenses draw from `noise` where it is given: with one of another key they hold the same images in another round.
+    defenses draw from `noise` where it is given: another key gives the same shadows in another round.
     Raises `ValueError` when a class has no image left that a shadow does not hold.
     """
     if observation.classes is None:
@@ -83,10 +83,10 @@ def shadow_learners(
 
 
 def in_means(observation: Observation, shadows: Shadows) -> Shadows:
-    """Return the shadows as the server sees learners.
+    """Return the shadows' gradients as the server would see them.
 
-    Where that is the mean of N learners, a shadow sends the mean of N + 1, itself among them: what hides its images
-    is then what hides those of the real ones.
+    Where the server sees the mean of N learners, each shadow's row is the mean of these N and itself: its images are
+    then hidden by the same other images as those of the real learners.
     """
     if observation.mean_of == 1:
         return shadows
@@ -135,7 +135,7 @@ def among_shadows(observation: Observation, shadows: Shadows) -> Observation:
 
 
 def _means(defenses: tuple[Defense, ...], random: RandomSource, shares: tuple[str, ...]) -> ReleasedMeans | None:
-    """Return how the rule takes means over examples; every mean of every learner draws noise of its own."""
+    """Return the defense of means over examples, `None` without one; each mean of each learner has its own noise."""
     numbers = itertools.count()
     for defense in defenses:
         if isinstance(defense, ExampleMechanism):
@@ -171,7 +171,7 @@ def _sent(
 ) -> tuple[Parameters, Parameters]:
     """Return the meta-gradients of a few learners without and with the defenses of the shared gradient.
 
-    Of the parameters that are shared, which alone these clip and add noise to.
+    Only of the shared parameters, for only these are clipped and get noise.
     """
 
     def defend(place: Place, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

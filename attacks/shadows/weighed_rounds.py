@@ -1,4 +1,4 @@
-"""What several rounds tell together: weights learned from shadow learners that take part in the same rounds."""
+"""The joint evidence of several rounds, with weights learned from shadow learners in the same rounds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,14 +49,14 @@ def weighed(ratios: Tensor, members: Tensor, others: Tensor, chances: Tensor) ->
     """Return the log-likelihood ratio of each target from its `ratios (T, R)` of R rounds, `(T,)` float64.
 
     `members (M, R)` and `others (N, R)` are the same of the images that shadow learners hold and do not hold. Rounds
-    are not independent, since what hides an image, such as its learner's other images, stays from round to round,
-    and they do not tell equally much: so where the same sets are used in every round the ratios are the features of
-    one more linear discriminant. Where an image is in the set of a round by chance alone, anew in every round, and
-    its `chances (T,)` are below 1, the distribution of a member's round is a mixture, and the logarithms of the R
-    mixtures add up.
+    are not independent, since what hides an image, such as its learner's other images, stays the same, and they are
+    not equally informative. So where the same sets are used in every round, the ratios are the features of one more
+    linear discriminant. Where sets are drawn anew in every round, so that an image is in a round's set with a chance
+    below 1 (`chances (T,)`), the distribution of a member's ratio is a mixture, and the logarithms of the R mixtures
+    are added.
 
-    NaN stands for a round that cannot hold the target: it tells nothing, and what the others are worth is learned
-    without it, for of rounds that are much alike one may have a negative weight beside another.
+    NaN marks a round that cannot hold the target. The discriminant of such a target is fitted without that round, for
+    of two similar rounds one may have a negative weight beside the other.
     """
     chance = chances.double()[:, None]
     mixtures = torch.logaddexp(torch.log1p(-chance), ratios.double().nan_to_num(0.0) + chance.log()).sum(dim=1)

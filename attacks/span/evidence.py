@@ -8,8 +8,9 @@ a x' is taken out of G:
     |Lambda + (G - a x')'(G - a x')| / |Lambda + G'G| = (1 - a'w)^2 + a'K a c,      K = (1 + G Lambda^-1 G')^-1,
     w = K G Lambda^-1 x,   c = x'(Lambda + G'G)^-1 x.
 
-Minimized over the scale of a that is 1 / (1 + (a'w)^2 / (a'K a c)). For c see Capon 1969: c is small if x lies in the
-rows' span, with large coefficients; w are the coefficients of x, cleared of all other images of the learner.
+Minimized over the scale of a that is 1 / (1 + (a'w)^2 / (a'K a c)). For c see Capon 1969: c is small if x lies in
+the rows' span, with large coefficients; w are the coefficients of x, without the contributions of the learner's
+other images.
 """
 
 from dataclasses import dataclass
@@ -79,17 +80,17 @@ def whitened_by(root: Tensor, gradient: Tensor) -> WhitenedGradient:
     if float(square.trace()) < _SQUARED:
         left_over = torch.cholesky_inverse(torch.linalg.cholesky(square + unit))
         return WhitenedGradient(rows, left_over, root, rows, left_over)
-    # Five times as long, but it squares no singular value: without noise they span more digits than there are.
+    # Five times as slow, but it squares no singular value: without noise, squares exceed the digits of float64.
     upright, triangle = torch.linalg.qr(torch.cat([rows.mT, unit]))
     inverse = torch.linalg.solve_triangular(triangle, unit, upper=True)
     return WhitenedGradient(rows, inverse @ inverse.mT, root, upright[: rows.shape[1]].mT, inverse.mT)
 
 
 def seen(gradient: WhitenedGradient, images: Tensor) -> Seen:
-    """Return what the gradient has of `images (T, P)`, float64."""
+    """Return the `dual` coefficients and the `unexplained` part of `images (T, P)`, float64, in this gradient."""
     white = torch.linalg.solve_triangular(gradient.root, images.mT, upper=False).mT
     dual = white @ gradient.onto.mT @ gradient.back
-    # The least of |x - G'a|^2 + |a|^2, whitened, is at a = w: as a difference of squares it would drown in rounding.
+    # The minimum of |x - G'a|^2 + |a|^2, whitened, is at a = w: a difference of squares would be lost in rounding.
     rest = white - dual @ gradient.rows
     return Seen(dual, rest.square().sum(dim=1) + dual.square().sum(dim=1), white)
 
@@ -97,7 +98,7 @@ def seen(gradient: WhitenedGradient, images: Tensor) -> Seen:
 def evidence_of_units(gradient: WhitenedGradient, image: Seen, activity: Tensor) -> Tensor:
     """Return the log ratios `(T,)`, maximized over coefficients that are as large as `activity (T, H)` allows.
 
-    Unit by unit, as if K were diagonal: what a unit that an image leaves inactive has of it speaks for nothing.
+    Computed unit by unit, as if K were diagonal; units that the image leaves inactive do not count.
     """
     spread = gradient.left_over.diagonal()
     energy = ((image.dual * activity).square() / spread.clamp(min=1e-300)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""What the span test reads of a learner: the first layer's gradient, the layer's inputs, and the noise on both."""
+"""What the span test uses: a learner's first-layer gradient, the layer's inputs, and the noise on both."""
 
 import math
 from typing import Literal
@@ -20,8 +20,8 @@ _ALL = slice(None)
 def with_bias_column(gradients: Parameters, first: str, learners: slice = _ALL) -> Tensor:
     """Return the first layer's gradients `(L, H, P)`, with the bias's as one more column where there is a bias.
 
-    The bias's gradient is the sum of the coefficients: it is to an input of 1, which every image has, what the
-    weight's is to a pixel. Of many `learners` it is a large copy.
+    The bias's gradient is the sum of the coefficients: that of an input which is 1 for every image. For many
+    `learners` the result is a large copy.
     """
     weight, bias = gradients[first][learners], gradients.get(bias_of(first))
     return weight if bias is None else torch.cat([weight, bias[learners, :, None]], dim=2)
@@ -53,13 +53,13 @@ def second_moments(gradients: Parameters, first: str, learners: range) -> Tensor
 
 
 def image_noise(defenses: tuple[Defense, ...], asks: Literal["query", "support"]) -> float:
-    """Return the standard deviation of the noise on the images asked about, as far as it is told in pixel values."""
+    """Return the standard deviation of the known noise on the images asked about, in pixel values; 0 without any."""
     noises = [noise_of(one) for one in defenses if one.place == asks]
     return math.hypot(*(noise.deviation for noise in noises if noise is not None and not noise.relative))
 
 
 def shared_noise(defenses: tuple[Defense, ...], gradient: Parameters, learners: int) -> float | None:
-    """Return the deviation of the noise on the mean of `learners` gradients, `None` where it is not told."""
+    """Return the deviation of the noise on the mean of `learners` gradients, `None` where it is not known."""
     shared = [one for one in defenses if one.place == "shared"]
     if len(shared) != 1:
         return None
@@ -69,7 +69,7 @@ def shared_noise(defenses: tuple[Defense, ...], gradient: Parameters, learners: 
     if not noise.relative:
         return noise.deviation / math.sqrt(learners)
     if learners > 1:
-        # Relative noise goes by each gradient's size, which a mean does not tell.
+        # Relative noise scales with each single gradient's norm, which a mean does not show.
         return None
     # The scale is in units of the gradient before the noise, which added its own part of the energy.
     energy = sum(float(value.double().square().sum()) for value in gradient.values())

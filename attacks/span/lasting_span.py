@@ -1,10 +1,10 @@
-"""Image noise over rounds: what of a learner's row spaces lasts, and what its noisy images have in common.
+"""Image noise over rounds: the intersection of a learner's row spaces, and the evidence in the rest of each.
 
-Noise that is drawn anew in every round turns the noisy images of a learner and leaves its clean ones where they are.
-So the intersection of its row spaces is the span of the set without noise. Taken off, what is left of each row space
-is the span of the noisy images alone, and the rounds' noise is independent: given the image that is asked about, the
-likelihoods of the rounds' spaces multiply. The first rounds tell the intersection: once a network has learned a clean
-image well, its part of the gradient drowns in rounding, and it is in the row space no more.
+Noise that is drawn anew in every round changes the noisy images of a learner and not its clean ones. So the
+intersection of the learner's row spaces is the span of the set without noise. What remains of each row space
+without it is the span of the noisy images alone, and the rounds' noise is independent: given the image that is
+asked about, the likelihoods of the rounds' spaces multiply. The intersection is taken from the first rounds: once a
+network has learned a clean image well, the image's contribution to the gradient is lost in rounding.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _LASTS = 0.99
 """A direction lasts where this part of its length, at least, is in another round's row space."""
 
 _ENOUGH = 3
-"""Rounds of a learner after which the intersection of its row spaces is known."""
+"""The rounds of a learner from which the intersection of its row spaces is computed."""
 
 _OWN = 300
 """Own images whose mean evidence is a learner's null."""
@@ -44,7 +44,7 @@ def noisy_images_over_rounds(
     own images under the same learner. The observations need `own_examples`.
     """
     lasting, answers = lasting_spans(rounds)
-    # One round alone cannot tell what lasts.
+    # An intersection takes two rounds.
     lasting = [
         None if span is None else span[: len(span) * (count > 1)]
         for span, count in zip(lasting, answers, strict=True)
@@ -63,7 +63,7 @@ def noisy_images_over_rounds(
 
 
 def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progress | None = None) -> Tensor:
-    """Return how far each target is inside the span that lasts, `(T,)`, where the other set alone is noisy.
+    """Return how close each target is to the span that lasts, `(T,)`, where only the other set is noisy.
 
     The score is minus the logarithm of the part of the target's squared norm that lies outside.
     """
@@ -76,7 +76,7 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
         if span is not None and len(asked):
             rest = images[asked] - images[asked] @ span.mT @ span
             outside = rest.square().sum(dim=1) / images[asked].square().sum(dim=1).clamp(min=1e-300)
-            # Nearer than float32 tells is as near as can be.
+            # Distances below the precision of float32 count as equal.
             scores[asked] = -outside.clamp(min=1e-12).log()
     return scores
 
@@ -187,7 +187,7 @@ class _NoisySpaces:
         if len(lasting.rows):
             basis = _without(basis[:held], lasting.rows)
         else:
-            # Nothing lasts, or one round alone cannot tell what does: the query images make the largest directions.
+            # Nothing lasts, or there is one round only: the query images make up the largest directions.
             lasting, basis = self._without_span, basis[:asked]
         if not len(basis):
             return examples.new_zeros(len(examples), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Was a clean image among those whose noisy versions span a known space?"""
+"""The evidence that a clean image is among those whose noisy versions span a known space."""
 
 import math
 
@@ -21,15 +21,16 @@ def noisy_span_evidence(
 ) -> Tensor:
     """Return the log-likelihood ratio, up to a constant of the space, that a noisy version of an image lies in it.
 
-    The ratio of an approximate model, whose constant differs from gradient to gradient: it ranks the targets of one.
+    The model is approximate and its constant differs between gradients, so the ratio ranks the targets of one
+    gradient.
 
     `images (T, P)` are clean, `basis (n, P)` has orthonormal rows, `precision (P, P)` is the `noisy_precision` W,
     `deviation` > 0 that of the independent noise on every pixel of the versions y = x + noise. All lie in a subspace
     of `dimensions`, by default P. Float64.
 
-    Without x the space is that of random noisy images: whitened by W it points in any direction alike. If y is one
-    of the images that span it, its density at the spaces through y grows as (y^T W y)^(k/2), k = dimensions - n: the
-    longer y, the narrower the angle that a given distance is. So with x a member
+    If x is no member, the space is that of random noisy images: whitened by W, its direction is uniform. If y is one
+    of the images that span it, the density of spaces through y grows as (y^T W y)^(k/2), k = dimensions - n, for a
+    given distance is a smaller angle the longer y is. So if x is a member
 
         LR(x) = integral over y in the space of  N(y; x, deviation^2) (y^T W y)^(k/2) dy.
 

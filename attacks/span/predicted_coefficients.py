@@ -1,4 +1,4 @@
-"""With which coefficients a target would enter the gradient of a dense first layer, by the sent parameters.
+"""The coefficients with which a target would enter the gradient of a dense first layer, from the sent parameters.
 
 The gradient is a sum of outer products `a x^T`, one for every image x. An adversary knows a good deal of `a`: it is
 zero where the image leaves a unit of the layer inactive, and its direction follows from the image, its label, the
@@ -27,14 +27,14 @@ def dense_input(model: Model) -> DenseInput:
 
 
 def activity(model: Model, parameters: Parameters, images: Tensor) -> Tensor:
-    """Return how far each first-layer unit answers to each of `images (T, C, H, W)`, `(T, units)` in [-1, 1].
+    """Return how sensitive each first-layer unit is to each of `images (T, C, H, W)`, `(T, units)` in [-1, 1].
 
     For an `ElementwiseFirst` model it is the activation's derivative over the largest one, for ReLU 1 where a unit is
     active and 0 where not: the layer's coefficients of an image are proportional to it, unit by unit. For any other
     model it is 1 where some logit depends on the unit, and 0 where none does.
     """
     outputs = _outputs(model, parameters, images)
-    # As with the input weight, each class speaks for itself.
+    # As with the input weight, a derived class must define the member again.
     if isinstance(model, ElementwiseFirst) and "first_activation" in vars(type(model)):
         bias = parameters.get(bias_of(dense_input(model).weight))
         before = outputs if bias is None else outputs + bias
@@ -71,7 +71,7 @@ def support_direction(
 
     One inner step gives the meta-gradient `v - rate H v` with the Hessian H of the support loss at the sent
     parameters and the query gradient v: a support image enters with *minus* its own Hessian times v. The observed
-    `gradient` stands for v, of which it is all but the small second term. Of several steps this is the first.
+    `gradient` is used for v, from which it differs by the small second term only. Of several steps this is the first.
     `None` where support images do not enter by curvature, see `SupportEntry`.
     """
     if support_entry(rule) != "curvature":

@@ -63,8 +63,8 @@ def kept_directory(name: str, fill: Callable[[Path], None]) -> Path:
 def kept_images(name: str, make: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
     """Return the uint8 array that `make` returns, from the cached file `name`.npy when there is one.
 
-    A cached file that cannot be read is made again, and a cache that cannot be written is done without: all
-    it does here is save time.
+    A cached file that cannot be read is made again, and without a writable cache the array is made each time: the
+    cache only saves time.
     """
     entry = cache_directory() / f"{name}.npy"
     try:

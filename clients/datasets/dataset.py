@@ -1,4 +1,4 @@
-"""What a data set is: labeled examples, images or token sequences, and the promise to load them."""
+"""Data sets: labeled examples, images or token sequences, and the protocol that loads them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

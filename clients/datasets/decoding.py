@@ -1,4 +1,4 @@
-"""One image file to one small square of bytes, within limits that keep a hostile file from filling memory."""
+"""Decoding of an image file to a small square, within limits that keep a hostile file from filling memory."""
 
 import struct
 import warnings
@@ -11,12 +11,12 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 64_000_000
 """The largest image that is decoded, in pixels."""
 
-# What Pillow's decoders are known to report damage by.
+# The exceptions with which Pillow's decoders report damage.
 _DAMAGE = (OSError, SyntaxError, EOFError, ValueError, TypeError, IndexError, OverflowError, struct.error)
 
 
 class Head(NamedTuple):
-    """What an image file says of itself before it is decoded; `gray` when its pixel format has no colors."""
+    """The properties in an image file's header; `gray` when its pixel format has no colors."""
 
     width: int
     height: int
@@ -24,9 +24,9 @@ class Head(NamedTuple):
 
 
 def head(file: IO[bytes], source: str) -> Head:
-    """Return the head of the image in `file`; refuses what `decode` would refuse by it.
+    """Return the header of the image in `file`; raises as `decode` does for what the header shows.
 
-    Of an image with a palette Pillow reads all, of any other no more than the head.
+    Pillow reads an image with a palette as a whole, of any other only the header.
     """
     image = _opened(file, source)
     if image.mode == "P":
@@ -74,6 +74,6 @@ def _opened(file: IO[bytes], source: str) -> Image.Image:
 
 
 def _unreadable(source: str, error: Exception) -> ValueError:
-    # Pillow names the file object, which says nothing to a user.
+    # Pillow names the file object, which does not help a user.
     reason = "of no known format" if "cannot identify" in str(error) else " ".join(str(error).split())
     return ValueError(f"{source} is damaged or no image: {reason}")

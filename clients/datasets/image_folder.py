@@ -91,7 +91,7 @@ class ImageFolder(BaseModel):
 
     def _held_out(self, classes: tuple[str, ...]) -> frozenset[int]:
         if isinstance(self.held_out_classes, float):
-            # By the names: a class that comes later changes nothing among those that were there.
+            # Drawn by name: a class that is added later does not change the draw of the others.
             order = sorted(range(len(classes)), key=lambda label: digest(str(self.held_out_seed), classes[label]))
             chosen = frozenset(order[: max(1, round(self.held_out_classes * len(classes)))])
         else:

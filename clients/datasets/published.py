@@ -1,4 +1,4 @@
-"""Where published archives are found on this machine, and what is said when they are not."""
+"""The search for published archives on this machine, and the error when they are missing."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,7 @@ class Published(BaseModel):
         if folder is None:
             place = f"no data_dir is given and {VARIABLE} is not set"
         else:
-            # The place that holds most of the files is the one that the user meant.
+            # The folder with most of the files is probably the one that the user meant.
             best = max(subfolders, key=lambda sub: sum((folder / sub / file).is_file() for file in files))
             absent = [file for file in files if not (folder / best / file).is_file()]
             place = f"{folder / best} lacks {', '.join(absent)}"

@@ -1,4 +1,4 @@
-"""Data sets of sentences: labeled text becomes rows of tokens, all of one length."""
+"""Data sets of sentences: labeled text as rows of tokens, all of one length."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

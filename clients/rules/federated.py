@@ -1,4 +1,4 @@
-"""Ordinary federated learning: FedSGD and FedAvg (McMahan et al. 2017), which know no support and query set."""
+"""Ordinary federated learning: FedSGD and FedAvg (McMahan et al. 2017), which do not tell support from query set."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar

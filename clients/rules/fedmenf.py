@@ -1,4 +1,4 @@
-"""FedMeNF (Yun, Hong and Kim 2025): MAML whose outer loss counts only what the adaptation made better."""
+"""FedMeNF (Yun, Hong and Kim 2025): MAML whose outer loss counts the improvement by adaptation."""
 
 from typing import Annotated, ClassVar
 

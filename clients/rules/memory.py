@@ -1,4 +1,4 @@
-"""How much memory a computation takes, and how much it may take."""
+"""The memory that a computation takes, and the limit on it."""
 
 import os
 import weakref

@@ -27,7 +27,7 @@ def own_span_pays(model: Model, rule: Rule, parameters: Parameters, images: int)
     what is shared, but rounding in their span, at 1e-8 of it, would tell them (span test, AUC 0.97).
     """
     name = input_weight_of(model)
-    # As with models, each class speaks for itself.
+    # As with models, a derived class must define the member again.
     if name is None or not vars(type(rule)).get("stays_in_span", False):
         return False
     if support_entry(rule) == "parameters":
@@ -66,6 +66,6 @@ def own_span_meta_gradients(
         return rule.meta_gradient(model, {**parameters, name: weight}, episode)
 
     gradients, losses = vmap(meta_gradient)(parameters[name] @ basis, inside)
-    # Where no image has ink the derivative is exactly zero: an outer Adam would make steps of the basis' rounding.
+    # A pixel that is 0 in all images has a derivative of exactly 0: Adam would turn the basis' rounding into steps.
     inked = (batch.support_inputs.flatten(2) != 0).any(dim=1) | (batch.query_inputs.flatten(2) != 0).any(dim=1)
     return {**gradients, name: gradients[name] @ (basis * inked[..., None]).mT}, losses

@@ -1,4 +1,4 @@
-"""Means over examples under a defense of the place `example`, and what a rule must be to be computed from them."""
+"""Means over examples under a defense of the place `example`, and the protocol of rules that use only these."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class ReleasedMeans:
     d, and d |x| is computed in its place: the same norm, and a sum over examples that is one matrix product.
 
     `shares` are patterns of the parameters that are sent: a mean that is sent as it is has no others.
-    `falls` is filled with what each mean says of a clipping norm that adapts (`AdaptiveClip.fall`).
+    `falls` collects, from each mean, by how much an adaptive clipping norm should fall (`AdaptiveClip.fall`).
     """
 
     mechanism: ExampleMechanism
@@ -135,7 +135,7 @@ class ReleasedMeans:
             sizes.append(norms)
             weights = self.mechanism.weights(norms, reading)
             if not bool(torch.isfinite(norms).all()):
-                # No number times 0 is no number.
+                # NaN times 0 is NaN.
                 made = {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in made.items()}
             for name, value in made.items():
                 part = examples.added_up(name, value, weights)
@@ -189,7 +189,7 @@ def _chunks(model: Model, parameters: Parameters, images: Tensor, labels: Tensor
         weight = dense.weight
         flat = dense.inputs(images)
         lengths = flat.norm(dim=1, keepdim=True)
-        # An image that is empty, or no numbers, has no direction, and contributes nothing to this layer.
+        # An image of zeros, or with NaN, has no direction, and contributes nothing to this layer.
         along, inputs = (flat / lengths.clamp(min=1e-30)).nan_to_num(0.0, 0.0, 0.0), lengths
         size[weight] //= flat.shape[1]
     chunk = max(1, _BYTES_AT_ONCE // sum(size.values()))

@@ -1,4 +1,4 @@
-"""What a meta-learning rule is, and the gradient descent that all of them share."""
+"""The protocol of a meta-learning rule, and the gradient descent that all rules share."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ InnerSteps = Annotated[int, Field(ge=1, le=100)]
 InnerRate = Annotated[float, Field(gt=0, le=100)]
 
 Perturb = Callable[[Parameters, int], Parameters]
-"""What a defense does to the gradient of inner step `int`, counted from 0."""
+"""Applies a defense to the gradient of the inner step of this number, counted from 0."""
 
 SupportEntry = Literal["direct", "curvature", "parameters"]
 """How the support set enters what is shared.
@@ -35,10 +35,10 @@ class Rule(Protocol):
     over a batch of episodes, and inside the attack that inverts it. `adapt` is what a learner does with the
     initialization at test time.
 
-    A rule's class may say `stays_in_span = True`: for the weight that meets the images it moves along, and sends,
-    nothing but gradients, whose rows lie in the span of the learner's images. No weight decay, no steps by signs.
-    Learners are then computed faster where the model allows it, see `own_span`. A class derived from it must say so
-    again.
+    The class attribute `stays_in_span = True` is optional. It promises that the weight which multiplies the images
+    moves only along gradients, and that only gradients are sent for it: their rows lie in the span of the learner's
+    images. This excludes weight decay and steps by signs. Learners are then computed faster where the model allows
+    it, see `own_span`. A derived class must set the attribute again.
 
     What attacks may ask of a rule, `support_entry`, `adapted_names` and `outer_point`, it states in members of these
     names where the default of these functions does not hold.
@@ -63,7 +63,7 @@ class StatesSupportEntry(Protocol):
 
     @property
     def support_enters(self) -> SupportEntry:
-        """Return how."""
+        """How the support set enters."""
         ...
 
 
@@ -81,17 +81,17 @@ class StatesOuterPoint(Protocol):
     """A rule that takes the gradients of its query set elsewhere than at the adapted parameters."""
 
     def outer_point(self, model: Model, parameters: Parameters, episode: Episode) -> Parameters:
-        """Return where, for this episode; of several places their mean."""
+        """Return the parameters at which it takes them for this episode; the mean, where there are several."""
         ...
 
 
 @runtime_checkable
 class TakesBack(Protocol):
-    """A rule that takes away part of the query set's gradient at the sent parameters."""
+    """A rule that subtracts a fraction of the query set's gradient at the sent parameters."""
 
     @property
     def taken_back(self) -> float:
-        """Return which part."""
+        """The fraction that is taken away."""
         ...
 
 
@@ -113,7 +113,7 @@ def outer_point(rule: Rule, model: Model, parameters: Parameters, episode: Episo
 
 
 def taken_back(rule: Rule) -> float:
-    """Return which part of the query set's gradient at the sent parameters `rule` takes away; 0 by default."""
+    """Return the fraction of the query set's gradient at the sent parameters that `rule` subtracts; 0 by default."""
     return rule.taken_back if isinstance(rule, TakesBack) else 0.0
 
 
@@ -163,7 +163,8 @@ def inner_steps(
 
     for step in range(steps):
         if perturb is None:
-            # The rate at the loss, a scalar, and not at every gradient: large networks are bound by memory.
+            # The rate multiplies the loss, a scalar, and not every gradient: large networks are limited by memory
+            # traffic.
             update: Parameters = grad(descent)(moving)
         else:
             update = {name: -rate * value for name, value in perturb(grad(loss)(moving), step).items()}

@@ -29,14 +29,14 @@ from metaleak.deploy.results.schema import AttackResult
 from metaleak.server.record.reader import Record
 
 MAX_CANDIDATES = 10_000_000
-"""Questions of one attack."""
+"""The most questions of one attack."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """Questions about an app's learners: `example (T,)` places in the data, `learner (T,)`, and who is a member.
 
-    `member (T,)` is bool, `None` where nobody knows.
+    `member (T,)` is bool, `None` where membership is not known.
     """
 
     example: Tensor
@@ -203,7 +203,7 @@ def _columns(
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let errors name the file."""
+    """Prefix errors with the file's path."""
     try:
         yield
     except OSError as error:

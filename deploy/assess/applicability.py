@@ -1,4 +1,4 @@
-"""Which attacks make sense on which experiments: what does not is no failure."""
+"""Which attacks can be made on which experiments; one that cannot is not applicable, which is no failure."""
 
 from metaleak.attacks.refusal import refusal
 from metaleak.clients.sharing import EVERYTHING

@@ -44,14 +44,14 @@ def assess(
 ) -> AttackResult:
     """Run `attack` on what the server recorded in `run` and write `attacks/<name>/`; return what was found.
 
-    What an attack computes of parts that do not depend on one another is computed by `spread`.
+    `spread` computes the independent parts of an attack, perhaps on other machines.
 
     An attack that asks for membership is asked about the experiment's targets, one that reconstructs to rebuild the
     sets of some learners, see `rebuild`, one that is both does both. Of one that only reconstructs the distance to
     the nearest reconstruction is the score of targets, of the learners that it rebuilds.
 
-    What is done of an attack is kept part by part where its targets can be parted, so that the same call goes on
-    after an interruption. It computes on `engine.device` where it can, see `Attack`.
+    The finished parts of an attack are kept, where its targets can be split, so that the same call goes on after an
+    interruption. It computes on `engine.device` where it can, see `Attack`.
 
     `experiment` is the run's, perhaps with other targets or another place of the data; `name` defaults to that of the
     attack. Raises `ValueError` when the run has no such record, has an attack of this name already, or when the
@@ -74,7 +74,7 @@ def assess(
     attacked = _attacked(run, experiment)
     engine = experiment.engine
     device = torch_device(engine.device if getattr(made, "on_any_device", False) else "cpu")
-    # Before the attack: where these fail, nothing that took long is lost.
+    # Before the attack, so that an error here loses no long computation.
     audited = run_audit(experiment, made.asks)
     rebuilds = isinstance(made, Reconstructs) and targets.learners
     lpips = perceptual_distance(targets.lpips, attacked.federation.data) if rebuilds else None
@@ -89,7 +89,7 @@ def assess(
     kept = KeptParts(out, repr(decides))
     with kept.told():
         if isinstance(made, AsksMembership):
-            # What the server sent in a late round tells of every earlier one, so all up to it count.
+            # Parameters sent in a late round depend on all earlier rounds, so all rounds up to it count.
             releases, whole = experiment.releases(attacked.rounds[-1]), experiment.releases()
             asked = ask_membership(made, attacked, targets, releases, whole, seed, device, kept, advance)
         if isinstance(made, Reconstructs) and targets.learners:
@@ -128,7 +128,7 @@ def assess(
 
 
 def _source_of(attack: Attack) -> str:
-    """Return a digest of the module that defines the attack: parts of an earlier version are not taken up."""
+    """Return a digest of the module that defines the attack, so that parts of an earlier version are not reused."""
     try:
         source = inspect.getsource(inspect.getmodule(type(attack)) or type(attack))
     except (OSError, TypeError):
@@ -137,7 +137,7 @@ def _source_of(attack: Attack) -> str:
 
 
 def result_name(attack: Plugin) -> str:
-    """Return the name under which an attack's results stand when nobody gives another."""
+    """Return the default name of an attack's results."""
     return attack.name.rpartition(":")[2]
 
 
@@ -155,7 +155,7 @@ def planned_attacks(experiment: Experiment) -> dict[str, Plugin]:
 
 
 def _lowers(attack: Attack) -> str:
-    """Return the settings that make the attack shorter, in words."""
+    """Return in words the settings that shorten the attack."""
     own = [f"the attack's {name}" for name in ("iterations", "fit") if hasattr(attack, name)]
     return ", ".join(["targets.members", "targets.non_members", *own])
 

@@ -1,4 +1,4 @@
-"""The finished parts of an attack that has not ended: kept on disk, and taken up again by the same command."""
+"""The finished parts of an unfinished attack, kept on disk and reused by the same command."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +24,10 @@ def is_unfinished(name: str) -> bool:
 
 
 class KeptParts:
-    """What is done of an attack, a safetensors file each, in the directory `out` of its results.
+    """The finished parts of an attack, each a safetensors file in the directory `out` of its results.
 
-    It is found again for the same `decides` and the same part alone. `count` are those kept so far.
+    A part is found again only for the same `decides`, on which its result depends, and the same part. `count` is the
+    number of parts kept so far.
     """
 
     def __init__(self, out: Path, decides: str) -> None:
@@ -75,7 +76,7 @@ class KeptParts:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Say how much is kept where what stands inside is interrupted."""
+        """Add to an interruption inside the block how much is kept."""
         try:
             yield
         except Interrupted:

@@ -1,4 +1,4 @@
-"""Membership: an attack's answers to the targets, or the distances of what it rebuilt, and how well they tell."""
+"""Membership: an attack's answers to the targets, or its reconstructions' distances, and how well they separate."""
 
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -76,7 +76,7 @@ class Asked:
             write_whole(gallery, save(tensors))
 
     def _evaluated(self, scores: torch.Tensor) -> Evaluation:
-        # Learners of one mean share all that hides their images: together they are one cluster.
+        # The images of all learners of one mean hide one another: together these learners are one cluster.
         groups = self.truth.learner if self.mean_of == 1 else torch.zeros_like(self.truth.learner)
         return evaluate(scores.numpy(), self.truth.member.numpy(), groups=groups.numpy())
 
@@ -94,8 +94,8 @@ def ask_membership(
 ) -> Asked:
     """Return what `attack` answers about the targets that `settings` draw.
 
-    A guarantee is that of `releases`, and beside it that of those of the `whole` run. All answers are kept, too, for
-    what is still to come of the attack. Raises `ValueError` when there are no targets.
+    A guarantee is accounted for `releases` messages and for those of the `whole` run. All answers are kept until the
+    whole attack has ended. Raises `ValueError` when there are no targets.
     """
     answered = {round: attacked.answered(round) for round in attacked.rounds}
     truth = ask_over(attacked.federation, answered, attack.asks, settings)

@@ -1,4 +1,4 @@
-"""What an adversary observes of a run: the record, and what the attack requires beside it, taken from the truth."""
+"""The observation of a run: its record, and, from the truth, what the attack's adversary knows beyond it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ _SURROUNDED: frozenset[Capability] = frozenset({"rest of the set", "both candida
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
-    """What of a run is attacked: the `rounds` of its `record`, and the `learners` that answered in any of them."""
+    """The attacked part of a run: `rounds` of its `record`, and the `learners` that answered in any of them."""
 
     record: Record
     rounds: Sequence[int]
@@ -52,7 +52,7 @@ class Attacked:
 class RecordedRounds(Sequence[Round]):
     """The attacked rounds, each read from the record when it is asked for; see `KeepsEvidence`.
 
-    Without `truth` they ask about nothing.
+    Without `truth` there are no targets.
     """
 
     def __init__(

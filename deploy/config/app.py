@@ -1,4 +1,4 @@
-"""The description of a Flower app that is not metaleak's own: what the adversary knows of it, and what it asks."""
+"""The file that describes any Flower app for an attack: what the adversary knows of it, and the candidates."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,11 +33,12 @@ class App(BaseModel):
     """What the adversary knows of a Flower app.
 
     `model` is a `module:factory` of a `torch.nn.Module` that takes images and returns logits. `holds` says what
-    replies hold, where the record does not. `rule` is how a client trains, `examples` how many examples it typically
-    holds (default: the median of what replies state as `num-examples`). `data` are the images that are asked about;
-    `candidates` is a CSV file that asks: a row an `example` (its place in the data) and a `learner`, and, where it is
-    known, `member` (1 or 0). Without it every example is asked of every learner. `own` is a CSV file of the examples
-    that are the adversary's own. `round` is the recorded round that is attacked.
+    replies hold, where the record does not. `rule` is how a client trains, `examples` how many examples it
+    typically holds (default: the median of what replies state as `num-examples`). `data` are the images that are
+    asked about; `candidates` is a CSV file with a row for each question: an `example` (its place in the data), a
+    `learner`, and, where it is known, `member` (1 or 0). Without it every example is asked about for every learner.
+    `own` is a CSV file of the examples that are the adversary's own. `round` is the recorded round that is
+    attacked.
     """
 
     model_config = _STRICT

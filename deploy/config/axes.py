@@ -1,4 +1,4 @@
-"""The axes of a suite: short names, short values, and `each`, which multiplies a setting out."""
+"""The axes of a suite: short names, short values, and `each`, which lists several values of a setting."""
 
 import itertools
 import math
@@ -20,12 +20,12 @@ SHORT = {
     "shots": "task.shots",
     "queries": "task.queries",
 }
-"""What a suite may call a key of the experiment."""
+"""Short names of an experiment's keys in a suite."""
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What an axis may be called, up to its first dot, and for which keys such a name is `short`."""
+    """The names that an axis may have, up to their first dot, and the keys that `short` names stand for."""
 
     names: frozenset[str]
     short: Mapping[str, str] = field(default_factory=dict)
@@ -36,7 +36,7 @@ OF_EXPERIMENTS = Axes(frozenset({*Experiment.model_fields, *SHORT, "settings"}),
 EACH = "each"
 
 LARGEST_SUITE = 10_000
-"""Experiments of one suite."""
+"""The most experiments of one suite."""
 
 Changes = Mapping[str, Any]
 """Values by dotted key of the experiment, which are set together."""
@@ -80,7 +80,7 @@ def _changes(axis: str, value: object, axes: Axes) -> Changes:
             raise WrongUsage(f"grid.settings: must be mappings of keys to values, got {value!r}")
         return _listed(value, axes)
     if axis == "defenses" and isinstance(value, Mapping) and "name" not in value:
-        # A structural one: what protects is another rule or model, perhaps with defenses on top.
+        # A structural defense: another rule or model protects, perhaps together with defenses.
         return {"defenses": [], **_listed(value, axes)}
     return _listed({axis: value}, axes)
 
@@ -91,7 +91,7 @@ def _listed(values: Mapping[str, Any], axes: Axes) -> Changes:
 
 
 def _count(value: object) -> int:
-    """Return how many `multiplied` makes of `value`, at least 1: what is wrong in it is told there."""
+    """Return how many values `multiplied` returns for `value`, at least 1; errors in it are raised there."""
     if isinstance(value, Mapping):
         listed = value.get(EACH)
         if isinstance(listed, list):

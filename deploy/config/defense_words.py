@@ -1,4 +1,4 @@
-"""Defenses in words: what an experiment does against the curious server, and how strongly."""
+"""The defenses of an experiment and their strength in words."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 UNDEFENDED = "undefended"
 
 RULE_STRUCTURE = ("name", "order", "adapts")
-"""The settings of a rule that protect, or do not, by what the rule computes."""
+"""The settings of a rule that act as a defense, because they decide what is computed and sent."""
 
 _KNOWN = {
     "gaussian": ("", "Gaussian mechanism"),
@@ -50,7 +50,7 @@ def _described(defense: Mapping[str, Any]) -> tuple[str, str]:
     scale_key, title = _KNOWN.get(name, ("scale", f"{place} {name or 'defense'}".strip()))
     numbers = [key for key, value in others.items() if isinstance(value, int | float) and not isinstance(value, bool)]
     if name not in _KNOWN and scale_key not in others and len(numbers) == 1:
-        # Of a defense that is not ours, its one number is what a grid would vary.
+        # A third party's defense is shown with its only number, which a grid would vary.
         scale_key = numbers[0]
         title += f" ({scale_key.replace('_', ' ')})"
     if name in ("gaussian", "record-level", "distributed-gaussian", "distributed-record-level", "private-finetuning"):

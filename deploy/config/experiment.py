@@ -30,7 +30,7 @@ _LATER: Mapping[str, Mapping[str, Any]] = {
     "task": {"episodes_per_message": 1},
     "partition": {"most_examples_per_class": None, "dirichlet": None, "overlap": 0.0},
 }
-"""Settings that came later, with what was the case before them: what was stored before is still the same."""
+"""Settings of later versions with the values that earlier versions imply, so that stored results stay valid."""
 
 _NOT_SIMULATED = ("name", "attacks", "targets", "threat_model", "engine")
 KINDS: Mapping[str, Kind] = {
@@ -43,10 +43,10 @@ KINDS: Mapping[str, Kind] = {
 """The keys of an experiment that name plug-ins."""
 
 SEVERAL = ("defenses", "attacks")
-"""Those that list them."""
+"""The keys among them that list several plug-ins."""
 
 DEFAULT_NAMES: Mapping[str, str] = {"data": "mnist-5k", "model": "mlp", "rule": "maml"}
-"""The others, and what they name when nothing is said."""
+"""The keys that name one plug-in, with their defaults."""
 
 
 class ServerSettings(BaseModel):
@@ -80,14 +80,15 @@ class EvaluationSettings(BaseModel):
 
 
 class TargetSettings(BaseModel):
-    """Which examples an attack is asked about, in which recorded rounds.
+    """The examples that an attack is asked about, and the recorded rounds that are attacked.
 
     At most `members` examples that learners hold are drawn, and at most `non_members` of the same classes that no
-    learner does. Several `rounds` (from `round` on, or up to the last) are attacked together, by attacks that see
-    several: a member is then what a learner held in any of those in which it answered. An attack that reconstructs
-    rebuilds the sets of at most `learners` learners in the first of them; one that only reconstructs is asked about
-    these learners alone. Of images `lpips` says whether LPIPS is measured beside PSNR and SSIM (`null`: where the
-    folder of data sets has its weights). Beside each attack a guarantee is audited by `audit` trials.
+    learner holds. Several `rounds` (from `round` on, or up to the last) are attacked together, by attacks that can
+    use several: a member is then what a learner held in any of those in which it answered. An attack that
+    reconstructs rebuilds the sets of at most `learners` learners in the first of these rounds; if it only
+    reconstructs, all targets belong to these learners. `lpips`: whether LPIPS of images is measured beside PSNR and
+    SSIM (`null`: if the folder of data sets has its weights). `audit`: trials of an audit of the defense's
+    guarantee, made beside each attack (`null`: no audit).
     """
 
     model_config = _STRICT
@@ -101,7 +102,7 @@ class TargetSettings(BaseModel):
 
 
 class RecordSettings(BaseModel):
-    """What the curious server writes down: the first `rounds` rounds, or all (`null`); 0 is nothing."""
+    """What the curious server records: the first `rounds` rounds, or all (`null`); 0 records nothing."""
 
     model_config = _STRICT
 
@@ -109,14 +110,14 @@ class RecordSettings(BaseModel):
 
 
 class EngineSettings(BaseModel):
-    """How the simulation runs; none of it decides what is computed, but for the last bits.
+    """How the simulation is executed, which changes at most the last bits of its numbers.
 
     `actors`: Ray actors (`null`: one a core; on a cluster always one a CPU of it). `learners_per_node`: how many
     learners a Flower node hosts; with `auto` any node computes for any learner, which is fastest. `chunk`: how many
     learners are computed at once (`auto`: measured, then kept for the run). `device`: where actors and attacks
-    compute; `auto` shares out the GPUs when there are any. `timeout`: seconds to wait for a round's replies.
-    `ray_address`: an existing Ray cluster, such as `auto`. `longest_hours`: an attack that by its first steps would
-    take more is refused.
+    compute; `auto` distributes the GPUs, if there are any. `timeout`: seconds to wait for a round's replies.
+    `ray_address`: an existing Ray cluster, such as `auto`. `longest_hours`: an attack that would take longer,
+    as estimated from its first steps, is refused.
     """
 
     model_config = _STRICT
@@ -131,7 +132,7 @@ class EngineSettings(BaseModel):
 
 
 class Experiment(BaseModel):
-    """One experiment: a federation, how it is trained, what is recorded, and what the attacks are asked.
+    """One experiment: a federation, its training, its record, and the attacks on it.
 
     `shares` are patterns of the names of the parameters that learners share; see `Federation`.
     """
@@ -226,7 +227,7 @@ class Experiment(BaseModel):
                 f"task.episodes_per_message is {self.task.episodes_per_message}"
             )
         if self.partition.overlap > 0 and any(isinstance(defense, Accounted) for defense in built):
-            # Whether such an image is held changes two learners' messages, which no epsilon of one learner bounds.
+            # An image of two learners changes two messages, which the epsilon of one learner does not bound.
             raise ValueError(
                 "defenses: a guarantee is accounted for images that one learner alone holds, "
                 f"partition.overlap is {self.partition.overlap:g}"
@@ -280,7 +281,7 @@ def simulation_key(resolved: Mapping[str, Any]) -> str:
     """
     plain = {key: value for key, value in resolved.items() if key not in _NOT_SIMULATED}
     if plain.get("shares") == list(EVERYTHING):
-        # As if there were no such key: what was stored before there was one is still the same.
+        # Left out at its earlier value, so that the hashes of stored results stay the same.
         del plain["shares"]
     for part, settings in _LATER.items():
         if isinstance(given := plain.get(part), Mapping):

@@ -1,7 +1,7 @@
-"""YAML as plain data: texts, numbers, lists and mappings that take no more time and memory than their length.
+"""YAML as plain data: texts, numbers, lists and mappings, in time and memory proportional to the file's length.
 
-No tags. No aliases, with which a few lines can stand for millions. No numbers to the base 60 (`1:30`) and no dates,
-which YAML 1.1 would make of text. No key twice. No control characters.
+Not allowed are tags, aliases (with which a few lines can stand for millions), repeated keys and control characters.
+Numbers to the base 60 (`1:30`) and dates, as which YAML 1.1 would read some texts, stay texts.
 """
 
 import re

@@ -33,7 +33,7 @@ _PROTOCOLS: dict[Kind, tuple[type, ...]] = {
     "attacks": (AsksMembership, Reconstructs, AsksReleasedModels),
     "pretraining_attacks": (PretrainingAttack,),
 }
-"""What a thing of each kind must be; where there are several, one of them."""
+"""The protocols of each kind; a plug-in must follow one of them."""
 
 
 def is_code(name: object) -> bool:
@@ -42,14 +42,15 @@ def is_code(name: object) -> bool:
 
 
 class Plugin(BaseModel):
-    """A thing by name, and its settings.
+    """A plug-in by name, and its settings.
 
     `name` is that of a Python entry point in the group `metaleak.<kind>`, or `module:Name`; every other key is
     passed to what it names, as a keyword. What `module:Name` stands for is called only when it is a class with all
     members of the kind's protocol, or a function whose return annotation is such a class; for models also a
     `torch.nn.Module`.
 
-    What was built is kept. It is neither compared nor pickled, and a copy, whose settings may be others, builds anew.
+    The built object is cached. It is neither compared nor pickled, and a copy, whose settings may differ, builds
+    its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -78,20 +79,20 @@ class Plugin(BaseModel):
         return type(self)(name=self.name, **deepcopy(self.settings, memo))
 
     def built(self, kind: Kind) -> Any:
-        """Return the thing, which is built by the first call; raises as `build` does."""
+        """Return the plug-in's object, which the first call builds; raises as `build` does."""
         if kind not in self._built:
             self._built[kind] = self.build(kind)
         return self._built[kind]
 
     def build(self, kind: Kind) -> Any:
-        """Return a new thing.
+        """Return a new object of the plug-in.
 
         Raises `ValueError` in one line that begins with the key at fault: `name`, or a setting that is not allowed.
         """
         factory = _find(kind, self.name)
         _must_take(factory, self.settings)
         try:
-            # Whatever a stranger's constructor draws from the global generator is the same in every process.
+            # What a third party's constructor draws from the global generator must be the same in every process.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 thing = factory(**self.settings)
@@ -164,13 +165,13 @@ def settings_of(kind: Kind, name: str) -> list[str]:
 
 
 def _must_take(factory: Any, settings: Mapping[str, Any]) -> None:
-    """Refuse a setting that a factory has no parameter for; a pydantic model speaks for itself."""
+    """Refuse a setting that a factory has no parameter for; pydantic models check their own settings."""
     if isinstance(factory, type) and issubclass(factory, BaseModel):
         return
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
-        # Some of Python's own callables do not say what they take.
+        # Some built-in callables have no signature.
         return
     if any(one.kind == one.VAR_KEYWORD for one in parameters):
         return
@@ -199,7 +200,7 @@ def _find(kind: Kind, name: str) -> Any:
 
 
 def _must_make(kind: Kind, name: str, factory: object) -> None:
-    """Refuse what cannot make a thing of this kind, before it is called: it may be any function on this machine."""
+    """Refuse a factory that cannot make a plug-in of this kind, before it is called: it may be any function."""
     made, wanted = _made_by(factory), _wanted(kind)
     if kind == "models" and isinstance(made, type) and issubclass(made, nn.Module):
         return
@@ -218,7 +219,7 @@ def _must_make(kind: Kind, name: str, factory: object) -> None:
 
 
 def _wanted(kind: Kind) -> str:
-    """Return what a thing of this kind may be, in words."""
+    """Return in words what a plug-in of this kind must be."""
     names = [protocol.__name__ for protocol in _PROTOCOLS[kind]]
     return " or ".join([*names, "torch.nn.Module"] if kind == "models" else names)
 
@@ -237,12 +238,12 @@ def _made_by(factory: object) -> type | None:
 def _has(made: type, name: str) -> bool:
     """Return whether instances of a class have the attribute: it stands in the class, or is annotated there.
 
-    What the class itself has as an object does not count: by that everything could be called.
+    Attributes of the class object itself, such as `__call__`, do not count: every class has these.
     """
     return any(name in vars(base) or name in inspect.get_annotations(base) for base in made.__mro__)
 
 
 @lru_cache(maxsize=len(get_args(Kind)))
 def _points(kind: Kind) -> Mapping[str, EntryPoint]:
-    """Return the entry points of a kind by name: looked for once, which takes 30 ms."""
+    """Return the entry points of a kind by name, cached: the search takes 30 ms."""
     return {point.name: point for point in entry_points(group=f"metaleak.{kind}")}

@@ -15,7 +15,7 @@ from metaleak.deploy.config.unknown import unknown
 from metaleak.deploy.errors import WrongUsage
 
 MAX_FILE = 1 << 17
-"""Bytes of an experiment or suite file; reading YAML takes seconds for as many."""
+"""The most bytes of an experiment or suite file, for which reading YAML takes seconds."""
 
 
 def read_experiment(path: Path, changes: Iterable[str] = ()) -> Experiment:
@@ -110,8 +110,8 @@ def yaml_from(raw: bytes, path: Path) -> object:
 def changed(plain: dict[str, Any], change: str, code: bool = True) -> dict[str, Any]:
     """Return `plain` with one `key.subkey=value` applied; the value is read as YAML, lists are indexed by number.
 
-    `rounds=50` is short for `server.rounds=50`. Another name, as in `model.name=conv4`, keeps of the settings that
-    stand beside it those that it has, too; where it is a `module:Name`, only with `code`. Raises `WrongUsage` for a
+    `rounds=50` is short for `server.rounds=50`. Another name, as in `model.name=conv4`, keeps those settings beside
+    it that the new plug-in has, too; where it is a `module:Name`, only with `code`. Raises `WrongUsage` for a
     change that cannot be read.
     """
     path, equals, text = change.partition("=")
@@ -150,7 +150,7 @@ def attack_from(name: str, changes: Iterable[str]) -> Plugin:
 
 
 def _begun_anew(plain: dict[str, Any], keys: list[str], kind: Kind, name: object) -> dict[str, Any]:
-    """Return `plain` without those settings beside the name at `keys` that what is called `name` does not have."""
+    """Return `plain` without those settings beside the name at `keys` that the plug-in `name` does not have."""
     before = value_at(plain, keys[:-1])
     if not isinstance(before, dict) or before.get("name") == name:
         return plain

@@ -1,4 +1,4 @@
-"""How often one learner sends: what a privacy guarantee over a whole run has to cover."""
+"""How often one learner sends, which a privacy guarantee over a whole run has to cover."""
 
 from functools import lru_cache
 

@@ -1,4 +1,4 @@
-"""A suite: a grid of experiments around one, as its file says it."""
+"""A suite: a grid of experiments around a base, as read from its file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ class Suite(BaseModel):
     - `models`, `rules`, `learners`, `ways`, `shots` and `queries` are short for `model`, `rule`,
       `partition.learners`, `task.ways`, `task.shots` and `task.queries`;
     - a name is short for `{name: ...}`, one defense or attack for a list of it, null for none;
-    - `{each: [...]}` in the place of any setting multiplies the value out;
+    - `{each: [...]}` in the place of any setting stands for each of the values;
     - the axis `settings` has mappings, whose keys (short or dotted) change together;
     - so has a value of `defenses` without a `name`: a structural defense, such as `{rule.name: fomaml}`.
     """

@@ -1,10 +1,10 @@
-"""What to answer to a key or a name that does not exist: the nearest one that does, and all that are allowed."""
+"""The error for a key or a name that does not exist, with the nearest one that does and all that are allowed."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 _ALIKE = 0.65
-"""From which ratio of `difflib` on a name is near: `mpl` is to `mlp`, `width` is not to `depth`."""
+"""The ratio of `difflib` from which names count as similar: `mpl` and `mlp` do, `width` and `depth` do not."""
 
 
 def unknown(what: str, given: object, allowed: Iterable[str], also: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request, not as an exception in the middle of somebody else's code."""
+"""Ctrl-C and SIGTERM as a request to stop, in place of an exception at any point of a library's code."""
 
 import signal
 import threading

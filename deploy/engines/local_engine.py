@@ -1,4 +1,4 @@
-"""A simulation in this very process: Flower's messages and the same client app, without Ray."""
+"""A simulation in this process: Flower's messages and the same client app, without Ray."""
 
 from collections.abc import Iterable
 from uuid import uuid4

@@ -26,7 +26,7 @@ _LEAVING_SECONDS = 10.0
 class RayEngine:
     """Runs a server and a client app until the server is done, or Ctrl-C or SIGTERM. Good for one run.
 
-    Made, it has started Ray: its processes live as long as the thread that made it.
+    The constructor starts Ray, whose processes live as long as the thread that called it.
     """
 
     def __init__(self, settings: EngineSettings, learners: int) -> None:
@@ -43,7 +43,7 @@ class RayEngine:
         return self._stop.is_set()
 
     def check(self) -> None:
-        """Raise `RuntimeError` in one line when Ray itself has died, which no patience brings back."""
+        """Raise `RuntimeError` in one line when Ray itself has died, so that waiting is useless."""
         if not self._stop.is_set():
             check_ray("--resume goes on from the last round")
 
@@ -53,7 +53,7 @@ class RayEngine:
 
     def run(self, client: ClientApp, serve: Callable[[Grid], object]) -> None:
         """Call `serve` with a grid whose nodes run `client`; return when it has returned."""
-        # Flower logs the tracebacks of what fails; what matters of them comes as an error's one line.
+        # Flower logs tracebacks of failures; the error that is raised says in one line what matters.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
         server = ServerApp()
 
@@ -63,7 +63,7 @@ class RayEngine:
                 serve(grid)
                 self._served = True
             except Interrupted:
-                # The caller sees that the engine is `stopped`; in this thread it would be nobody's.
+                # The caller checks `stopped`; in this thread nobody would catch the exception.
                 return
             finally:
                 self._end_actors_after(_LEAVING_SECONDS)
@@ -75,7 +75,7 @@ class RayEngine:
                     server_app=server,
                     client_app=client,
                     num_supernodes=_LANES * self._actors if per_node == "auto" else -(-self._learners // per_node),
-                    # An actor that dies comes back; what it was at is asked for again by the strategy.
+                    # Ray restarts an actor that dies, and the strategy sends its messages again.
                     backend_config={
                         "client_resources": {
                             "num_cpus": 1,
@@ -85,7 +85,7 @@ class RayEngine:
                     },
                 )
         except Exception:
-            # Ray is pulled away from under Flower when actors do not end by themselves: the complaints mean nothing.
+            # When actors do not end by themselves, Ray is stopped under Flower, whose complaints then mean nothing.
             if not self._stop.is_set() and not self._served:
                 raise
         finally:
@@ -93,12 +93,12 @@ class RayEngine:
             stop_ray()
 
     def _interrupt(self) -> None:
-        """Let the server stop at its next look at the grid, and end the actors if they are still busy then."""
+        """Stop the server when it next uses the grid, and end the actors if they are still busy then."""
         self._stop.set()
         self._end_actors_after(_PATIENCE_SECONDS)
 
     def _end_actors_after(self, seconds: float) -> None:
-        """End what does not end by itself: an actor that hangs, or waits for a machine that is gone."""
+        """End actors that do not end by themselves, because they hang or wait for a lost machine."""
 
         def end_actors() -> None:
             if not self._ended.wait(seconds):

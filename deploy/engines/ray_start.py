@@ -30,7 +30,7 @@ from metaleak.deploy.errors import WrongUsage
 _LOG = logging.getLogger("metaleak")
 
 _after_ray = ExitStack()
-"""What is to be undone once the Ray that `start_ray` started has ended."""
+"""The clean-up after the Ray that `start_ray` started has ended."""
 
 _ending = threading.Lock()
 _MOST_ACTORS_A_CORE = 4
@@ -66,7 +66,7 @@ def start_ray(settings: EngineSettings) -> int:
     inherited = {
         # Flower would ask Ray for it otherwise: the processes that Ray starts ahead then serve as actors.
         "PYTHONPATH": paths,
-        # A job that does not fit into the memory would be tried for ever.
+        # Ray would retry a job that does not fit into memory for ever.
         "RAY_task_oom_retries": os.environ.get("RAY_task_oom_retries", "1"),  # noqa: SIM112 (Ray's own name)
     }
     with ExitStack() as begun:
@@ -79,7 +79,7 @@ def start_ray(settings: EngineSettings) -> int:
         begun.callback(_read_authentication_anew)
         begun.callback(ray.shutdown)
         with _closed_to_others():
-            # Not a cluster that happens to run on this machine: that has to be asked for.
+            # Never join a cluster that happens to run on this machine, unless its address is given.
             # A folder inside: Ray opens the one that it is given to everybody.
             start(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=f"{folder}/ray")
         _after_ray.push(begun.pop_all())
@@ -123,7 +123,7 @@ def _closed_to_others() -> Iterator[None]:
 
     Its processes inherit both in their environment, and this one keeps the token in Ray's memory.
     """
-    # Ray knows no other way to the loopback address: it replaces that by one that other machines reach.
+    # The only way to make Ray use the loopback address, which it otherwise replaces by a public one.
     setting, alone = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
     closed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), setting: "0"}
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -156,7 +156,7 @@ def _restore(variables: Mapping[str, str | None]) -> None:
 
 
 def _read_authentication_anew() -> None:
-    """Let Ray forget the token that it has, and read the environment, which it does once otherwise."""
+    """Make Ray drop its token and read the environment again, which it otherwise does once."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 

@@ -1,4 +1,4 @@
-"""Attacks on the models of a study: each victim in turn with its shadows, and how well members are told."""
+"""Attacks on the models of a study, each victim in turn with its shadows, and their evaluation."""
 
 import time
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Pooled:
 
 @dataclass(frozen=True, eq=False)
 class Victim:
-    """What a model that somebody else released answered, `probabilities (p, A, K)`, about p of the study's P points.
+    """The answers `probabilities (p, A, K)` of a third party's model about p of the study's P points.
 
     These are the points that have an answer to every query: `answered (P,)` booleans, `examples (p,)` their places
     in the data set. `complaint` is a line on the other queries, empty where there are none.

@@ -1,4 +1,4 @@
-"""What `metaleak pretraining` does: progress while models are trained, a table when they are attacked."""
+"""The command `metaleak pretraining`: progress while models are trained, a table when they are attacked."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""The examples of a study: the pool, who is trained on which of it, and the downstream task."""
+"""The examples of a study: the pool, the half of it that each model is trained on, and the downstream task."""
 
 from dataclasses import dataclass
 from functools import lru_cache

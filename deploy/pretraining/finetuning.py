@@ -1,4 +1,4 @@
-"""From a pretrained model to the one that is released: a new classifier, or the whole network, trained on."""
+"""Finetuning of pretrained models into released ones: a new classifier, alone or with the whole network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _REFERENCE = 1000
 _AT_ONCE = 1000
 
 _HEAD = MLP(hidden=())
-"""The classifier alone, over features in the place of images."""
+"""The classifier alone, a model of features instead of images."""
 
 
 @dataclass(frozen=True, eq=False)

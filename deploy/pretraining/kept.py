@@ -1,4 +1,4 @@
-"""Tensors kept on disk under a hash of what decides them: nothing that is there is computed again."""
+"""Tensors stored on disk under a hash of what decides them, so that nothing is computed twice."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from metaleak.server.record.whole_file import write_whole
 
 
 class Kept:
-    """A folder with a safetensors file a key."""
+    """A folder with a safetensors file for each key."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _BYTES_A_NUMBER = 40
-"""A number in JSON with what stands around it takes less."""
+"""An upper bound for a number in JSON with its separators."""
 
 
 class HTTPQuery:

@@ -1,4 +1,4 @@
-"""The models of a study: pretrained, finetuned and asked, each once, wherever there is a core."""
+"""The models of a study: pretrained, finetuned and asked, each once, on Ray or in this process."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ class ModelJob:
 
 @dataclass(frozen=True, eq=False)
 class ModelAnswers:
-    """What is known of one model: its answers `probabilities (P, A, K)` after finetuning, and the truth.
+    """One model's answers `probabilities (P, A, K)` after finetuning, and the truth.
 
     `start (P, A, 1)` are the probabilities of the points' own labels before it; `member (P,)` booleans; `accuracy` is
     that on the downstream examples, `start_accuracies` those on what it was pretrained on and the rest of the pool.

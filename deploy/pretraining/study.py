@@ -14,14 +14,15 @@ from metaleak.deploy.config.plugins import Kind, Plugin, must_be_buildable
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 _PLACE = ("data_dir", "download")
-"""Keys of a data set that say where it lies, and nothing of what is in it."""
+"""Keys of a data set that name its place and do not decide its content."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,99}")
 
 
 class Source(BaseModel):
     """Examples of a data set: those of `classes` (default all), at most `examples` of them, drawn at random.
 
-    With `rotations` each image comes in so many orientations, and a class in each of them is one of its own.
+    With `rotations` each image is used in so many orientations, and each orientation of a class is a class of its
+    own.
     """
 
     model_config = _STRICT
@@ -81,10 +82,11 @@ class Finetuning(BaseModel):
 
 
 class Queries(BaseModel):
-    """What may be asked of a released model about each point.
+    """The queries of a released model about each point.
 
-    The point itself and `augmented` random flips and shifts of it; `access` is what of an answer can be seen.
-    `budget` is the most queries of the model behind `--victim`, for all attacks together, at most `per_second`.
+    Asked are the point itself and `augmented` random flips and shifts of it. `access` is the visible part of an
+    answer: `all` probabilities, the k largest, or the `label`. The model behind `--victim` is asked at most `budget`
+    times for all attacks together, and at most `per_second`.
     """
 
     model_config = _STRICT
@@ -100,8 +102,8 @@ class Study(BaseModel):
 
     `models` are pretrained, each with a start of its own on a half of the pool of its own. The first `victims` of
     them (default all) are attacked, each with `shadows` of the others, drawn at random (default all). `points` of
-    the pool are asked about. Each of the `finetunings` is a released model of its own, by its name. Inputs are
-    brought to mean 0 and deviation 1 over the pool with `standardized`.
+    the pool are asked about. Each of the named `finetunings` makes a released model of its own. With
+    `standardized` inputs have mean 0 and standard deviation 1 over the pool.
     """
 
     model_config = _STRICT

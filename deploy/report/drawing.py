@@ -1,4 +1,4 @@
-"""How figures are drawn: inline SVG in the page's colors, with points that show their numbers without a script."""
+"""Figures as inline SVG in the page's colors, with points that show their numbers on hover without a script."""
 
 import hashlib
 import io
@@ -19,17 +19,17 @@ from matplotlib.figure import Figure
 SERIES = 8
 """How many colors a figure has; the page's style sheet gives each, `--c0` and on, for light and dark."""
 
-# Colors that stand in for the page's: each is replaced by a CSS variable in the finished SVG.
+# Placeholder colors: each is replaced by one of the page's CSS variables in the finished SVG.
 INK, _GRID = "#010203", "#010204"
 COLORS = [f"#0102{0xA0 + index:02x}" for index in range(SERIES)]
-# Seven shapes against eight colors: 56 series differ, and shapes serve who cannot tell the colors.
+# Seven shapes and eight colors give 56 different series; shapes serve readers who cannot tell the colors apart.
 MARKERS = "osD^vPX"
 DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5))]
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "metaleak",
-    "text.parse_math": False,  # A name with a dollar sign is a name.
+    "text.parse_math": False,  # A name may have a dollar sign, which is no formula here.
     "font.size": 9,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -53,7 +53,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass
 class Drawing:
-    """Receives the SVG of a figure when its block ends; its points show their numbers where the pointer is."""
+    """Receives the SVG of a figure when its block ends; its points show their numbers on hover."""
 
     text: str = ""
     points: list[tuple[Axes, float, float, Sequence[str]]] = field(default_factory=list)
@@ -62,12 +62,12 @@ class Drawing:
         return Markup(self.text)
 
     def hover(self, axes: Axes, across: float, up: float, said: Sequence[str], **style: Any) -> None:
-        """Draw a point at `(across, up)` that shows the lines `said`."""
+        """Draw a point at `(across, up)`, in the units of `axes`, that shows the lines `said` on hover."""
         axes.plot([across], [up], gid=f"point-{len(self.points)}", zorder=3, linestyle="none", **style)
         self.points.append((axes, across, up, said))
 
     def tips(self, width: float, height: float) -> list[str]:
-        """Return for each point the SVG of what it shows; the figure is `width` x `height` points."""
+        """Return the SVG of each point's hover text; the figure is `width` x `height` points."""
         return [self._tip(*point, width, height) for point in self.points]
 
     @staticmethod
@@ -90,7 +90,7 @@ def figure(title: str, entries: int, about: str = "") -> Iterator[tuple[Axes, Dr
     """Open a figure with room for a legend of `entries` lines below; it is drawn when the block ends."""
     drawing = Drawing()
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script that matplotlib's font lacks is drawn by the browser, which has fonts.
+        # matplotlib warns of letters that its font lacks; the browser draws them with its own fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         # Margins in inches: a layout engine would draw every figure twice to find them.
         legend = 0.155 * entries + (0.12 if entries else 0)

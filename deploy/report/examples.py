@@ -19,7 +19,7 @@ _TOKENS = 128
 
 @dataclass(frozen=True)
 class Tile:
-    """One target: its images as `data:` addresses, whether it was a member, its score, and how alike two of them are.
+    """One target: its images as `data:` addresses, whether it was a member, and its score.
 
     `difference` is the absolute difference of truth and reconstruction, and `psnr` their peak signal-to-noise ratio.
     """
@@ -51,7 +51,9 @@ def tiles(gallery: Gallery) -> list[Tile]:
 
 @dataclass(frozen=True)
 class Pair:
-    """An example that learner `learner` held and its reconstruction; `alike` says how alike they are.
+    """An example that learner number `learner` held and its reconstruction.
+
+    `alike` is their similarity: PSNR in dB of images, of tokens the part in [0, 1] that is equal at its place.
 
     Of images the two, and their absolute difference, are `data:` addresses. Of tokens `tokens` are true and
     reconstructed token at each place, as words where these are known.

@@ -20,7 +20,7 @@ _LEVELS = (0.001, 0.01, 0.1)
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A defense at a scale: what it costs (`accuracy`) and what it leaves to the strongest attacker (`leak`).
+    """A defense at a scale: the `accuracy` that it leaves, and the strongest attack's headline measure (`leak`).
 
     `best` when no other point of the figure has both more accuracy and a weaker attacker.
     """
@@ -112,7 +112,7 @@ def frontier(title: str, points: Sequence[FrontierPoint], colors: Colors, accura
 def log_roc(title: str, curves: Sequence[Curve], colors: Colors | None = None) -> Drawn:
     """Return ROC curves on logarithmic axes, from 1 / non-members to 1, as steps: TPR at FPR at most x.
 
-    Where no target is accepted yet there is no point; each curve has one class of each kind at least.
+    A curve begins where its first member is found; each needs at least one member and one non-member.
     """
     with figure(title, len(curves) + 1) as (axes, svg):
         left = min(1 / int((~curve.member).sum()) for curve in curves)
@@ -163,8 +163,8 @@ def training_curve(
 ) -> Drawn:
     """Return `values (R,)` over `rounds (R,)` with an optional band `(low (R,), high (R,))`; NaN is a gap.
 
-    `about` says whose curve it is to those who cannot see it. A band means rates, drawn in per cent. More than
-    1 000 rounds are averaged in equal stretches.
+    `about` describes the curve for screen readers. Values with a band are rates, drawn in per cent. More than 1 000
+    rounds are averaged in equal stretches.
     """
     stretch = -(-len(rounds) // 1000)
     starts = np.arange(0, len(rounds), stretch)

@@ -1,4 +1,4 @@
-"""The page of one layer-wise inversion: what each layer was given, and what was rebuilt of it, side by side."""
+"""The page of a layer-wise inversion: each layer's true input and its reconstruction, side by side."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from metaleak.deploy.results.arrays import Images
 from metaleak.server.record.whole_file import write_whole
 
 _CHANNELS = 16
-"""Channels of a feature map that are shown at most."""
+"""The most channels of a feature map that are shown."""
 
 _ROW = 4
 """Channels side by side."""
@@ -23,8 +23,8 @@ _ROW = 4
 class LayerView:
     """The input of one layer, `(C, H, W)` or `(n,)`: the `truth`, and `made`, what one method rebuilt.
 
-    `missed` is by what part the layer's constraints are missed. `constraints` says how many of the unknowns they
-    determine, or is empty where that is not known.
+    `missed` is the relative residual of the layer's constraints. `constraints` says in words how many of the unknowns
+    they determine, or is empty where that is not known.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The leaderboard: a suite's cells for machines, one row each, as Parquet and as JSON."""
+"""The leaderboard: a suite's cells as a machine-readable table, one row each, in Parquet and in JSON."""
 
 import json
 from collections.abc import Mapping

@@ -49,7 +49,7 @@ class RunPage:
 def write_report(path: Path, out: Path | None = None, progress: Progress | None = None) -> Path:
     """Write the report of the run or suite in directory `path` to `out` (`path/report.html`) and return where.
 
-    `progress` hears of each run that is drawn. The same results give the same bytes. An existing report is
+    `progress` is called after each run that is drawn. The same results give the same bytes. An existing report is
     replaced only once the new one is complete. Raises `ValueError` when `path` holds neither a run nor a suite, or
     holds a damaged part.
     """
@@ -98,7 +98,7 @@ def render(result: Results, progress: Progress | None = None) -> str:
         conditions=condition_of_epsilon(rows),
         groups=[(attack, list(group)) for attack, group in groupby(rows, key=lambda row: row.attack)],
         verdict=verdict(rows),
-        # A run that nobody has attacked yet is whole; a suite's cell without its attack is not.
+        # A run may be complete without an attack; a suite's cell is not.
         failed=[
             row
             for row in rows
@@ -174,7 +174,7 @@ def training_curves(about: str, rounds: Sequence[Round], color: int = 0) -> list
 
 
 def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what an experiment's configuration says, one line a top-level key that says something, in its order.
+    """Return an experiment's configuration as pairs of a top-level key and its value in words, without empty ones.
 
     Its attacks and targets are left out: what was planned is not what was run.
     """
@@ -184,7 +184,7 @@ def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def made(result: Results) -> list[str]:
-    """Return when the results were made, by which version, and the command that makes them again."""
+    """Return the results' date, the version of metaleak, and the command that makes them again."""
     states = [run.state for run in result.runs.values()]
     days = sorted({state.started[:10] for state in states if state.started})
     versions = sorted({state.versions["metaleak"] for state in states if "metaleak" in state.versions})
@@ -227,13 +227,15 @@ def _plain(value: object) -> str:
         return f"{name} ({', '.join(parts)})" if name and parts else name or ", ".join(parts)
     if isinstance(value, list | tuple):
         return "; ".join(_plain(inner) for inner in value) or "none"
+    if value is None:
+        return ""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _run_page(index: int, run: RunResult, rows: Sequence[Row], colors: Colors) -> RunPage:
     own = [row for row in rows if row.run is run]
     if own:
-        # What all of its attacks have in common: targets or settings of one of them do not describe the run.
+        # Only what all of the run's attacks share describes the run.
         shared = tuple(part for part in own[0].differences if all(part in row.differences for row in own))
         label = replace(own[0], differences=shared).label
     else:

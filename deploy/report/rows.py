@@ -18,11 +18,11 @@ from metaleak.deploy.config.defense_words import (
 from metaleak.deploy.results.reading import AttackFiles, Results, RunResult
 from metaleak.deploy.results.schema import AttackResult, Cell
 
-_CLEARLY = 0.05
-"""A statistic's AUC must beat the score's by this much to be worth a word beside it."""
+_CLEARLY_MORE = 0.05
+"""A statistic is named beside the score when its AUC is larger by this much."""
 
 _OUTSIDE = frozenset({"name", "defenses", "attacks", "engine", "record", *(f"rule.{key}" for key in RULE_STRUCTURE)})
-"""Keys of an experiment that set no row apart: they stand in columns of their own, or change no number."""
+"""Keys that are not listed as differences of rows: they have columns of their own, or change no number."""
 
 _TARGET_WORDS = {
     "targets.round": "round attacked",
@@ -30,7 +30,7 @@ _TARGET_WORDS = {
     "targets.members": "members asked",
     "targets.non_members": "non-members asked",
 }
-"""What the last part of the key alone would leave unclear."""
+"""Words for keys whose last part alone would be unclear."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +38,9 @@ class Row:
     """One line of the comparison.
 
     `defense` and `scale` are for display, `UNDEFENDED` and "" without any; `strength` has both in one phrase, "no
-    defense" without any. `differences` are whatever else
-    differs between the rows of one attack, such as "ways 5". `status` is "done" or what went wrong, then
-    `error` says why. `config` is the experiment's, as far as it is known, with this attack's targets. `run` and
-    `attack_files` are the results behind the row, where there are any.
+    defense" without any. `differences` are other differences between the rows of one attack, such as "ways 5".
+    `status` is "done" or says what went wrong, and then `error` why. `config` is the experiment's, as far as it is
+    known, with this attack's targets. `run` and `attack_files` are the results behind the row, where there are any.
     """
 
     defense: str
@@ -57,7 +56,7 @@ class Row:
 
     @property
     def attack_result(self) -> AttackResult | None:
-        """What the attack was and found, if there is a result."""
+        """The attack's result, if there is one."""
         return self.attack_files.result if self.attack_files else None
 
     @property
@@ -67,12 +66,12 @@ class Row:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """What the attack achieved, if it was evaluated."""
+        """How well the attack tells members from non-members, if it was evaluated."""
         return self.attack_result.evaluation if self.attack_result else None
 
     @property
     def resampled(self) -> str | None:
-        """What the intervals of the evaluation rest on, where it is not single targets: "40 learners resampled"."""
+        """What the intervals resample, where that is not single targets: "40 learners resampled"."""
         if self.attack_result is None or self.evaluation is None or self.evaluation.clusters is None:
             return None
         if self.attack_result.mean_of > 1:
@@ -99,12 +98,12 @@ class Row:
 
     @property
     def is_ceiling(self) -> bool:
-        """Whether it shows the most that an attack could find, with what no attacker has."""
+        """Whether the attack is a ceiling: it is given more than any adversary has."""
         return self.attack_result is not None and self.attack_result.ceiling
 
     @property
     def accuracy(self) -> Estimate | None:
-        """The run's last adapted accuracy, or of a study's released models that on their task, if it was measured."""
+        """The run's last adapted accuracy, or a study's downstream accuracy, if it was measured."""
         if self.run and self.run.accuracy:
             return self.run.accuracy
         released = self.attack_result and self.attack_result.released
@@ -126,19 +125,19 @@ class Row:
         return "no defense" if self.defense == UNDEFENDED else self.defense
 
     @property
-    def betrayed(self) -> tuple[str, float] | None:
+    def revealing(self) -> tuple[str, float] | None:
         """The attack's statistic that leaks clearly more than its score, with its AUC; `None` when none does."""
         if self.evaluation is None or self.attack_result is None or not self.attack_result.statistics:
             return None
         by_leak = {name: leak(auc.value) for name, auc in self.attack_result.statistics.items()}
         name = max(by_leak, key=by_leak.__getitem__)
-        return (name, by_leak[name]) if by_leak[name] > leak(self.evaluation.auc.value) + _CLEARLY else None
+        return (name, by_leak[name]) if by_leak[name] > leak(self.evaluation.auc.value) + _CLEARLY_MORE else None
 
     @property
     def leak(self) -> float:
         """How far from guessing the attack's score, or its best statistic, is: an AUC in [0.5, 1]."""
         own = leak(self.evaluation.auc.value) if self.evaluation else 0.5
-        return max(own, self.betrayed[1]) if self.betrayed else own
+        return max(own, self.revealing[1]) if self.revealing else own
 
     @property
     def label(self) -> str:
@@ -241,7 +240,7 @@ def _defenses(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _with_structures(rows: list[Row]) -> list[Row]:
-    """Count a rule among the defenses, where rows differ in it: it decides what is sent."""
+    """Name the rule among the defenses, where rows differ in it, for it decides what is sent."""
     said = [describe_structure(row.config.get("rule")) for row in rows]
     if len(set(said)) == 1:
         return rows

@@ -1,4 +1,4 @@
-"""A suite by setting: what every defense leaves there to its strongest attacker, and what it costs."""
+"""A suite by setting: for every defense the strongest attack on it, and its costs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Asked = Literal["query", "support", "start"]
 _SETS: tuple[Asked, ...] = ("query", "support")
 
 _DEFENDING = ("name", "defenses", "attacks", "engine", "record", "evaluation")
-"""Keys of an experiment that do not set one setting apart from another: `rule` does but for what protects in it."""
+"""Keys of an experiment that are not part of a setting; of `rule` only what acts as a defense is not."""
 
 _TITLED = (
     "model.name",
@@ -37,7 +37,7 @@ _SECRET_NOISE = (
 
 @dataclass(frozen=True)
 class Found:
-    """What one attack achieved by one `headline`."""
+    """An attack's row with one of its `headline` measures."""
 
     row: Row
     headline: Measure
@@ -54,7 +54,7 @@ class Found:
 
     @property
     def leak(self) -> float:
-        """The strength, negative where lower leaks more: of two the higher is the stronger."""
+        """The strength with a sign such that higher leaks more."""
         return self.strength.value if self.strength.higher_leaks else -self.strength.value
 
 
@@ -71,12 +71,12 @@ class Line:
 
     @property
     def accuracy(self) -> Estimate | None:
-        """The adapted accuracy, if it was measured."""
+        """The accuracy, if it was measured."""
         return next((row.accuracy for row in self.rows if row.accuracy), None)
 
     @property
     def cost(self) -> Cost | None:
-        """What one learner's message takes."""
+        """The bytes of one learner's message."""
         return next(
             (row.attack_result.cost for row in self.rows if row.attack_result and row.attack_result.cost), None
         )
@@ -108,7 +108,7 @@ class Line:
 
     @property
     def troubles(self) -> list[str]:
-        """What is to be said of rows without a result."""
+        """For each row without a result, the attack and its status."""
         return [f"{row.attack}: {row.status}" for row in self.rows if row.status not in ("done", "not applicable")]
 
 
@@ -121,26 +121,26 @@ class Setting:
 
     @property
     def measures(self) -> list[str]:
-        """The headlines of its attacks, the AUC first."""
+        """The names of the attacks' headline measures, the AUC first."""
         names = {headline.name for line in self.lines for row in line.rows for headline in row.headlines}
         return sorted(names, key=lambda name: (name != AUC, name))
 
     @property
     def asked(self) -> tuple[Asked, ...]:
-        """What its attacks ask about: learners' sets, or the training behind released models alone, or all three."""
+        """Which of `query`, `support` and `start` its attacks ask about."""
         kinds = {row.attack_result.asks for line in self.lines for row in line.rows if row.attack_result}
         start: tuple[Asked, ...] = ("start",) if "start" in kinds else ()
         return start if start and kinds <= {"start"} else (*_SETS, *start)
 
     @property
     def other_measures(self) -> list[str]:
-        """The headlines of its attacks that are not about membership."""
+        """The names of the headline measures that are not about membership."""
         return [name for name in self.measures if name != AUC]
 
     def frontier(self, measure: str = AUC) -> list[Line]:
-        """Return the lines that no other beats in both adapted accuracy and strongest attack, by rising accuracy.
+        """Return the lines that no other beats in both accuracy and strongest attack, by rising accuracy.
 
-        Of the attacks those count that have the headline `measure`.
+        Only attacks that have the headline `measure` count.
         """
         known = [(line, line.accuracy.value, found.leak) for line in self.lines
                  if line.accuracy and (found := line.strongest(measure=measure))]  # fmt: skip
@@ -154,7 +154,7 @@ class Setting:
 
 
 def strength(headline: Measure) -> Measure:
-    """Return how much an attack with this headline learned; of an AUC, whichever of both kinds it ranks higher.
+    """Return how much an attack with this headline learned.
 
     An AUC that is below 0.5 with its whole interval counts as its reverse; others, which may be chance, as they are.
     """
@@ -172,7 +172,7 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
         config = _setting(row.config)
         key = json.dumps(config, sort_keys=True, default=str)
         configs[key] = config
-        # Defenses of other settings than the scale have it in their words; a run that was never begun has its cell's.
+        # A defense's other settings are part of its words; a run that was never begun has its cell's config.
         grouped.setdefault(key, {}).setdefault((row.defense, row.scale, str(row.run and row.run.path)), []).append(
             row
         )
@@ -189,14 +189,14 @@ def knows(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def condition_of_epsilon(rows: Sequence[Row]) -> list[str]:
-    """Return what must stand beside accounted epsilons, a sentence; none where `rows` have no such epsilon."""
+    """Return the condition of accounted epsilons, a sentence, or nothing where `rows` have no such epsilon."""
     results = [row.attack_result for row in rows if row.attack_result]
     promised = any(result.privacy and result.privacy.accounted is not None for result in results)
     return [_SECRET_NOISE] if promised else []
 
 
 def ceilings(found: Sequence[Setting]) -> list[str]:
-    """Return why a lower bound on epsilon is what it is, where the best that an attack could prove is reached."""
+    """Return a sentence on why lower bounds on epsilon are not higher, where a perfect attack proves no more."""
     known = [line.privacy for setting in found for line in setting.lines if line.privacy]
     reached = sorted({f"{one.ceiling:.2f}" for one in known if one.at_ceiling and one.ceiling})
     if not reached:
@@ -217,7 +217,7 @@ def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _titles(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what the settings are about, and whatever else tells them apart."""
+    """Return a title for each setting: model, data, task, and any other key in which settings differ."""
     flat = [dict(flattened(config)) for config in configs]
     keys = dict.fromkeys(key for one in flat for key in one)
     varying = [key for key in keys if key not in _TITLED and len({one[key] for one in flat if key in one}) > 1]

@@ -1,4 +1,4 @@
-"""The tables for a terminal: what attacks learn, and of a suite also what defenses cost."""
+"""The tables for a terminal: what attacks learn, and for a suite what defenses cost."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,9 +25,9 @@ _WIDE_ALONE = ("bytes a learner", "members + non-members", "intervals of TPR")
 
 
 def setting_tables(result: Results, wide: bool = False) -> list[Grid]:
-    """Return two tables a setting, what attacks learn and what defenses cost; with `wide` all of their columns.
+    """Return two tables for each setting, what attacks learn and what defenses cost; with `wide` all their columns.
 
-    Below the last stands what each attack knows and, where an epsilon is promised, what the promise rests on.
+    The notes below the last say what each attack knows and, where an epsilon is promised, on which condition.
     """
     rows = rows_of(result)
     found = settings(rows)
@@ -42,7 +42,7 @@ def setting_tables(result: Results, wide: bool = False) -> list[Grid]:
 
 
 def comparison_table(result: Results, wide: bool = False) -> Grid:
-    """Return a row for each headline of an attack on a run or a suite; with `wide` the intervals of all rates, too.
+    """Return a table with a row for each headline of an attack on a run or a suite; `wide` adds all rates' intervals.
 
     True-positive rates are dashes where there are too few non-members.
     """
@@ -54,9 +54,9 @@ def comparison_table(result: Results, wide: bool = False) -> Grid:
     notes = [f"{row.label}, {row.attack}: {row.status}{': ' + row.error if row.error else ''}"
              for row in rows if row.headline is None]  # fmt: skip
     notes += [
-        f"{row.label}, {row.attack}: the statistic {row.betrayed[0]} alone reaches AUC {row.betrayed[1]:.3f}"
+        f"{row.label}, {row.attack}: the statistic {row.revealing[0]} alone reaches AUC {row.revealing[1]:.3f}"
         for row in rows
-        if row.betrayed
+        if row.revealing
     ]
     levels = [level for level in FPR_LEVELS if any(row.evaluation and level not in _resolved(row) for row in rows)]
     if levels:
@@ -69,7 +69,7 @@ def comparison_table(result: Results, wide: bool = False) -> Grid:
 
 
 def _leaks(setting: Setting) -> Grid:
-    """Return the strongest attack by defense and set, and by each headline that is not about membership."""
+    """Return the strongest attack for each defense and set, and for each headline that is not about membership."""
     lines: list[list[Text | str]] = []
     for line in setting.lines:
         found = [line.strongest(asked) for asked in setting.asked]
@@ -125,7 +125,7 @@ def _measured(row: Row, headline: Measure | None, levels: Sequence[str], reverse
 
 
 def _targets(row: Row, headline: Measure | None) -> list[str]:
-    """Return how many targets there are, with what intervals rest on, and the intervals of the rates."""
+    """Return the number of targets with what the intervals resample, and the intervals of the rates."""
     if row.evaluation is None or headline is None or headline.name != AUC:
         return ["–", "–"]
     counts = f"{row.evaluation.members} + {row.evaluation.non_members}"
@@ -142,7 +142,7 @@ def _resolved(row: Row) -> list[str]:
 
 
 def _without_measure(table: Grid) -> Grid:
-    """Return the table with the measure's name above its values, where all rows have the same."""
+    """Return the table with the measure's name as the heading of its values, where all rows have the same measure."""
     place = list(table.columns).index("measure")
     names = {str(row[place]) for row in table.rows} - {"–"}
     if len(names) != 1:
@@ -156,12 +156,12 @@ def _narrower(table: Grid) -> Grid:
 
 
 def _tight(text: str) -> str:
-    """Return `text` with units that no end of a line separates from their number."""
+    """Return `text` without spaces between numbers and units, so that no line ends there."""
     return text.replace(" %", "%").replace(" MB", "MB").replace(" KB", "KB").replace(" GB", "GB").replace(" B", "B")
 
 
 def bytes_text(line: Line) -> str:
-    """Return what one learner's message takes, with its part of the undefended one's."""
+    """Return the size of one learner's message, and in per cent of the undefended message's."""
     if line.cost is None:
         return "–"
     part = line.cost.bytes_per_learner / max(1, line.cost.dense_bytes)
@@ -171,8 +171,8 @@ def bytes_text(line: Line) -> str:
 def epsilon_text(line: Line) -> str:
     """Return the lower bounds on epsilon and what is accounted for, "≥ 0.31, Gaussian ≥ 0.62, ≤ 8, attacked ≤ 2".
 
-    That is for the whole run, and beside it for the rounds up to the last that was attacked, where these are fewer.
-    A lower bound that can be no more than 0 with so few learners says so.
+    What is accounted for is for the whole run; "attacked" is for the rounds up to the last that was attacked, where
+    these are fewer. Lower bounds that could be no higher with so few learners or targets are marked.
     """
     if (privacy := line.privacy) is None:
         return "–"

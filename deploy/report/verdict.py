@@ -1,4 +1,4 @@
-"""The verdict in plain words: what attacks found without a defense, and which defenses held at what cost."""
+"""The verdict in plain words: what attacks find without a defense, which defenses stop them, and at what cost."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -9,11 +9,11 @@ from metaleak.deploy.config.defense_words import UNDEFENDED
 from metaleak.deploy.report.rows import Row, leak, level_text, measure_text, rate_text
 from metaleak.deploy.report.settings import Line, Setting
 
-HELD_AUC = 0.60
-"""A defense holds an attack when the AUC is no further from guessing than this."""
+STOPPED_AUC = 0.60
+"""A defense stops an attack when the AUC is no further from guessing than this."""
 
-HELD_LOSS = 0.03
-"""...and when it costs no more adapted accuracy than this."""
+CHEAP_LOSS = 0.03
+"""A defense is cheap when it costs no more accuracy than this, as a fraction."""
 
 
 def answer(found: Sequence[Setting]) -> list[str]:
@@ -26,7 +26,7 @@ def answer(found: Sequence[Setting]) -> list[str]:
     if setting is None:
         return []
     sentences = []
-    # Its model, its data and its task: the rest of a title is in the table's.
+    # Model, data and task; the rest of the title stands above the table.
     where = f"{', '.join(setting.title.split(', ')[:2])}: without" if len(found) > 1 else "Without"
     bare = next((line for line in setting.lines if line.rows[0].defense == UNDEFENDED), None)
     if bare is not None and (strongest := bare.strongest()):
@@ -40,7 +40,9 @@ def answer(found: Sequence[Setting]) -> list[str]:
         if promised:
             sentences.append(_guaranteed(promised))
         elif private:
-            sentences.append("Private finetuning promises the downstream examples its epsilon, the start nothing.")
+            sentences.append(
+                "Private finetuning protects the downstream examples by its epsilon, but not the pretraining data."
+            )
         else:
             sentences.append("None of these defenses has a guarantee: what the attacks here do not find, others may.")
     return sentences
@@ -48,14 +50,14 @@ def answer(found: Sequence[Setting]) -> list[str]:
 
 def _least_costly(bare: Line | None, defended: Sequence[Line]) -> str:
     counted = f"{len(defended)} defense{'s' if len(defended) > 1 else ''}"
-    bar = f"an AUC of {HELD_AUC:.2f}"
-    held = [(line, leaked) for line in defended if (leaked := _leaked(line)) <= HELD_AUC]
+    limit = f"an AUC of {STOPPED_AUC:.2f}"
+    held = [(line, leaked) for line in defended if (leaked := _leaked(line)) <= STOPPED_AUC]
     if not held:
         line, leaked = min(((line, _leaked(line)) for line in defended), key=lambda one: one[1])
         least = f"the strongest attack on {line.defense} reaches {leaked:.3f}"
-        return f"None of {counted} keeps every attack below {bar}; {least}."
+        return f"None of {counted} keeps every attack below {limit}; {least}."
     known = [(line, leaked) for line, leaked in held if line.accuracy]
-    kept = f"{len(held)} of {counted} keep{'s' if len(held) == 1 else ''} every attack below {bar}"
+    kept = f"{len(held)} of {counted} keep{'s' if len(held) == 1 else ''} every attack below {limit}"
     if not known:
         return f"{kept}; what they cost in accuracy was not measured."
     line, leaked = max(known, key=lambda one: one[0].accuracy.value if one[0].accuracy else 0.0)
@@ -110,10 +112,10 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         if bare and defended:
             sentences.append(_held(about, bare[0], defended))
             sentences += [
-                f"Under {row.label} {about} only seems to fail: its statistic {row.betrayed[0]} alone reaches "
-                f"AUC {row.betrayed[1]:.3f}."
+                f"Under {row.label} {about} only seems to fail: its statistic {row.revealing[0]} alone reaches "
+                f"AUC {row.revealing[1]:.3f}."
                 for row in defended
-                if row.betrayed and row.evaluation and leak(row.evaluation.auc.value) <= HELD_AUC < row.leak
+                if row.revealing and row.evaluation and leak(row.evaluation.auc.value) <= STOPPED_AUC < row.leak
             ]
         elif len(defended) > 1:
             sentences.append(
@@ -159,20 +161,20 @@ def _held(about: str, bare: Row, defended: Sequence[Row]) -> str:
     if bare.accuracy is None:
         name = bare.accuracy_name.capitalize()
         return f"{name} was not measured without a defense: what it costs to stop {about} is unknown."
-    bar = f"an AUC of {1 - HELD_AUC:.2f} to {HELD_AUC:.2f}"
-    bar += f" at a loss of at most {HELD_LOSS * 100:g} points of {bare.accuracy_name}"
+    limit = f"an AUC of {1 - STOPPED_AUC:.2f} to {STOPPED_AUC:.2f}"
+    limit += f" with a loss of at most {CHEAP_LOSS * 100:g} points of {bare.accuracy_name}"
     held = [
         (bare.accuracy.value - row.accuracy.value, row, row.evaluation.auc)
         for row in defended
         if row.evaluation and row.accuracy
-        # 1e-9 forgives the rounding of a difference: 0.93 - 0.90 is more than 0.03.
-        if row.leak <= HELD_AUC and bare.accuracy.value - row.accuracy.value <= HELD_LOSS + 1e-9
+        # 1e-9 allows for rounding: 0.93 - 0.90 is more than 0.03.
+        if row.leak <= STOPPED_AUC and bare.accuracy.value - row.accuracy.value <= CHEAP_LOSS + 1e-9
     ]
     if not held:
-        return f"None of the {len(defended)} defended runs holds {about} to {bar}."
+        return f"None of the {len(defended)} defended runs keeps {about} at {limit}."
     loss, row, auc = min(held, key=lambda one: one[0])
     value, interval = rate_text(auc)
     cost = f"{loss * 100:.1f} points lost" if loss > 0 else "no loss measured"
-    runs = f"{len(held)} of {len(defended)} defended runs {'holds' if len(held) == 1 else 'hold'}"
+    runs = f"{len(held)} of {len(defended)} defended runs {'keeps' if len(held) == 1 else 'keep'}"
     cheapest = f"{row.label} (AUC {value}, 95 % interval {interval}; {cost})"
-    return f"{runs} {about} to {bar}. The cheapest is {cheapest}."
+    return f"{runs} {about} at {limit}. The cheapest is {cheapest}."

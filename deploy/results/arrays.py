@@ -35,7 +35,7 @@ Images = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Some targets as an attack saw them: the file's first members and first non-members, at most 8 of each.
+    """Some targets of an attack: the file's first members and first non-members, at most 8 of each.
 
     `prior`, `reconstruction` and `truth` are `(n, C, H, W)` float32, meant to lie in [0, 1], C 1 or 3;
     `truth` is the image that the learner really held at that position. `member (n,)` booleans, `score (n,)`.
@@ -53,8 +53,8 @@ class Pairs:
     """Some examples that learners held, each with the reconstruction that it was paired with; at most 16.
 
     `truth` and `reconstruction` are images `(n, C, H, W)` float32, meant to lie in [0, 1], C 1 or 3, or sequences of
-    tokens `(n, T)` int64. `learner (n,)` is the learner's number; `alike (n,)` says how alike the two are. `words`
-    are what tokens stand for, as far as it is known.
+    tokens `(n, T)` int64. `learner (n,)` is the learner's number; `alike (n,)` is their similarity, PSNR in dB or
+    the fraction of equal tokens. `words` are the words of tokens, as far as they are known.
     """
 
     truth: NDArray[Any]
@@ -75,8 +75,8 @@ def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
 def read_scores(root: Path, name: str) -> tuple[Scores, Bools]:
     """Return `scores (T,)` and `member (T,)` from the Parquet file `root/name`.
 
-    Both are empty when there is none, or nobody knew the members when it was written. Raises `ValueError` for a
-    damaged file, a missing column, another type, or more than 5 million targets.
+    Both are empty when there is no file, or when membership was not known when it was written. Raises `ValueError`
+    for a damaged file, a missing column, another type, or more than 5 million targets.
     """
     try:
         with naming(root, name), _sized(root, name, MAX_SCORES_FILE) as file:
@@ -106,7 +106,7 @@ def _scores(file: int) -> pa.Table | None:
                 if schema.get_field_index(column) < 0 or not wanted(schema.field(column).type):
                     raise ValueError(f"no column {column!r} of the expected type")
             return parquet.read(columns=["score", "member"])
-    # Arrow raises both of its own and of Python's for a damaged file.
+    # Arrow raises exceptions of its own and of Python for a damaged file.
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a readable Parquet file: {_line(error)}") from error
 

@@ -11,7 +11,7 @@ from metaleak.server.record.plain_file import read_plain
 from metaleak.server.record.whole_file import write_whole
 
 MAX_JSON_FILE = 1 << 20
-"""Bytes of a file that describes one thing."""
+"""The most bytes of a file that describes one run or attack."""
 
 Shape = TypeVar("Shape", bound=BaseModel)
 

@@ -35,7 +35,7 @@ SUITE_FILE = "suite.json"
 
 @dataclass(frozen=True, eq=False)
 class AttackFiles:
-    """What one attack left on one run, in the directory `name`.
+    """The files of one attack on one run, in the directory `name`.
 
     `scores (T,)` and `member (T,)` are empty when only a summary is on disk.
     """
@@ -49,16 +49,16 @@ class AttackFiles:
 
     @property
     def kind(self) -> str:
-        """What the attack is; `name` is that of its result, which may carry more."""
+        """The attack's own name; `name` is that of its result, which may have a suffix."""
         return str(self.result.attack.get("name") or self.name)
 
 
 class Results(Protocol):
-    """What reports are about: `runs` by their path, and the `cells` of a suite, `None` where there is no suite."""
+    """What a report is about: `runs` by their path, and the `cells` of a suite, `None` for a single run."""
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """The title of its report."""
         ...
 
     @property
@@ -74,7 +74,7 @@ class Results(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """One run directory: its configuration, how it went, what was measured, what the attacks found."""
+    """One run directory: its configuration, state, measured rounds, and the attacks' results."""
 
     path: Path
     config: Mapping[str, Any]
@@ -137,7 +137,7 @@ def read_suite(path: Path) -> SuiteResult:
     for relative in dict.fromkeys(cell.run for cell in suite.cells):
         if Path(relative).is_absolute() or not {"..", ""}.isdisjoint(relative.split("/")):
             raise ValueError(f"{path / SUITE_FILE}: run {relative!r} lies outside the suite's directory")
-        # A link is there too, and refused where it is opened.
+        # A link counts as existing, and is refused when it is opened.
         if (path / relative).exists() or (path / relative).is_symlink():
             runs[relative] = read_run(path, relative)
     return SuiteResult(path, suite.name, suite.cells, runs)
@@ -167,7 +167,7 @@ def read_run(root: Path, inside: str = "") -> RunResult:
                 f"{path}: neither a run (run.json, experiment.yaml) nor a study ({STUDY_FILE}) nor a suite "
                 f"({SUITE_FILE}) nor attacks"
             )
-        # The record of another app: nobody but the app knows how its training went.
+        # The record of another app, which alone knows how its training went.
         state = RunState(status="done")
     state, written = state or RunState(), written or b""
     config = in_long_form(yaml_from(written, path / file), str(path / file))
@@ -208,7 +208,7 @@ def _bytes(root: Path, name: str, limit: int) -> bytes | None:
 
 def _rounds(root: Path, name: str, finished: bool) -> tuple[Round, ...]:
     lines = (_bytes(root, name, MAX_METRICS_FILE) or b"").split(b"\n")
-    # A run that was stopped may have been in the middle of its last line: everything before it is good.
+    # A stopped run may have written half of its last line; the lines before are valid.
     last = lines.pop()
     if last and finished:
         lines.append(last)

@@ -1,4 +1,4 @@
-"""What simulations, attacks and suites write down: the content of each file as a class, for writer and readers."""
+"""The schema of what simulations, attacks and suites write: each file's content as a class."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -32,13 +32,13 @@ Time = Annotated[str, AfterValidator(_with_zone)]
 
 
 class Written(BaseModel):
-    """A part of a file; fields that it does not know, such as a later version's, are passed over."""
+    """A part of a file; unknown fields, such as a later version's, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class RunState(Written):
-    """`run.json`: how a simulation goes; `chunk` learners are computed at once, `error` says why it `failed`."""
+    """`run.json`: the state of a simulation; `chunk` learners are computed at once, `error` says why it `failed`."""
 
     status: Literal["running", "done", "failed", "interrupted"] = "running"
     started: Time | None = None
@@ -77,8 +77,8 @@ class Privacy(Written):
     """The epsilon at `delta` that is `accounted` for, and the lower bounds that an attack's scores put on it.
 
     `accounted` is that of the rounds up to the last that was attacked, `accounted_run` that of the whole run; `None`
-    without a guarantee, or with one that is infinite. `ceiling` is what `lower_bound` would be if the same targets
-    were told apart without an error: no attack can prove more of so few, and `gaussian_ceiling` the same of
+    without a guarantee, or with one that is infinite. `ceiling` is the `lower_bound` of an attack without an error on
+    the same targets, the most that can be proven with so few, and `gaussian_ceiling` the same for
     `gaussian_lower_bound`. `lower_bound` exceeds the true epsilon
     with a chance of 1 - `confidence` at most, whatever the mechanism; so does `gaussian_lower_bound`, the sharper
     one, which is there only where what is accounted for promises to be Gaussian (see `Modeled`). `one_run` (Steinke
@@ -146,11 +146,11 @@ class Cost(Written):
 
 
 class ReleasedModels(Written):
-    """How good the models of a study of pretraining are, on average over them.
+    """The accuracies of the models of a study of pretraining, on average over them.
 
     `accuracy` is that of the released models on the downstream examples, `start_accuracy` that of their starts on
-    what each was pretrained on, and `start_accuracy_outside` on the rest of the pool. `epsilon` at `delta` is what a
-    private finetuning promises the downstream examples; it promises those behind the start nothing.
+    what each was pretrained on, and `start_accuracy_outside` on the rest of the pool. `epsilon` at `delta` is the
+    guarantee of a private finetuning for the downstream examples; it does not cover the pretraining data.
     """
 
     accuracy: Estimate
@@ -161,7 +161,7 @@ class ReleasedModels(Written):
 
 
 class AttackResult(Written):
-    """`attack.json`: what one attack on one run was, and what it found.
+    """`attack.json`: the settings and the result of one attack on one run.
 
     `attack` and `targets` are its settings, defaults included; `rounds` recorded rounds from `round` on were attacked
     together, and `mean_of` learners were seen in a mean alone (1: each by itself). It `asks` about learners' query or

@@ -1,4 +1,4 @@
-"""What a study of pretraining was, in the words in which reports compare runs."""
+"""The configuration of a study of pretraining, in the form in which reports compare runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,10 @@ STUDY_FILE = "study.yaml"
 
 
 def described_study(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the study `plain` (parsed YAML) with what protects the examples behind the start as `defenses`.
+    """Return the study `plain` (parsed YAML) with whatever protects the pretraining data as `defenses`.
 
-    Where there is one finetuning, it stands under `finetuning`, and its private steps among the defenses; so do
-    answers of which not all can be seen. A study of several finetunings keeps them as they are. Whatever is not as a
-    study has it is left as it is.
+    A single finetuning is moved to `finetuning`, and its private steps to the defenses; so are truncated answers.
+    Several finetunings are kept as they are, and so is whatever a study would not have.
     """
     described = dict(plain)
     defenses: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Adapted accuracy: what the initialization is worth on tasks that no learner has."""
+"""Adapted accuracy: the accuracy of the initialization after adaptation to tasks that no learner has."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from metaleak.clients.sharing import without_clip
 from metaleak.deploy.config.experiment import EvaluationSettings
 
 _COPIES = 4
-"""Copies of the parameters that one task's adaptation takes, about."""
+"""About how many copies of the parameters the adaptation to one task needs."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Accuracy:
 class HeldOutTasks:
     """Evaluation tasks made of held-out images, the same ones every time.
 
-    The learners' defenses do not act here: nothing leaves the learner when it adapts for itself.
+    The learners' defenses are not applied: nothing is sent when a learner adapts for its own use.
     """
 
     def __init__(self, federation: Federation, settings: EvaluationSettings) -> None:

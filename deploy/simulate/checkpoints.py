@@ -1,4 +1,4 @@
-"""The checkpoints of a run: from which it goes on, and what is kept after every round."""
+"""The checkpoints of a run: the one that it resumes from, and those after every round."""
 
 from metaleak.clients.episode import Parameters
 from metaleak.deploy.simulate.run_directory import RunDirectory
@@ -8,7 +8,7 @@ from metaleak.server.record.whole_file import write_whole
 
 
 class Checkpoints:
-    """Where a run begins and how far it has come.
+    """The checkpoint from which a run begins, and the last one written.
 
     `begin` is the checkpoint that it goes on from; `None` for a new run, and for one whose first round was never
     done. Raises `ValueError` for a checkpoint that cannot be read or is of another model than the `initial`
@@ -29,7 +29,7 @@ class Checkpoints:
         """Write the state after a round."""
         self._last = checkpoint
         content = checkpoint.content()
-        # Behind the round's replies in one queue: a checkpoint on disk means that its record is there too.
+        # Queued after the round's replies: a checkpoint on disk means that its record is there, too.
         background.submit(len(content), lambda: write_whole(self._run.checkpoint, content))
 
     def save_parameters(self) -> None:

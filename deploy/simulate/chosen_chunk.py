@@ -1,4 +1,4 @@
-"""How many learners a run computes at once: what the experiment says, or what is measured to be best for it."""
+"""How many learners a run computes at once: the experiment's number, or the fastest by measurement."""
 
 from metaleak.clients.device import torch_device
 from metaleak.deploy.simulate.measured_chunk import measured_chunk
@@ -17,7 +17,7 @@ def chosen_chunk(ready: Prepared, known: int | None) -> int:
     if known is not None:
         return known
     chunk = measured_chunk(ready.federation, torch_device(experiment.engine.device))
-    # A round needs a few chunks to share out, whatever the number of actors, and none that fills the memory.
+    # A round needs several chunks to distribute, for any number of actors, and none that fills the memory.
     sampled = sample_size(experiment.partition.learners, experiment.server.fraction)
     size = sum(value.numel() * value.element_size() for value in ready.initial.values())
     while chunk > 1 and (4 * chunk > sampled or chunk * size > LARGEST_SHARE):

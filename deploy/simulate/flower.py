@@ -92,12 +92,12 @@ def _with_secret(experiment: Experiment, context: Context) -> Federation:
         )
     home = Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
     key = noise_key(Path(str(context.node_config.get("noise-key", home / "metaleak-noise-key"))))
-    # Another run asks other things in rounds of the same numbers.
+    # The noise of another run must differ, though its rounds have the same numbers.
     return replace(federation, secret=RandomSource.of(key, context.run_id).key)
 
 
 def _tell(done: "RoundDone") -> None:
-    """Log what a round came to."""
+    """Log the result of a round."""
     missing = f", {done.missing} learners are missing" if done.missing else ""
     accuracy = done.accuracy
     adapted = (

@@ -49,7 +49,7 @@ def resume(
     goes on here, or on the cluster that `changes` name, and not on the one that the run names.
     """
     run = RunDirectory.open(out)
-    # To join a stranger's cluster would be to run what it sends.
+    # Joining a stranger's cluster would mean running the code that it sends.
     changes = tuple(changes) if trust else ("engine.ray_address=null", *changes)
     experiment = run.experiment(changes, trust)
     _must_go_on_as_it_began(run, run.experiment(trust=trust).resolved(), experiment)
@@ -69,7 +69,7 @@ def simulated_on_ray(
         try:
             engine = RayEngine(experiment.engine, experiment.partition.learners)
         except Exception:
-            # A wrong experiment is told before a Ray that does not start.
+            # An error in the experiment is reported before one of Ray's start.
             tried.result()
             raise
     try:

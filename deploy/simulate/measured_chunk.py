@@ -27,10 +27,10 @@ CHUNKS = (1, 4, 16, 32, 64, 128)
 """The choices; powers of two, in which learners are also summed."""
 
 _METHODS = "loop, vmap, own span"
-"""How `batch_meta_gradients` may compute: what was measured of other ways says nothing of these."""
+"""The methods of `batch_meta_gradients`, part of the cache's key: measurements of other methods do not apply."""
 
 _WORTH = 0.95
-"""A larger chunk must take at most this much of the time an episode: memory is not free."""
+"""A larger chunk is chosen only if it needs at most this fraction of the time per episode: memory is not free."""
 
 
 def measured_chunk(
@@ -87,7 +87,7 @@ def _measured(
     batches = {chunk: _batch(federation, parameters, chunk) for chunk in CHUNKS if chunk <= affordable}
     times: dict[int, float] = {}
     end = time.monotonic() + seconds
-    # In turns, so that a moment in which the machine is busy falls on all of them; the first turn warms up.
+    # In turns, so that a busy moment of the machine affects all choices; the first turn warms up.
     for turn in range(6):
         for chunk, batch in batches.items():
             if turn > 0 and time.monotonic() > end:
@@ -106,7 +106,7 @@ def _measured(
 
 
 def _seconds(federation: Federation, parameters: Parameters, batch: Episode, device: torch.device) -> float:
-    """Return what one batch takes: of this thread's own time on a CPU, where others may be at work too."""
+    """Return the seconds of one batch: on a CPU this thread's processor time, for others may be running."""
     clock = time.perf_counter if device.type == "cuda" else time.thread_time
     start = clock()
     batch_meta_gradients(federation.model, federation.rule, parameters, batch)
@@ -164,7 +164,7 @@ def _remembered() -> dict[str, object]:
 
 
 def _remember(key: str, chunk: int) -> None:
-    """Keep a choice; a cache that cannot be written is done without."""
+    """Store a choice in the cache, if that can be written."""
     file = _file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

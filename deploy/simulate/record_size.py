@@ -1,4 +1,4 @@
-"""How much a simulation will write to the disk."""
+"""The size on disk of the record that a simulation will write."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ def record_bytes(experiment: Experiment) -> int:
     under secure aggregation the mean alone. Raises `ValueError` or `OSError` for data that cannot be loaded.
     """
     federation = experiment.federation()
-    # Learners that the data do not suffice for are told before anything is said of what they would send.
+    # Too little data for the learners is reported first.
     federation.split()
     parameters = sum(value.numel() for value in federation.shared(federation.initial_parameters()).values())
     recorded = experiment.record.rounds

@@ -1,4 +1,4 @@
-"""The rounds of a simulation as its server does them: the strategy, the recorder, what is noted after each."""
+"""The rounds of a simulation on its server: the strategy, the recorder, and the bookkeeping after each."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from metaleak.server.record.writer import RecordWriter
 
 @dataclass(frozen=True)
 class RoundDone:
-    """What a caller hears after a round: `missing` learners gave no usable answer, `accuracy` may not be measured."""
+    """The result of a round: `missing` learners gave no usable reply; `accuracy` is `None` if it was not measured."""
 
     round: int
     rounds: int

@@ -1,4 +1,4 @@
-"""One experiment simulated into a run directory, on whatever grid there is."""
+"""One experiment simulated into a run directory, on any grid."""
 
 import shutil
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class Simulation:
                 self.run.keep_chunk(self._chunk)
         except BaseException:
             if not resume:
-                # Nothing was simulated: what is left behind would only be in the way of the next try.
+                # Nothing was simulated: the empty run directory would only block the next attempt.
                 shutil.rmtree(self.run.path, ignore_errors=True)
             raise
 

@@ -17,8 +17,8 @@ _OWN_SPAN_ERROR = 1e-3
 def try_out(federation: Federation) -> None:
     """Compute one learner's meta-gradient, so that a model or rule that cannot is found before any actor starts.
 
-    Also that of two at once, as rounds and held-out tasks do. Where it would be computed in the span of the learner's
-    images, so too, in float64: what a model or a rule says of itself may be wrong, and shows in the difference.
+    Also that of two at once, as rounds and held-out tasks do. Where rounds would compute it in the span of the
+    learner's images, this is compared in float64, since the declaration of a model or a rule may be wrong.
 
     Raises `ValueError` in one line.
     """
@@ -43,7 +43,7 @@ def try_out(federation: Federation) -> None:
 
 
 class _LeavesSpan(ValueError):
-    """A meta-gradient that is another in the span of the learner's images."""
+    """Raised when the meta-gradient differs in the span of the learner's images."""
 
 
 def _compare_in_span(model: Model, rule: Rule, parameters: Parameters, episode: Episode) -> None:
@@ -51,7 +51,7 @@ def _compare_in_span(model: Model, rule: Rule, parameters: Parameters, episode: 
     parameters = {name: _doubled(value) for name, value in parameters.items()}
     alone, _ = rule.meta_gradient(model, parameters, episode)
     together, _ = batch_meta_gradients(model, rule, parameters, _twice(episode))
-    # Far above rounding, also that of a model which computes a part in float32.
+    # Far above rounding errors, even of a model that computes a part in float32.
     least = _OWN_SPAN_ERROR**2 * max(float(value.norm()) for value in alone.values())
     for name, value in alone.items():
         if float((together[name][0] - value).norm()) > max(_OWN_SPAN_ERROR * float(value.norm()), least):

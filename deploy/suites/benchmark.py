@@ -1,4 +1,4 @@
-"""Running a suite: every cell that is not there yet, several at a time, none twice."""
+"""Running a suite: all missing cells, several at a time, none twice."""
 
 import threading
 import time
@@ -29,7 +29,7 @@ WRITTEN = ("suite.json", "suite.yaml", "leaderboard.parquet", "leaderboard.json"
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a suite is: jobs `done` of `total`, what is `running`, and about how many seconds are left."""
+    """The progress of a suite: jobs `done` of `total`, those `running`, and the estimated seconds left."""
 
     done: int
     total: int
@@ -84,7 +84,7 @@ def _work(going: "_Going", workers: Workers, stopped: threading.Event, watch: Wa
 
 
 class _Going:
-    """A plan being worked on."""
+    """The state of a plan while its jobs run."""
 
     def __init__(self, planned: Plan, write: Callable[[Iterable[Cell]], None]) -> None:
         self.cells = dict(planned.cells)
@@ -96,7 +96,7 @@ class _Going:
         self._write = write
         for key, job in planned.jobs.items():
             if key not in self._waiting:
-                # What an earlier call found wrong stays wrong.
+                # Results that an earlier call found to be wrong count as failures again.
                 self._fill(key, job.proven_wrong)
         write(self.cells.values())
 
@@ -108,7 +108,7 @@ class _Going:
         """Return the jobs to begin now: those that wait for no other, while there are idle workers."""
         missing = {run for run, result in (*self._waiting, *self._running) if not result}
         free = [key for key in self._waiting if not key[1] or key[0] not in missing]
-        # Attacks first: their cells are done then, and may be looked at.
+        # Attacks first, for they complete cells whose results can be looked at.
         free.sort(key=lambda key: not key[1])
         begun = free[: workers - len(self._running)]
         for key in begun:
@@ -116,7 +116,7 @@ class _Going:
         return [self._running[key][0] for key in begun]
 
     def end(self, job: Job, outcome: Outcome) -> None:
-        """Take note of how a job ended: a simulation that failed takes its attacks with it."""
+        """Record how a job ended: if a simulation failed, so did its attacks."""
         key = self._keys[job.run, job.result]
         del self._running[key]
         self._forecast.learn(job, outcome.seconds)

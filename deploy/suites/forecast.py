@@ -1,4 +1,4 @@
-"""How long the rest of a suite takes, told from what the jobs before took."""
+"""The time that the rest of a suite takes, estimated from finished jobs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from metaleak.deploy.suites.jobs import Job
 
 @dataclass
 class Forecast:
-    """Learns from jobs that have ended what the others will take."""
+    """Estimates the duration of jobs from those that have ended."""
 
     _taken: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
 
@@ -23,8 +23,8 @@ class Forecast:
     ) -> float | None:
         """Return about how long `workers` need for what is `running`, with the seconds so far, and `waiting`.
 
-        `None` while nothing has ended. A job is taken to last as long as those most like it did on average; one that
-        has been at it for longer, to end now.
+        `None` while nothing has ended. A job is expected to take as long as the most similar ones did on average; one
+        that has taken longer, to end now.
         """
         if not self._taken:
             return None

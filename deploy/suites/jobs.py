@@ -1,4 +1,4 @@
-"""The jobs of a suite: one simulation or one attack each, in whatever process does it."""
+"""The jobs of a suite: one simulation or one attack each, executed by a worker process."""
 
 import time
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What its duration depends on, the weightiest first: jobs of one kind take about as long."""
+        """What the duration depends on, the most important first: jobs of one kind take about equally long."""
         experiment = self.experiment
         what = "simulation" if self.attack is None else self.attack.name
         asked = "" if self.attack is None else str(self.attack.settings)
@@ -63,9 +63,9 @@ class Outcome:
 
 
 def do(job: Job) -> Outcome:
-    """Do one job; whatever goes wrong is in its outcome.
+    """Do one job; errors are returned in its outcome.
 
-    A simulation that was cut off goes on, and so does an attack whose targets can be parted.
+    An interrupted simulation is resumed, and so is an attack whose targets can be split.
     """
     started = time.monotonic()
     error: str | None = None

@@ -1,4 +1,4 @@
-"""What a suite comes to: its cells, and the jobs that fill them, each once."""
+"""The plan of a suite: its cells, and the jobs that fill them, each once."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ Key = tuple[str, str]
 """A run, relative to the suite's directory, and the name of an attack's result in it, empty for the simulation."""
 
 _TOLD = ("seed", "data", "task", "partition", "model", "rule", "server", "faults", "targets")
-"""The keys of an experiment by which a cell can be told from others even when it has no run."""
+"""The keys of an experiment that describe a cell even when it has no run."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ def _attack_key(experiment: Experiment, attack: Plugin) -> str:
     targets = experiment.targets.model_dump(mode="json")
     for key in ("audit", "lpips"):
         if targets[key] is None:
-            # As if there were no such key: what was stored before there was one is still the same.
+            # Left out at its earlier value, so that the hashes of stored results stay the same.
             del targets[key]
     decides = [attack.resolved("attacks"), targets]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def labels(resolved: list[dict[str, Any]]) -> list[str]:
-    """Return what tells each experiment from the others: its defenses, and whatever else the suite varies."""
+    """Return a label for each experiment: its defenses, and whatever else the suite varies."""
     described = [dict(_flat(plain)) for plain in resolved]
     everywhere = set.intersection(*(set(flat.items()) for flat in described)) if described else set()
     labels = []

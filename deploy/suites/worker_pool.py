@@ -14,13 +14,13 @@ from metaleak.deploy.errors import one_line
 from metaleak.deploy.suites.jobs import Job, Outcome, do
 
 _TRIES_AGAIN = 1
-"""How often a job is given to another process when its own died: what was killed for memory would be again."""
+"""How often a job is given to another process after its own died; one killed for its memory would die again."""
 
 _GO_ON = "the same command goes on from here"
 
 
 class Workers(Protocol):
-    """Whatever does jobs: at most `count` at a time."""
+    """Executes jobs, at most `count` at a time."""
 
     @property
     def count(self) -> int:
@@ -47,10 +47,12 @@ class RayWorkers:
         self._begun: dict[Any, Job] = {}
 
     def __enter__(self) -> Self:
-        # Ray tells of a dead worker on the standard output, where `--json` has its document; so does the outcome.
+        # Ray reports a dead worker on the standard output, which is for the document of `--json`; the outcome says
+        # it, too.
         with ExitStack() as up:
             up.enter_context(redirect_stdout(StringIO()))
-            # Ends the workers too, whatever they are at: what they have written is whole, and goes on another time.
+            # This ends busy workers, too: the files that they have written are complete, and their jobs can be
+            # resumed.
             up.callback(stop_ray)
             self.count = start_ray(self._settings)
             share = gpus_each(self._settings, self.count)
@@ -71,7 +73,7 @@ class RayWorkers:
         """Return the jobs that have ended; raises `RuntimeError` in one line when Ray itself has died."""
         check_ray(_GO_ON)
         ready, _ = ray.wait(list(self._begun), timeout=seconds)
-        # What Ray says of jobs whose Ray died meanwhile is not theirs.
+        # Errors of jobs whose Ray has died are not their own.
         outcomes = [(reference, _outcome(reference)) for reference in ready]
         check_ray(_GO_ON)
         return [(self._begun.pop(reference), outcome) for reference, outcome in outcomes]

@@ -126,7 +126,7 @@ def test_a_statistic_that_leaks_more_than_the_score_is_not_passed_over(tmp_path:
     rows = comparison_rows(read_suite(suite))
     defended = [row for row in rows if row.evaluation and row.evaluation.auc.value < 0.6]
     assert defended
-    assert all(row.betrayed == ("outside_prior", 0.99) for row in defended)
+    assert all(row.revealing == ("outside_prior", 0.99) for row in defended)
     said = " ".join(verdict(rows))
     assert "only seems to fail: its statistic outside_prior alone reaches AUC 0.990" in said
     assert "None of the" in said
