@@ -98,7 +98,8 @@ class RandomSource:
         """
         pairs = -(-count // 2)
         lengths = self._key_stream(self._drawn)
-        angles = self._key_stream(self._drawn + 8 * pairs)
+        # One stream does where all lengths come before the angles.
+        angles = lengths if pairs <= _PAIRS_AT_ONCE else self._key_stream(self._drawn + 8 * pairs)
         self._drawn += 16 * pairs
         for start in range(0, pairs, _PAIRS_AT_ONCE):
             some = min(_PAIRS_AT_ONCE, pairs - start)
@@ -109,11 +110,15 @@ class RandomSource:
 
     def _key_stream(self, begin: int) -> CipherContext:
         """Return the key stream from byte `begin` on."""
-        key = hashlib.blake2b(b"normal", key=self.key, digest_size=_KEY_BYTES).digest()
         block, rest = divmod(begin, _CIPHER_BLOCK)
-        stream = Cipher(algorithms.ChaCha20(key, block.to_bytes(8, "little") + bytes(8)), mode=None).encryptor()
+        counter = block.to_bytes(8, "little") + bytes(8)
+        stream = Cipher(algorithms.ChaCha20(self._cipher_key, counter), mode=None).encryptor()
         stream.update(bytes(rest))
         return stream
+
+    @cached_property
+    def _cipher_key(self) -> bytes:
+        return hashlib.blake2b(b"normal", key=self.key, digest_size=_KEY_BYTES).digest()
 
 
 def _uniforms(stream: CipherContext, count: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ def dense_layers_of(model: Model) -> Mapping[str, str | None] | None:
 
     Each class speaks for itself: one derived from it may compute otherwise.
     """
-    return model.dense_layers if isinstance(model, OnlyDense) and "dense_layers" in vars(type(model)) else None
+    return cast(OnlyDense, model).dense_layers if "dense_layers" in vars(type(model)) else None
 
 
 @dataclass(frozen=True)
