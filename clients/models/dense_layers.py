@@ -11,7 +11,11 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from metaleak.clients.episode import Parameters
+from metaleak.clients.models.layers import ACTIVATIONS, Compute, follow
 from metaleak.clients.models.model import Model
+
+_TOLERANCE = 1e-4
+"""Part of a value that float32 may lose on its way through a network."""
 
 
 @runtime_checkable
@@ -40,6 +44,53 @@ def dense_layers_of(model: Model) -> Mapping[str, str | None] | None:
     return cast(OnlyDense, model).dense_layers if "dense_layers" in vars(type(model)) else None
 
 
+def dense_layers_of_module(
+    model: Compute, parameters: Parameters, shape: tuple[int, ...]
+) -> Mapping[str, str | None] | None:
+    """Return the dense layers of which `model` consists, for inputs `(B, *shape)`, or `None` where that is not shown.
+
+    Shown is: each example goes through a chain of linear layers and activations and nothing else, alone as among
+    others; each parameter is used once; and what passes the layers gives the gradient that differentiation gives.
+    """
+    images = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    followed = follow(model, parameters, images)
+    try:
+        chain = followed.layers().chain()
+    except ValueError:
+        return None
+    if followed.layers().before or any(
+        layer.kind != "linear" or len(layer.input_shape) != 1 or not ACTIVATIONS.issuperset(layer.after)
+        for layer in chain
+    ):
+        return None
+    found = {layer.weight: layer.bias for layer in chain if layer.weight is not None}
+    named = [*found, *(bias for bias in found.values() if bias is not None)]
+    if sorted(named) != sorted(parameters) or any(followed.uses[name] != 1 for name in named):
+        return None
+    together = model(parameters, images)
+    alone = torch.cat([model(parameters, one[None]) for one in images])
+    if not torch.allclose(together, alone, rtol=_TOLERANCE, atol=_TOLERANCE):
+        return None
+    return found if _gives_the_gradient(model, found, parameters, images) else None
+
+
+def _gives_the_gradient(
+    model: Compute, layers: Mapping[str, str | None], parameters: Parameters, images: Tensor
+) -> bool:
+    moving = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    with torch.enable_grad():
+        expected = torch.autograd.grad(model(moving, images).square().sum(), [moving[name] for name in layers])
+    try:
+        seen = passed(model, layers, parameters, frozenset(parameters), images, lambda logits: logits.square().sum())
+    except KeyError:
+        # A weight that is computed with before it meets the inputs.
+        return False
+    return all(
+        torch.allclose(one.slopes.mT @ one.inputs, gradient, rtol=_TOLERANCE, atol=_TOLERANCE)
+        for one, gradient in zip(seen, expected, strict=True)
+    )
+
+
 @dataclass(frozen=True)
 class Passed:
     """What passed a dense layer: its `inputs (B, n)` and the `slopes (B, h)` of each example's loss in its outputs.
@@ -57,7 +108,7 @@ class Passed:
 
 
 def passed(
-    model: Model,
+    model: Compute,
     layers: Mapping[str, str | None],
     parameters: Parameters,
     names: frozenset[str],
@@ -101,7 +152,7 @@ def _apart(dual: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _calls(
-    model: Model,
+    model: Compute,
     asked: Mapping[str, str | None],
     parameters: Parameters,
     inputs: Tensor,

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import MLP, Conv4, dense_layers_of
+from metaleak.clients.models import MLP, Conv4, TorchModule, dense_layers_of
 from metaleak.clients.randomness import keyed_generator
 from metaleak.clients.rules import ReleasedMeans
 from metaleak.clients.sharing import WithConstants
@@ -104,3 +105,65 @@ def test_a_layer_that_is_constant_takes_no_part():
     assert found.keys() == names
     for name in names:
         torch.testing.assert_close(found[name], whole[name])
+
+
+class Mixed(nn.Module):
+    """Its logits are those of two dense layers, less what all examples have in common."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(SIDE * SIDE, 5), nn.Linear(5, WAYS)
+
+    def forward(self, images):
+        features = torch.relu(self.body(images.flatten(1)))
+        return self.head(features - features.mean(0))
+
+
+class Doubled(nn.Module):
+    """A weight is computed with before it meets the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(WAYS, SIDE * SIDE))
+
+    def forward(self, images):
+        return nn.functional.linear(images.flatten(1), 2 * self.weight)
+
+
+def test_a_module_that_is_a_chain_of_dense_layers_is_found_to_be_one():
+    chain = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(SIDE * SIDE, 5),
+        nn.LeakyReLU(),
+        nn.Linear(5, 4, bias=False),
+        nn.Tanh(),
+        nn.Linear(4, 3),
+    )
+    model = TorchModule(chain)
+    assert dense_layers_of(model) == {"1.weight": "1.bias", "3.weight": None, "5.weight": "5.bias"}
+    parameters = model.initialize((1, SIDE, SIDE), WAYS, keyed_generator("start"))
+    images = torch.rand(6, 1, SIDE, SIDE, generator=keyed_generator("images"))
+    labels = torch.arange(6) % WAYS
+    names = frozenset(parameters)
+    found = released(1e-3).gradient(model, parameters, names, images, labels, "query")
+    rows = [
+        released(1e-3).gradient(model, parameters, names, *one, "query")
+        for one in zip(images[:, None], labels[:, None], strict=True)
+    ]
+    for name, value in found.items():
+        torch.testing.assert_close(value, torch.stack([row[name] for row in rows]).mean(0))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Mixed(),
+        Doubled(),
+        nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 5), nn.BatchNorm1d(5, affine=False), nn.Linear(5, WAYS)),
+        nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 5), nn.LayerNorm(5), nn.Linear(5, WAYS)),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * (SIDE - 2) ** 2, WAYS)),
+    ],
+    ids=["mixed", "doubled", "batch norm", "layer norm", "convolution"],
+)
+def test_any_other_is_not(module):
+    assert dense_layers_of(TorchModule(module)) is None
