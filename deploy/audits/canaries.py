@@ -154,11 +154,11 @@ class CanaryImage:
 
     Where a rule takes the query set's gradients at adapted parameters (`support`, MAML), the query images measure the
     first pixel's weights: each has a threshold of its own, set by its second pixel, above which it is taken for the
-    other class and its gradient passes from nothing to the clipping norm. With 500 of them to a deviation the noise
-    of their mean, z images' clipping norms for the multiplier z, adds next to nothing to that of the inner steps.
+    other class and its gradient passes from nothing to the clipping norm. With 250 of them to a deviation the noise
+    of their mean, 2 z images' contributions for the multiplier z, adds next to nothing to that of the inner steps.
 
     So in either set the two inputs are as far apart as is accounted for: mu is 1 / z a mean, less a part in 1e5 by
-    which norms are held below the bound, and less a part of z^2 / 1e5 where query images read.
+    which norms are held below the bound, and less a part of z^2 / 3e4 where query images read.
     """
 
     defense: RecordLevel
