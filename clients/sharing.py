@@ -1,7 +1,7 @@
 """Which parameters a federation shares, and with which of the others its learners compute."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaleak.clients.episode import Parameters
-from metaleak.clients.models import Model, head_of
+from metaleak.clients.models import Model, dense_layers_of, head_of
 from metaleak.clients.rules import Rule, adapted_names
 from metaleak.defenses import CLIP_NAME, AdaptsClip, Defense, adapting
 
@@ -108,6 +108,15 @@ class WithConstants:
     def head(self) -> tuple[str, ...]:
         """Return the names of the classifier's parameters, without those that are constants."""
         return tuple(name for name in head_of(self.model) if name not in self.constants)
+
+    @property
+    def dense_layers(self) -> Mapping[str, str | None] | None:
+        """Return the model's dense layers whose weights are no constants; `None` where only a bias of one is none."""
+        layers = dense_layers_of(self.model) or {}
+        moving = {weight: bias for weight, bias in layers.items() if weight not in self.constants}
+        others = {bias for weight, bias in layers.items() if weight in self.constants and bias is not None}
+        alone = not others <= self.constants.keys()
+        return None if alone or not moving else moving
 
     def initialize(self, input_shape: tuple[int, ...], ways: int, generator: object) -> Parameters:
         """Refuse: the constants belong to one initialization. Raises `RuntimeError`."""

@@ -102,7 +102,7 @@ class GaussianMechanism(Budget):
         """Return `tensors` clipped and noisy; see `clipped` for what happens to which norm."""
         deviation = self.standard_deviation
         sent = {
-            name: (value + deviation * random.normal(value.shape).to(value.device)).to(tensors[name].dtype)
+            name: random.noisy(value, deviation).to(tensors[name].dtype)
             for name, value in clipped(tensors, self.clip).items()
         }
         if self.adapt is not None:

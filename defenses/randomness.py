@@ -6,7 +6,7 @@ torch's own way from a number to a generator keeps 32 bits of it, few enough to 
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Self
 
@@ -19,6 +19,15 @@ KeyPart = int | str | bytes
 
 _KEY_BYTES = 32
 _STATE_WORDS = 624
+_CIPHER_BLOCK = 64
+"""Bytes of the key stream for one count of the cipher's counter."""
+
+_PAIRS_AT_ONCE = 1 << 14
+"""Pairs of normal numbers that are made at a time."""
+
+_ZEROS = memoryview(bytes(8 * _PAIRS_AT_ONCE))
+"""What the key stream is added to, to be read by itself."""
+
 _STATE_BEGINS = 24
 """Bytes of torch's serialized CPU generator (`at::mt19937`) before its 624 words, each of which takes 8 bytes."""
 
@@ -35,6 +44,7 @@ class RandomSource:
         if len(key) != _KEY_BYTES:
             raise ValueError(f"a key has {_KEY_BYTES} bytes, got {len(key)}")
         self.key = key
+        self._drawn = 0
 
     @classmethod
     def of(cls, *parts: KeyPart) -> Self:
@@ -63,24 +73,64 @@ class RandomSource:
         does not hold the key can tell the stream from true randomness, whatever part of it is known. At most 8.6 in
         size, which about one of 10^17 should exceed.
         """
-        count = math.prod(shape)
+        made = torch.empty(math.prod(shape), dtype=torch.float64, device="cpu")
+        for start, numbers in self._normal_blocks(len(made)):
+            made[start : start + len(numbers)] = numbers
+        return made.reshape(tuple(shape))
+
+    def noisy(self, values: Tensor, deviation: float, scale: float = 1.0) -> Tensor:
+        """Return `scale` times `values` plus `deviation` times `normal` numbers, of the type and place of `values`.
+
+        The sum is taken in float64 and rounded once. Noise that is itself rounded to float32 would give its values
+        away: which of two numbers it was added to shows in the lowest bits of the sum.
+        """
+        flat = values.reshape(-1)
+        made = torch.empty_like(flat)
+        for start, numbers in self._normal_blocks(len(flat)):
+            some = slice(start, start + len(numbers))
+            made[some] = numbers.mul_(deviation).to(flat.device).add_(flat[some], alpha=scale)
+        return made.reshape(values.shape)
+
+    def _normal_blocks(self, count: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the next `count` normal numbers in parts, each with its place among them.
+
+        In parts, since a gradient has as many entries as the network, and memory is what takes the time.
+        """
         pairs = -(-count // 2)
-        bits = np.frombuffer(self._cipher.update(bytes(16 * pairs)), "<u8").reshape(2, pairs) >> 11
-        # In place: a gradient has as many entries as the network, and memory is what takes the time.
-        uniforms = bits.astype(np.float64)
-        uniforms += 0.5
-        uniforms *= 2.0**-53
-        first, second = torch.from_numpy(uniforms)
-        length, angle = first.log_().mul_(-2.0).sqrt_(), second.mul_(2.0 * math.pi)
-        made = torch.empty(2 * pairs, dtype=torch.float64, device="cpu")
-        torch.mul(length, angle.cos(), out=made[:pairs])
-        torch.mul(length, angle.sin_(), out=made[pairs:])
-        return made[:count].reshape(tuple(shape))
+        lengths = self._key_stream(self._drawn)
+        # One stream does where all lengths come before the angles.
+        angles = lengths if pairs <= _PAIRS_AT_ONCE else self._key_stream(self._drawn + 8 * pairs)
+        self._drawn += 16 * pairs
+        for start in range(0, pairs, _PAIRS_AT_ONCE):
+            some = min(_PAIRS_AT_ONCE, pairs - start)
+            length = _uniforms(lengths, some).log_().mul_(-2.0).sqrt_()
+            angle = _uniforms(angles, some).mul_(2.0 * math.pi)
+            yield start, angle.cos().mul_(length)
+            yield pairs + start, angle.sin_().mul_(length)[: count - pairs - start]
+
+    def _key_stream(self, begin: int) -> CipherContext:
+        """Return the key stream from byte `begin` on."""
+        block, rest = divmod(begin, _CIPHER_BLOCK)
+        counter = block.to_bytes(8, "little") + bytes(8)
+        stream = Cipher(algorithms.ChaCha20(self._cipher_key, counter), mode=None).encryptor()
+        stream.update(bytes(rest))
+        return stream
 
     @cached_property
-    def _cipher(self) -> CipherContext:
-        key = hashlib.blake2b(b"normal", key=self.key, digest_size=_KEY_BYTES).digest()
-        return Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+    def _cipher_key(self) -> bytes:
+        return hashlib.blake2b(b"normal", key=self.key, digest_size=_KEY_BYTES).digest()
+
+
+def _uniforms(stream: CipherContext, count: int) -> Tensor:
+    """Return the next `count` numbers of 53 bits in (0, 1)."""
+    made = np.empty(count)
+    stream.update_into(_ZEROS[: 8 * count], made.view(np.uint8).data)
+    bits = made.view("<u8")
+    bits >>= 11
+    np.copyto(made, bits, casting="unsafe")
+    made += 0.5
+    made *= 2.0**-53
+    return torch.from_numpy(made)
 
 
 @lru_cache(maxsize=1)

@@ -154,12 +154,7 @@ class RecordLevel(Budget):
     ) -> dict[str, Tensor]:
         """Return the mean of clipped contributions that add up to `total`, plus noise."""
         deviation = self.standard_deviation(reading, count)
-        found = {}
-        for name, value in total.items():
-            noise = random.normal(value.shape).to(value.device)
-            # In place: for a wide layer the noise takes most of a learner's time.
-            found[name] = noise.mul_(deviation).add_(value, alpha=1 / count).to(value.dtype)
-        return found
+        return {name: random.noisy(value, deviation, 1 / count) for name, value in total.items()}
 
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` as they are: it acts on means over examples."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metaleak.clients.models.conv4 import Conv4
+    from metaleak.clients.models.dense_layers import OnlyDense, Passed, dense_layers_of, passed
     from metaleak.clients.models.language_model import LanguageModel
     from metaleak.clients.models.layers import INPUT, Layer, Layers, Sliding, layers_of
     from metaleak.clients.models.lenet import LeNet
@@ -48,6 +49,8 @@ __all__ = [
     "LinearInput",
     "Model",
     "NamesHead",
+    "OnlyDense",
+    "Passed",
     "Sliding",
     "TextModel",
     "TinyBERT",
@@ -56,9 +59,11 @@ __all__ = [
     "bias_of",
     "blank_inputs",
     "dense_input_of",
+    "dense_layers_of",
     "head_of",
     "input_weight_of",
     "layers_of",
+    "passed",
 ]
 
 _MODULES = {
@@ -80,6 +85,8 @@ _MODULES = {
     "LinearInput": "model",
     "Model": "model",
     "NamesHead": "model",
+    "OnlyDense": "dense_layers",
+    "Passed": "dense_layers",
     "TextModel": "transformer_parts",
     "TinyBERT": "transformer",
     "Sliding": "layers",
@@ -88,9 +95,11 @@ _MODULES = {
     "bias_of": "model",
     "blank_inputs": "model",
     "dense_input_of": "model",
+    "dense_layers_of": "dense_layers",
     "head_of": "model",
     "input_weight_of": "model",
     "layers_of": "layers",
+    "passed": "dense_layers",
 }
 
 if not TYPE_CHECKING:  # Type checkers would take any name for one of these.

@@ -20,9 +20,11 @@ INPUT = "input"
 _RESHAPES = frozenset(
     {"flatten", "reshape", "view", "contiguous", "permute", "transpose", "squeeze", "unsqueeze", "to"}
 )
-_ACTIVATIONS = frozenset(
+ACTIVATIONS = frozenset(
     {"relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh", "hardtanh", "relu6"}
 )
+"""Functions of torch that take each number by itself."""
+
 _CONSTANTS: dict[str, dict[str, float]] = {
     "leaky_relu": {"negative_slope": 0.01},
     "elu": {"alpha": 1.0},
@@ -71,7 +73,7 @@ class Layer:
     @property
     def activation(self) -> str | None:
         """The activation that its output passes, as torch calls the function."""
-        return next((name for name in self.after if name in _ACTIVATIONS), None)
+        return next((name for name in self.after if name in ACTIVATIONS), None)
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class Followed(TorchFunctionMode):
         elif kind not in _RESHAPES:
             for call in (self._calls[name] for name in takes if name != INPUT):
                 call.after.append(kind)
-                if kind in _ACTIVATIONS:
+                if kind in ACTIVATIONS:
                     call.constants = _constants(kind, *called)
             if INPUT in takes:
                 self._before.append(kind)

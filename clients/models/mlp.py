@@ -48,6 +48,14 @@ class MLP(BaseModel):
         """Return the name of the one parameter that the pixels meet."""
         return "layer1.weight" if self.hidden else "head.weight"
 
+    @property
+    def dense_layers(self) -> dict[str, str | None]:
+        """Return each layer's weight and bias."""
+        bodies = [f"layer{depth}" for depth in range(1, len(self.hidden) + 1)]
+        return {f"{name}.weight": f"{name}.bias" if self.bias else None for name in bodies} | {
+            "head.weight": "head.bias"
+        }
+
     def first_activation(self, values: Tensor) -> Tensor:
         """Return what the network makes of each output of its first layer."""
         return activate(self.activation, values) if self.hidden else values

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import logging
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models.dense_input import dense_input_of_module, without_images
+from metaleak.clients.models.dense_layers import dense_layers_of_module
 from metaleak.clients.models.model import DenseInput, blank_inputs
 
 _LOG = logging.getLogger("metaleak")
@@ -78,6 +80,19 @@ class TorchModule:
         Lazy layers have no size before the first start, and none is found among them.
         """
         return None if self._found is None else self._found[0]
+
+    @property
+    def dense_layers(self) -> Mapping[str, str | None] | None:
+        """Return the dense layers of which the module consists, where it is a plain chain of them."""
+        return self._dense_layers
+
+    @cached_property
+    def _dense_layers(self) -> Mapping[str, str | None] | None:
+        if self._found is None:
+            return None
+        learned = {name: value.detach() for name, value in self.module.named_parameters() if value.requires_grad}
+        with torch.random.fork_rng(devices=[]):
+            return dense_layers_of_module(self._computed, learned, self._found[1])
 
     @cached_property
     def _found(self) -> tuple[DenseInput, tuple[int, int, int]] | None:

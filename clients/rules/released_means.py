@@ -1,30 +1,27 @@
 """Means over examples under a defense of the place `example`, and the protocol of rules that use only these."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, jvp
 
 from metaleak.clients.episode import Episode, Parameters
-from metaleak.clients.models import Model, dense_input_of
+from metaleak.clients.models import Model, dense_layers_of
+from metaleak.clients.rules.contributions import Contributions, OuterProducts, Whole
 from metaleak.clients.rules.rule import Rule, cross_entropy
 from metaleak.defenses import CountsNorms, ExampleMechanism, RandomSource, Reading
-
-_BYTES_AT_ONCE = 1 << 26
-"""Most bytes of contributions of single examples that are held at a time."""
 
 
 @dataclass(frozen=True)
 class ReleasedMeans:
     """Takes means over examples as `mechanism` releases them, with noise from `source` by kind and step.
 
-    Each example is computed by itself, so that its contribution does not depend on the others. Where the model's
-    first layer is dense (`dense_input_of`), the contribution of one image x to that layer's weight is d x^T for some
-    d, and d |x| is computed in its place: the same norm, and a sum over examples that is one matrix product.
+    Each example is computed by itself, so that its contribution does not depend on the others. Where a model promises
+    that by itself, and consists of dense layers (`dense_layers_of`), no contribution is formed (`OuterProducts`).
 
     `shares` are patterns of the parameters that are sent: a mean that is sent as it is has no others.
     `falls` collects, from each mean, by how much an adaptive clipping norm should fall (`AdaptiveClip.fall`).
@@ -51,19 +48,20 @@ class ReleasedMeans:
     ) -> Parameters:
         """Return the mean gradient of the cross-entropy in the parameters `names`, over `images (n, C, H, W)`."""
 
-        def contribution(parameters: Parameters, image: Tensor, label: Tensor) -> Parameters:
+        def contribution(parameters: Parameters, _: Parameters, image: Tensor, label: Tensor) -> Parameters:
             moving = {name: value for name, value in parameters.items() if name in names}
             found: Parameters = grad(
                 lambda moving: cross_entropy(model, {**parameters, **moving}, image[None], label[None])
             )(moving)
             return found
 
-        def contributions(examples: _Examples) -> Parameters:
-            return vmap(lambda column, image, label: contribution(examples.with_column(column), image, label))(
-                examples.columns(parameters), examples.inputs, examples.labels
-            )
-
-        return self._mean(model, parameters, images, labels, contributions, reading, step)
+        layers = dense_layers_of(model)
+        parts: Iterable[Contributions]
+        if layers is None:
+            parts = Whole.each(model, parameters, images, labels, {}, contribution)
+        else:
+            parts = [OuterProducts.of(model, layers, parameters, names, images, labels)]
+        return self._mean(parts, len(images), reading, step)
 
     def curvature(
         self,
@@ -88,13 +86,13 @@ class ReleasedMeans:
             found: Parameters = jvp(slope, (parameters,), (direction,))[1]
             return found
 
-        def contributions(examples: _Examples) -> Parameters:
-            def one(column: Tensor, slant: Tensor, image: Tensor, label: Tensor) -> Parameters:
-                return product(examples.with_column(column), {**full, **examples.named(slant)}, image, label)
-
-            return vmap(one)(examples.columns(parameters), examples.columns(full), examples.inputs, examples.labels)
-
-        return self._mean(model, parameters, images, labels, contributions, "curvature", step)
+        layers = dense_layers_of(model)
+        parts: Iterable[Contributions]
+        if layers is None:
+            parts = Whole.each(model, parameters, images, labels, full, product)
+        else:
+            parts = [OuterProducts.of(model, layers, parameters, frozenset(parameters), images, labels, full)]
+        return self._mean(parts, len(images), "curvature", step)
 
     def descent(
         self,
@@ -113,89 +111,27 @@ class ReleasedMeans:
         for step in range(steps):
             mean = self.gradient(model, trail[-1], moving, images, labels, reading, step)
             trail.append(
-                {name: value - rate * mean[name] if name in mean else value for name, value in trail[-1].items()}
+                {
+                    name: torch.add(value, mean[name], alpha=-rate) if name in mean else value
+                    for name, value in trail[-1].items()
+                }
             )
         return trail
 
-    def _mean(
-        self,
-        model: Model,
-        parameters: Parameters,
-        images: Tensor,
-        labels: Tensor,
-        contributions: Callable[["_Examples"], Parameters],
-        reading: Reading,
-        step: int,
-    ) -> Parameters:
+    def _mean(self, parts: Iterable[Contributions], count: int, reading: Reading, step: int) -> Parameters:
         total: Parameters = {}
         sizes: list[Tensor] = []
-        for examples in _chunks(model, parameters, images, labels):
-            made = {name: value.detach() for name, value in contributions(examples).items()}
-            norms = torch.stack([value.flatten(1).double().square().sum(1) for value in made.values()]).sum(0).sqrt()
+        for some in parts:
+            norms = some.norms
             sizes.append(norms)
-            weights = self.mechanism.weights(norms, reading)
-            if not bool(torch.isfinite(norms).all()):
-                # NaN times 0 is NaN.
-                made = {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in made.items()}
-            for name, value in made.items():
-                part = examples.added_up(name, value, weights)
+            for name, part in some.added_up(self.mechanism.weights(norms, reading)).items():
                 total[name] = total[name] + part if name in total else part
         random = self.source(reading, step)
-        mean = self.mechanism.noisy_mean(total, len(images), reading, random)
+        mean = self.mechanism.noisy_mean(total, count, reading, random)
         if isinstance(self.mechanism, CountsNorms):
             fall = self.mechanism.clip_fall(torch.cat(sizes), reading, random)
             self.falls.extend([] if fall is None else [fall])
         return mean
-
-
-@dataclass(frozen=True)
-class _Examples:
-    """Some examples as each is computed; with a dense first layer in the coordinate along its own image."""
-
-    parameters: Parameters
-    inputs: Tensor
-    labels: Tensor
-    weight: str | None = None
-    along: Tensor | None = None
-
-    def columns(self, parameters: Parameters) -> Tensor:
-        """Return what the dense first layer of `parameters` is along each image, `(n, h)`, `(n, 0)` without one."""
-        if self.weight is None or self.along is None:
-            return self.inputs.new_zeros(len(self.inputs), 0, dtype=torch.float32)
-        return self.along @ parameters[self.weight].mT
-
-    def named(self, column: Tensor) -> Parameters:
-        """Return the dense first layer of one example alone, `(h, 1)`; nothing without one."""
-        return {} if self.weight is None else {self.weight: column[:, None]}
-
-    def with_column(self, column: Tensor) -> Parameters:
-        """Return the parameters as one example meets them."""
-        return {**self.parameters, **self.named(column)}
-
-    def added_up(self, name: str, contributions: Tensor, weights: Tensor) -> Tensor:
-        """Return the sum of `contributions (n, ...)` to one parameter, times their `weights (n,)`."""
-        if name == self.weight and self.along is not None:
-            return (contributions[..., 0] * weights.to(contributions.dtype)[:, None]).mT @ self.along
-        total: Tensor = torch.tensordot(weights.to(contributions.dtype), contributions, dims=1)
-        return total
-
-
-def _chunks(model: Model, parameters: Parameters, images: Tensor, labels: Tensor) -> Iterator[_Examples]:
-    """Yield the examples in parts whose contributions fit into `_BYTES_AT_ONCE`."""
-    dense = dense_input_of(model)
-    size = {name: value.numel() * value.element_size() for name, value in parameters.items()}
-    inputs, along, weight = images, None, None
-    if dense is not None:
-        weight = dense.weight
-        flat = dense.inputs(images)
-        lengths = flat.norm(dim=1, keepdim=True)
-        # An image of zeros, or with NaN, has no direction, and contributes nothing to this layer.
-        along, inputs = (flat / lengths.clamp(min=1e-30)).nan_to_num(0.0, 0.0, 0.0), lengths
-        size[weight] //= flat.shape[1]
-    chunk = max(1, _BYTES_AT_ONCE // sum(size.values()))
-    for start in range(0, len(images), chunk):
-        some = slice(start, start + chunk)
-        yield _Examples(parameters, inputs[some], labels[some], weight, None if along is None else along[some])
 
 
 @runtime_checkable

@@ -14,7 +14,11 @@ from metaleak.deploy.audits.canaries import Canary
 from metaleak.deploy.results.schema import PrivacyViolation
 
 _CALIBRATION = 0.1
-"""The part of the trials from which the test is made; the others are what it is measured on."""
+_ENOUGH = 2000
+"""The part of the trials from which the test is made, and how many suffice for each number that a trial shows.
+
+The others are what the test is measured on.
+"""
 
 
 class Trials(BaseModel):
@@ -67,8 +71,8 @@ def audit(canary: Canary, delta: float, trials: Trials, progress: Callable[[int,
     """Return what `trials` prove of the defense behind `canary`.
 
     Each learner sends in all rounds, of the first input or of the second. The score is the linear combination of the
-    rounds that tells the two apart best, Fisher's, by the first tenth of the trials; so noise that two rounds share
-    is found. The threshold is halfway between the means.
+    rounds that tells the two apart best, Fisher's, by the first tenth of the trials at most; so noise that two rounds
+    share is found. The threshold is halfway between the means. The other trials are guessed once, with this test.
     """
     first = np.array(keyed_uniforms(trials.trials, trials.seed, "audit")) < 0.5
     seen = []
@@ -78,7 +82,7 @@ def audit(canary: Canary, delta: float, trials: Trials, progress: Callable[[int,
         if progress is not None and learner % 100 == 99:
             progress(learner + 1, trials.trials)
     sent = np.stack(seen)
-    calibration = max(50, int(_CALIBRATION * trials.trials))
+    calibration = min(max(50, int(_CALIBRATION * trials.trials)), _ENOUGH * sent.shape[1])
     direction, threshold = _discriminant(sent[:calibration], first[:calibration])
     scores, truth = sent[calibration:] @ direction - threshold, first[calibration:]
     right = int(((scores > 0) == truth).sum())

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -34,12 +35,18 @@ _LARGE_CLIP = 1e3
 _BELOW = 1 - 1e-4
 """In units of a clipping norm: what counts as below it, and is as good as clipped."""
 
-SHARING = 5
+SHARING = 2
 """How many learners share the noise of a sum, where they do."""
 
 _NO_DATA = LabeledExamples(torch.zeros(1, 1, 1, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("none",))
 _NO_SHARD = ShardIndices((), torch.zeros(0, 0, dtype=torch.int64))
 _TASK = TaskShape(ways=2, shots=10, queries=20)
+_READERS = 1000
+"""Query images of a class where they read what the support set did: noise of several images' size hides nothing."""
+
+_READ_WITHIN = 4.0
+"""Deviations of the inner steps' noise, to either side, within which the query images read."""
+
 _MODEL = MLP(hidden=())
 
 
@@ -147,7 +154,11 @@ class CanaryImage:
 
     Where a rule takes the query set's gradients at adapted parameters (`support`, MAML), the query images measure the
     first pixel's weights: each has a threshold of its own, set by its second pixel, above which it is taken for the
-    other class and its gradient passes from nothing to the clipping norm.
+    other class and its gradient passes from nothing to the clipping norm. With 250 of them to a deviation the noise
+    of their mean, 2 z images' contributions for the multiplier z, adds next to nothing to that of the inner steps.
+
+    So in either set the two inputs are as far apart as is accounted for: mu is 1 / z a mean, less a part in 1e5 by
+    which norms are held below the bound, and less a part of z^2 / 3e4 where query images read.
     """
 
     defense: RecordLevel
@@ -162,43 +173,51 @@ class CanaryImage:
         """Return the difference of the two classes' first weights in what is sent."""
         seen, said = 0.0, 0.0
         for number in range(self.learners):
-            episode = self._episode(0 if number else (1 if first else -1) * _sign(round))
+            episode = self._episodes[0 if number else (1 if first else -1) * _sign(round)]
             means = stand_in(self.defense, self.rule, learner * self.learners + number, self.seed).means(round)
             assert means is not None
-            sent, _ = reads_means(self.rule).released_meta_gradient(_MODEL, _parameters(), episode, means)
+            sent, _ = reads_means(self.rule).released_meta_gradient(_MODEL, _PARAMETERS, episode, means)
             weight = sent["head.weight"]
             seen += float(weight[1, 0] - weight[0, 0])
             said += sum(means.falls)
         return _signed((seen, said) if self.defense.adapt is not None else (seen,), round)
 
+    @cached_property
+    def _episodes(self) -> dict[int, Episode]:
+        """The episodes with the canary of either sign, and the empty one (0) of those who send their noise alone."""
+        return {sign: self._episode(sign) for sign in (-1, 0, 1)}
+
     def _episode(self, sign: int) -> Episode:
-        support, query = _TASK.ways * _TASK.shots, _TASK.ways * _TASK.queries
+        queries = _READERS if self._is_read else _TASK.queries
+        support, query = _TASK.ways * _TASK.shots, _TASK.ways * queries
         inputs = {
             "support": torch.zeros(support, 2, dtype=torch.float64),
-            "query": self._rulers(query) if self.asks == "support" else torch.zeros(query, 2, dtype=torch.float64),
+            "query": self._readers(query) if self._is_read and sign else torch.zeros(query, 2, dtype=torch.float64),
         }
         if sign:
             size = LARGE if sign > 0 or self.defense.adapt is None else _BELOW * self.defense.sent_clip / 2**0.5
             inputs[self.asks][0] = torch.tensor([sign * size, 1.0], dtype=torch.float64)
-        elif self.asks == "support":
-            inputs["query"].zero_()
         positions = torch.arange(_TASK.ways)
         return Episode(
             inputs["support"][:, None, None],
             positions.repeat_interleave(_TASK.shots),
             inputs["query"][:, None, None],
-            positions.repeat_interleave(_TASK.queries),
+            positions.repeat_interleave(queries),
         )
 
-    def _rulers(self, count: int) -> Tensor:
-        """Return query images `(count, 2)` that tell where the adapted first weights lie, within 3 deviations."""
-        if not isinstance(self.rule, MAML):
-            return torch.zeros(count, 2, dtype=torch.float64)
+    @property
+    def _is_read(self) -> bool:
+        """Whether what the canary did shows in the adapted parameters alone."""
+        return self.asks == "support" and isinstance(self.rule, MAML)
+
+    def _readers(self, count: int) -> Tensor:
+        """Return query images `(count, 2)` that tell where the adapted first weights lie."""
+        assert isinstance(self.rule, MAML)
         steps, examples = self.rule.inner_steps, _TASK.ways * _TASK.shots
         deviation = self.rule.inner_rate * self.defense.standard_deviation("support", examples) * (2 * steps) ** 0.5
-        thresholds = torch.linspace(-3, 3, _TASK.queries, dtype=torch.float64).repeat(_TASK.ways)
-        # A hundredth of a deviation decides, and the gradient of what is decided exceeds the clipping norm.
-        first = torch.full_like(thresholds, max(1000 / deviation, LARGE * self.defense.clip_of("query")))
+        thresholds = torch.linspace(-_READ_WITHIN, _READ_WITHIN, _READERS, dtype=torch.float64).repeat(_TASK.ways)
+        # A ten-thousandth of a deviation decides, and the gradient of what is decided exceeds the clipping norm.
+        first = torch.full_like(thresholds, max(1e5 / deviation, LARGE * self.defense.clip_of("query")))
         return torch.stack([first, -thresholds * deviation * first / (2 * _WEIGHT)], dim=1)
 
 
@@ -206,9 +225,10 @@ _WEIGHT = 1e18
 """The weight of the second pixel."""
 
 
-def _parameters() -> Parameters:
-    weight = torch.tensor([[0.0, -_WEIGHT], [0.0, _WEIGHT]], dtype=torch.float64)
-    return {"head.weight": weight, "head.bias": torch.zeros(2, dtype=torch.float64)}
+_PARAMETERS: Parameters = {
+    "head.weight": torch.tensor([[0.0, -_WEIGHT], [0.0, _WEIGHT]], dtype=torch.float64),
+    "head.bias": torch.zeros(2, dtype=torch.float64),
+}
 
 
 def _signed(seen: tuple[float, ...], round: int) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
     python tests/benchmarks/private_frontier.py                                 # hours on one core
     python tests/benchmarks/private_frontier.py --part 0/4                      # every fourth run
     python tests/benchmarks/private_frontier.py --epsilons 8                    # and what has no epsilon
+    python tests/benchmarks/private_frontier.py --defenses none record-level --seeds 2 3
     python tests/benchmarks/private_frontier.py --set targets.non_members=1000 --attacks query
     python tests/benchmarks/private_frontier.py --combine one.log two.log       # the table, of what commands printed
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", default="0/1", help="number/of how many")
     parser.add_argument("--epsilons", type=float, nargs="+")
+    parser.add_argument("--defenses", nargs="+", help="names of defenses, `none` and `fedmenf`; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--attacks", nargs="+", choices=("query", "support"), default=("query", "support"))
     parser.add_argument("--set", nargs="*", default=[])
@@ -53,11 +55,20 @@ def main() -> None:
             spent = [defense.settings["epsilon"] for defense in one.defenses if "epsilon" in defense.settings]
             if given.epsilons and any(epsilon not in given.epsilons for epsilon in spent):
                 continue
+            if given.defenses and defense_name(one) not in given.defenses:
+                continue
             grouped.setdefault(one.simulation_key(), []).append(one)
         for experiments in list(grouped.values())[number::parts]:
             rows.append(measured(experiments, given.attacks))
             print(json.dumps(rows[-1]), flush=True)
     print("\n".join(table(rows)))
+
+
+def defense_name(experiment: Experiment) -> str:
+    """Return the name of the run's first defense; without one that of a rule which is one, or `none`."""
+    if experiment.defenses:
+        return experiment.defenses[0].name
+    return "fedmenf" if experiment.rule.name == "fedmenf" else "none"
 
 
 def measured(experiments: Sequence[Experiment], asked: Sequence[str]) -> dict[str, Any]:

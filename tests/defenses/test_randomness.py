@@ -1,8 +1,11 @@
 """One key, one stream: wide enough that nobody can try them all, and none is met twice in a run."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from scipy.stats import kstest
 
 from metaleak.defenses import GaussianMechanism, RandomSource
@@ -73,6 +76,25 @@ def test_the_generator_is_uniform_and_the_noise_normal():
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 0), (3, 5)])
 def test_any_shape_can_be_drawn(shape):
     assert RandomSource.of(1).normal(shape).shape == shape
+
+
+@pytest.mark.parametrize("count", [5, 2**15, 2**15 + 1, 70_001])
+def test_numbers_come_from_one_stream_in_however_many_parts_they_are_made(count):
+    """The lengths are the first half of the key stream's words, the angles the second; the next call goes on."""
+    source, again = RandomSource.of("parts"), RandomSource.of("parts")
+    key = hashlib.blake2b(b"normal", key=source.key, digest_size=32).digest()
+    pairs = -(-count // 2)
+    stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(16 * pairs + 16))
+    uniform = ((np.frombuffer(stream, "<u8") >> 11) + 0.5) * 2.0**-53
+    length, angle = np.sqrt(-2 * np.log(uniform[:pairs])), 2 * np.pi * uniform[pairs : 2 * pairs]
+    expected = np.concatenate([length * np.cos(angle), length * np.sin(angle)])[:count]
+    np.testing.assert_allclose(source.normal((count,)).numpy(), expected, rtol=1e-9, atol=1e-12)
+    after = np.sqrt(-2 * np.log(uniform[-2])) * np.cos(2 * np.pi * uniform[-1])
+    assert source.normal((1,)).item() == pytest.approx(after)
+    # What is made noisy gets the same numbers, and is rounded once.
+    values = torch.linspace(-1, 1, count)
+    wide = 0.5 * values.double() + 3.0 * torch.from_numpy(expected)
+    torch.testing.assert_close(again.noisy(values, 3.0, 0.5), wide.float(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("key", [b"", bytes(16), bytes(33)])

@@ -1,0 +1,183 @@
+"""Networks whose parameters all stand in dense layers, and what enters and leaves these layers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+from metaleak.clients.episode import Parameters
+from metaleak.clients.models.layers import ACTIVATIONS, Compute, follow
+from metaleak.clients.models.model import Model
+
+_TOLERANCE = 1e-4
+"""Part of a value that float32 may lose on its way through a network."""
+
+
+@runtime_checkable
+class OnlyDense(Protocol):
+    """A model whose parameters all stand in dense layers, and which computes each example by itself.
+
+    So the gradient of one example is an outer product for each layer, and need not be formed: its norm is the product
+    of two norms (Goodfellow 2015, "Efficient Per-Example Gradient Computations").
+    """
+
+    @property
+    def dense_layers(self) -> Mapping[str, str | None] | None:
+        """Return the bias's name, or `None`, for the name of each layer's weight; `None` where the promise fails.
+
+        Each pair enters one call of `torch.nn.functional.linear` with inputs `(B, n)`, one row an example, and
+        nothing else. An example's logits depend on its own row alone.
+        """
+        ...
+
+
+def dense_layers_of(model: Model) -> Mapping[str, str | None] | None:
+    """Return the dense layers of which the model consists; `None` for a model that does not promise it.
+
+    Each class speaks for itself: one derived from it may compute otherwise.
+    """
+    return cast(OnlyDense, model).dense_layers if "dense_layers" in vars(type(model)) else None
+
+
+def dense_layers_of_module(
+    model: Compute, parameters: Parameters, shape: tuple[int, ...]
+) -> Mapping[str, str | None] | None:
+    """Return the dense layers of which `model` consists, for inputs `(B, *shape)`, or `None` where that is not shown.
+
+    Shown is: each example goes through a chain of linear layers and activations and nothing else, alone as among
+    others; each parameter is used once; and what passes the layers gives the gradient that differentiation gives.
+    """
+    images = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    followed = follow(model, parameters, images)
+    try:
+        chain = followed.layers().chain()
+    except ValueError:
+        return None
+    if followed.layers().before or any(
+        layer.kind != "linear" or len(layer.input_shape) != 1 or not ACTIVATIONS.issuperset(layer.after)
+        for layer in chain
+    ):
+        return None
+    found = {layer.weight: layer.bias for layer in chain if layer.weight is not None}
+    named = [*found, *(bias for bias in found.values() if bias is not None)]
+    if sorted(named) != sorted(parameters) or any(followed.uses[name] != 1 for name in named):
+        return None
+    together = model(parameters, images)
+    alone = torch.cat([model(parameters, one[None]) for one in images])
+    if not torch.allclose(together, alone, rtol=_TOLERANCE, atol=_TOLERANCE):
+        return None
+    return found if _gives_the_gradient(model, found, parameters, images) else None
+
+
+def _gives_the_gradient(
+    model: Compute, layers: Mapping[str, str | None], parameters: Parameters, images: Tensor
+) -> bool:
+    moving = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    with torch.enable_grad():
+        expected = torch.autograd.grad(model(moving, images).square().sum(), [moving[name] for name in layers])
+    try:
+        seen = passed(model, layers, parameters, frozenset(parameters), images, lambda logits: logits.square().sum())
+    except KeyError:
+        # A weight that is computed with before it meets the inputs.
+        return False
+    return all(
+        torch.allclose(one.slopes.mT @ one.inputs, gradient, rtol=_TOLERANCE, atol=_TOLERANCE)
+        for one, gradient in zip(seen, expected, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What passed a dense layer: its `inputs (B, n)` and the `slopes (B, h)` of each example's loss in its outputs.
+
+    `inputs_moved` and `slopes_moved` are the derivatives of both along a direction of the parameters, where one was
+    given.
+    """
+
+    weight: str
+    bias: str | None
+    inputs: Tensor
+    slopes: Tensor
+    inputs_moved: Tensor | None = None
+    slopes_moved: Tensor | None = None
+
+
+def passed(
+    model: Compute,
+    layers: Mapping[str, str | None],
+    parameters: Parameters,
+    names: frozenset[str],
+    inputs: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    direction: Parameters | None = None,
+) -> list[Passed]:
+    """Return what `inputs (B, ...)` leave in each of the dense `layers` that have a parameter in `names`.
+
+    `loss` makes the sum of the examples' losses, a scalar, of the logits `(B, ways)`. With a `direction`, shaped like
+    `parameters`, its derivatives along it too, by one pass forward beside the one backward (Pearlmutter 1994).
+    """
+    fixed = {name: value.detach() for name, value in parameters.items()}
+    asked = {weight: bias for weight, bias in layers.items() if weight in names or bias in names}
+    with torch.enable_grad():
+        if direction is None:
+            calls = _calls(model, asked, fixed, inputs, loss)
+            return [
+                Passed(*pair, taken.detach(), slope)
+                for pair, (taken, slope) in zip(asked.items(), calls, strict=True)
+            ]
+        with forward_ad.dual_level():
+            dual = {name: _dual(value, direction[name].detach()) for name, value in fixed.items()}
+            made = _calls(model, asked, dual, inputs, loss)
+            both = [[_apart(one) for one in call] for call in made]
+    return [
+        Passed(*pair, inputs, slopes, inputs_moved, slopes_moved)
+        for pair, ((inputs, inputs_moved), (slopes, slopes_moved)) in zip(asked.items(), both, strict=True)
+    ]
+
+
+def _dual(value: Tensor, moved: Tensor) -> Tensor:
+    made: Tensor = forward_ad.make_dual(value, moved)  # type: ignore[no-untyped-call]
+    return made
+
+
+def _apart(dual: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the value of a dual number and its derivative, `None` for one that does not move."""
+    value, moved = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
+    return value.detach(), None if moved is None else moved.detach()
+
+
+def _calls(
+    model: Compute,
+    asked: Mapping[str, str | None],
+    parameters: Parameters,
+    inputs: Tensor,
+    loss: Callable[[Tensor], Tensor],
+) -> list[tuple[Tensor, Tensor]]:
+    """Return what each layer took, and the derivatives of the loss in what it made."""
+    with _Tapped({id(parameters[weight]): weight for weight in asked}) as tapped:
+        total = loss(model(parameters, inputs))
+    taken, made = zip(*(tapped.calls[weight] for weight in asked), strict=True)
+    slopes = torch.autograd.grad(total, made)
+    return list(zip(taken, slopes, strict=True))
+
+
+class _Tapped(TorchFunctionMode):
+    """Keeps what the linear layers of some weights take and make, as the start of what is differentiated."""
+
+    def __init__(self, weights: Mapping[int, str]) -> None:
+        super().__init__()
+        self._weights = weights
+        self.calls: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        weight = self._weights.get(id(args[1])) if func is F.linear and len(args) > 1 else None
+        if weight is not None:
+            made = made if made.requires_grad else made.requires_grad_()
+            self.calls[weight] = args[0], made
+        return made

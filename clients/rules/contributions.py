@@ -1,0 +1,208 @@
+"""What single examples contribute to a mean: how large each is, and their weighted sum."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vmap
+
+from metaleak.clients.episode import Parameters
+from metaleak.clients.models import Model, Passed, dense_input_of, passed
+
+_BYTES_AT_ONCE = 1 << 26
+"""Most bytes of contributions of single examples that are held at a time."""
+
+
+class Contributions(Protocol):
+    """What each of n examples contributes to a mean over them."""
+
+    @property
+    def norms(self) -> Tensor:
+        """Return the L2 norm of each, all parameters as one vector, `(n,)` in float64; it may be no number."""
+        ...
+
+    def added_up(self, weights: Tensor) -> Parameters:
+        """Return the sum of all, times their `weights (n,)`; what has weight 0 adds nothing, whatever it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class OuterProducts:
+    """Contributions to dense layers alone, each an outer product, or the derivative of one, that is never formed.
+
+    The gradient of one example in a layer's weight is d x^T, with the slope d of its loss in the layer's outputs and
+    the layer's inputs x: its norm is |d| |x|, and the weighted sum over examples one matrix product (Goodfellow 2015;
+    Li et al. 2022, "Large Language Models Can Be Strong Differentially Private Learners", section 4). A Hessian times
+    a direction is the derivative of that along it, d' x^T + d x'^T.
+    """
+
+    layers: tuple[Passed, ...]
+    names: frozenset[str]
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        layers: Mapping[str, str | None],
+        parameters: Parameters,
+        names: frozenset[str],
+        inputs: Tensor,
+        labels: Tensor,
+        direction: Parameters | None = None,
+    ) -> "OuterProducts":
+        """Return the gradients of the cross-entropy in `names`; with a `direction` its Hessians times that."""
+
+        def loss(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits, labels, reduction="sum")
+
+        return cls(tuple(passed(model, layers, parameters, names, inputs, loss, direction)), names)
+
+    @property
+    def norms(self) -> Tensor:
+        """Return the norm of each example's contribution."""
+        squares: list[Tensor] = []
+        for layer in self.layers:
+            inputs, slopes = layer.inputs.double(), layer.slopes.double()
+            moved = None if layer.slopes_moved is None else layer.slopes_moved.double()
+            if layer.weight in self.names:
+                squares.append(_squares_of_products(inputs, slopes, layer.inputs_moved, moved))
+            if layer.bias in self.names:
+                squares.append((slopes if moved is None else moved).square().sum(1))
+        return torch.stack(squares).sum(0).sqrt()
+
+    def added_up(self, weights: Tensor) -> Parameters:
+        """Return the weighted sum over the examples."""
+        total: Parameters = {}
+        for layer in self.layers:
+            inputs, slopes, moved, inputs_moved = (
+                None if one is None else _numbers(one, weights)
+                for one in (layer.inputs, layer.slopes, layer.slopes_moved, layer.inputs_moved)
+            )
+            assert inputs is not None
+            assert slopes is not None
+            scale = weights.to(slopes.dtype)[:, None]
+            outer = (slopes if moved is None else moved) * scale
+            if layer.weight in self.names:
+                total[layer.weight] = outer.mT @ inputs
+                if inputs_moved is not None:
+                    total[layer.weight] += (slopes * scale).mT @ inputs_moved
+            if layer.bias is not None and layer.bias in self.names:
+                total[layer.bias] = outer.sum(0)
+        return total
+
+
+def _squares_of_products(
+    inputs: Tensor, slopes: Tensor, inputs_moved: Tensor | None, slopes_moved: Tensor | None
+) -> Tensor:
+    """Return |d x^T|^2 of each row, or of its derivative d' x^T + d x'^T, where d' is given (x' may be 0)."""
+    if slopes_moved is None:
+        return slopes.square().sum(1) * inputs.square().sum(1)
+    found = slopes_moved.square().sum(1) * inputs.square().sum(1)
+    if inputs_moved is None:
+        return found
+    wide = inputs_moved.double()
+    crossed = (slopes_moved * slopes).sum(1) * (inputs * wide).sum(1)
+    # Rounding may bring a sum of nothing below 0.
+    return (found + slopes.square().sum(1) * wide.square().sum(1) + 2 * crossed).clamp(min=0.0)
+
+
+def _numbers(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return `rows`, with zeros for what is no number where the weight is 0: no number times 0 is no number."""
+    return rows if bool((weights > 0).all()) else torch.where(weights[:, None] > 0, rows, 0.0)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Contributions as they are, `made` with a leading axis for the examples."""
+
+    made: Parameters
+    examples: "_Examples"
+
+    @classmethod
+    def each(
+        cls,
+        model: Model,
+        parameters: Parameters,
+        images: Tensor,
+        labels: Tensor,
+        direction: Parameters,
+        contribution: Callable[[Parameters, Parameters, Tensor, Tensor], Parameters],
+    ) -> Iterator["Whole"]:
+        """Yield, in parts that fit into memory, what `contribution` makes of each image by itself.
+
+        It is called with `parameters`, `direction` (may be empty), one image and its label. Where the model's first
+        layer is dense (`dense_input_of`), the contribution of one image x to that layer's weight is d x^T for some d,
+        and d |x| is computed in its place: the same norm, and a sum over examples that is one matrix product.
+        """
+        for examples in _chunks(model, parameters, images, labels):
+
+            def one(
+                column: Tensor, slant: Tensor, image: Tensor, label: Tensor, some: _Examples = examples
+            ) -> Parameters:
+                slanted = {**direction, **some.named(slant)} if direction else direction
+                return contribution({**parameters, **some.named(column)}, slanted, image, label)
+
+            columns = examples.columns(parameters)
+            slants = examples.columns(direction) if direction else columns
+            made = vmap(one)(columns, slants, examples.inputs, examples.labels)
+            yield cls({name: value.detach() for name, value in made.items()}, examples)
+
+    @property
+    def norms(self) -> Tensor:
+        """Return the norm of each example's contribution."""
+        return torch.stack([value.flatten(1).double().square().sum(1) for value in self.made.values()]).sum(0).sqrt()
+
+    def added_up(self, weights: Tensor) -> Parameters:
+        """Return the weighted sum over the examples."""
+        total: Parameters = {}
+        finite = bool((weights > 0).all())
+        for name, value in self.made.items():
+            # No number times 0 is no number.
+            numbers = value if finite else value.nan_to_num(0.0, 0.0, 0.0)
+            scale = weights.to(value.dtype)
+            if name == self.examples.weight and self.examples.along is not None:
+                total[name] = (numbers[..., 0] * scale[:, None]).mT @ self.examples.along
+            else:
+                total[name] = torch.tensordot(scale, numbers, dims=1)
+        return total
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Some examples as each is computed; with a dense first layer in the coordinate along its own image."""
+
+    inputs: Tensor
+    labels: Tensor
+    weight: str | None = None
+    along: Tensor | None = None
+
+    def columns(self, parameters: Parameters) -> Tensor:
+        """Return what the dense first layer of `parameters` is along each image, `(n, h)`, `(n, 0)` without one."""
+        if self.weight is None or self.along is None:
+            return self.inputs.new_zeros(len(self.inputs), 0, dtype=torch.float32)
+        return self.along @ parameters[self.weight].mT
+
+    def named(self, column: Tensor) -> Parameters:
+        """Return the dense first layer of one example alone, `(h, 1)`; nothing without one."""
+        return {} if self.weight is None else {self.weight: column[:, None]}
+
+
+def _chunks(model: Model, parameters: Parameters, images: Tensor, labels: Tensor) -> Iterator[_Examples]:
+    """Yield the examples in parts whose contributions fit into `_BYTES_AT_ONCE`."""
+    dense = dense_input_of(model)
+    size = {name: value.numel() * value.element_size() for name, value in parameters.items()}
+    inputs, along, weight = images, None, None
+    if dense is not None:
+        weight = dense.weight
+        flat = dense.inputs(images)
+        lengths = flat.norm(dim=1, keepdim=True)
+        # An image that is empty, or no numbers, has no direction, and contributes nothing to this layer.
+        along, inputs = (flat / lengths.clamp(min=1e-30)).nan_to_num(0.0, 0.0, 0.0), lengths
+        size[weight] //= flat.shape[1]
+    chunk = max(1, _BYTES_AT_ONCE // sum(size.values()))
+    for start in range(0, len(images), chunk):
+        some = slice(start, start + chunk)
+        yield _Examples(inputs[some], labels[some], weight, None if along is None else along[some])
