@@ -1,7 +1,7 @@
 """The Flower client: a node that hosts learners and answers with their meta-gradients, stacked."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from metaleak.clients.cohort import cohort_meta_gradients
+from metaleak.clients.cohort import cohort_in_parts
 from metaleak.clients.device import Device, torch_device
 from metaleak.clients.episode import Parameters
 from metaleak.clients.faults import Absence
@@ -145,9 +145,15 @@ class _Gradients:
         self._stack = _stack(rows, like, arriving) if asked.sum_from is None else None
         self._sums = None if asked.sum_from is None else SummedArrays(asked.sum_from, len(asked.learners), like)
 
-    def add(self, numbers: Sequence[int], gradients: Parameters) -> None:
-        if not numbers:
-            return
+    def add(self, numbers: Sequence[int], parts: Iterator[Parameters]) -> None:
+        """Add what these learners send, in parts of some learners each."""
+        done = 0
+        for gradients in parts:
+            count = len(next(iter(gradients.values())))
+            self._add(numbers[done : done + count], gradients)
+            done += count
+
+    def _add(self, numbers: Sequence[int], gradients: Parameters) -> None:
         refused: dict[int, str] = {}
         if self._stack is not None:
             self._stack.append(gradients)
@@ -173,10 +179,12 @@ def _stack(rows: int, like: Parameters, arriving: Path | None) -> StackedArrays 
     return StackedArrays(rows, like)
 
 
-def _computed(federation: Federation, numbers: Sequence[int], parameters: Parameters, round: int) -> Parameters:
+def _computed(
+    federation: Federation, numbers: Sequence[int], parameters: Parameters, round: int
+) -> Iterator[Parameters]:
     if not numbers:
-        return {}
-    return cohort_meta_gradients(federation.learners(numbers), parameters, round, chunk=len(numbers))[0]
+        return iter(())
+    return cohort_in_parts(federation.learners(numbers), parameters, round)
 
 
 def _is_of_memory(error: Exception) -> bool:

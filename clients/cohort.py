@@ -1,15 +1,16 @@
 """A cohort: many learners of one node computed together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.learner import TaskLearner, mean_of_episodes
-from metaleak.clients.rules import batch_meta_gradients, stacked
+from metaleak.clients.rules import batch_in_parts, batch_meta_gradients, stacked
 from metaleak.clients.shard import episodes
 from metaleak.clients.sharing import computed_part, shared_part
+from metaleak.defenses import Place
 
 
 def cohort_meta_gradients(
@@ -32,38 +33,41 @@ def cohort_meta_gradients(
     return gradients, torch.cat([part[1] for part in parts])
 
 
+def cohort_in_parts(learners: Sequence[TaskLearner], parameters: Parameters, round: int) -> Iterator[Parameters]:
+    """Return the meta-gradients of `learners`, computed as one chunk, some learners at a time and in their order.
+
+    The bits are those of `cohort_meta_gradients`. What can go wrong with a learner does so here; a part is good until
+    the next one is asked for.
+    """
+    learners = [learner.told(parameters) for learner in learners]
+    first = learners[0]
+    if first.task.episodes_per_message > 1 or _any_at(learners, "shared"):
+        return iter([_chunk_meta_gradients(learners, parameters, round)[0]])
+    (batch,) = _batches(learners, parameters, round)
+    model, moving = computed_part(first.shares, first.model, first.rule, parameters)
+    perturbs, means = [one.perturb(round) for one in learners], [one.means(round) for one in learners]
+    parts = batch_in_parts(model, first.rule, moving, batch, perturbs, means)
+    return (shared_part(first.shares, part) for part in parts)
+
+
 def _chunk_meta_gradients(
     learners: Sequence[TaskLearner], parameters: Parameters, round: int
 ) -> tuple[Parameters, Tensor]:
     learners = [learner.told(parameters) for learner in learners]
     first = learners[0]
-    device = next(iter(parameters.values())).device
-    count = first.task.episodes_per_message
-    if any(defense.place in ("support", "query") for learner in learners for defense in learner.defenses):
-        # (L, m, n, ...)
-        drawn = [torch.stack(parts) for parts in zip(*(learner.episodes(round) for learner in learners), strict=True)]
-        batches = [Episode(*(part[:, number] for part in drawn)) for number in range(count)]
-    else:
-        draws = zip(*(learner.drawn(round).parts(count) for learner in learners), strict=True)
-        batches = [episodes(first.data, each) for each in draws]
     means = [learner.means(round) for learner in learners]
     model, moving = computed_part(first.shares, first.model, first.rule, parameters)
     # One episode of every learner at once: a chunk takes no more memory where messages average several.
     gradients, losses = mean_of_episodes(
         [
             batch_meta_gradients(
-                model,
-                first.rule,
-                moving,
-                Episode(*(part.to(device) for part in batch)),
-                [learner.perturb(round, number) for learner in learners],
-                means,
+                model, first.rule, moving, batch, [learner.perturb(round, number) for learner in learners], means
             )
-            for number, batch in enumerate(batches)
+            for number, batch in enumerate(_batches(learners, parameters, round))
         ]
     )
     gradients = shared_part(first.shares, gradients)
-    if any(defense.place == "shared" for learner in learners for defense in learner.defenses):
+    if _any_at(learners, "shared"):
         gradients = stacked(
             [
                 learner.defend_shared({name: value[row] for name, value in gradients.items()}, round)
@@ -71,3 +75,21 @@ def _chunk_meta_gradients(
             ]
         )
     return gradients, losses
+
+
+def _batches(learners: Sequence[TaskLearner], parameters: Parameters, round: int) -> list[Episode]:
+    """Return of each of a message's episodes those of all learners, where the `parameters` are."""
+    first, device = learners[0], next(iter(parameters.values())).device
+    count = first.task.episodes_per_message
+    if _any_at(learners, "support", "query"):
+        # (L, m, n, ...)
+        drawn = [torch.stack(parts) for parts in zip(*(learner.episodes(round) for learner in learners), strict=True)]
+        batches = [Episode(*(part[:, number] for part in drawn)) for number in range(count)]
+    else:
+        draws = zip(*(learner.drawn(round).parts(count) for learner in learners), strict=True)
+        batches = [episodes(first.data, each) for each in draws]
+    return [Episode(*(part.to(device) for part in batch)) for batch in batches]
+
+
+def _any_at(learners: Sequence[TaskLearner], *places: Place) -> bool:
+    return any(defense.place in places for learner in learners for defense in learner.defenses)

@@ -14,7 +14,7 @@ from metaleak.clients.partition import ShardIndices, TaskShape
 from metaleak.clients.rules import Perturb, ReleasedMeans, Rule, meta_gradient
 from metaleak.clients.shard import Draw, draw, episodes
 from metaleak.clients.sharing import EVERYTHING, Patterns, computed_part, shared_part, told_clip
-from metaleak.defenses import Defense, ExampleMechanism, Place, RandomSource, Reading
+from metaleak.defenses import CLIP_NAME, Defense, ExampleMechanism, Place, RandomSource, Reading
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TaskLearner:
 
     def told(self, parameters: Parameters) -> Self:
         """Return the learner with the adaptive clipping norm that is among `parameters`, if there is one."""
-        return replace(self, defenses=told_clip(self.defenses, parameters))
+        return replace(self, defenses=told_clip(self.defenses, parameters)) if CLIP_NAME in parameters else self
 
     def _meta_gradient(self, parameters: Parameters, round: int) -> tuple[Parameters, Tensor]:
         model, moving = computed_part(self.shares, self.model, self.rule, parameters)

@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 from torch import Tensor
@@ -59,11 +60,10 @@ class RandomSource:
         # A defense may draw inside a derivative, where tensors have no storage of their own; torch sets the states of
         # its other generators in the same way.
         with torch._C._DisableFuncTorch():
-            state = _fresh_state().clone()
-            state[_STATE_BEGINS : _STATE_BEGINS + 8 * _STATE_WORDS] = torch.from_numpy(
-                words.astype(np.uint64).view(np.uint8)
-            )
-            made.set_state(state)
+            # Filled by NumPy, which takes a third of the time.
+            state = _fresh_state().copy()
+            state[_STATE_BEGINS : _STATE_BEGINS + 8 * _STATE_WORDS].view("<u8")[:] = words
+            made.set_state(torch.from_numpy(state))
         return made
 
     def normal(self, shape: Sequence[int]) -> Tensor:
@@ -134,9 +134,9 @@ def _uniforms(stream: CipherContext, count: int) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _fresh_state() -> Tensor:
+def _fresh_state() -> npt.NDArray[np.uint8]:
     """Return a fresh generator's state; raises `RuntimeError` where torch keeps another kind of generator."""
-    state = torch.Generator().manual_seed(0).get_state()
+    state: npt.NDArray[np.uint8] = torch.Generator().manual_seed(0).get_state().numpy()
     if len(state) < _STATE_BEGINS + 8 * _STATE_WORDS:
         raise RuntimeError(f"torch {torch.__version__} keeps another generator than a Mersenne Twister")
     return state

@@ -74,8 +74,8 @@ class LabeledExamples:
 
         Images as float32 `(m, C, H, W)` in [0, 1], tokens as they are, int64 `(m, T)`.
         """
-        chosen = self.examples[places]
-        return chosen.to(torch.float32) / 255.0 if self.modality == "image" else chosen
+        chosen = self.examples.index_select(0, places)
+        return chosen.to(torch.float32).div_(255.0) if self.modality == "image" else chosen
 
 
 @runtime_checkable

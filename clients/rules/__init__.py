@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metaleak.clients.rules.batch import batch_meta_gradients, meta_gradient, stacked
+    from metaleak.clients.rules.batch import batch_in_parts, batch_meta_gradients, meta_gradient, stacked
     from metaleak.clients.rules.federated import FedAvg, FedSGD
     from metaleak.clients.rules.fedmenf import FedMeNF
     from metaleak.clients.rules.maml import MAML, anil, first_order_maml
@@ -36,6 +36,7 @@ __all__ = [
     "SupportEntry",
     "adapted_names",
     "anil",
+    "batch_in_parts",
     "batch_meta_gradients",
     "cross_entropy",
     "first_order_maml",
@@ -63,6 +64,7 @@ _MODULES = {
     "SupportEntry": "rule",
     "adapted_names": "rule",
     "anil": "maml",
+    "batch_in_parts": "batch",
     "batch_meta_gradients": "batch",
     "cross_entropy": "rule",
     "first_order_maml": "maml",

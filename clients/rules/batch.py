@@ -1,6 +1,6 @@
 """A batch of episodes: how many meta-gradients are computed at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch.func import vmap
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
-from metaleak.clients.rules.own_span import own_span_meta_gradients, own_span_pays
+from metaleak.clients.rules.own_span import own_span_in_parts, own_span_meta_gradients, own_span_pays
 from metaleak.clients.rules.released_means import ReleasedMeans, reads_means
 from metaleak.clients.rules.rule import Perturb, Rule
 from metaleak.defenses import CLIP_NAME
@@ -30,8 +30,7 @@ def batch_meta_gradients(
     """
     count = len(batch.support_labels)
     if count > 1 and not any(perturbs) and not any(means):
-        images = batch.support_inputs.shape[1] + batch.query_inputs.shape[1]
-        if own_span_pays(model, rule, parameters, images):
+        if _in_own_span(model, rule, parameters, batch):
             gradients, losses = own_span_meta_gradients(model, rule, parameters, batch)
         else:
             gradients, losses = vmap(lambda one: rule.meta_gradient(model, parameters, one))(batch)
@@ -43,6 +42,29 @@ def batch_meta_gradients(
         )
     ]
     return stacked([gradient for gradient, _ in computed]), torch.stack([loss for _, loss in computed]).detach()
+
+
+def batch_in_parts(
+    model: Model,
+    rule: Rule,
+    parameters: Parameters,
+    batch: Episode,
+    perturbs: Sequence[Perturb | None] = (),
+    means: Sequence[ReleasedMeans | None] = (),
+) -> Iterator[Parameters]:
+    """Return the meta-gradients of `batch_meta_gradients`, the same bits, some episodes at a time and in their order.
+
+    What can go wrong with an episode does so here. A part is good until the next one is asked for.
+    """
+    alone = len(batch.support_labels) == 1 or any(perturbs) or any(means)
+    if not alone and _in_own_span(model, rule, parameters, batch):
+        return own_span_in_parts(model, rule, parameters, batch)
+    return iter([batch_meta_gradients(model, rule, parameters, batch, perturbs, means)[0]])
+
+
+def _in_own_span(model: Model, rule: Rule, parameters: Parameters, batch: Episode) -> bool:
+    images = batch.support_inputs.shape[1] + batch.query_inputs.shape[1]
+    return own_span_pays(model, rule, parameters, images)
 
 
 def meta_gradient(

@@ -6,6 +6,8 @@ learner meets and no step moves. So the rule may run on W Q, `(h, n)`, and on th
 the meta-gradient is the result times Q^T. It is the same function, not an approximation: only the rounding differs.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -18,6 +20,9 @@ _SQUARED_IMAGES_A_UNIT = 14
 """With more than sqrt(14 h) images to h units finding the basis takes longer than it saves: measured for h of 64 and
 256, 10 to 100 images of 784 pixels and one inner step; with more steps more would pay too.
 """
+
+_PART = 2 << 20
+"""Bytes of the large weight's gradients that are made at once, about what a core's cache holds."""
 
 
 def own_span_pays(model: Model, rule: Rule, parameters: Parameters, images: int) -> bool:
@@ -58,9 +63,39 @@ def own_span_meta_gradients(
 
     For models and rules that `own_span_pays` lets pass, whether it pays or not.
     """
+    gradients, back, losses = _in_span(model, rule, parameters, batch)
+    name = _input_weight(model)
+    return {**gradients, name: gradients[name] @ back}, losses
+
+
+def own_span_in_parts(model: Model, rule: Rule, parameters: Parameters, batch: Episode) -> Iterator[Parameters]:
+    """Return the meta-gradients of `own_span_meta_gradients`, a few episodes at a time, the same bits.
+
+    Written and read a part at a time, the large weight's gradients stay in the processor's cache. A part is good
+    until the next one is asked for, in whose room it lies.
+    """
+    gradients, back, _ = _in_span(model, rule, parameters, batch)
+    gradients = {key: value.detach() for key, value in gradients.items()}
+    return _multiplied(gradients, back.detach(), _input_weight(model))
+
+
+def _multiplied(gradients: Parameters, back: Tensor, name: str) -> Iterator[Parameters]:
+    inside = gradients[name]
+    (count, units, _), inputs = inside.shape, back.shape[-1]
+    most = max(1, _PART // (units * inputs * inside.element_size()))
+    # A power of two, in which learners are also summed.
+    most = 1 << (most.bit_length() - 1)
+    room = inside.new_empty((min(most, count), units, inputs))
+    for start in range(0, count, most):
+        end = min(start + most, count)
+        product = torch.bmm(inside[start:end], back[start:end], out=room[: end - start])
+        yield {key: product if key == name else value[start:end] for key, value in gradients.items()}
+
+
+def _in_span(model: Model, rule: Rule, parameters: Parameters, batch: Episode) -> tuple[Parameters, Tensor, Tensor]:
+    """Return the meta-gradients in coordinates, what leads back from these, `(L, n, pixels)`, and the losses."""
     basis, inside = own_coordinates(batch)
-    name = input_weight_of(model)
-    assert name is not None
+    name = _input_weight(model)
 
     def meta_gradient(weight: Tensor, episode: Episode) -> tuple[Parameters, Tensor]:
         return rule.meta_gradient(model, {**parameters, name: weight}, episode)
@@ -68,4 +103,10 @@ def own_span_meta_gradients(
     gradients, losses = vmap(meta_gradient)(parameters[name] @ basis, inside)
     # A pixel that is 0 in all images has a derivative of exactly 0: Adam would turn the basis' rounding into steps.
     inked = (batch.support_inputs.flatten(2) != 0).any(dim=1) | (batch.query_inputs.flatten(2) != 0).any(dim=1)
-    return {**gradients, name: gradients[name] @ (basis * inked[..., None]).mT}, losses
+    return gradients, (basis * inked[..., None]).mT, losses
+
+
+def _input_weight(model: Model) -> str:
+    name = input_weight_of(model)
+    assert name is not None
+    return name

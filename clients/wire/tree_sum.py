@@ -1,5 +1,6 @@
 """A sum over learners that has the same bits whatever the order of arrival, in little memory."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,8 @@ from metaleak.clients.wire.arrays import Arrays
 Sums = dict[str, npt.NDArray[np.float64]]
 """A sum of gradients by name, float64."""
 
-_Sum = Sums | None
+_Vector = npt.NDArray[np.float64]
+"""A sum with all names one after the other."""
 
 
 class TreeSum:
@@ -23,8 +25,11 @@ class TreeSum:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int], _Sum] = {}
-        self._room: dict[int, Sums] = {}
+        self._known: dict[tuple[int, int], _Vector | None] = {}
+        self._places: dict[str, tuple[slice, tuple[int, ...]]] = {}
+        self._size = 0
+        self._room: dict[int, _Vector] = {}
+        self._free: list[_Vector] = []
 
     def add(self, first: int, count: int, rows: Sequence[int], gradients: Arrays) -> bool:
         """Add what the positions `first` to `first + count - 1` sent, and return whether all of it is finite.
@@ -32,14 +37,23 @@ class TreeSum:
         `rows` are the ascending offsets of those that answered, `gradients` theirs, stacked `(len(rows), ...)`. If
         anything is infinite or not a number, nothing is added.
         """
-        values = _padded(count, rows, gradients)
-        with np.errstate(invalid="ignore"):
-            sums = [
-                (level, index, None if values is None else self._summed(values, (index << level) - first, level))
-                for level, index in tree_nodes(first, count)
-            ]
-        if not all(_finite(total) for _, _, total in sums):
-            return False
+        values = self._flat(gradients, len(rows))
+        answered: list[int | None] = [None] * count
+        for row, offset in enumerate(rows):
+            answered[offset] = row
+        sums: list[tuple[int, int, _Vector | None]] = []
+        with np.errstate(invalid="ignore", over="ignore"):
+            for level, index in tree_nodes(first, count):
+                start = (index << level) - first
+                here = answered[start : start + (1 << level)]
+                total = None if all(row is None for row in here) else self._vector()
+                sums.append((level, index, total))
+                if total is None:
+                    continue
+                self._sum_into(total, values, here, level)
+                if not _finite(total):
+                    self._free += [made for _, _, made in sums if made is not None]
+                    return False
         for level, index, total in sums:
             self._insert(level, index, total)
         return True
@@ -48,18 +62,22 @@ class TreeSum:
         """Add what another's `parts` hold of the positions `first` to `first + count - 1`, and return whether all is
         finite; if it is not, nothing is added.
         """
-        if not _finite(parts):
+        if not all(_finite(value) for value in parts.values()):
             return False
-        for place, (level, index) in enumerate(tree_nodes(first, count)):
-            self._insert(level, index, {name: value[place] for name, value in parts.items()})
+        nodes = tree_nodes(first, count)
+        values = self._flat(parts, len(nodes))
+        for place, (level, index) in enumerate(nodes):
+            total = self._vector()
+            _copy(total, values, place)
+            self._insert(level, index, total)
         return True
 
-    def parts(self) -> list[_Sum]:
+    def parts(self) -> list[Sums | None]:
         """Return the partial sums of all positions added, which are adjacent, in the order of `tree_nodes`.
 
         It is `None` where nobody of its positions answered.
         """
-        return [self._known[node] for node in sorted(self._known, key=lambda node: node[1] << node[0])]
+        return [self._named(self._known[node]) for node in sorted(self._known, key=lambda node: node[1] << node[0])]
 
     def total(self) -> Sums:
         """Return the sum of everything added; empty when nothing was."""
@@ -67,52 +85,64 @@ class TreeSum:
             level, index = min(self._known)
             # The neighbor will never come.
             self._insert(level + 1, index // 2, self._known.pop((level, index)))
-        return next(iter(self._known.values()), None) or {}
+        return self._named(next(iter(self._known.values()), None)) or {}
 
-    def _summed(self, values: Arrays, start: int, level: int) -> Sums:
-        """Return the sum of the 2 ** `level` rows from `start` on, along the tree."""
-        total = {name: np.empty(value.shape[1:]) for name, value in values.items()}
-        self._sum_into(total, values, start, level)
-        return total
+    def _flat(self, arrays: Arrays, rows: int) -> list[tuple[slice, np.ndarray]]:
+        """Return stacked arrays as rows of numbers, each with its place in a vector."""
+        if arrays and not self._places:
+            for name, value in arrays.items():
+                shape = value.shape[1:]
+                self._places[name] = slice(self._size, self._size + math.prod(shape)), shape
+                self._size += math.prod(shape)
+        return [
+            (place, arrays[name].reshape(rows, place.stop - place.start))
+            for name, (place, _) in self._places.items()
+            if name in arrays
+        ]
 
-    def _sum_into(self, total: Sums, values: Arrays, start: int, level: int) -> None:
+    def _named(self, vector: _Vector | None) -> Sums | None:
+        if vector is None:
+            return None
+        return {name: vector[place].reshape(shape) for name, (place, shape) in self._places.items()}
+
+    def _vector(self) -> _Vector:
+        return self._free.pop() if self._free else np.empty(self._size)
+
+    def _sum_into(
+        self, total: _Vector, values: list[tuple[slice, np.ndarray]], answered: list[int | None], level: int
+    ) -> None:
+        """Write the sum of 2 ** `level` positions, along the tree."""
         if level == 0:
-            for name, value in values.items():
-                total[name][...] = value[start]
-            return
-        half = 1 << (level - 1)
-        if level == 1:
-            for name, value in values.items():
-                np.add(value[start], value[start + 1], out=total[name], dtype=np.float64)
+            if answered[0] is None:
+                # The one number that changes no bit of a sum.
+                total.fill(-0.0)
+            else:
+                _copy(total, values, answered[0])
             return
         # Depth first and in the same room again and again: the partial sums of many learners at once would not fit
         # into the processor's cache.
         if level not in self._room:
-            self._room[level] = {name: np.empty_like(value) for name, value in total.items()}
-        other = self._room[level]
-        self._sum_into(total, values, start, level - 1)
-        self._sum_into(other, values, start + half, level - 1)
-        for name, value in total.items():
-            value += other[name]
+            self._room[level] = np.empty(self._size)
+        other, half = self._room[level], 1 << (level - 1)
+        self._sum_into(total, values, answered[:half], level - 1)
+        self._sum_into(other, values, answered[half:], level - 1)
+        total += other
 
-    def _insert(self, level: int, index: int, total: _Sum) -> None:
+    def _insert(self, level: int, index: int, total: _Vector | None) -> None:
         while (level, index ^ 1) in self._known:
-            total = _added(self._known.pop((level, index ^ 1)), total)
+            other = self._known.pop((level, index ^ 1))
+            if total is None or other is None:
+                total = other if total is None else total
+            else:
+                total += other
+                self._free.append(other)
             level, index = level + 1, index // 2
         self._known[level, index] = total
 
 
-def _padded(count: int, rows: Sequence[int], gradients: Arrays) -> Arrays | None:
-    """Return one row a position; who did not answer has -0.0, the one number that changes no bit of a sum."""
-    if not rows:
-        return None
-    if len(rows) == count:
-        return gradients
-    padded = {}
-    for name, value in gradients.items():
-        padded[name] = np.full((count, *value.shape[1:]), -0.0, dtype=value.dtype)
-        padded[name][list(rows)] = value
-    return padded
+def _copy(total: _Vector, values: list[tuple[slice, np.ndarray]], row: int) -> None:
+    for place, value in values:
+        np.copyto(total[place], value[row])
 
 
 def tree_nodes(first: int, count: int) -> list[tuple[int, int]]:
@@ -126,11 +156,7 @@ def tree_nodes(first: int, count: int) -> list[tuple[int, int]]:
     return nodes
 
 
-def _added(left: _Sum, right: _Sum) -> _Sum:
-    if left is None or right is None:
-        return right if left is None else left
-    return {name: value + right[name] for name, value in left.items()}
-
-
-def _finite(total: Arrays | None) -> bool:
-    return total is None or all(bool(np.isfinite(value).all()) for value in total.values())
+def _finite(numbers: np.ndarray) -> bool:
+    """Return whether all numbers are finite: where their sum is, they are."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return bool(np.isfinite(numbers.sum())) or bool(np.isfinite(numbers).all())

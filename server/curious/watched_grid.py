@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from metaleak.clients.wire.awaiting import await_replies
 from metaleak.clients.wire.flower_private import Run
+
+_LONGEST_WAIT = 0.5
 
 
 class WatchedGrid(Grid):
@@ -75,6 +78,10 @@ class WatchedGrid(Grid):
                 self._received(reply)
         return replies
 
+    def await_replies(self, seconds: float, at_most: float) -> None:
+        """Wait for replies on the wrapped grid."""
+        await_replies(self._grid, seconds, at_most)
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push `messages` and return the replies, in the order of their arrival."""
         return list(self.replies(messages, timeout=timeout))
@@ -88,4 +95,4 @@ class WatchedGrid(Grid):
                 missing.discard(reply.metadata.reply_to_message_id)
                 yield reply
             if missing:
-                time.sleep(self._interval)
+                await_replies(self._grid, self._interval, _LONGEST_WAIT)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from metaleak.clients.wire.awaiting import await_replies
 from metaleak.clients.wire.flower_private import ErrorCode
 from metaleak.server.learning.shares import Share
 
@@ -101,9 +102,11 @@ class Dispatch:
                 else:
                     self._unwanted.update(work.out)
                     self._slowest = (self._slowest[0], max(self._slowest[1], last - work.asked))
+                    # Before the reply is looked at: its node has nothing to do meanwhile.
+                    self._send(grid, nodes, waiting, out, end, ask)
                     yield work.share, reply
             if last == before:
-                time.sleep(min(_LONGEST, max(_SHORTEST, (time.monotonic() - last) / 20)))
+                await_replies(grid, min(_LONGEST, max(_SHORTEST, (time.monotonic() - last) / 20)), _LONGEST)
         for work in (*waiting, *out):
             yield work.share, work.error
 

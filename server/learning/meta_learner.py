@@ -22,8 +22,13 @@ from metaleak.server.learning.shares import Share, floating_shares, hosted_share
 
 _FLOWER_LOG = logging.getLogger("flwr")
 
-LARGEST_SHARE = 16 << 20
+LARGEST_SHARE = 32 << 20
 """Bytes of gradients in one reply, about: several are on their way at once. A share of one chunk may be larger."""
+
+_FEWEST, _MOST = 128, 512
+"""Learners of one message, where there are more than enough for every node: a message has its price, and who is asked
+last is waited for. What a node adds up, or lays down in a file, hardly takes memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -192,8 +197,8 @@ class MetaLearner(Strategy):
         started = time.monotonic()
         sampled = self.sample(round)
         size = sum(value.numel() * value.element_size() for value in steps.parameters.values())
-        nodes, shares = self._shares(grid, sampled, size)
         summed = self.largest_norm is None and self.single_rounds is not None and round > self.single_rounds
+        nodes, shares = self._shares(grid, sampled, 0 if summed else size)
 
         def ask(share: Share, node: int, ttl: float) -> Message:
             told = ConfigRecord(
@@ -240,7 +245,7 @@ class MetaLearner(Strategy):
         return _record(checkpoint.parameters), MetricRecord(dict(counts))
 
     def _shares(self, grid: Grid, sampled: Sequence[int], size: int) -> tuple[list[int], list[Share]]:
-        """Return the nodes and the shares of a round whose gradients have `size` bytes; wait for nodes to connect."""
+        """Return the nodes and the shares of a round whose replies have `size` bytes a learner; wait for nodes."""
         if self._hosts and self.learners_per_node is not None:
             return self._hosts, hosted_shares(sampled, self.learners_per_node)
         needed = -(-self.learners // self.learners_per_node) if self.learners_per_node else 1
@@ -253,7 +258,7 @@ class MetaLearner(Strategy):
             # Who hosts whom is settled once: a node that leaves takes its learners with it and moves no other's.
             self._hosts = nodes
             return nodes, hosted_shares(sampled, self.learners_per_node)
-        most = max(1, min(64, LARGEST_SHARE // max(1, size)))
+        most = min(max(_FEWEST, len(sampled) // (8 * len(nodes))), _MOST, max(1, LARGEST_SHARE // max(1, size)))
         return nodes, floating_shares(sampled, self.shares_per_node * len(nodes), self.chunk, most)
 
 

@@ -35,20 +35,27 @@ CONV4 = {
 
 
 def experiment(
-    shape: dict[str, Any], learners: int, rounds: int, recorded: bool, room: int | None = None, **engine: Any
+    shape: dict[str, Any],
+    learners: int,
+    rounds: int,
+    recorded: bool,
+    room: int | None = None,
+    sampled: int | None = None,
+    **engine: Any,
 ) -> Experiment:
-    """Return an experiment on synthetic images in which every learner takes part in every round.
+    """Return an experiment on synthetic images in which every learner takes part in every round, or so many of them.
 
     There are images enough for `room` learners, by default for those that there are.
     """
     task = shape["task"]
+    data = {"sliding": True} if sampled else {}
     images = 2 * (room or learners) * task["ways"] * (task["shots"] + task["queries"]) + 4000
     return experiment_from(
         {
             **shape,
-            "data": {"name": "synthetic:Synthetic", "images": images},
+            "data": {"name": "synthetic:Synthetic", "images": images, **data},
             "partition": {"learners": learners, "held_out": 0.1, "non_members": 0.0},
-            "server": {"rounds": rounds},
+            "server": {"rounds": rounds, "fraction": sampled / learners if sampled else 1.0},
             "record": {"rounds": rounds if recorded else 0},
             "evaluation": {"every": 10**6, "tasks": 2, "queries": 1},
             "attacks": [],

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/memory.py                 # 2 000 and 10 000 learners, 450 KB gradients, recording on
     python tests/benchmarks/memory.py --learners 10 30 100 300 1000 3000 10000 --figure docs/scaling.png
+    python tests/benchmarks/memory.py --learners 10000 100000 --of 1000000    # not recorded, 219 KB gradients
 
 Each number of learners is simulated in a process of its own, whose peak resident memory counts. Shared memory that
 it only looks at (Ray's object store) is part of it, and so is the data set, the same for all; what is its own is
@@ -30,16 +31,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--learners", type=int, nargs="+", default=[2000, 10_000])
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--of", type=int, help="learners of the federation, of which each round samples")
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one is not None:
-        print(json.dumps(_one(given.one, given.rounds)))
+        print(json.dumps(_one(given.one, given.rounds, given.of)))
         return
     rows = []
     for learners in given.learners:
         command = [sys.executable, __file__, "--one", str(learners), "--rounds", str(given.rounds)]
+        command += [] if given.of is None else ["--of", str(given.of)]
         outcome = subprocess.run(command, capture_output=True, text=True, check=False)
         if outcome.returncode != 0:
             raise SystemExit(outcome.stderr[-2000:])
@@ -49,13 +52,16 @@ def main() -> None:
         _draw(rows, given.figure)
 
 
-def _one(learners: int, rounds: int) -> dict[str, Any]:
+def _one(learners: int, rounds: int, of: int | None) -> dict[str, Any]:
     """Simulate once; return the time of a round and the memory."""
     own: list[float] = []
     stop = threading.Event()
     sampler = threading.Thread(target=_sample, args=(own, stop), daemon=True)
     sampler.start()
-    seconds, first = round_seconds(experiment(WIDE, learners, rounds, True, room=10_000), warm=1)
+    asked = experiment(WIDE, learners, rounds, True, room=10_000)
+    if of is not None:
+        asked = experiment(MLP, of, rounds, False, sampled=learners)
+    seconds, first = round_seconds(asked, warm=1)
     stop.set()
     sampler.join()
     median = statistics.median(seconds)

@@ -19,6 +19,7 @@ from metaleak.clients.rules import (
     Reptile,
     Rule,
     anil,
+    batch_in_parts,
     batch_meta_gradients,
     first_order_maml,
 )
@@ -151,3 +152,18 @@ def test_not_with_more_images_than_pay() -> None:
     model = MLP(hidden=(4,))
     assert own_span_pays(model, MAML(), start(model), 7)
     assert not own_span_pays(model, MAML(), start(model), 8)
+
+
+@pytest.mark.parametrize("hidden", [(6,), (64, 64), (33,)])
+@pytest.mark.parametrize("part", [1, 400_000, 1 << 30])
+def test_some_learners_at_a_time_give_the_same_bits(hidden: tuple[int, ...], part: int, monkeypatch: object) -> None:
+    monkeypatch.setattr("metaleak.clients.rules.own_span._PART", part)  # type: ignore[attr-defined]
+    model, batch = MLP(hidden=hidden), some_batch(dtype=torch.float32)
+    parameters = start(model, torch.float32)
+    whole, _ = batch_meta_gradients(model, MAML(), parameters, batch)
+    # Copied: a part is good until the next is asked for.
+    parts = [
+        {name: value.clone() for name, value in one.items()}
+        for one in batch_in_parts(model, MAML(), parameters, batch)
+    ]
+    assert all(torch.equal(torch.cat([one[name] for one in parts]), whole[name]) for name in whole)

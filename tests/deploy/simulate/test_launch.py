@@ -127,11 +127,9 @@ def test_a_signal_ends_the_actors_and_leaves_a_readable_record(tmp_path, number,
         _, err = process.communicate(timeout=240)
         wait(lambda: not any(b"ray::" in line for line in alive(marker)))
     assert process.returncode == 130
-    # Behind the progress, which is told in lines where there is no terminal.
+    # Behind the progress, which is told in lines where there is no terminal, from ten seconds on.
     *progress, last = err.splitlines()
     assert last == "metaleak: run: interrupted; `metaleak simulate --resume run` goes on from here"
-    # An old library may warn of a newer one beside the progress.
-    assert any("starting actors" in line for line in progress), err
     assert not any("Traceback" in line for line in progress), err
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     record = Record(tmp_path / "run" / "record")

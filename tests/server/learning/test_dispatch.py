@@ -79,6 +79,29 @@ def test_every_share_comes_back_once_and_the_nodes_are_kept_busy_evenly():
     assert {node for _, node in grid.asked} == set(NODES)
 
 
+def test_a_grid_that_knows_when_a_reply_comes_is_waited_for_and_not_polled():
+    class Awaiting(ScriptedGrid):
+        waits = 0
+
+        def pull_messages(self, ids):
+            return super().pull_messages(ids) if self.waits else []
+
+        def await_replies(self, seconds, at_most):
+            assert 0 < seconds <= at_most
+            self.waits += 1
+
+    grid = Awaiting(lambda *_: "good")
+    results = dict(Dispatch(Patience(round=20)).answers(grid, NODES, SHARES, ask))
+    assert set(results) == set(SHARES)
+    assert grid.waits == 1
+
+
+def test_the_next_message_is_out_before_a_reply_is_looked_at():
+    grid = ScriptedGrid(lambda *_: "good")
+    for looked_at, _ in enumerate(Dispatch(Patience(round=20)).answers(grid, NODES, SHARES, ask), start=1):
+        assert len(grid.asked) == min(len(SHARES), len(NODES) + looked_at)
+
+
 def test_the_work_of_a_node_that_dies_is_done_by_another_in_the_same_round():
     grid, results = dispatched(lambda share, node, times: "dies" if node == 11 else "good")
     assert all(not reply.has_error() for reply in results.values())

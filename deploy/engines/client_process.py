@@ -1,0 +1,36 @@
+"""What answers a message: a client app, called in this process or held by a Ray actor."""
+
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from metaleak.deploy.errors import one_line
+
+
+def answer(app: ClientApp, message: Message) -> Message:
+    """Return what `app` answers; an exception comes back as an error reply, as Flower's nodes would send it."""
+    context = Context(
+        run_id=message.metadata.run_id,
+        node_id=message.metadata.dst_node_id,
+        node_config={},
+        state=RecordDict(),
+        run_config={},
+    )
+    try:
+        return app(message, context)
+    except Exception as error:  # noqa: BLE001 (whatever a client raises is its reply)
+        # Here: it is a part of Flower that an actor seldom needs.
+        from metaleak.clients.wire.flower_private import ErrorCode
+
+        return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=one_line(error)), reply_to=message)
+
+
+class ClientAppActor:
+    """A Ray actor that answers one message after the other with its client app."""
+
+    def __init__(self, app: ClientApp) -> None:
+        self._app = app
+
+    def run(self, message: Message, names: tuple[str, ...], *arrays: ArrayRecord) -> Message:
+        """Return the answer to `message`, whose array records come beside it, by name."""
+        message.content = RecordDict({**message.content, **dict(zip(names, arrays, strict=True))})
+        return answer(self._app, message)

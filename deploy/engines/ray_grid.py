@@ -1,0 +1,147 @@
+"""A Flower grid whose nodes are Ray actors: whoever is free answers, and has its next message before it needs it.
+
+Flower's own simulation looks at each node every 0.1 s and takes one message, and sends the client app with each. Here
+an actor has the app once, a round's arrays are in Ray's store once, and the server is woken by a reply.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from metaleak.clients.wire.flower_private import ErrorCode, name_message
+from metaleak.deploy.engines.client_process import ClientAppActor
+from metaleak.deploy.engines.own_grid import OwnGrid, named
+from metaleak.deploy.errors import one_line
+
+AHEAD = 2
+"""How many messages an actor has at once: the one that it answers, and the next."""
+
+_LONGEST_REST = 5.0
+"""Seconds for which an actor whose process was lost gets nothing, at most: a new one takes seconds to start."""
+
+
+@dataclass(eq=False)
+class _Actor:
+    """An actor and what it was asked: each reply that is to come, with the message without its arrays."""
+
+    handle: Any
+    asked: dict[Any, Message] = field(default_factory=dict)
+    answered: bool = False
+    lost: int = 0
+    rests_until: float = 0.0
+
+    @property
+    def room(self) -> bool:
+        # One that has not answered yet may have no machine to run on.
+        return len(self.asked) < (AHEAD if self.answered else 1)
+
+
+class RayGrid(OwnGrid):
+    """`nodes` whose messages `actors` processes answer with `app`, each with `gpus` of a GPU.
+
+    Any actor answers for any node. An actor that dies is started again by Ray; what it was asked is answered with an
+    error, to be asked again.
+    """
+
+    def __init__(self, app: ClientApp, nodes: int, actors: int, gpus: float = 0.0) -> None:
+        super().__init__(nodes)
+        kind: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(ClientAppActor)
+        self._actors = [_Actor(kind.remote(app)) for _ in range(actors)]
+        self._waiting: deque[Message] = deque()
+        self._stored: dict[str, tuple[ArrayRecord, Any]] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Ask for answers; return the ids of the messages, by which the replies can be pulled."""
+        now = time.time()
+        # Of a round that is over nobody pulls them any more.
+        self._answered = {name: reply for name, reply in self._answered.items() if not _expired(reply, now)}
+        pushed = list(messages)
+        names = [named(message) for message in pushed]
+        self._waiting += pushed
+        self._hand_out()
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to these messages that have arrived, each once."""
+        self._collect(0.0)
+        return super().pull_messages(message_ids)
+
+    def await_replies(self, seconds: float, at_most: float) -> None:
+        """Return when a reply has come, or after `at_most` seconds."""
+        self._collect(at_most)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Ask for answers and return those that come within `timeout` seconds, or all."""
+        missing, replies = set(self.push_messages(messages)), list[Message]()
+        end = None if timeout is None else time.monotonic() + timeout
+        while missing and (end is None or time.monotonic() < end):
+            self._collect(0.1)
+            come = list(self.pull_messages(missing))
+            missing -= {reply.metadata.reply_to_message_id for reply in come}
+            replies += come
+        return replies
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            now = time.monotonic()
+            free = [actor for actor in self._actors if actor.room and actor.rests_until <= now]
+            if not free:
+                return
+            message = self._waiting.popleft()
+            if _expired(message, time.time()):
+                continue
+            actor = min(free, key=lambda one: len(one.asked))
+            light, names, stored = self._lightened(message)
+            actor.asked[actor.handle.run.remote(light, names, *stored)] = light
+
+    def _lightened(self, message: Message) -> tuple[Message, tuple[str, ...], list[Any]]:
+        """Return a message without its arrays, their names, and where they are; a round's are stored once."""
+        content = message.content
+        arrays = content.array_records
+        self._stored = {
+            name: known if (known := self._stored.get(name)) and known[0] is record else (record, ray.put(record))
+            for name, record in arrays.items()
+        }
+        light = copy(message)
+        light.content = RecordDict({name: record for name, record in content.items() if name not in arrays})
+        return light, tuple(arrays), [self._stored[name][1] for name in arrays]
+
+    def _collect(self, seconds: float) -> None:
+        """Take what has arrived; if nothing has, wait for it so many seconds."""
+        waited = {reference: actor for actor in self._actors for reference in actor.asked}
+        if not waited:
+            time.sleep(seconds)
+        ready = _ready(list(waited), 0.0)
+        if not ready and seconds:
+            ready = _ready(list(waited), seconds)
+        for reference in ready:
+            actor = waited[reference]
+            message = actor.asked.pop(reference)
+            try:
+                reply: Message = ray.get(reference)
+                actor.answered, actor.lost, actor.rests_until = True, 0, 0.0
+            except Exception as error:  # noqa: BLE001 (a process, a machine, its memory: to be asked again)
+                actor.lost += 1
+                actor.rests_until = time.monotonic() + min(_LONGEST_REST, 0.1 * 2**actor.lost)
+                reply = Message(Error(code=ErrorCode.UNKNOWN, reason=one_line(error)), reply_to=message)
+            name_message(reply, f"reply to {message.metadata.message_id}")
+            self._answered[message.metadata.message_id] = reply
+        self._hand_out()
+
+
+def _ready(references: Sequence[Any], seconds: float) -> list[Any]:
+    if not references:
+        return []
+    wanted = 1 if seconds else len(references)
+    return list(ray.wait(list(references), num_returns=wanted, timeout=seconds)[0])
+
+
+def _expired(message: Message, now: float) -> bool:
+    return message.metadata.created_at + message.metadata.ttl <= now
