@@ -56,7 +56,7 @@ class RayEngine:
             # The caller checks `stopped`.
             return
         except Exception:
-            # When actors do not end by themselves, Ray is stopped under the server, whose complaints then mean nothing.
+            # Where actors do not end by themselves Ray is stopped under the server, whose complaints mean nothing.
             if not self._stop.is_set():
                 raise
         finally:
