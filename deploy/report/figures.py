@@ -98,7 +98,7 @@ def frontier(title: str, points: Sequence[FrontierPoint], colors: Colors, accura
         )
         if measure.name == AUC:
             axes.axhline(0.5, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
-            axes.annotate("guessing", (0.01, 0.5), (0, 3), xycoords=("axes fraction", "data"),
+            axes.annotate("guessing", (0.99, 0.5), (0, -3), xycoords=("axes fraction", "data"), ha="right", va="top",
                           textcoords="offset points", fontsize=7.5)  # fmt: skip
             axes.set_ylim(min([0.45, *(point.leak.low - 0.02 for point in points)]), 1.03)
         axes.xaxis.set_major_formatter(FuncFormatter(_percent))

@@ -66,9 +66,12 @@ def render(result: Results, progress: Progress | None = None) -> str:
     colors = {name: place for place, name in enumerate(dict.fromkeys(row.defense_name for row in rows))}
     suite = result.cells is not None
     runs = list(result.runs.values())
+    # The same defense stands in several settings.
+    titles = {id(row.run): setting.title for setting in found for line in setting.lines for row in line.rows}
+    titles = titles if len(found) > 1 else {}
     pages = []
     for index, run in enumerate(runs):
-        pages.append(_run_page(index, run, rows, colors))
+        pages.append(_run_page(index, run, rows, colors, titles.get(id(run), "")))
         if progress:
             progress(index + 1, len(runs))
     code, code_hash = script("report.js")
@@ -232,7 +235,7 @@ def _plain(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _run_page(index: int, run: RunResult, rows: Sequence[Row], colors: Colors) -> RunPage:
+def _run_page(index: int, run: RunResult, rows: Sequence[Row], colors: Colors, title: str) -> RunPage:
     own = [row for row in rows if row.run is run]
     if own:
         # Only what all of the run's attacks share describes the run.
@@ -240,6 +243,7 @@ def _run_page(index: int, run: RunResult, rows: Sequence[Row], colors: Colors) -
         label = replace(own[0], differences=shared).label
     else:
         label = describe_run(run)
+    label = f"{title}: {label}" if title else label
     labels = {id(row.attack_files): row.label for row in own}
     return RunPage(
         anchor=f"run-{index}",

@@ -240,11 +240,15 @@ def _defenses(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _with_structures(rows: list[Row]) -> list[Row]:
-    """Name the rule among the defenses, where rows differ in it, for it decides what is sent."""
+    """Name the rule among the defenses, where rows on the same model and data differ in it."""
     said = [describe_structure(row.config.get("rule")) for row in rows]
-    if len(set(said)) == 1:
-        return rows
-    return [_with_structure(row, words) if words else row for row, words in zip(rows, said, strict=True)]
+    subjects = [(str(row.config.get("model")), str(row.config.get("data"))) for row in rows]
+    varied = {subject for subject in subjects if len({words for words, own in zip(said, subjects, strict=True)
+                                                      if own == subject}) > 1}  # fmt: skip
+    return [
+        _with_structure(row, words) if words and subject in varied else row
+        for row, words, subject in zip(rows, said, subjects, strict=True)
+    ]
 
 
 def _with_structure(row: Row, words: str) -> Row:

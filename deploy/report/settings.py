@@ -12,7 +12,7 @@ from metaleak.deploy.report.rows import Row, flattened, short_key
 from metaleak.deploy.results.schema import Cost, Privacy
 
 Asked = Literal["query", "support", "start"]
-_SETS: tuple[Asked, ...] = ("query", "support")
+_SETS: tuple[Asked, ...] = ("query", "support", "start")
 
 _DEFENDING = ("name", "defenses", "attacks", "engine", "record", "evaluation")
 """Keys of an experiment that are not part of a setting; of `rule` only what acts as a defense is not."""
@@ -129,8 +129,7 @@ class Setting:
     def asked(self) -> tuple[Asked, ...]:
         """Which of `query`, `support` and `start` its attacks ask about."""
         kinds = {row.attack_result.asks for line in self.lines for row in line.rows if row.attack_result}
-        start: tuple[Asked, ...] = ("start",) if "start" in kinds else ()
-        return start if start and kinds <= {"start"} else (*_SETS, *start)
+        return tuple(one for one in _SETS if one in kinds) or _SETS[:2]
 
     @property
     def other_measures(self) -> list[str]:
@@ -217,13 +216,16 @@ def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _titles(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a title for each setting: model, data, task, and any other key in which settings differ."""
+    """Return a title for each setting: model, data, task, and the keys that differ on the same model and data."""
     flat = [dict(flattened(config)) for config in configs]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    varying = [key for key in keys if key not in _TITLED and len({one[key] for one in flat if key in one}) > 1]
-    return [
-        ", ".join([*_about(one), *(f"{short_key(key)} {one[key]}" for key in varying if key in one)]) for one in flat
-    ]
+    titles = []
+    for one in flat:
+        alike = [other for other in flat if _about(other)[0] == _about(one)[0]]
+        differing = [
+            key for key in one if key not in _TITLED and len({other[key] for other in alike if key in other}) > 1
+        ]
+        titles.append(", ".join([*_about(one), *(f"{short_key(key)} {one[key]}" for key in differing)]))
+    return titles
 
 
 def _about(flat: Mapping[str, str]) -> list[str]:
