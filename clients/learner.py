@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from metaleak.clients.datasets import LabeledExamples
+from metaleak.clients.dealt_shards import ShardIndices
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
-from metaleak.clients.partition import ShardIndices, TaskShape
+from metaleak.clients.partition import TaskShape
 from metaleak.clients.rules import Perturb, ReleasedMeans, Rule, meta_gradient
 from metaleak.clients.shard import Draw, draw, episodes
 from metaleak.clients.sharing import EVERYTHING, Patterns, computed_part, shared_part, told_clip

@@ -1,6 +1,7 @@
 """The split of a data set into learners' shards, non-members and held-out images, which are disjoint."""
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from metaleak.clients.dealt_shards import DealtShards, ShardIndices
 from metaleak.clients.randomness import derived_seed, keyed_generator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -72,17 +74,6 @@ class Partition(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class ShardIndices:
-    """What one learner holds: `classes`, ascending, and the indices of its examples.
-
-    `examples (classes, examples_per_class)` is int64, and its row i belongs to `classes[i]`.
-    """
-
-    classes: tuple[int, ...]
-    examples: Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class Split:
     """A data set dealt out: learners' `shards` by learner id, and ascending int64 indices of the rest.
 
@@ -90,7 +81,7 @@ class Split:
     evaluation tasks. Every index stands in at most one place, or with an overlap in several shards.
     """
 
-    shards: tuple[ShardIndices, ...]
+    shards: Sequence[ShardIndices]
     non_members: Tensor
     held_out: Tensor
 
@@ -157,7 +148,7 @@ def shard_sizes(partition: Partition, task: TaskShape, seed: int) -> list[int]:
 
 def _deal(
     pools: dict[int, Tensor], partition: Partition, classes_each: int, sizes: list[int], seed: int
-) -> tuple[ShardIndices, ...]:
+) -> DealtShards:
     """Return one shard a learner, dealt in the order of learner ids from every class's shuffled pool."""
     left = {label: len(pool) for label, pool in pools.items()}
 
@@ -177,19 +168,19 @@ def _deal(
         portions = [0 if count < sizes[0] else 1 + (count - sizes[0]) // step(sizes[0]) for count in left.values()]
         if partition.learners > (possible := _learners_possible(portions, classes_each)):
             raise too_many(possible)
-    shards = []
+    chosen = np.empty((len(sizes), classes_each), np.int32)
+    starts = np.empty((len(sizes), classes_each), np.int64)
+    held, steps = {label: len(pool) for label, pool in pools.items()}, {size: step(size) for size in set(sizes)}
     for learner, size in enumerate(sizes):
         labels = choose(learner, classes_each, size)
         if len(labels) < classes_each:
             raise too_many(learner)
-        rows = []
+        chosen[learner] = labels
+        starts[learner] = [held[label] - left[label] for label in labels]
         for label in labels:
-            start = len(pools[label]) - left[label]
-            rows.append(pools[label][start : start + size])
-            left[label] -= step(size)
+            left[label] -= steps[size]
         choose.put_back(labels)
-        shards.append(ShardIndices(tuple(labels), torch.stack(rows)))
-    return tuple(shards)
+    return DealtShards(pools, chosen, starts, sizes)
 
 
 class _Fullest:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from metaleak.clients.datasets.dataset import LabeledExamples
+from metaleak.clients.dealt_shards import ShardIndices
 from metaleak.clients.episode import Episode
-from metaleak.clients.partition import ShardIndices, TaskShape
+from metaleak.clients.partition import TaskShape
 from metaleak.clients.randomness import keyed_generator
 
 

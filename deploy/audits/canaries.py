@@ -10,10 +10,11 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from metaleak.clients.datasets import LabeledExamples
+from metaleak.clients.dealt_shards import ShardIndices
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.learner import TaskLearner
 from metaleak.clients.models import MLP
-from metaleak.clients.partition import ShardIndices, TaskShape
+from metaleak.clients.partition import TaskShape
 from metaleak.clients.rules import MAML, Rule, reads_means
 from metaleak.defenses import (
     CLIP_NAME,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from metaleak.clients.partition import Partition, ShardIndices, Split, TaskShape, split
+from metaleak.clients.dealt_shards import ShardIndices
+from metaleak.clients.partition import Partition, Split, TaskShape, split
 
 SMALL = TaskShape(ways=2)
 
@@ -222,3 +223,15 @@ def test_dirichlet_classes_are_skewed_and_each_learners_own() -> None:
     assert classes(0.3, learners=50) == drawn[:50]
     with pytest.raises(ValueError, match="suffices for"):
         split(labels_of([6] * 10), frozenset(), Partition(learners=90, dirichlet=0.1), TaskShape(ways=2), 3)
+
+
+def test_a_shard_is_made_when_it_is_asked_for_and_stays_for_a_while(monkeypatch):
+    monkeypatch.setattr("metaleak.clients.dealt_shards._KEPT", 2)
+    shards = split(torch.arange(400) % 10, frozenset(), Partition(learners=12), TaskShape(), 0).shards
+    first = shards[0]
+    assert shards[0] is first is shards[-12]
+    assert [same(one, other) for one, other in zip(shards, shards[:], strict=True)] == [True] * 12
+    assert shards[0] is not first
+    assert same(shards[0], first)
+    with pytest.raises(IndexError):
+        shards[12]

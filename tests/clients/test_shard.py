@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaleak.clients.datasets import LabeledExamples
-from metaleak.clients.partition import ShardIndices, TaskShape
+from metaleak.clients.dealt_shards import ShardIndices
+from metaleak.clients.partition import TaskShape
 from metaleak.clients.shard import Draw, draw, episode, held_out_episode
 
 

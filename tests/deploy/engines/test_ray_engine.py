@@ -74,11 +74,11 @@ class Disturbance:
 
     def __call__(self, done):
         if done.round == self.after:
-            threading.Thread(target=self._work).start()
+            # All processes are looked through here, while the server waits: beside it that takes longer than a round.
+            threading.Thread(target=self._work, args=[actors()]).start()
 
-    def _work(self):
-        # All processes are looked through once: beside a busy server that takes longer than a round.
-        known, deadline = actors(), time.monotonic() + 240
+    def _work(self, known):
+        deadline = time.monotonic() + 240
         while not (busy := actors(b"ray::ClientAppActor.run", known)) and time.monotonic() < deadline:
             time.sleep(0.001)
         self.result = self.act(busy)

@@ -1,0 +1,72 @@
+"""Shards as numbers, made when they are asked for: of a million learners a process meets a part."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+_KEPT = 16384
+"""Shards that stay made."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndices:
+    """What one learner holds: `classes`, ascending, and the indices of its examples.
+
+    `examples (classes, examples_per_class)` is int64, and its row i belongs to `classes[i]`.
+    """
+
+    classes: tuple[int, ...]
+    examples: Tensor
+
+
+class DealtShards(Sequence[ShardIndices]):
+    """One shard a learner: of each of its `classes (L, c)` the `sizes[l]` images from `starts (L, c)` on in the pool.
+
+    `pools` hold the images of a class in the order in which they are dealt.
+    """
+
+    def __init__(
+        self,
+        pools: dict[int, Tensor],
+        classes: npt.NDArray[np.int32],
+        starts: npt.NDArray[np.int64],
+        sizes: Sequence[int],
+    ) -> None:
+        self._pools, self._classes, self._starts, self._sizes = pools, classes, starts, sizes
+        self._kept: dict[int, ShardIndices] = {}
+
+    def __len__(self) -> int:
+        """Return the number of learners."""
+        return len(self._classes)
+
+    @overload
+    def __getitem__(self, place: int) -> ShardIndices: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[ShardIndices, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> ShardIndices | tuple[ShardIndices, ...]:
+        """Return the shard of a learner, or those of several."""
+        if isinstance(place, slice):
+            return tuple(self[one] for one in range(len(self))[place])
+        learner = range(len(self))[place]
+        if learner not in self._kept:
+            if len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[learner] = self._made(learner)
+        return self._kept[learner]
+
+    def __iter__(self) -> Iterator[ShardIndices]:
+        """Yield every learner's shard."""
+        return (self[learner] for learner in range(len(self)))
+
+    def _made(self, learner: int) -> ShardIndices:
+        classes, starts = tuple(self._classes[learner].tolist()), self._starts[learner].tolist()
+        size = self._sizes[learner]
+        rows = [self._pools[label][start : start + size] for label, start in zip(classes, starts, strict=True)]
+        return ShardIndices(classes, torch.stack(rows))
