@@ -65,15 +65,12 @@ def defense(
         int, typer.Option("--rounds", min=1, max=1000, help="Rounds that a learner takes part in.")
     ] = 1,
     trials: Annotated[
-        int | None,
-        typer.Option(
-            "--trials", help="Learners that are asked, or canaries of one run.", show_default="10000, or 1000"
-        ),
-    ] = None,
+        int, typer.Option("--trials", help="Learners that are asked, or canaries of one run.")
+    ] = 10_000,
     confidence: Annotated[float, typer.Option("--confidence", help="With which the lower bounds hold.")] = 0.95,
     seed: Annotated[int, typer.Option("--seed", help="Of the trials.")] = 0,
     one_run: Annotated[
-        bool, typer.Option("--one-run", help="All trials are canaries of one run; no assumption on the noise.")
+        bool, typer.Option("--one-run", help="All trials are canaries of one run: seconds, not minutes.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -87,7 +84,5 @@ def defense(
     """
     from metaleak.deploy.audits.defense_command import audit_defense_command
 
-    if trials is None:
-        trials = 1000 if one_run else 10_000
     settings = {"trials": trials, "confidence": confidence, "seed": seed}
     audit_defense_command(name, tuple(changes or ()), rule, asks, rounds, settings, one_run, as_json)
