@@ -67,16 +67,12 @@ def defense(
         int, typer.Option("--rounds", min=1, max=1000, help="Rounds that a learner takes part in.")
     ] = 1,
     trials: Annotated[
-        int | None,
-        typer.Option(
-            "--trials", help="Number of learners, or with --one-run of canaries.", show_default="10000, or 1000"
-        ),
-    ] = None,
+        int, typer.Option("--trials", help="Number of learners, or with --one-run of canaries.")
+    ] = 10_000,
     confidence: Annotated[float, typer.Option("--confidence", help="Confidence of the lower bounds.")] = 0.95,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the trials.")] = 0,
     one_run: Annotated[
-        bool,
-        typer.Option("--one-run", help="Test with canaries in one run, without an assumption on the noise."),
+        bool, typer.Option("--one-run", help="Test with canaries in one run: seconds, not minutes.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +86,5 @@ def defense(
     """
     from metaleak.deploy.audits.defense_command import audit_defense_command
 
-    if trials is None:
-        trials = 1000 if one_run else 10_000
     settings = {"trials": trials, "confidence": confidence, "seed": seed}
     audit_defense_command(name, tuple(changes or ()), rule, asks, rounds, settings, one_run, as_json)

@@ -50,7 +50,7 @@ def audit_defense_command(
         if settings.trials * rounds > _MOST_SENT:
             raise ValueError(f"{settings.trials} trials of {rounds} rounds are more than {_MOST_SENT} messages")
         with shown_progress() as progress:
-            bar = progress.add_task(f"audit of {name}", total=rounds if one_run else settings.trials)
+            bar = progress.add_task(f"audit of {name}", total=settings.trials)
 
             def watch(done: int, total: int) -> None:
                 progress.update(bar, completed=done, total=total)
@@ -67,7 +67,8 @@ def audit_defense_command(
         typer.echo(json.dumps({"defense": plain["defenses"][0], "asks": asks, "one_run": one_run, **asdict(found)}))
     else:
         part = f" ({found.lower_bound / found.accounted:.0%})" if found.accounted else ""
-        by_points = "" if one_run else f", by single operating points {found.any_mechanism:.3f}"
+        without = "of any mechanism" if one_run else "by single operating points"
+        by_points = f", {without} {found.any_mechanism:.3f}"
         say(
             f"{name}: accounted epsilon {found.accounted:.3f} over {rounds} {'round' if rounds == 1 else 'rounds'}, "
             f"proven {found.lower_bound:.3f}{part}{by_points}; {found.confidence:.0%} confidence, "

@@ -54,13 +54,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    took, busy = seconds(*made(asked.targets, asked.learners, asked.units, asked.examples))
+    took, busy = seconds(*made(asked.targets, asked.learners, asked.units, asked.images))
     pairs = asked.targets * asked.learners
     row: dict[str, Any] = {
         "targets": asked.targets,
         "learners": asked.learners,
         "units": asked.units,
-        "images": asked.examples,
+        "images": asked.images,
         "seconds": took,
         "pairs a second": pairs / took,
         "pairs a processor second": pairs / busy,

@@ -36,7 +36,17 @@ def test_one_run_proves_a_part_of_the_promise_and_never_more(defense, rule, asks
     found = one_run_audit(defense, rule, asks, rounds, Trials(trials=600))
     found.check()
     assert found.accounted == pytest.approx(8)
-    assert found.lower_bound > 0.2
+    # Of second order the noise of the Hessian's means, which all canaries share, hides what query images read.
+    if not (isinstance(rule, MAML) and asks == "support" and rule.order == 2):
+        assert found.any_mechanism > 0.2
+        assert found.lower_bound > 4.5
+
+
+@pytest.mark.parametrize(("asks", "epsilon", "canaries"), [("query", 1, 50_000), ("support", 4, 5_000)])
+def test_many_canaries_come_near_the_promise_whatever_it_is(asks, epsilon, canaries):
+    found = one_run_audit(RecordLevel(epsilon=epsilon), first_order_maml(), asks, 1, Trials(trials=canaries))
+    found.check()
+    assert found.lower_bound > 0.8 * epsilon
 
 
 class QuarterOfTheNoise(GaussianMechanism):
@@ -65,5 +75,3 @@ def test_a_broken_mechanism_is_caught(broken, asks):
 def test_what_cannot_be_audited_is_refused_in_one_line():
     with pytest.raises(ValueError, match=r"^name: Noise has no guarantee"):
         one_run_audit(Noise(), MAML(), "query", 1, Trials(trials=600))
-    with pytest.raises(ValueError, match=r"^trials: such a run has at most 1000 canaries, got 1001"):
-        one_run_audit(RecordLevel(epsilon=8), MAML(), "support", 1, Trials(trials=1001))
