@@ -7,29 +7,34 @@ from metaleak.attacks.attack import Answers, Reconstructions, Targets
 
 
 def answers_by_nearest(made: Reconstructions, targets: Targets, padding: int | None = None) -> Answers:
-    """Return the negative distance of every target to the nearest reconstruction of its learner, and that one.
+    """Return the negative distance of every target to the nearest reconstruction of its learner; see `nearest`."""
+    distance, _ = nearest(made, targets, padding)
+    return Answers(-distance, None, {"distance": distance})
+
+
+def nearest(made: Reconstructions, targets: Targets, padding: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the distance of every target to the nearest reconstruction of its learner, and its place, `(T,)` each.
 
     Images are compared by their Euclidean distance, sequences of tokens by the part of places at which they differ;
-    where both have the token `padding` the place does not count. Of tokens the nearest is not returned. Raises
-    `ValueError` where reconstructions and targets have different shapes, or a reconstruction is not finite.
+    where both have the token `padding` the place does not count. Raises `ValueError` where reconstructions and
+    targets have different shapes, there is no reconstruction, or one is not finite.
     """
     shape, asked = tuple(made.examples.shape[2:]), tuple(targets.examples.shape[1:])
     if shape != asked:
         raise ValueError(f"reconstructions have shape {shape}, targets {asked}")
-    if not len(targets.rows):
-        return Answers(torch.empty(0))
     images = targets.examples.is_floating_point()
+    if not made.examples.shape[1]:
+        raise ValueError("nothing was rebuilt: there must be at least one reconstruction of each learner")
     if not bool(made.examples.isfinite().all()):
         raise ValueError("reconstructions must be finite")
     distance = torch.empty(len(targets.rows), device=targets.rows.device)
-    nearest = torch.empty_like(targets.rows)
+    places = torch.empty_like(targets.rows)
     # Targets one by one: each is compared with all that was rebuilt of its learner.
     for place, (row, example) in enumerate(zip(targets.rows.tolist(), targets.examples, strict=True)):
         rebuilt = made.examples[row]
         apart = _distances(rebuilt, example.float()) if images else _differing(rebuilt, example, padding)
-        distance[place], nearest[place] = apart.min(dim=0)
-    found = made.examples[targets.rows, nearest] if images else None
-    return Answers(-distance, found, {"distance": distance})
+        distance[place], places[place] = apart.min(dim=0)
+    return distance, places
 
 
 def _distances(rebuilt: Tensor, image: Tensor) -> Tensor:

@@ -147,7 +147,10 @@ class RecordLevel(Budget):
     def weights(self, norms: Tensor, reading: Reading) -> Tensor:
         """Return what brings contributions of these `norms (n,)` to at most the clipping norm, in float64."""
         wide, bound = norms.to(torch.float64), self.clip_of(reading) * _MARGIN
-        return torch.where(torch.isfinite(wide), (bound / wide).clamp(max=1.0), 0.0)
+        scale = (bound / wide).clamp(max=1.0)
+        # Below, float32 rounds a weight by more than the margin.
+        exact = torch.isfinite(wide) & (scale >= torch.finfo(torch.float32).tiny)
+        return torch.where(exact, scale, 0.0)
 
     def noisy_mean(
         self, total: dict[str, Tensor], count: int, reading: Reading, random: RandomSource

@@ -11,7 +11,7 @@ from metaleak.attacks.inversion.case import Case, learners_at_a_time, several_ro
 from metaleak.attacks.inversion.gradient_inversion import Inversion, Unknowns, invert
 from metaleak.attacks.inversion.gradient_matching import GradientMatching, in_turn, part_of
 from metaleak.attacks.inversion.starts import start_random
-from metaleak.attacks.nearest_reconstruction import answers_by_nearest
+from metaleak.attacks.nearest_reconstruction import nearest
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.rounds import Rounds
 
@@ -112,8 +112,9 @@ class InversionFromNoise(GradientMatching):
         rows, of = torch.unique(targets.rows, return_inverse=True)
         found = self._inverted(case, tuple(targets.examples.shape[1:]), rows, tick)
         made = found.unknowns.asked
-        answers = answers_by_nearest(Reconstructions(made, made.new_zeros(made.shape[:2])), replace(targets, rows=of))
-        return replace(answers, statistics={**answers.statistics, "loss": found.loss[of]})
+        rebuilt = Reconstructions(made, made.new_zeros(made.shape[:2]))
+        distance, place = nearest(rebuilt, replace(targets, rows=of))
+        return Answers(-distance, made[of, place], {"distance": distance, "loss": found.loss[of]})
 
     def _inverted(self, case: Case, shape: tuple[int, ...], rows: Tensor, tick: Callable[[], None]) -> Inversion:
         """Return what is found of the learners `rows (T,)`, whose images have this shape."""

@@ -32,8 +32,10 @@ class LayerByLayer(BaseModel):
     activations, see `chain_of`.
 
     The confidence is 1 less the largest part by which the constraints of a layer are missed, and half of that where a
-    layer has fewer constraints than unknowns, which many inputs meet. A learner whose gradient is not that of one
-    example, or is zero, gets medium gray with confidence 0; if that is so of all, the attack is refused.
+    layer has fewer constraints than unknowns, which many inputs meet. With two classes a single dense layer after
+    convolutions has a gradient of rank one for any batch: there the missed constraints alone tell. A learner whose
+    gradient is not that of one example, or is none, gets medium gray with confidence 0; if that is so of all, the
+    attack is refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,28 +60,36 @@ class LayerByLayer(BaseModel):
         learners = len(next(iter(observation.gradients.values())))
         made = torch.full((learners, 1, *observation.input_shape), 0.5)
         confidence = torch.zeros(learners, 1)
-        single = []
+        refused: list[ValueError] = []
         for row in range(learners):
             gradients = {name: value[row].double() for name, value in observation.gradients.items()}
-            if _of_one_example(chain, gradients):
-                single.append(row)
-                made[row, 0], missed = self._inverted(chain, gradients)
+            try:
+                example, missed = self._inverted(chain, gradients)
+                made[row, 0] = example
                 confidence[row] = max(0.0, 1 - missed) * (1.0 if determined else _UNDETERMINED)
+            except ValueError as error:
+                refused.append(error)
             if progress is not None:
                 progress(row + 1, learners)
-        if not single:
-            raise ValueError("layer-by-layer: no learner's gradient is that of a single example")
+        if len(refused) == learners:
+            raise refused[0]
         return Reconstructions(made, confidence)
 
     def _inverted(self, chain: Chain, gradients: Parameters) -> tuple[Tensor, float]:
         """Return the example, and the largest part by which a layer's constraints are missed."""
+        if not _of_one_example(chain, gradients):
+            raise ValueError("layer-by-layer: no learner's gradient is that of a single example")
         invert = reconstruct if self.method == "r-gap" else reconstruct_hybrid
         found = invert(chain, gradients, "cross_entropy")
+        if not bool(found.example.isfinite().all()):
+            raise ValueError("layer-by-layer: the gradients are too large or too small to be inverted")
         return found.example.float(), found.residual
 
 
 def _of_one_example(chain: Chain, gradients: Parameters) -> bool:
-    """Return whether the gradients of all dense layers, of which none is zero, are of rank one."""
+    """Return whether the gradients of all dense layers, of which none is zero, are of rank one, and all finite."""
+    if not all(bool(value.isfinite().all()) for value in gradients.values()):
+        return False
     for stage in chain.stages:
         if stage.operator.sliding is None:
             sizes = torch.linalg.svdvals(gradients[stage.weight_name])

@@ -77,18 +77,37 @@ def dense_layers_of_module(
 def _gives_the_gradient(
     model: Compute, layers: Mapping[str, str | None], parameters: Parameters, images: Tensor
 ) -> bool:
+    """Return whether the layers' inputs and slopes make up the gradient, and the Hessian times a direction."""
     moving = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    weights, direction = [moving[name] for name in layers], {name: value.detach() for name, value in moving.items()}
+
+    def loss(logits: Tensor) -> Tensor:
+        return logits.square().sum()
+
     with torch.enable_grad():
-        expected = torch.autograd.grad(model(moving, images).square().sum(), [moving[name] for name in layers])
+        slopes = torch.autograd.grad(loss(model(moving, images)), [*moving.values()], create_graph=True)
+        along = torch.stack([(one * direction[name]).sum() for name, one in zip(moving, slopes, strict=True)]).sum()
+        gradients = [slopes[[*moving].index(name)].detach() for name in layers]
+        products = torch.autograd.grad(along, weights, allow_unused=True, materialize_grads=True)
     try:
-        seen = passed(model, layers, parameters, frozenset(parameters), images, lambda logits: logits.square().sum())
-    except KeyError:
-        # A weight that is computed with before it meets the inputs.
+        seen = passed(model, layers, parameters, frozenset(parameters), images, loss, direction)
+    except (KeyError, NotImplementedError):
+        # A weight that is computed with before it meets the inputs, or an activation without a forward derivative.
         return False
+    made = [(one.slopes.mT @ one.inputs, _moved(one)) for one in seen]
     return all(
-        torch.allclose(one.slopes.mT @ one.inputs, gradient, rtol=_TOLERANCE, atol=_TOLERANCE)
-        for one, gradient in zip(seen, expected, strict=True)
+        torch.allclose(ours, expected, rtol=_TOLERANCE, atol=_TOLERANCE * float(1 + expected.abs().max()))
+        for pair, both in zip(made, zip(gradients, products, strict=True), strict=True)
+        for ours, expected in zip(pair, both, strict=True)
     )
+
+
+def _moved(layer: "Passed") -> Tensor:
+    """Return how the gradient of a layer's weight, the sum over examples, changes along the direction."""
+    found = torch.zeros_like(layer.slopes.mT @ layer.inputs)
+    if layer.slopes_moved is not None:
+        found += layer.slopes_moved.mT @ layer.inputs
+    return found if layer.inputs_moved is None else found + layer.slopes.mT @ layer.inputs_moved
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,12 @@ class OuterProducts:
             scale = weights.to(slopes.dtype)[:, None]
             outer = (slopes if moved is None else moved) * scale
             if layer.weight in self.names:
-                total[layer.weight] = outer.mT @ inputs
-                if inputs_moved is not None:
-                    total[layer.weight] += (slopes * scale).mT @ inputs_moved
+                if inputs_moved is None:
+                    total[layer.weight] = outer.mT @ inputs
+                else:
+                    # Two products that nearly cancel must leave what their norm was computed of.
+                    once, twice = outer.double().mT @ inputs.double(), (slopes * scale).double().mT
+                    total[layer.weight] = (once + twice @ inputs_moved.double()).to(slopes.dtype)
             if layer.bias is not None and layer.bias in self.names:
                 total[layer.bias] = outer.sum(0)
         return total

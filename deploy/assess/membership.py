@@ -18,7 +18,7 @@ from metaleak.deploy.assess.observe import Attacked, RecordedRounds, observe
 from metaleak.deploy.assess.privacy import measured_privacy
 from metaleak.deploy.assess.reconstruction import Rebuilt
 from metaleak.deploy.assess.time_limit import Advance
-from metaleak.deploy.assess.truth import Truth, ask, ask_over, inputs
+from metaleak.deploy.assess.truth import NoNonMembers, Truth, ask, ask_over, inputs
 from metaleak.deploy.config.experiment import TargetSettings
 from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.schema import Privacy
@@ -117,14 +117,19 @@ def ask_nearest(
     settings: TargetSettings,
     releases: int,
     whole: int,
-) -> Asked:
+) -> Asked | None:
     """Return how well the distance to the nearest of what was `rebuilt` tells who held a target.
 
     The targets that `settings` draw are of the learners that were rebuilt, in the first attacked round. For
-    `releases` and `whole` see `ask_membership`; raises as it does.
+    `releases` and `whole` see `ask_membership`. `None` where no image is held by nobody, or nothing was rebuilt.
     """
     federation, learners = attacked.federation, rebuilt.learner.tolist()
-    truth = ask(federation, learners, attacked.rounds[0], asks, settings)
+    if not rebuilt.made.examples.shape[1]:
+        return None
+    try:
+        truth = ask(federation, learners, attacked.rounds[0], asks, settings)
+    except NoNonMembers:
+        return None
     answers = answers_by_nearest(rebuilt.made, truth.targets(federation, learners), federation.examples().padding)
     mean_of = attacked.mean_of
     privacy = measured_privacy(federation, releases, truth, answers.scores, mean_of > 1, whole)

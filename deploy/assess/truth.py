@@ -15,6 +15,11 @@ from metaleak.clients.shard import Draw
 from metaleak.deploy.config.experiment import Experiment, TargetSettings
 from metaleak.server import MetaLearner
 
+
+class NoNonMembers(ValueError):
+    """No image is held by nobody, so that members cannot be told from others."""
+
+
 SETS: tuple[Literal["query", "support"], ...] = ("query", "support")
 
 
@@ -74,7 +79,7 @@ def ask_over(
     Members are drawn from what learners held in any round in which they answered, at most `settings.members`.
     Non-members are images that no learner ever holds: each takes a drawn learner and position, and an image of the
     class that stands there, so that members and non-members have the same classes while the images last; a position
-    is that of the first round that holds the image. Raises `ValueError` when there is none.
+    is that of the first round that holds the image. Raises `NoNonMembers` when there is none.
     """
     generator = keyed_generator(federation.seed, next(iter(answered)), "targets", asks)
     first: dict[tuple[int, int], tuple[int, int, int, int]] = {}
@@ -89,7 +94,7 @@ def ask_over(
     members = [held[place] for place in order[: settings.members]]
     outsiders = _outsiders(federation, [held[place] for place in order], settings.non_members, generator)
     if not outsiders:
-        raise ValueError("no learner's class has an image that no learner holds; raise partition.non_members")
+        raise NoNonMembers("no learner's class has an image that no learner holds; raise partition.non_members")
     asked = [(*row, row[2], True) for row in members] + [(*row, image, False) for row, image in outsiders]
     # An attack must not learn from the order of its targets.
     shuffled = [asked[place] for place in torch.randperm(len(asked), generator=generator).tolist()]

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from ray.exceptions import RayActorError
 
 from metaleak.clients.wire.flower_private import ErrorCode, name_message
 from metaleak.deploy.engines.client_process import ClientAppActor
@@ -128,9 +129,12 @@ class RayGrid(OwnGrid):
                 reply: Message = ray.get(reference)
                 actor.answered, actor.lost, actor.rests_until = True, 0, 0.0
             except Exception as error:  # noqa: BLE001 (a process, a machine, its memory: to be asked again)
-                actor.lost += 1
+                actor.answered, actor.lost = False, actor.lost + 1
                 actor.rests_until = time.monotonic() + min(_LONGEST_REST, 0.1 * 2**actor.lost)
-                reply = Message(Error(code=ErrorCode.UNKNOWN, reason=one_line(error)), reply_to=message)
+                # An app that cannot be made fails on the next actor, too.
+                hopeless = isinstance(error, RayActorError) and error.actor_init_failed
+                code = ErrorCode.LOAD_CLIENT_APP_EXCEPTION if hopeless else ErrorCode.UNKNOWN
+                reply = Message(Error(code=code, reason=one_line(error)), reply_to=message)
             name_message(reply, f"reply to {message.metadata.message_id}")
             self._answered[message.metadata.message_id] = reply
         self._hand_out()

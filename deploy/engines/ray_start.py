@@ -1,6 +1,7 @@
 """Ray, started on this machine or joined on a cluster."""
 
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 
 import ray
 import torch
-from ray._private import ray_constants
+from ray._private import auto_init_hook, ray_constants
 from ray._raylet import (  # type: ignore[attr-defined]
     AuthenticationMode,
     AuthenticationTokenLoader,
@@ -45,6 +46,8 @@ def start_ray(settings: EngineSettings) -> int:
     """
     if ray.is_initialized():
         raise RuntimeError("Ray runs in this process already: call ray.shutdown() first")
+    # A call after `stop_ray`, from another thread, would start a Ray that is open to others.
+    auto_init_hook.enable_auto_connect = False
     paths = os.pathsep.join(sys.path)
     start = partial(_init, log_to_driver=False, logging_level=logging.ERROR)
     if settings.ray_address is not None:
@@ -169,9 +172,11 @@ def gpus_each(settings: EngineSettings, workers: int) -> float:
         count = float(torch.cuda.device_count()) if torch.cuda.is_available() else 0.0
     else:
         count = _resources().get("GPU", 0.0)
-    share = int(10_000 * count / workers) / 10_000
+    if 0 < count < workers:
+        # As many on each: with two thirds of a GPU for each of three workers the third would find none.
+        return int(10_000 / math.ceil(workers / count)) / 10_000
     # More than one, and it must be whole.
-    return share if share < 1 else float(int(share))
+    return float(int(count / workers))
 
 
 def _resources() -> dict[str, float]:

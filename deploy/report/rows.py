@@ -243,10 +243,11 @@ def _with_structures(rows: list[Row]) -> list[Row]:
     """Name the rule among the defenses, where rows on the same model and data differ in it."""
     said = [describe_structure(row.config.get("rule")) for row in rows]
     subjects = [(str(row.config.get("model")), str(row.config.get("data"))) for row in rows]
-    varied = {subject for subject in subjects if len({words for words, own in zip(said, subjects, strict=True)
-                                                      if own == subject}) > 1}  # fmt: skip
+    found: dict[tuple[str, str], set[str]] = {}
+    for words, subject in zip(said, subjects, strict=True):
+        found.setdefault(subject, set()).add(words)
     return [
-        _with_structure(row, words) if words and subject in varied else row
+        _with_structure(row, words) if words and len(found[subject]) > 1 else row
         for row, words, subject in zip(rows, said, subjects, strict=True)
     ]
 

@@ -218,12 +218,14 @@ def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
 def _titles(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a title for each setting: model, data, task, and the keys that differ on the same model and data."""
     flat = [dict(flattened(config)) for config in configs]
+    values: dict[tuple[str, str], set[str]] = {}
+    for one in flat:
+        for key, value in one.items():
+            values.setdefault((_about(one)[0], key), set()).add(value)
     titles = []
     for one in flat:
-        alike = [other for other in flat if _about(other)[0] == _about(one)[0]]
-        differing = [
-            key for key in one if key not in _TITLED and len({other[key] for other in alike if key in other}) > 1
-        ]
+        subject = _about(one)[0]
+        differing = [key for key in one if key not in _TITLED and len(values[subject, key]) > 1]
         titles.append(", ".join([*_about(one), *(f"{short_key(key)} {one[key]}" for key in differing)]))
     return titles
 

@@ -61,6 +61,8 @@ class WatchedGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Push `messages` through the wrapped grid and return their ids."""
+        if self._check is not None:
+            self._check()
         pushed = list(messages)
         ids = list(self._grid.push_messages(pushed))
         if self._sent is not None:

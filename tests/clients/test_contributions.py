@@ -162,8 +162,10 @@ def test_a_module_that_is_a_chain_of_dense_layers_is_found_to_be_one():
         nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 5), nn.BatchNorm1d(5, affine=False), nn.Linear(5, WAYS)),
         nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 5), nn.LayerNorm(5), nn.Linear(5, WAYS)),
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * (SIDE - 2) ** 2, WAYS)),
+        # torch has no derivative of its derivative along a direction.
+        nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 5), nn.SiLU(), nn.Linear(5, WAYS)),
     ],
-    ids=["mixed", "doubled", "batch norm", "layer norm", "convolution"],
+    ids=["mixed", "doubled", "batch norm", "layer norm", "convolution", "silu"],
 )
 def test_any_other_is_not(module):
     assert dense_layers_of(TorchModule(module)) is None

@@ -58,6 +58,10 @@ def test_clients_with_more_than_one_image_are_told_and_not_rebuilt(tmp_path):
     }
     made = LayerByLayer().reconstruct(replace(single, gradients=mixed), seed=0)
     assert (made.examples[0] == 0.5).all()
+    for spoil in (lambda value: value * torch.nan, lambda value: value * 0):
+        spoiled = {name: torch.cat([spoil(value[:1]), value[1:]]) for name, value in single.gradients.items()}
+        again = LayerByLayer().reconstruct(replace(single, gradients=spoiled), seed=0)
+        assert torch.equal(again.examples, made.examples)
     assert made.confidence[:, 0].tolist() == [0.0, *made.confidence[1:, 0].tolist()]
     assert psnr(made.examples[1:, 0], held[1:, 0]).min() > 80
 

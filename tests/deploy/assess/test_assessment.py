@@ -83,6 +83,18 @@ def test_an_attack_that_only_reconstructs_is_judged_by_the_nearest_reconstructio
     assert read_attack(run.path / "attacks/spear").result == found
 
 
+def test_reconstructions_are_measured_where_no_image_is_held_by_nobody(tmp_path):
+    changes = {
+        "model": {"name": "mlp", "hidden": [64]},
+        "partition": {"learners": 10, "non_members": 0.0},
+        "targets": {**SMALL["targets"], "learners": 2},
+    }
+    run, experiment = simulated(tmp_path, **changes)
+    found = assess(run, experiment, Plugin(name="spear"))
+    assert found.evaluation is None
+    assert [one.name for one in found.headlines] == ["PSNR"]
+
+
 def test_the_known_clipping_norm_is_the_one_that_was_sent_in_the_round(tmp_path):
     run, experiment = simulated(tmp_path, defenses=[{**GAUSSIAN, "adapt": {}}])
     record, attack = Record(run.record), Plugin(name="span", knows_defenses=True).build("attacks")

@@ -122,7 +122,14 @@ def test_a_cluster_of_two_machines_loses_one_in_a_round(tmp_path, undisturbed):
 
 @pytest.mark.parametrize(
     ("gpus", "actors", "device", "each"),
-    [(0, 2, "auto", 0.0), (1, 4, "auto", 0.25), (1, 3, "cuda", 0.3333), (4, 2, "auto", 2.0), (8, 16, "cpu", 0.0)],
+    [
+        (0, 2, "auto", 0.0),
+        (1, 4, "auto", 0.25),
+        (1, 3, "cuda", 0.3333),
+        (2, 3, "cuda", 0.5),
+        (4, 2, "auto", 2.0),
+        (8, 16, "cpu", 0.0),
+    ],
 )
 def test_actors_share_the_gpus_by_fractions(monkeypatch, gpus, actors, device, each):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
