@@ -42,7 +42,6 @@ from alternating import (
     run_side,
     show,
     spread,
-    yes_or_no,
 )
 from torch import Tensor
 from torch.func import grad_and_value, vmap
@@ -86,7 +85,6 @@ class Case(NamedTuple):
     model: Model
     images: int
     targets: int
-    bar: float = 5.0
 
 
 CASES = {
@@ -174,15 +172,13 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         return
     show(
         f"iterations x targets/s on one core, median of {outcome['repeats']} runs (least to greatest)",
-        ("case", "breaching", "metaleak", "ratio", "bar", "reached", "cosine distance left: theirs", "ours"),
+        ("case", "breaching", "metaleak", "ratio", "cosine distance left: theirs", "ours"),
         [
             (
                 f"{row['case']}, {row['targets']} targets",
                 in_words(row["breaching"]),
                 in_words(row["metaleak"]),
                 f"{row['ratio']:.2f}",
-                f"{row['bar']:.1f}",
-                yes_or_no(row["reached"]),
                 *("–" if left is None else f"{left:.2g}" for left in (row["left_theirs"], row["left_ours"])),
             )
             for row in rows
@@ -232,8 +228,6 @@ def _compare_one(name: str, options: argparse.Namespace, folder: Path) -> dict[s
         "targets": targets,
         **measured,
         "ratio": ratio,
-        "bar": case.bar,
-        "reached": ratio >= case.bar,
         "left_theirs": _left(case, given, their_result.with_suffix(".npz")),
         "left_ours": _left(case, given, our_result.with_suffix(".npz")) if case.images == 1 else None,
         "versions": {"breaching": other[0]["versions"], "metaleak": mine[0]["versions"]},

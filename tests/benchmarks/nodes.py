@@ -1,6 +1,6 @@
 """Cohorts against one Flower node a learner: the time of a round, 1 000 learners, MLP, recording on.
 
-    python tests/benchmarks/nodes.py         # bar: cohorts 20 times faster
+    python tests/benchmarks/nodes.py
 
 One node a learner is measured as shipped, with at most 64 messages out at a time, and as the same strategy without
 that limit: what Flower does when all messages of a round are given to it at once.

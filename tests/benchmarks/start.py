@@ -1,6 +1,6 @@
 """From the call to the first reply: how long it takes, and where the time goes.
 
-    python tests/benchmarks/start.py        # bar: 12 s on a quiet machine
+    python tests/benchmarks/start.py
 
 A simulation of the default experiment is started in a process of its own, again and again; a thread looks every 20 ms
 at what there is already. Medians of the time at which each step was done, in seconds after the process began.
