@@ -12,7 +12,7 @@ from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.measures import AUC, Measure
 from metaleak.attacks.evaluation.roc import Bools, Floats, roc_curve
 from metaleak.deploy.report.drawing import COLORS, DASHES, INK, MARKERS, SERIES, figure
-from metaleak.deploy.report.rows import rate_text
+from metaleak.deploy.report.wording import rate_text
 
 _LEVELS = (0.001, 0.01, 0.1)
 """The false-positive rates at which a ROC curve shows its numbers."""

@@ -13,19 +13,11 @@ from metaleak.attacks.evaluation.membership import FPR_LEVELS
 from metaleak.deploy.report.examples import Pair, Tile, shown_pairs, tiles
 from metaleak.deploy.report.figures import Colors, Curve, Drawn, FrontierPoint, frontier, log_roc, training_curve
 from metaleak.deploy.report.page_template import page_template, script
-from metaleak.deploy.report.rows import (
-    Row,
-    comparison_rows,
-    describe_run,
-    level_text,
-    measure_text,
-    needs_text,
-    rate_text,
-    rows_of,
-)
+from metaleak.deploy.report.rows import Row, comparison_rows, describe_run, rows_of
 from metaleak.deploy.report.settings import Setting, ceilings, condition_of_epsilon, knows, settings
 from metaleak.deploy.report.tables import LEVELS, bytes_text, epsilon_text
 from metaleak.deploy.report.verdict import answer, verdict
+from metaleak.deploy.report.wording import level_text, measure_text, needs_text, rate_text
 from metaleak.deploy.results.reading import AttackFiles, Results, RunResult, read
 from metaleak.deploy.results.schema import Round
 from metaleak.server.record.whole_file import write_whole

@@ -8,8 +8,9 @@ from rich.text import Text
 from metaleak.attacks.evaluation.intervals import Estimate
 from metaleak.attacks.evaluation.measures import AUC, Measure, tpr_at
 from metaleak.attacks.evaluation.membership import FPR_LEVELS
-from metaleak.deploy.report.rows import Row, comparison_rows, level_text, needs_text, rate_text, rows_of
+from metaleak.deploy.report.rows import Row, comparison_rows, rows_of
 from metaleak.deploy.report.settings import Line, Setting, condition_of_epsilon, knows, settings
+from metaleak.deploy.report.wording import level_text, needs_text, rate_text
 from metaleak.deploy.results.reading import Results
 from metaleak.deploy.simulate.record_size import size_text
 from metaleak.deploy.terminal import Grid

@@ -6,8 +6,9 @@ from itertools import groupby
 from metaleak.attacks.evaluation.measures import AUC
 from metaleak.attacks.evaluation.membership import Evaluation
 from metaleak.deploy.config.defense_words import UNDEFENDED
-from metaleak.deploy.report.rows import Row, leak, level_text, measure_text, rate_text
+from metaleak.deploy.report.rows import Row, leak
 from metaleak.deploy.report.settings import Line, Setting
+from metaleak.deploy.report.wording import level_text, measure_text, rate_text
 
 STOPPED_AUC = 0.60
 """A defense stops an attack when the AUC is no further from guessing than this."""

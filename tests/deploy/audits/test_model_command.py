@@ -83,7 +83,7 @@ def test_a_determined_image_is_rebuilt_in_the_page(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["lenet", "--image", "image.png"], "--report: needs an --image"),
+        (["lenet", "--image", "image.png"], "--image and --report: must be given together"),
         (["lenet", "--input", "1x8x8", "--image", "no.png", "--report", "page.html"], "no.png: No such file"),
         (
             ["lenet", "--input", "2x8x8", "--image", "image.png", "--report", "page.html"],

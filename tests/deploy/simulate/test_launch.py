@@ -122,7 +122,8 @@ def test_a_signal_ends_the_actors_and_leaves_a_readable_record(tmp_path, number,
     # A shell's background job ignores Ctrl-C, and so do its children.
     with simulating(tmp_path, lambda: signal.signal(signal.SIGINT, ctrl_c)) as process:
         marker = f"METALEAK_TEST_MARKER={tmp_path}"
-        assert any(b"ray::" in line for line in alive(marker))
+        # An actor's title changes with what it does, and cannot be read in the meantime.
+        wait(lambda: any(b"ray::" in line for line in alive(marker)))
         process.send_signal(number)
         _, err = process.communicate(timeout=240)
         wait(lambda: not any(b"ray::" in line for line in alive(marker)))
