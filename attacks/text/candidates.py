@@ -34,9 +34,12 @@ class Candidates:
         """Return the pairs at these indices."""
         return Candidates(self.tokens[chosen], self.places[chosen], self.inputs[chosen], self.ratios[chosen])
 
-    def inside(self) -> "Candidates":
-        """Return the pairs that the noise allows; a place before the last of them that has none keeps its nearest."""
-        chosen = self.ratios <= 1
+    def inside(self, allowed: float = 1.0) -> "Candidates":
+        """Return the pairs at most `allowed` times as far as the noise allows.
+
+        A place before the last of them that has none keeps its nearest.
+        """
+        chosen = self.ratios <= allowed
         last = int(self.places[chosen].max()) if bool(chosen.any()) else 0
         for place in range(last):
             at = self.places == place
@@ -84,6 +87,13 @@ def takes_single_tokens(model: TextModel, parameters: Parameters, weight: str) -
     inputs = model.inputs_of(weight, parameters, tokens)
     # In a decoder a token sees those before it alone.
     return inputs.ndim == 3 and torch.equal(inputs[0, 0], inputs[1, 0]) and torch.equal(inputs[0, 1], inputs[2, 1])
+
+
+def sees_later_tokens(model: TextModel, parameters: Parameters, weight: str) -> bool:
+    """Return whether what the layer of `weight` takes of a token depends on later ones; found by computing."""
+    first, second = [token for token in range(3) if token != model.padding][:2]
+    inputs = model.inputs_of(weight, parameters, torch.tensor([[first, first], [first, second]]))
+    return not torch.equal(inputs[0, 0], inputs[1, 0])
 
 
 def _one_by_one(model: TextModel, parameters: Parameters, weight: str, space: InputSpace, length: int) -> Tensor:

@@ -61,17 +61,19 @@ class HeadConsistency:
         shared = frozenset(one for one, count in counted.items() if count > 1)
         return [left + self._outside(sentence, shared.intersection(sentence), used) for sentence in sentences]
 
-    def strengths(self, power: float, iterations: int = 60) -> Tensor:
+    def strengths(self, known: Tensor | None = None, power: float = 0.95, iterations: int = 60) -> Tensor:
         """Return the norms of the sparsest derivatives that give the gradient, `(n,)`.
 
         They minimize the sum of the norms to that `power`, below 1, by weighted least squares ("FOCUSS", Gorodnitsky
-        and Rao 1997; here over rows).
+        and Rao 1997; here over rows). Those of candidates `known (n,)` to be there count for nothing in the sum.
         """
         system = self._inputs.mT
         found = torch.linalg.lstsq(system, self._gradient, driver="gelsy").solution
         identity = torch.eye(len(system), dtype=torch.float64)
         for _ in range(iterations):
             weights = found.norm(dim=1).clamp(min=1e-14) ** (2 - power)
+            if known is not None:
+                weights = torch.where(known, weights.max(), weights)
             square = (system * weights) @ system.mT
             square = square + identity * (1e-14 * square.trace() / len(system))
             found = weights[:, None] * (system.mT @ torch.linalg.lstsq(square, self._gradient).solution)

@@ -8,12 +8,15 @@ from metaleak.attacks.text.input_space import InputSpace
 from metaleak.attacks.text.sentences import Sentence
 from metaleak.clients.models import TextModel
 
+_CHUNK = 4096
+"""So many tokens are computed at once."""
+
 
 class LayerConsistency:
     """How far the inputs of sentences to the layer of `weight` lie from the space of what that layer took.
 
-    A mean over tokens of squared distances, as parts of the squared norms. Learners computed in float32, which leaves
-    1e-6 of it.
+    Distances are squared, as parts of the inputs' squared norms. Learners compute in float32, which leaves about
+    1e-12 of them. Sentences are rows of indices of `candidates`, -1 after their last token.
     """
 
     def __init__(
@@ -24,16 +27,42 @@ class LayerConsistency:
         weight: str,
         space: InputSpace,
     ) -> None:
-        self._tokens = candidates.tokens
+        self._tokens = torch.cat([candidates.tokens, torch.tensor([model.padding])])
         self._model, self._parameters = model, parameters
         self._weight, self._space = weight, space
-        self._kept: dict[Sentence, float] = {}
+        self._basis = space.basis.float()
+        table = model.every_parameter(parameters)[model.embedding_table].detach()
+        self.embeddings = table[self._tokens]
+        """The word embeddings of the candidates, and of the padding as the last, `(n + 1, d)`."""
+
+    def distances(self, rows: Tensor) -> Tensor:
+        """Return the distance of every token of the sentences `rows (N, P)`, `(N, P)`; 0 after their ends."""
+        places = rows.shape[1]
+        parts = []
+        with torch.no_grad():
+            for some in torch.split(rows, max(1, _CHUNK // places)):
+                longest = int((some >= 0).sum(dim=1).max())
+                parts.append(torch.nn.functional.pad(self._outside(some[:, :longest]), (0, places - longest)))
+        return torch.cat(parts)
+
+    def slopes(self, rows: Tensor) -> Tensor:
+        """Return the derivatives of the sentences' mean distances by their word embeddings, `(N, P, d)`."""
+        embeddings = self.embeddings[rows].requires_grad_()
+        total = (self._outside(rows, embeddings).sum(dim=1) / (rows >= 0).sum(dim=1)).sum()
+        (found,) = torch.autograd.grad(total, embeddings)
+        return found
 
     def __call__(self, sentences: list[Sentence]) -> list[float]:
-        """Return the distance of each sentence."""
-        for sentence in set(sentences) - set(self._kept):
-            tokens = self._tokens[list(sentence)][None]
+        """Return the mean distance of the tokens of each sentence."""
+        costs = []
+        for sentence in sentences:
             with torch.no_grad():
-                inputs = self._model.inputs_of(self._weight, self._parameters, tokens)[0]
-            self._kept[sentence] = float(self._space.distances(inputs).square().mean())
-        return [self._kept[sentence] for sentence in sentences]
+                inputs = self._model.inputs_of(self._weight, self._parameters, self._tokens[list(sentence)][None])
+            costs.append(float(self._space.distances(inputs[0]).square().mean()))
+        return costs
+
+    def _outside(self, rows: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        inputs = self._model.inputs_of(self._weight, self._parameters, self._tokens[rows], embeddings)
+        outside = inputs - inputs @ self._basis.mT @ self._basis
+        parts = outside.square().sum(dim=-1) / inputs.square().sum(dim=-1)
+        return parts.where(rows >= 0, 0.0)

@@ -9,11 +9,13 @@ from torch import Tensor
 from metaleak.attacks.attack import Progress, Reconstructions
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.seeding import generator_for
-from metaleak.attacks.text.candidates import Candidates, near_candidates, single_inputs
+from metaleak.attacks.text.candidates import Candidates, near_candidates, sees_later_tokens, single_inputs
 from metaleak.attacks.text.head_consistency import HeadConsistency
 from metaleak.attacks.text.input_space import InputSpace, NothingShown, input_space
 from metaleak.attacks.text.layer_consistency import LayerConsistency
+from metaleak.attacks.text.layer_search import LayerSearch
 from metaleak.attacks.text.matrices import Matrices, matrices_of
+from metaleak.attacks.text.prefixes import extended_prefixes
 from metaleak.attacks.text.sentences import FITS, Sentence, improved, single_sentence, told_apart
 from metaleak.attacks.text.text_attack import TextAttack
 from metaleak.clients.models import TextModel
@@ -22,6 +24,9 @@ from metaleak.clients.rules import support_entry
 _POWERS = (0.7, 0.9, 0.5, 0.3)
 _EVALUATIONS = 1_500_000
 """So many arrangements are judged, times the squared rank, where each needs the derivatives anew."""
+
+_ALLOWED = {"one matrix": 1.0, "two matrices": 4.0, "embeddings": 1.0}
+"""So much farther from the space than its noise allows may a token lie: a later layer tells whether it was there."""
 
 _STRONG = 1e-8
 """Derivatives below this part of the largest are none."""
@@ -86,7 +91,7 @@ class TextSpan(TextAttack):
             inside = torch.bincount(found.places[found.ratios <= 1], minlength=length)[: len(sentences[0])]
             sure = [float((inside > 0).all() / inside.clamp(min=1).prod())] if len(inside) else [0.0]
         else:
-            found = found.inside()
+            found = found.inside(_ALLOWED[self.uses])
             if not len(found.tokens):
                 raise NothingShown("no token lies in the space of the matrix's gradient")
             sentences, costs = self._told_apart(observation, matrices, gradients, space, found, count, generator)
@@ -139,20 +144,22 @@ class TextSpan(TextAttack):
             keys = keys if bias is None else keys + bias.double()
             return HeadConsistency(some, space, gradient, keys, heads.heads, untold)
 
-        sentences, costs = arranged(found, count, model.end, by_heads, generator)
-        if matrices.second is None:
-            return sentences, costs
-        second = input_space(model.over_inputs(matrices.second, gradients[matrices.second]))
-        first = by_heads(found)
-        later = LayerConsistency(found, model, parameters, matrices.second, second)
-
-        def both(sentences: list[Sentence]) -> list[float]:
-            return [sum(pair) for pair in zip(first(sentences), later(sentences), strict=True)]
-
-        costs = both(sentences)
-        if sum(costs) > FITS * count:
-            sentences, costs = improved(sentences, found, model.end, both)
-        return sentences, costs
+        later = None
+        if matrices.second is not None:
+            later = input_space(model.over_inputs(matrices.second, gradients[matrices.second]))
+        # The last layer of a BERT shows the first token of each sentence alone, which tells nothing.
+        if matrices.second is None or later is None or len(later.basis) <= int(found.places.max()):
+            return arranged(found, count, model.end, by_heads, generator)
+        consistency = LayerConsistency(found, model, parameters, matrices.second, later)
+        if not sees_later_tokens(model, parameters, matrices.second):
+            return extended_prefixes(found, consistency, model.end, count)
+        whole = by_heads(found)
+        by_keys = [] if whole.dependent else told_apart(found, count, model.end, whole, generator)[0]
+        costs = consistency(by_keys)
+        if len(set(by_keys)) == count and sum(costs) < FITS * count:
+            return by_keys, costs
+        search = LayerSearch(found, consistency, whole.strengths, model.end, generator)
+        return search.sentences(count, by_keys)
 
 
 def arranged(
@@ -173,7 +180,7 @@ def arranged(
     allowed = max(100, _EVALUATIONS // whole.rank**2)
     best: tuple[list[Sentence], list[float]] = ([], [])
     for power in _POWERS:
-        strengths = whole.strengths(power)
+        strengths = whole.strengths(power=power)
         kept = (strengths > _STRONG * strengths.max()).nonzero().flatten()
         part = found.at(kept)
         sentences, costs = told_apart(part, count, end, costs_of(part), generator, 3, allowed)
