@@ -14,11 +14,11 @@ _KEPT = 1024
 def extended_prefixes(
     candidates: Candidates, consistency: LayerConsistency, end: int | None, count: int
 ) -> tuple[list[Sentence], list[float]]:
-    """Return at most `count` sentences, the longest first, and the mean distance of each from the later layer's space.
+    """Return at most `count` sentences, the longest first, and each one's mean distance from the later layer's space.
 
     The begin of a sentence is extended by every candidate of the next place, and kept while the new token's input to
-    the later layer lies in the space (Petrov et al. 2024, "DAGER", section 4.3). A sentence ends with the token `end`,
-    or where nothing extends it: one that is the begin of another in full cannot be told from it.
+    the later layer lies in the space (Petrov et al. 2024, "DAGER", section 4.3). A sentence ends with the token
+    `end`, or where nothing extends it: one that is the begin of another in full cannot be told from it.
     """
     places = int(candidates.places.max()) + 1
     rows, sentences = torch.full((1, places), -1), list[Tensor]()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.text.input_space import input_space
@@ -52,12 +52,15 @@ def test_two_matrices_tell_apart_sentences_of_which_heads_tell_nothing(held):
 
 
 def test_sentences_of_a_decoder_are_extended_token_by_token(tmp_path):
+    transformers = pytest.importorskip("transformers")
     settings = transformers.GPT2Config(
         vocab_size=200, n_embd=96, n_layer=3, n_head=4, n_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2
     )
     torch.manual_seed(0)
     transformers.GPT2ForSequenceClassification(settings).save_pretrained(tmp_path)
-    held = REPEATED.roll(-1, dims=1)
+    # Nothing marks the begin or the end of a sentence here.
+    held = torch.nn.functional.pad(REPEATED[:, 1:], (0, 1))
+    held = held.masked_fill(held == MODEL.end, 0)
     observation = observed(
         held, Transformer(directory=tmp_path), [f"transformer.h.{layer}.attn.c_attn.weight" for layer in (0, 1)]
     )
