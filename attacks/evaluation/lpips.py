@@ -75,8 +75,8 @@ class Lpips:
                 raise ValueError(f"{path} is damaged: {name} must be finite float32 of the shape {_SHAPES[name]}")
         return cls(weights)
 
-    def __call__(self, ours: Floats, true: Floats) -> Floats:
-        """Return the distance between each image of `ours` and that of `true`, `(n,)`.
+    def __call__(self, reconstructed: Floats, true: Floats) -> Floats:
+        """Return the distance between each image of `reconstructed` and that of `true`, `(n,)`.
 
         Both are `(n, C, H, W)` in [0, 1] with C = 1 or 3; the channel of a gray image is used three times. Where a
         side is shorter than 64 pixels, both images are enlarged bilinearly until it has 64: the network needs 31, and
@@ -86,14 +86,14 @@ class Lpips:
             raise ValueError(f"LPIPS: images must have 1 or 3 channels, got {true.shape[1]}")
         step = max(1, _PIXELS // max(SMALLEST**2, prod(true.shape[2:])))
         found = [
-            self._distances(ours[start : start + step], true[start : start + step])
+            self._distances(reconstructed[start : start + step], true[start : start + step])
             for start in range(0, len(true), step)
         ]
         return np.concatenate([np.zeros(0), *found])
 
-    def _distances(self, ours: Floats, true: Floats) -> Floats:
+    def _distances(self, reconstructed: Floats, true: Floats) -> Floats:
         distances = np.zeros(len(true))
-        pairs = zip(self._features(ours), self._features(true), strict=True)
+        pairs = zip(self._features(reconstructed), self._features(true), strict=True)
         for place, (one, other) in enumerate(pairs):
             heads = self.weights[f"lin{place}.model.1.weight"].reshape(-1, 1, 1)
             distances += (heads * (one - other) ** 2).sum(axis=1).mean(axis=(1, 2))

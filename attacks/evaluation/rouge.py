@@ -17,12 +17,12 @@ def rouge_n(made: Sequence[int], true: Sequence[int], size: int) -> float:
         >>> rouge_n([5, 6, 7], [5, 6, 8], size=2)
         0.5
     """
-    ours, theirs = (
+    made_grams, true_grams = (
         Counter(tuple(one[place : place + size]) for place in range(len(one) - size + 1)) for one in (made, true)
     )
-    if not ours or not theirs:
+    if not made_grams or not true_grams:
         return float(list(made) == list(true))
-    return _f1(sum((ours & theirs).values()), sum(ours.values()), sum(theirs.values()))
+    return _f1(sum((made_grams & true_grams).values()), made_grams.total(), true_grams.total())
 
 
 def rouge_l(made: Sequence[int], true: Sequence[int]) -> float:
@@ -45,5 +45,5 @@ def rouge_l(made: Sequence[int], true: Sequence[int]) -> float:
     return _f1(lengths[-1], len(made), len(true))
 
 
-def _f1(common: int, ours: int, theirs: int) -> float:
-    return 2 * common / (ours + theirs)
+def _f1(common: int, one: int, other: int) -> float:
+    return 2 * common / (one + other)

@@ -79,20 +79,20 @@ def similarity(
         with np.errstate(divide="ignore"):
             decibels = np.minimum(LARGEST_PSNR, -10 * np.log10(squared))
         true = np.asarray(held, np.float64)
-        ours = _images_beside(np.asarray(made, np.float64), partner)
+        rebuilt = _images_beside(np.asarray(made, np.float64), partner)
         found = [
             measure("PSNR", decibels, headline=True),
             measure("mean squared error", squared, higher_leaks=False),
-            measure("SSIM", ssim(ours, true)),
+            measure("SSIM", ssim(rebuilt, true)),
         ]
         if lpips is not None and true.shape[2] in (1, 3):
-            distances = lpips(ours.reshape(-1, *true.shape[2:]), true.reshape(-1, *true.shape[2:]))
+            distances = lpips(rebuilt.reshape(-1, *true.shape[2:]), true.reshape(-1, *true.shape[2:]))
             found.append(measure("LPIPS", distances.reshape(partner.shape), higher_leaks=False))
         return Pairing(partner, decibels), tuple(found)
     if modality == "tokens":
 
-        def different_parts(ours: Floats, true: Floats) -> Floats:
-            return _parts_different(ours, true, padding)
+        def different_parts(rebuilt: Floats, true: Floats) -> Floats:
+            return _parts_different(rebuilt, true, padding)
 
         partner, different = _paired(made, held, different_parts, lambda true: np.ones(len(true)))
         equal = 1 - different
@@ -105,8 +105,8 @@ def similarity(
     raise ValueError(f"modality: must be image or tokens, got {modality!r}")
 
 
-def _squared_errors(ours: Floats, true: Floats) -> Floats:
-    return np.asarray(((ours[:, None] - true[None]) ** 2).mean(axis=-1))
+def _squared_errors(rebuilt: Floats, true: Floats) -> Floats:
+    return np.asarray(((rebuilt[:, None] - true[None]) ** 2).mean(axis=-1))
 
 
 def _squared_errors_of_gray(true: Floats) -> Floats:
@@ -120,11 +120,11 @@ def _images_beside(made: Floats, partner: NDArray[np.int64]) -> Floats:
     return np.asarray(np.where(there, found, 0.5)).clip(0, 1)
 
 
-def _parts_different(ours: Floats, true: Floats, padding: int | None) -> Floats:
-    different = ours[:, None] != true[None]
+def _parts_different(rebuilt: Floats, true: Floats, padding: int | None) -> Floats:
+    different = rebuilt[:, None] != true[None]
     if padding is None:
         return np.asarray(different.mean(axis=-1), np.float64)
-    counted = (ours != padding)[:, None] | (true != padding)[None]
+    counted = (rebuilt != padding)[:, None] | (true != padding)[None]
     return np.asarray(different.sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1), np.float64)
 
 
@@ -134,11 +134,11 @@ def _rouge(
     """Return the ROUGE variants by name: values `(L, m)` of true sentences and their partners, 0 without one."""
     values = np.zeros((3, *partner.shape))
     for learner, place in np.argwhere(partner >= 0):
-        ours, true = (
+        rebuilt, true = (
             [token for token in row.tolist() if token != padding]
             for row in (made[learner, partner[learner, place]], held[learner, place])
         )
-        values[:, learner, place] = rouge_n(ours, true, 1), rouge_n(ours, true, 2), rouge_l(ours, true)
+        values[:, learner, place] = rouge_n(rebuilt, true, 1), rouge_n(rebuilt, true, 2), rouge_l(rebuilt, true)
     return tuple(zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), values, strict=True))
 
 
@@ -153,17 +153,22 @@ def _paired(
     `cost` maps reconstructions `(n, d)` and true examples `(m, d)` to `(n, m)`; `left` maps true examples to `(m,)`,
     their costs without a partner.
     """
-    ours, true = np.asarray(made, np.float64), np.asarray(held, np.float64)
-    if ours.ndim < 3 or ours.ndim != true.ndim or len(ours) != len(true) or ours.shape[2:] != true.shape[2:]:
+    rebuilt, true = np.asarray(made, np.float64), np.asarray(held, np.float64)
+    if (
+        rebuilt.ndim < 3
+        or rebuilt.ndim != true.ndim
+        or len(rebuilt) != len(true)
+        or rebuilt.shape[2:] != true.shape[2:]
+    ):
         raise ValueError(
-            f"made: reconstructions {ours.shape} do not fit the true examples {true.shape}: both must be "
+            f"made: reconstructions {rebuilt.shape} do not fit the true examples {true.shape}: both must be "
             "(learners, any number, ...), with the same number of learners and the same shape of an example"
         )
-    if not np.isfinite(ours).all():
+    if not np.isfinite(rebuilt).all():
         raise ValueError("made: reconstructions must be finite")
     partner = np.full(true.shape[:2], -1, np.int64)
     costs = np.empty(true.shape[:2])
-    for learner, (one, other) in enumerate(zip(ours, true, strict=True)):
+    for learner, (one, other) in enumerate(zip(rebuilt, true, strict=True)):
         one, other = one.reshape(len(one), -1), other.reshape(len(other), -1)
         table = cost(one, other)
         rows, columns = linear_sum_assignment(table)

@@ -14,7 +14,7 @@ _LUMINANCE, _CONTRAST = 0.01**2, 0.03**2
 """The constants that keep the quotients finite, for values in [0, 1]."""
 
 
-def ssim(ours: Floats, true: Floats) -> Floats:
+def ssim(reconstructed: Floats, true: Floats) -> Floats:
     """Return the structural similarity of images `(..., C, H, W)` in [0, 1], averaged over channels, `(...)`.
 
     It is in [-1, 1], and 1 for equal images. Windows lie inside the image; they are 11 pixels wide, or in a smaller
@@ -30,9 +30,9 @@ def ssim(ours: Floats, true: Floats) -> Floats:
     def weighted(values: Floats) -> Floats:
         return np.asarray(rows @ values @ columns.T)
 
-    mean, other = weighted(ours), weighted(true)
-    covariance = weighted(ours * true) - mean * other
-    variances = weighted(ours**2) - mean**2 + weighted(true**2) - other**2
+    mean, other = weighted(reconstructed), weighted(true)
+    covariance = weighted(reconstructed * true) - mean * other
+    variances = weighted(reconstructed**2) - mean**2 + weighted(true**2) - other**2
     luminance = (2 * mean * other + _LUMINANCE) / (mean**2 + other**2 + _LUMINANCE)
     alike = luminance * (2 * covariance + _CONTRAST) / (variances + _CONTRAST)
     return np.asarray(alike.mean(axis=(-3, -2, -1)))

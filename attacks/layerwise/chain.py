@@ -84,8 +84,10 @@ def chain_of(model: Compute, parameters: Parameters, input_shape: tuple[int, ...
     chain = Chain(tuple(_stage(layer, parameters) for layer in found.chain()), input_shape, normalization)
     twin = Chain(tuple(_stage(layer, wide) for layer in found.chain()), input_shape, normalization)
     with torch.no_grad():
-        logits, ours = model(wide, example)[0], twin.inputs(example[0])[-1]
-    if ours.shape != logits.shape or not torch.allclose(ours, logits, rtol=_SAME, atol=_SAME * float(logits.norm())):
+        logits, of_chain = model(wide, example)[0], twin.inputs(example[0])[-1]
+    if of_chain.shape != logits.shape or not torch.allclose(
+        of_chain, logits, rtol=_SAME, atol=_SAME * float(logits.norm())
+    ):
         raise ValueError(
             "the network computes something other than its layers and activations one after the other: "
             "there must be no further operation between them, such as a scale or a shift"

@@ -72,7 +72,7 @@ class Metered:
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueryResult:
     """The answers to n queries: `probabilities (n, K)` float64 in [0, 1], with rows of NaN for missing answers.
 
     `complaint` says in one line which answers are missing and why; it is empty if none is.
@@ -87,7 +87,7 @@ class Asked:
         return ~self.probabilities.isnan().any(dim=-1)
 
 
-def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> Asked:
+def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> QueryResult:
     """Return the answers of `query` to `inputs (n, ...)`, in batches of `at_once`, over K = `classes` classes.
 
     A row that is not a probability vector is lost alone; an error or a wrong shape loses its whole batch; when the
@@ -114,12 +114,12 @@ def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> Asked
         begin += len(batch)
     lost = sum(troubles.values())
     if not lost:
-        return Asked(found)
+        return QueryResult(found)
     reasons = "; ".join(f"{count}: {reason}" for reason, count in troubles.most_common(3))
     complaint = f"predict: {lost} of {len(inputs)} queries have no answer ({reasons})"
     if lost == len(inputs):
         raise ValueError(complaint)
-    return Asked(found, complaint)
+    return QueryResult(found, complaint)
 
 
 def restricted(probabilities: Tensor, access: Access) -> Tensor:

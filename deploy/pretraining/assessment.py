@@ -77,7 +77,7 @@ def attack_models(study: Study, answers: list[ModelAnswers], attack: Pretraining
         own = Work(derived_seed(work.seed, victim), None, work.map)
         scores.append(attack(everything.of(torch.tensor(shadows)), shown[victim], own))
         victims.append(victim)
-        work.tell(done + 1, len(turns))
+        work.report(done + 1, len(turns))
     count = member.shape[1]
     return Pooled(
         torch.cat(scores),
