@@ -27,7 +27,6 @@ _INDEPENDENT = 1e-3
 """The least independence of images, below which a step is computed without a basis of their span, whose derivative
 does not exist for dependent images, such as copies or an empty image. It is the smallest component of an image
 orthogonal to those before it, relative to the largest.
-
 """
 
 
