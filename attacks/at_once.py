@@ -10,14 +10,14 @@ import torch
 Part = TypeVar("Part")
 
 _MOST = 8
-"""The most threads: each needs the memory of one part."""
+"""The largest number of threads: each needs the memory of one part."""
 
 
 def for_each(parts: Iterable[Part], do: Callable[[Part], None]) -> None:
-    """Call `do` with every part, on as many threads as the process has cores or `OMP_NUM_THREADS` allows, at most 8.
+    """Call `do` with every part, on one thread per core or as `OMP_NUM_THREADS` allows, but at most 8.
 
     Each thread computes with one core, so that a few large products gain as much as many small ones. Parts are
-    computed in any order, so `do` may write only to what belongs to its part.
+    computed in any order, so `do` may write only to data of its own part.
     """
     threads = _threads()
     if threads == 1:
@@ -35,15 +35,15 @@ def for_each(parts: Iterable[Part], do: Callable[[Part], None]) -> None:
 
 
 def number_at_once(on_cpu: int, device: torch.device) -> int:
-    """Return how many similar computations to stack on `device`: `on_cpu`, or sixteen times as many on a GPU.
+    """Return how many similar computations to batch on `device`: `on_cpu`, or sixteen times as many on a GPU.
 
-    A processor gains nothing from more than fit into its cache; a GPU has many more units to keep busy.
+    A CPU gains nothing from batches that exceed its cache; a GPU has many more units to keep busy.
     """
     return on_cpu if device.type == "cpu" else 16 * on_cpu
 
 
 def _threads() -> int:
-    """Return how many threads the process may use: one in a worker that shares the cores with others."""
+    """Return the number of threads that the process may use: one in a worker that shares the cores with others."""
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     if allowed.isdecimal() and int(allowed) > 0:
         return min(_MOST, int(allowed))

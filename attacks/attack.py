@@ -1,4 +1,4 @@
-"""The protocols of an attack: which set it is about, what the adversary must know, and what it returns."""
+"""The protocols of an attack: the attacked set, the adversary's required knowledge, inputs and results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Targets(Tensors):
-    """T questions "was this example in the set of that learner?".
+    """T targets, each an example and a learner: was the example in the learner's attacked set?
 
-    `examples (T, ...)`, images as floats in [0, 1] `(T, C, H, W)`; `rows (T,)` int64 indices of the learners in the
-    observation;
-    `positions (T,)` int64 label positions in [0, ways) under which the learner would hold the example.
+    `examples (T, ...)`: images as floats in [0, 1], `(T, C, H, W)`, or tokens; `rows (T,)` int64: indices of the
+    learners in the observation; `positions (T,)` int64: the label positions in [0, ways) under which the learner
+    would hold the example.
     """
 
     examples: Tensor
@@ -31,20 +31,20 @@ class Targets(Tensors):
     positions: Tensor
 
     def at(self, places: Tensor | slice) -> "Targets":
-        """Return the questions at these places."""
+        """Return the targets at these `places`, indices or a slice."""
         return Targets(self.examples[places], self.rows[places], self.positions[places])
 
     def places_of(self, row: int) -> Tensor:
-        """Return the places `(n,)` int64 of the questions about the learner in this row, ascending."""
+        """Return the indices `(n,)` int64 of the targets of the learner in this `row`, ascending."""
         return torch.nonzero(self.rows == row).flatten()
 
     def by_learner(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the row of each learner that is asked about, ascending, and the places of the questions about it."""
+        """Yield the row of each learner that has targets, ascending, and the indices of its targets."""
         for row in torch.unique(self.rows).tolist():
             yield row, self.places_of(row)
 
     def and_then(self, others: "Targets") -> "Targets":
-        """Return these questions and the `others` behind them."""
+        """Return these targets followed by the `others`."""
         return Targets(
             torch.cat([self.examples, others.examples]),
             torch.cat([self.rows, others.rows]),
@@ -54,13 +54,13 @@ class Targets(Tensors):
 
 @dataclass(frozen=True)
 class Answers(Tensors):
-    """An attack's answers: `scores (T,)`, higher means "member", and intermediate results.
+    """The result of a membership attack: `scores (T,)`, higher for "member", and intermediate results.
 
-    Only the order of the scores is evaluated. Few are calibrated: the span test maximizes over unknowns, and
-    reconstructions give distances. Scores of several rounds are therefore never added up by the evaluation; see
-    `AsksOverRounds` for attacks that weigh rounds themselves.
+    Only the order of the scores is evaluated. Few scores are calibrated: the span test maximizes over unknowns, and
+    reconstructions give distances. The evaluation therefore never adds up scores of several rounds; see
+    `AsksOverRounds` for attacks that combine rounds themselves.
 
-    `reconstructions (T, C, H, W)` show what each target image became (`None` for attacks that make no image);
+    `reconstructions (T, C, H, W)` has a reconstruction for each target (`None` for attacks without images);
     `statistics` are further per-target numbers `(T,)` by name, such as the matching loss.
     """
 
@@ -71,10 +71,10 @@ class Answers(Tensors):
 
 @dataclass(frozen=True)
 class Reconstructions(Tensors):
-    """The sets that an attack rebuilt: `examples (L, n, ...)` of the L learners of an observation, in any order.
+    """Reconstructed sets: `examples (L, n, ...)` of the L learners of an observation, in any order.
 
-    Examples are as models take them: images as floats `(C, H, W)` in [0, 1], tokens as int64 `(T,)`. `n` need not
-    be the number that a learner holds. `confidence (L, n)`: higher where the attack is more certain of an example.
+    Examples have the format of model inputs: images are floats `(C, H, W)` in [0, 1], tokens are int64 `(T,)`. `n`
+    need not be the size of a learner's set. `confidence (L, n)` is higher where the attack is more certain.
     """
 
     examples: Tensor
@@ -83,18 +83,18 @@ class Reconstructions(Tensors):
 
 @runtime_checkable
 class Attack(Protocol):
-    """The members of every attack. An attack is its own configuration, usually a frozen pydantic model.
+    """The members of every attack, which is its own configuration, usually a frozen pydantic model.
 
-    Besides, it implements `AsksMembership`, `Reconstructs`, or both; of one that only reconstructs, membership is
-    judged by the nearest reconstruction, see `nearest_reconstruction`. Two class attributes are optional. With
-    `on_any_device = True` it computes on the device of the observation's and the targets' tensors, which may then be
-    a GPU; others are given tensors on the CPU. With `takes_parts = True` it also works where learners share only some
-    parameters: those in `observation.gradients`.
+    An attack also implements `AsksMembership`, `Reconstructs`, or both; if it only reconstructs, membership is scored
+    by the nearest reconstruction, see `nearest_reconstruction`. Two class attributes are optional. With
+    `on_any_device = True` the attack computes on the device of the observation's and the targets' tensors, which may
+    be a GPU; other attacks are given tensors on the CPU. With `takes_parts = True` it also works if learners share
+    only some parameters, those in `observation.gradients`.
     """
 
     @property
     def asks(self) -> Literal["query", "support"]:
-        """Which of the learner's two sets the attack asks about."""
+        """Which of the learners' two sets is attacked."""
         ...
 
     @property
@@ -105,21 +105,21 @@ class Attack(Protocol):
 
 @runtime_checkable
 class AsksMembership(Attack, Protocol):
-    """An attack that scores how likely a learner held given examples."""
+    """An attack that scores how likely it is that learners held given examples."""
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return an answer for every target; the same arguments give the same answers."""
+        """Return a score for every target; the same arguments give the same scores."""
         ...
 
 
 @runtime_checkable
 class Reconstructs(Attack, Protocol):
-    """An attack that rebuilds what learners held."""
+    """An attack that reconstructs the examples that learners held."""
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
-        """Return reconstructions of the set of every learner in the observation.
+        """Return reconstructions of the attacked set of every learner in the observation.
 
         The same arguments give the same reconstructions.
         """
@@ -128,36 +128,36 @@ class Reconstructs(Attack, Protocol):
 
 @runtime_checkable
 class Selective(Protocol):
-    """An attack on some models only; an attack without this method is made on all."""
+    """An attack on some models only; an attack without this method applies to all."""
 
     def applies_to(self, model: Model) -> bool:
-        """Return whether the attack can be made on gradients of `model`."""
+        """Return whether the attack applies to gradients of `model`."""
         ...
 
 
 @runtime_checkable
 class DefenseSelective(Protocol):
-    """An attack under some defenses only; an attack without this method is made under all."""
+    """An attack that applies under some defenses only; an attack without this method applies under all."""
 
     def reason_against(self, defenses: tuple[Defense, ...]) -> str | None:
-        """Return in one line why the attack cannot be made under `defenses`, or `None` when it can."""
+        """Return in one line why the attack does not apply under `defenses`, or `None` if it does."""
         ...
 
 
 @runtime_checkable
 class Divisible(Protocol):
-    """An attack whose targets can be answered in parts, so that finished parts survive an interruption."""
+    """An attack whose targets can be scored in parts, so that finished parts survive an interruption."""
 
     def parts(self, observation: Observation, targets: Targets) -> Sequence[Tensor]:
-        """Return the places `(n,)` int64 of the targets that are computed together, each target in one part.
+        """Return the indices `(n,)` int64 of the targets that are computed together, each target in one part.
 
-        The answers to one part alone are those that the attack gives when it is asked about all.
+        The scores of one part alone must be those that the attack gives for all targets together.
         """
         ...
 
 
 def joined(parts: Sequence[Tensor], answers: Sequence[Answers]) -> Answers:
-    """Return the answers to all targets from those to the targets at the places of each of `parts`, at least one."""
+    """Return the answers for all targets from those for each of `parts` (indices), at least one."""
     order = torch.argsort(torch.cat(list(parts)))
 
     def together(values: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The observation of a round of any Flower app, made from its record and its `torch.nn.Module`."""
+"""The observation of a round of any Flower app, from its record and its `torch.nn.Module`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,11 +15,11 @@ from metaleak.clients.rules import Rule
 
 @runtime_checkable
 class TrainsLocally(Protocol):
-    """A rule whose learners take local steps of the learning rate `rate`."""
+    """A rule whose learners take local steps with the learning rate `rate`."""
 
     @property
     def rate(self) -> float:
-        """Return the learning rate of the local steps."""
+        """The learning rate of the local steps."""
         ...
 
 
@@ -33,15 +33,15 @@ def observed_app(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> Observation:
-    """Return what attacks observe of `update`, the round of an app that trains `module` by `rule`.
+    """Return the observation of `update`, a round of an app that trains `module` by `rule`.
 
-    `module` takes images `(B, C, H, W)` of `input_shape` and returns logits `(B, classes)`; `examples` is the number
-    that a learner typically holds. Learners are simulated as holding as many of each class. `own` are the adversary's
-    images `(N, C, H, W)` in [0, 1] and their classes `(N,)`. With `mean` and `std`, one value a channel, an image in
-    [0, 1] is normalized before the module sees it. Positions of targets are classes.
+    `module` takes images `(B, C, H, W)` of `input_shape` and returns logits `(B, classes)`; `examples` is the typical
+    number of examples of a learner, assumed to be equally many of each class in simulated learners. `own` are the
+    adversary's images `(N, C, H, W)` in [0, 1] and their classes `(N,)`. With `mean` and `std`, one value per
+    channel, images in [0, 1] are normalized before the module. Positions of targets are classes.
 
-    Raises `ValueError` when the arrays of the update are not the parameters of the module, when it does not take such
-    images, or when the replies hold weights and `rule` states no learning rate.
+    Raises `ValueError` if the update's arrays are not the parameters of the module, if it does not take images of
+    `input_shape`, or if the replies are weights or differences and `rule` has no learning rate.
     """
     update = _with_names_of(module, update)
     gradients = update.gradients(_rate(update, rule))
@@ -54,7 +54,7 @@ def observed_app(
         parameters=update.sent,
         gradients=gradients,
         ways=ways,
-        # Such a learner has one set, where attacks expect two: half of it stands for either.
+        # Such a learner has one set where attacks expect two, so half of it is used for each.
         shots=each - each // 2,
         queries=each // 2,
         classes=torch.arange(ways).expand(len(update.learners), -1),
@@ -67,13 +67,14 @@ def observed_app(
 
 
 def normalized(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Return a copy of `module` that takes images `(B, C, H, W)` in [0, 1] and sees (image - mean) / std.
+    """Return a copy of `module` that takes images `(B, C, H, W)` in [0, 1] and normalizes them by `mean` and `std`.
 
-    Its parameters keep their names. Raises `ValueError` unless there are as many positive `std` as `mean`.
+    Its parameters keep their names. Raises `ValueError` unless `mean` and `std` have the same length and `std` is
+    positive.
     """
     if len(mean) != len(std) or not all(value > 0 for value in std):
         raise ValueError(
-            f"normalize: as many mean as std, all std above 0, got mean {list(mean)} and std {list(std)}"
+            f"normalize: mean and std must have the same length, and std be above 0, got {list(mean)} and {list(std)}"
         )
     shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
@@ -92,7 +93,7 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _with_names_of(module: nn.Module, update: Update) -> Update:
-    """Return the update with the learned parameters of `module` alone, under the module's names.
+    """Return the update with only the learned parameters of `module`, under the module's names.
 
     Flower's classic strategies send arrays without names, in the order of `module.state_dict()`: `0`, `1` and so on.
     """
@@ -101,7 +102,9 @@ def _with_names_of(module: nn.Module, update: Update) -> Update:
     numbers = [str(place) for place in range(len(update.sent))]
     if set(update.sent) == set(numbers):
         if len(state) != len(numbers):
-            raise ValueError(f"the record has {len(numbers)} arrays, the model {len(state)}: is it this model's?")
+            raise ValueError(
+                f"the record has {len(numbers)} arrays, but the model {len(state)}: it must be the app's model"
+            )
         names = dict(zip(numbers, state, strict=True))
         update = replace(
             update,
@@ -116,10 +119,10 @@ def _chosen(arrays: Parameters, shapes: dict[str, tuple[int, ...]], leading: int
     for name, shape in shapes.items():
         if name not in arrays:
             there = ", ".join(sorted(arrays)) or "none"
-            raise ValueError(f"the model's parameter {name!r} is not in the record, which has {there}")
+            raise ValueError(f"the model's parameter {name!r} is not in the record, whose arrays are {there}")
         if tuple(arrays[name].shape[leading:]) != shape:
             found = tuple(arrays[name].shape[leading:])
-            raise ValueError(f"the model's parameter {name!r} has shape {shape}, in the record {found}")
+            raise ValueError(f"the model's parameter {name!r} has the shape {shape}, but {found} in the record")
     return {name: arrays[name].to(torch.float32) for name in shapes}
 
 
@@ -127,17 +130,17 @@ def _rate(update: Update, rule: Rule) -> float:
     if update.holds == "gradient":
         return 1.0
     if not isinstance(rule, TrainsLocally):
-        raise ValueError(f"replies hold {update.holds}: the rule must state its local learning rate, as fedavg does")
+        raise ValueError(f"replies hold {update.holds}: the rule must have a local learning rate, as fedavg has")
     return rule.rate
 
 
 def _classes(model: TorchModule, parameters: Parameters, input_shape: tuple[int, ...]) -> int:
-    """Return the number of logits that the model makes of an example."""
+    """Return the number of the model's logits."""
     try:
         logits = model(parameters, blank_inputs(2, input_shape))
     except (RuntimeError, ValueError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"the model cannot take examples of shape {input_shape}: {reason}") from None
     if logits.ndim != 2 or len(logits) != 2:
-        raise ValueError(f"the model returns shape {tuple(logits.shape)} for 2 examples, not (2, classes)")
+        raise ValueError(f"the model must return (2, classes) for 2 examples, got the shape {tuple(logits.shape)}")
     return int(logits.shape[1])

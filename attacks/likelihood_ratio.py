@@ -1,4 +1,4 @@
-"""The test of differential privacy's adversary, who knows everything but which of two images is held."""
+"""The likelihood-ratio test of an adversary who knows everything except which of two images a learner holds."""
 
 import math
 from dataclasses import replace
@@ -21,16 +21,17 @@ _SILENT = 1e-5
 
 
 class LikelihoodRatio(BaseModel):
-    """The exact log-likelihood ratio of two images, one of which the learner holds.
+    """The exact log-likelihood ratio between two images, of which the learner holds one.
 
-    Everything else is known, so that the meta-gradient is known under both hypotheses, up to the defense's noise,
-    whose distribution is known, too. No test of these two images on one release is more powerful (Neyman and
-    Pearson). What a finite number of its answers proves about epsilon is another question: for a mechanism known to
-    be Gaussian `gaussian_epsilon_lower_bound` of the same scores is sharper than `epsilon_lower_bound`, and the worst
-    pair of images may be further apart than any natural one. This is an audit: no server knows this much.
+    This is the adversary of the definition of differential privacy. It knows everything else, so it knows the
+    meta-gradient under both hypotheses up to the defense's noise, and the distribution of that noise. No test between
+    these two images on one release is more powerful (Neyman and Pearson). What a finite number of scores proves about
+    epsilon is a different question: for a mechanism known to be Gaussian, `gaussian_epsilon_lower_bound` is tighter
+    than `epsilon_lower_bound`, and the worst pair of images may be further apart than any natural pair. The attack is
+    an audit, since no server knows this much.
 
-    The defenses must all act on the shared gradient and tell their noise (see `Modeled`); only the last may have any.
-    `chunk` targets are computed at a time, about 10 gradients each.
+    All defenses must act on the shared gradient and state their noise (see `Modeled`), and only the last may add any.
+    `chunk` targets are computed at a time, with about 10 gradients each in memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,17 +43,17 @@ class LikelihoodRatio(BaseModel):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """Everything but which of two images is held."""
+        """All capabilities except knowing which of the two images the learner holds."""
         return frozenset({"labels", "other set", "rest of the set", "both candidates", "defenses"})
 
     def reason_against(self, defenses: tuple[Defense, ...]) -> str | None:
-        """Return in one line why the likelihood under `defenses` is not known here, or `None` where it is."""
+        """Return in one line why the likelihood under `defenses` is unknown, or `None` if it is known."""
         for place, one in enumerate(defenses):
             noise = noise_of(one)
             if one.place != "shared" or noise is None or (noise.deviation > 0 and place < len(defenses) - 1):
                 return (
-                    f"the likelihood under {type(one).__name__} at the place {one.place!r} is not known here: every "
-                    "defense must act on the shared gradient and tell its noise, and only the last may add any"
+                    f"the likelihood under {type(one).__name__} at the place {one.place!r} is unknown: every defense "
+                    "must act on the shared gradient and state its noise, and only the last may add any"
                 )
         return None
 
@@ -61,18 +62,20 @@ class LikelihoodRatio(BaseModel):
     ) -> Answers:
         """Return log-likelihood ratios as scores, and the statistic `separation`.
 
-        That is the L2 distance of the two noiseless meta-gradients in standard deviations of the noise, clipped where
-        the defense clips: the mu of the Gaussian test (Dong, Roth and Su 2022), without knowing which of the two is
-        held. The seed is not used. Raises `ValueError` when the observation lacks what is assumed, shows means over
-        learners, or the defenses cannot be weighed.
+        `separation` is the L2 distance of the two noiseless (but clipped) meta-gradients in standard deviations of
+        the noise, the mu of the Gaussian test (Dong, Roth and Su 2022). It does not depend on which image is held.
+        The seed is not used. Raises `ValueError` if the observation lacks what the attack requires or is a mean over
+        learners, or if the likelihood under its defenses is unknown.
         """
         rest = observation.rest
         other = observation.known_support if self.asks == "query" else observation.known_query
         if rest is None or other is None or observation.defenses is None:
-            raise ValueError("the likelihood ratio needs the observation's rest, other set and defenses")
+            raise ValueError(
+                "the likelihood ratio needs the observation's rest, known_support or known_query, and defenses"
+            )
         if observation.mean_of > 1:
             raise ValueError(
-                f"the likelihood ratio is of one learner's gradient, not of a mean of {observation.mean_of}"
+                f"the likelihood ratio needs the gradients of single learners, got a mean of {observation.mean_of}"
             )
         if reason := self.reason_against(observation.defenses):
             raise ValueError(reason)
@@ -93,13 +96,13 @@ class LikelihoodRatio(BaseModel):
         return Answers(scores, statistics={"separation": separation})
 
     def reason_against_rounds(self) -> None:
-        """Return `None`: every round's noise is its own, so that log-likelihood ratios add up."""
+        """Return `None`: the rounds' noise is independent, so that log-likelihood ratios can be added."""
         return
 
     def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
         """Return the sum of the rounds' log-likelihood ratios, and as `separation` the root of the sum of squares.
 
-        Both are exact: given what is held, the rounds differ by independent noise alone.
+        Both are exact: given the image that is held, the rounds differ only by independent noise.
         """
         device = targets.rows.device
         scores, squares = (torch.zeros(len(targets.rows), dtype=torch.float64, device=device) for _ in range(2))
@@ -130,7 +133,7 @@ class LikelihoodRatio(BaseModel):
         other: Tensor,
         images: Tensor,
     ) -> Tensor:
-        """Return the meta-gradients `(t, D)` with `images (t, C, H, W)` in the open places, before any noise."""
+        """Return the noiseless meta-gradients `(t, D)` with `images (t, C, H, W)` in the unknown slots."""
         asked, device = rest.images[some].clone(), images.device
         asked[torch.arange(len(images), device=device), rest.slots[some]] = images
         support, query = (other, asked) if self.asks == "query" else (asked, other)
@@ -155,9 +158,9 @@ class LikelihoodRatio(BaseModel):
 
 
 def _ratio(seen: Tensor, first: Tensor, second: Tensor, noise: AddedNoise) -> tuple[Tensor, Tensor]:
-    """Return log p(seen | first) - log p(seen | second) `(t,)`, and how many deviations lie between the two.
+    """Return log p(seen | first) - log p(seen | second), and the separation of the means in deviations, `(t,)` each.
 
-    All are `(t, D)` float64.
+    `seen`, `first` and `second` are `(t, D)` float64.
     """
     deviations = [_deviation(mean, noise) for mean in (first, second)]
     likelihoods = []
@@ -172,12 +175,12 @@ def _ratio(seen: Tensor, first: Tensor, second: Tensor, noise: AddedNoise) -> tu
 
 
 def _deviation(mean: Tensor, noise: AddedNoise) -> Tensor:
-    """Return the standard deviation of what is sent about each of `mean (t, D)`, above 0, `(t,)`."""
+    """Return the standard deviation of the noise on each of `mean (t, D)`, above 0, `(t,)`."""
     size = mean.square().mean(dim=1).sqrt()
     least = _SILENT * size + 1e-30
     return torch.maximum(noise.deviation * (size if noise.relative else torch.ones_like(size)), least)
 
 
 def _flat(gradients: Parameters) -> Tensor:
-    """Return stacked gradients as `(t, D)` float64, the parameters in their own order."""
+    """Return stacked gradients as `(t, D)` float64, concatenated in the mapping's order."""
     return torch.cat([value.flatten(1).to(torch.float64) for value in gradients.values()], dim=1)

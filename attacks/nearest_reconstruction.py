@@ -1,4 +1,4 @@
-"""Membership scores of an attack that reconstructs: how near a target is to the nearest of what it rebuilt."""
+"""Membership scores from reconstructions: the negative distance of a target to the nearest one."""
 
 import torch
 from torch import Tensor
@@ -7,29 +7,29 @@ from metaleak.attacks.attack import Answers, Reconstructions, Targets
 
 
 def answers_by_nearest(made: Reconstructions, targets: Targets, padding: int | None = None) -> Answers:
-    """Return the negative distance of every target to the nearest reconstruction of its learner; see `nearest`."""
+    """Return every target's negative distance to its learner's nearest reconstruction as score; see `nearest`."""
     distance, _ = nearest(made, targets, padding)
     return Answers(-distance, None, {"distance": distance})
 
 
 def nearest(made: Reconstructions, targets: Targets, padding: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return the distance of every target to the nearest reconstruction of its learner, and its place, `(T,)` each.
+    """Return every target's distance to its learner's nearest reconstruction, and the index of that, `(T,)` each.
 
-    Images are compared by their Euclidean distance, sequences of tokens by the part of places at which they differ;
-    where both have the token `padding` the place does not count. Raises `ValueError` where reconstructions and
-    targets have different shapes, there is no reconstruction, or one is not finite.
+    The distance of images is Euclidean, that of token sequences the fraction of positions at which they differ,
+    ignoring positions where both have the token `padding`. Raises `ValueError` if reconstructions and targets have
+    different shapes, there is no reconstruction, or one is not finite.
     """
     shape, asked = tuple(made.examples.shape[2:]), tuple(targets.examples.shape[1:])
     if shape != asked:
-        raise ValueError(f"reconstructions have shape {shape}, targets {asked}")
+        raise ValueError(f"reconstructions must have the targets' shape {asked}, got {shape}")
     images = targets.examples.is_floating_point()
     if not made.examples.shape[1]:
-        raise ValueError("nothing was rebuilt: there must be at least one reconstruction of each learner")
+        raise ValueError("there must be at least one reconstruction for each learner, got none")
     if not bool(made.examples.isfinite().all()):
         raise ValueError("reconstructions must be finite")
     distance = torch.empty(len(targets.rows), device=targets.rows.device)
     places = torch.empty_like(targets.rows)
-    # Targets one by one: each is compared with all that was rebuilt of its learner.
+    # One target at a time, since each is compared with all reconstructions of its learner.
     for place, (row, example) in enumerate(zip(targets.rows.tolist(), targets.examples, strict=True)):
         rebuilt = made.examples[row]
         apart = _distances(rebuilt, example.float()) if images else _differing(rebuilt, example, padding)
@@ -38,13 +38,13 @@ def nearest(made: Reconstructions, targets: Targets, padding: int | None = None)
 
 
 def _distances(rebuilt: Tensor, image: Tensor) -> Tensor:
-    """Return the distance of each of `rebuilt (n, C, H, W)` to an image `(C, H, W)`, `(n,)`."""
+    """Return the distance of each of `rebuilt (n, C, H, W)` to an `image (C, H, W)`, `(n,)`."""
     apart: Tensor = torch.linalg.vector_norm((rebuilt - image).flatten(1), dim=1)
     return apart
 
 
 def _differing(rebuilt: Tensor, sequence: Tensor, padding: int | None) -> Tensor:
-    """Return at which part of its places each of `rebuilt (n, T)` differs from a sequence `(T,)`, in [0, 1]."""
+    """Return the fraction of positions at which each of `rebuilt (n, T)` differs from `sequence (T,)`, `(n,)`."""
     counted = torch.ones_like(rebuilt, dtype=torch.bool)
     if padding is not None:
         counted = (rebuilt != padding) | (sequence != padding)

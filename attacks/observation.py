@@ -1,4 +1,4 @@
-"""What an offline adversary has: the messages of a round, and its knowledge beyond them."""
+"""The data of an offline adversary: the messages of a round, and its further knowledge."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from metaleak.server.record.reader import Record
 
 @dataclass(frozen=True)
 class Update(Tensors):
-    """What a server sent to L learners in one round, and what it received from them.
+    """The messages of one round that a server sent to L learners and received from them.
 
-    `sent` are the parameters by name; `received` the replies' arrays by name, stacked `(L, ...)`, for the
-    parameters that are shared. `holds` says whether these are gradients, weights or differences. `learners` are
-    their numbers, by row.
+    `sent` are the parameters by name; `received` are the replies' arrays by name, stacked `(L, ...)`, for the shared
+    parameters. `holds` says whether these are gradients, weights or differences of weights. `learners` are the
+    learners' numbers, by row.
 
-    `mean_of` is the number of learners over which each row is the mean: 1 where the server saw each one's own.
-    Otherwise, under secure aggregation, every row is the same mean over that many learners, of which the L are some.
+    `mean_of` is 1 if the server saw each learner's own reply. Otherwise, under secure aggregation, every row is the
+    same mean over `mean_of` learners, among them the L.
     """
 
     sent: Parameters
@@ -38,11 +38,11 @@ class Update(Tensors):
     def of_record(
         cls, record: Record, round: int, learners: Sequence[int] | None = None, holds: Holds | None = None
     ) -> Self:
-        """Return what was recorded in `round` of `learners` (default: all that answered), in their order.
+        """Return the recorded messages of `learners` (default: all that answered) in `round`, in their order.
 
-        Under secure aggregation all rows are views of the one mean. What the replies hold is read from the record
-        where it is not given. Raises `RecordError` for a round that cannot be read, `ValueError` for a learner that
-        did not answer in it, and where it is not known what the replies hold.
+        Under secure aggregation all rows are views of the one mean. `holds` is read from the record if it is not
+        given. Raises `RecordError` for a round that cannot be read, and `ValueError` for a learner that did not
+        answer in it or if the record does not state what replies hold.
         """
         kind = holds or record.holds
         if kind is None:
@@ -64,11 +64,11 @@ class Update(Tensors):
         return cls(sent, seen, kind, tuple(asked), max(1, len(mean_of)))
 
     def gradients(self, rates: Tensor | float = 1.0) -> Parameters:
-        """Return the gradients that the replies amount to, `(L, ...)`.
+        """Return the gradients that follow from the replies, `(L, ...)`.
 
-        Replies that hold gradients are returned as they are. Otherwise it is the sent minus the new parameters, over
-        `rates`, a number or one for each learner `(L,)`: with the local learning rate this is the sum of a learner's
-        local gradients, with the rate times the number of local steps their mean.
+        Gradients are returned as they are. Otherwise the result is the sent minus the new parameters, divided by
+        `rates`, a number or one per learner `(L,)`: with the local learning rate this is the sum of a learner's local
+        gradients, with the rate times the number of local steps it is their mean.
         """
         if self.holds == "gradient":
             return self.received
@@ -83,11 +83,10 @@ class Update(Tensors):
 
 @dataclass(frozen=True)
 class Rest(Tensors):
-    """The knowledge around T targets, row for row, of an adversary who knows everything but the asked image.
+    """The rest of the attacked set around each of T targets, for the adversary of differential privacy.
 
-    `images (T, n, C, H, W)`: the set that is asked about, ordered by position, with zeros in the place `slots (T,)`
-    int64, where the learner holds either the asked image or the alternative; `alternatives (T, C, H, W)` are of the
-    same class. Which of the two it holds is the question.
+    `images (T, n, C, H, W)` are the attacked sets, ordered by position, with zeros at the indices `slots (T,)` int64,
+    where the learner holds either the target or the image in `alternatives (T, C, H, W)`, which has the same class.
     """
 
     images: Tensor
@@ -97,16 +96,16 @@ class Rest(Tensors):
 
 @dataclass(frozen=True)
 class Observation(Tensors):
-    """The gradients of L learners in one round, and what the threat model lets the adversary know beside them.
+    """The gradients of L learners in one round, and the adversary's further knowledge under the threat model.
 
-    `parameters` are what the server sent; `gradients` what the learners' replies amount to, stacked `(L, ...)`. The
-    task's shape is known, and the `input_shape` of an example. All else is given only where the attack `requires` it:
-    `known_support (L, ways*shots, C, H, W)` and `known_query (L, ways*queries, C, H, W)`, ordered by position;
-    `classes (L, ways)` int64; `lengths (L, n)` int64, how many tokens the n sentences of support and query set have;
-    `own_examples (N, C, H, W)` in [0, 1] with the classes `own_labels (N,)`; `defenses`,
-    of which an empty tuple says that there are none; the `rest` of the set around every target. `mean_of` is that of
-    the `Update`. Each gradient is the mean over `episodes` episodes of the same classes, of which `shots` and
-    `queries` count all images together; what is known of a set has them side by side.
+    `parameters` are those that the server sent; `gradients` are the learners' (see `Update.gradients`), stacked
+    `(L, ...)`. The task's shape and the `input_shape` of an example are always known. Everything else is given only
+    if the attack `requires` it: `known_support (L, ways*shots, C, H, W)` and
+    `known_query (L, ways*queries, C, H, W)`, ordered by position; `classes (L, ways)` int64; `lengths (L, n)` int64,
+    the numbers of tokens in the n sentences of support and query set; `own_examples (N, C, H, W)` in [0, 1] with the
+    classes `own_labels (N,)`; `defenses`, an empty tuple if there are none; and the `rest` of the set around every
+    target. `mean_of` is that of the `Update`. Each gradient is the mean over `episodes` episodes with the same
+    classes; then `shots` and `queries` are totals over all episodes, and known sets contain the images of all.
     """
 
     model: Model

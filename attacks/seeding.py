@@ -1,6 +1,6 @@
 """Random numbers of attacks, keyed by their purpose.
 
-They are separate from the learners' random numbers: no attack may be able to repeat what a learner drew.
+They are separate from the learners' random numbers, so that no attack can reproduce those.
 """
 
 import torch
@@ -9,10 +9,10 @@ from metaleak.defenses.randomness import RandomSource
 
 
 def random_for(*key: int | str) -> RandomSource:
-    """Return the source of random numbers that depends on every part of `key`, and on nothing else."""
+    """Return a source of random numbers that depends on all parts of `key`, and on nothing else."""
     return RandomSource.of("attack", *key)
 
 
 def generator_for(*key: int | str) -> torch.Generator:
-    """Return the CPU generator of `random_for(*key)`, fresh."""
+    """Return a fresh CPU generator, that of `random_for(*key)`."""
     return random_for(*key).generator

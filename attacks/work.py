@@ -1,4 +1,4 @@
-"""What a long-running attack is given: a seed, a progress callback, and a function that distributes its work."""
+"""The context of a long-running attack: a seed, a progress callback, and a function that distributes work."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 class Map(Protocol):
-    """Applies a function to independent items, in this process or on other machines."""
+    """A function that applies another to independent items, in this process or on other machines."""
 
     def __call__(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
         """Yield the results in the items' order; function, items and results must be picklable."""
@@ -31,7 +31,7 @@ class Work:
     progress: Progress | None = None
     map: Map = map_here
 
-    def tell(self, done: int, total: int) -> None:
-        """Report the attack's progress."""
+    def report(self, done: int, total: int) -> None:
+        """Report that `done` of `total` steps are finished."""
         if self.progress is not None:
             self.progress(done, total)

@@ -62,7 +62,7 @@ class Partition(BaseModel):
             )
         return self
 
-    def sets_last(self, task: TaskShape) -> bool:
+    def fixed_sets(self, task: TaskShape) -> bool:
         """Return whether every learner holds the same sets in every round: its shard is just as large as an episode.
 
         By the settings alone: with sizes drawn between two numbers it is `False`, whatever is drawn.

@@ -1,12 +1,12 @@
 """Gradient alignment: does the meta-gradient contain the contribution of this image?
 
-The meta-gradient is a sum of contributions, one for each image. The adversary computes the target's with its own
-images in place of the unknown support set, and takes its inner product with what was observed, in a metric in which
-the components that all images share count little (`whitening`). How members and others score is learned from shadow
-learners: one linear discriminant, pooled over all targets, whose log-likelihood ratio is the answer. That learning
-from simulated members and non-members is inspired by LiRA (Carlini et al. 2022) and is not LiRA, which fits
-distributions to each target anew from shadow models with and without it. The idea of scoring by alignment follows
-FedMIA (Zhu et al. 2025).
+The meta-gradient is a sum of contributions, one for each image. The adversary computes the target's contribution with
+its own images in place of the unknown support set, and takes its inner product with the observed gradient, in a
+metric that gives little weight to components common to all images (see `gradient_metric`). The distributions of
+members' and non-members' alignments are learned from shadow learners: one linear discriminant, pooled over all
+targets, gives the log-likelihood ratio. Learning from simulated members and non-members is inspired by LiRA (Carlini
+et al. 2022), but is not LiRA, which fits distributions to each target from shadow models with and without it. Scoring
+by alignment follows FedMIA (Zhu et al. 2025).
 """
 
 from typing import ClassVar
@@ -20,7 +20,7 @@ from metaleak.attacks.observation import Observation
 from metaleak.attacks.rounds import Round, Rounds
 from metaleak.attacks.seeding import generator_for, random_for
 from metaleak.attacks.shadows.own_examples import OwnExamples
-from metaleak.attacks.shadows.weighed_rounds import RoundRatios, weighed_over
+from metaleak.attacks.shadows.weighted_rounds import RoundRatios, weighted_over
 from metaleak.defenses import RandomSource
 
 
@@ -37,21 +37,21 @@ class Alignment(LearnedAlignment):
     ) -> Answers:
         """Return log-likelihood ratios of the pooled discriminant's normal distributions.
 
-        Where the server sees a mean of learners, each shadow learner is simulated as one more learner in that mean.
-        Raises `ValueError` when the observation lacks what the attack requires.
+        If the server sees a mean over learners, each shadow learner is simulated as one more learner in that mean.
+        Raises `ValueError` if the observation lacks what the attack requires.
         """
         return Answers(self._ratios(observation, targets, seed, None, progress)[0])
 
     def reason_against_rounds(self) -> None:
-        """Return `None`: rounds are weighed by what shadow learners reveal in them."""
+        """Return `None`: weights of rounds are learned from shadow learners."""
         return
 
     def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
-        """Return log-likelihood ratios from those of single rounds, weighed by shadow learners; see `weighed`.
+        """Return log-likelihood ratios from those of single rounds, combined by `weighted`.
 
-        The shadows hold the same images in every round, and their defenses draw anew.
+        Shadow learners hold the same images in every round, and their defenses draw fresh noise.
         """
-        return Answers(weighed_over(rounds, lambda round: self._of_round(round, targets, seed), progress))
+        return Answers(weighted_over(rounds, lambda round: self._of_round(round, targets, seed), progress))
 
     def _of_round(self, round: Round, targets: Targets, seed: int) -> RoundRatios:
         places, asked = round.asked(targets)
@@ -69,9 +69,9 @@ class Alignment(LearnedAlignment):
         noise: RandomSource | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the log-likelihood ratios of targets in one round, and of shadows' images and others.
+        """Return the log-likelihood ratios of targets in one round, of shadows' members and of non-members.
 
-        With `noise` the shadows are those of several rounds.
+        With `noise` the shadow learners are the same in several rounds, and their defenses draw from it.
         """
         found = self.learned(observation, seed, noise)
         observation, own = found.observation, OwnExamples.of(observation)

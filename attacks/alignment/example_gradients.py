@@ -11,10 +11,10 @@ from metaleak.clients.models import Decoupled, Model
 from metaleak.clients.rules import Rule, cross_entropy, outer_point, taken_back
 
 _CHUNK = 64
-"""Images whose gradients are computed at once on a CPU."""
+"""The number of images whose gradients are computed at a time on a CPU."""
 
 _FEW = 8
-"""Images whose second-order meta-gradients, of a whole episode each, are computed at once on a CPU."""
+"""The number of whole-episode, second-order meta-gradients that are computed at a time on a CPU."""
 
 
 def query_contributions(
@@ -22,14 +22,15 @@ def query_contributions(
 ) -> Tensor:
     """Return each image's own query gradient, averaged over stand-ins for the unknown support set, `(B, D)`.
 
-    `support (K, ways, shots, C, H, W)` are K support sets of the learner's classes, `images (B, C, H, W)` the images
-    asked about with their `positions (B,)`. For every stand-in the image's loss is differentiated where the rule does
-    so with its query images (`outer_point`): mostly at the parameters adapted to the stand-in, less what the rule
-    takes back of the gradient at the sent parameters (`taken_back`). The D entries are those of all parameters, one
-    after the other. The meta-gradient is the mean of such contributions over the query set, through the adaptation's
-    Jacobian, which is left out: measured, it costs 25 times the work and finds no more.
+    `support (K, ways, shots, C, H, W)` are K support sets of the learner's classes, `images (B, C, H, W)` the targets
+    with their label `positions (B,)`. For each stand-in, the gradient of the image's loss is taken at the parameters
+    at which the rule differentiates the query loss (`outer_point`), usually those adapted to the stand-in, minus the
+    part of the gradient at the sent parameters that the rule subtracts (`taken_back`). The D entries are those of all
+    parameters, concatenated. The meta-gradient is the mean of such contributions over the query set, multiplied by
+    the Jacobian of the adaptation. The Jacobian is omitted: in experiments it cost 25 times the work and found no
+    more members.
 
-    A model whose examples are coupled (batch normalization) is taken apart at the stand-in's own statistics.
+    A model whose examples are coupled (batch normalization) is decoupled at the stand-in's own statistics.
     """
     labels = torch.arange(support.shape[1], device=support.device).repeat_interleave(support.shape[2])
 
@@ -45,7 +46,7 @@ def query_contributions(
     if number_at_once(1, images.device) > 1 and not isinstance(model, Decoupled):
         together: Tensor = vmap(of_stand_in)(sets).mean(dim=0)
         return together
-    # One after the other: on a CPU that is no slower, and takes less memory.
+    # One stand-in after the other, which on a CPU is no slower and takes less memory.
     total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()), device=images.device)
     for one in sets:
         total += of_stand_in(one)
@@ -53,7 +54,7 @@ def query_contributions(
 
 
 def _each_gradient(model: Model, parameters: Parameters, beside: Tensor, images: Tensor, positions: Tensor) -> Tensor:
-    """Return the gradient of each image's loss at `parameters`, `(B, D)`, in a batch with the images `beside` it."""
+    """Return the gradient of each image's loss at `parameters`, in a batch with the images `beside` it, `(B, D)`."""
     single = model.decoupled(parameters, beside) if isinstance(model, Decoupled) else model
 
     def loss(parameters: Parameters, image: Tensor, position: Tensor) -> Tensor:
@@ -72,15 +73,15 @@ def support_contributions(
     images: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Return by how much each image, added to the support set, moves the meta-gradient, `(B, D)`.
+    """Return how adding each image to the support set changes the meta-gradient, `(B, D)`.
 
-    Averaged over K pairs of stand-ins `support (K, ways, shots, C, H, W)` and `query (K, ways, queries, C, H, W)`.
-    The image is added with the weight of one of the set's own, so whatever the rule is, its inner steps and its
-    Hessian are in the answer.
+    The change is averaged over K pairs of stand-ins `support (K, ways, shots, C, H, W)` and
+    `query (K, ways, queries, C, H, W)`. The image is added with the weight of one of the set's own images. The change
+    includes the effect through inner steps and Hessian, for any rule.
     """
     ways, shots, queries = support.shape[1], support.shape[2], query.shape[2]
     held, asked = (torch.arange(ways, device=images.device).repeat_interleave(count) for count in (shots, queries))
-    # The mean over one image more, with the labels' weight that makes up for it.
+    # The mean loss is over one more image, which a larger weight of the labels compensates.
     weight = (ways * shots + 1) / (ways * shots)
     known = F.one_hot(held, ways) * weight
     total = torch.zeros(len(images), sum(value.numel() for value in parameters.values()), device=images.device)
@@ -97,5 +98,5 @@ def support_contributions(
 
 
 def flattened(stacked: Parameters) -> Tensor:
-    """Return stacked tensors `(B, ...)` as one `(B, D)`, in the order of their names' appearance."""
+    """Return stacked tensors `(B, ...)` concatenated to one `(B, D)`, in the mapping's order."""
     return torch.cat([value.detach().flatten(1) for value in stacked.values()], dim=1)

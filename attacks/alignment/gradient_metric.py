@@ -1,9 +1,9 @@
-"""The covariance of per-image gradients, and an inner product in which all its directions count alike.
+"""An inner product that whitens per-image gradients by their covariance.
 
-What all images have in common hides what is specific to one. The covariance of a layer's gradients is close
-to a Kronecker product (K-FAC, Martens & Grosse 2015); its eigenbasis with the variances measured in it (EK-FAC,
-George et al. 2018) is estimated from far fewer images than the layer has weights, and what that leaves of common
-directions is taken out by principal components.
+Components that all images have in common hide those that are specific to one. The covariance of a layer's gradients
+is close to a Kronecker product (K-FAC, Martens & Grosse 2015). Its eigenbasis, with variances measured in this basis
+(EK-FAC, George et al. 2018), can be estimated from far fewer images than the layer has weights. Common directions
+that remain are removed by principal components.
 """
 
 import math
@@ -18,10 +18,10 @@ _FLOOR = 1e-5
 
 @dataclass(frozen=True)
 class Whitening:
-    """An inner product on vectors of D entries, which are the tensors of `shapes` one after the other.
+    """An inner product on vectors of D entries, the concatenated tensors of `shapes`.
 
-    `left` and `right` are orthogonal matrices by tensor, `scale (D,)` what each entry is multiplied by in their
-    basis; of the result the directions `common (D, R)`, orthonormal, count by 1 - `strength (R,)`.
+    `left` and `right` are the orthogonal matrices of each tensor's basis; in it, entries are multiplied by
+    `scale (D,)`. The orthonormal directions `common (D, R)` of the result are then multiplied by 1 - `strength (R,)`.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -36,7 +36,7 @@ class Whitening:
         return _rotated(vectors, self.shapes, self.left, self.right) * self.scale
 
     def own(self, white: Tensor) -> Tensor:
-        """Return `white (B, D)` less its common directions."""
+        """Return `white (B, D)` with its common directions damped."""
         return white - ((white @ self.common) * self.strength) @ self.common.mT
 
     def norm(self, white: Tensor) -> Tensor:
@@ -51,10 +51,10 @@ class Whitening:
 
 
 def fit(samples: Tensor, shapes: tuple[tuple[int, ...], ...], noise: Tensor, components: float) -> Whitening:
-    """Return the whitening of vectors that vary like `samples (N, D)`, contributions of images to a gradient.
+    """Return the whitening fitted to `samples (N, D)`, contributions of images to a gradient.
 
-    `noise (tensors,)` is the variance, in each tensor, of what a defense adds, in units of the samples. The leading
-    `components` of the N principal directions, in [0, 1), are common.
+    `noise (tensors,)` is the variance of a defense's noise on an entry of each tensor, in the units of the samples.
+    The leading fraction `components`, in [0, 1), of the N principal directions counts as common.
     """
     centered = samples - samples.mean(dim=0)
     left, right = zip(*(_bases(part, shape) for part, shape in _parts(centered, shapes)), strict=True)
@@ -73,7 +73,7 @@ def fit(samples: Tensor, shapes: tuple[tuple[int, ...], ...], noise: Tensor, com
 
 
 def _parts(vectors: Tensor, shapes: tuple[tuple[int, ...], ...]) -> list[tuple[Tensor, tuple[int, ...]]]:
-    """Return each tensor's part of `vectors (B, D)` as matrices `(B, rows, columns)`, a vector as one column."""
+    """Return each tensor's part of `vectors (B, D)` as matrices `(B, rows, columns)`; vectors have one column."""
     sizes = [math.prod(shape) for shape in shapes]
     return [
         (part.reshape(len(vectors), shape[0] if shape else 1, -1), shape)
@@ -99,7 +99,7 @@ def _rotated(
 
 
 def _common(white: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the leading `count` principal directions `(D, R)` of `white (N, D)` and how far each is taken out."""
+    """Return the leading `count` principal directions `(D, R)` of `white (N, D)` and the strength of each."""
     products = (white @ white.mT).double() / len(white)
     values, vectors = torch.linalg.eigh(products)
     values, vectors = values.flip(0)[:count].clamp(min=0.0), vectors.flip(1)[:, :count]

@@ -1,4 +1,4 @@
-"""Alignments with a learner's gradient as features, and their distributions, learned from shadow learners."""
+"""Alignments with a learner's gradient as features, with a discriminant learned from shadow learners."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
@@ -21,10 +21,11 @@ from metaleak.defenses import RandomSource
 
 @dataclass(frozen=True)
 class Learned:
-    """The observation with classes of which the adversary has images, these images by use, and what they taught.
+    """What an attack learns from shadow learners, and the adversary's images by use.
 
-    `for_metric` are the images of the metric and of stand-ins, `for_shadows` those that shadows hold. `known` are the
-    features of what shadows hold, `(M, F)`, and of other images, `(N, F)`.
+    `observation` has only classes of which the adversary has images. `for_metric` are the images for the metric and
+    for stand-ins, `for_shadows` those that shadow learners hold. `known` are the features of shadows' members,
+    `(M, F)`, and of non-members, `(N, F)`.
     """
 
     observation: Observation
@@ -36,19 +37,20 @@ class Learned:
 
 
 class LearnedAlignment(BaseModel):
-    """How an image's alignment is measured, for attacks that differ in what they compare it with.
+    """The features of attacks by alignment, which differ in the distributions that they compare these with.
 
-    `knows`: `labels` (and classes), or `other`, also the images of the set not asked about. `stand_ins` sets of own
-    images stand in for each unknown one: of `choices` times as many, those that would have sent what is most like the
-    observed gradient, at a meta-gradient each for learners and shadows. The metric is estimated from contributions
-    of about `samples` own images, of whose principal directions the part `components` is taken for common. `shadows`
-    learners are simulated to learn from. `knows_defenses`: shadow learners apply the learners' defenses, and the
-    metric allows for the noise (an adaptive adversary).
+    `knows`: `labels` (and classes), or `other`, which includes the images of the set that is not attacked.
+    `stand_ins` sets of own images replace each unknown set; with `choices` above 1 that many times as many are drawn,
+    and those with the meta-gradients most similar to the observed one are kept, at the cost of one meta-gradient per
+    set for each learner and shadow. The metric is estimated from contributions of about `samples` own images; the
+    fraction `components` of their principal directions counts as common. `shadows` learners are simulated.
+    `knows_defenses`: shadow learners apply the learners' defenses, and the metric allows for their noise (an adaptive
+    adversary).
 
-    A support image is looked for twice: as if it were a query image, for it has adapted the parameters to images like
-    it, and (with `second_order`; much slower) by the change of the meta-gradient when it is added to a set of
-    stand-ins, which takes a meta-gradient an image; `references` own images a class show what any image of it would
-    change. Memory: `samples` times the parameters times about 20 bytes.
+    A support image has two kinds of features: its gradient as if it were a query image, since the parameters are
+    adapted to it, and with `second_order` (much slower, one meta-gradient per image) the change of the meta-gradient
+    when it is added to a stand-in. From this change the mean over `references` own images of the class is subtracted.
+    Memory: `samples` times the number of parameters times about 20 bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,12 +69,12 @@ class LearnedAlignment(BaseModel):
     @model_validator(mode="after")
     def _something_to_look_for(self) -> Self:
         if self._only_support and not self.second_order:
-            raise ValueError("second_order: must be true where the query set is known, got False")
+            raise ValueError("second_order: must be true where the query set is known, got false")
         return self
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """Labels, classes and own images; the other set and the defenses as the fields say."""
+        """Labels, classes and own examples; the other set and the defenses depend on the fields."""
         known: frozenset[Capability] = frozenset({"labels", "classes", "own examples"})
         known |= {"other set"} if self.knows == "other" else set()
         return known | {"defenses"} if self.knows_defenses else known
@@ -81,19 +83,18 @@ class LearnedAlignment(BaseModel):
         """Return what is learned from shadow learners, independently of the targets."""
         own = OwnExamples.of(observation)
         if observation.classes is None:
-            raise ValueError("needs the class at each position, which the observation does not carry")
+            raise ValueError("observation.classes: the attack needs the class at each position, got None")
         observation = replace(observation, classes=own.present(observation.classes, generator_for(seed, "present")))
-        # The learners' images are neither in the metric's samples nor stand-ins, so the shadows' images must not be
-        # either.
+        # The learners' images are neither in the metric's samples nor stand-ins, so neither may be the shadows'.
         for_metric, for_shadows = own.parted()
         like = observation.classes
         if noise is not None:
-            # Not the classes of the learners that answer in this round alone: shadows are the same in all rounds.
+            # Classes may not depend on who answers in this round, since shadows are the same in all rounds.
             like = own.tasks(observation.ways, self.shadows, generator_for(seed, "classes"))
         shadows = shadow_learners(
             replace(observation, classes=like), for_shadows, self.shadows, random_for(seed, "shadows"), noise
         )
-        # Noise of single learners: relative to one image's contribution, a mean has as much noise as they have.
+        # The noise of single learners: relative to one image's contribution, that of a mean is the same.
         added = _noise(shadows)
         shadows = in_means(observation, shadows)
         metric = self._metric(observation, for_metric, shadows, added, seed)
@@ -102,19 +103,19 @@ class LearnedAlignment(BaseModel):
 
     @property
     def _only_support(self) -> bool:
-        """Whether the query set's part can be taken off the observed gradient, which leaves the support set's."""
+        """Whether the query set's part is known and subtracted from the gradient, which leaves the support set's."""
         return self.asks == "support" and self.knows == "other"
 
     def _metric(
         self, observation: Observation, own: OwnExamples, shadows: Shadows, noise: Tensor, seed: int
     ) -> Whitening:
-        """Return the metric, estimated from own images in the place of the images that hide the target.
+        """Return the metric, estimated from own images in place of the learners' images that hide the target.
 
-        `noise (tensors,)` is the variance of what defenses add to each tensor of one learner's gradient.
+        `noise (tensors,)` is the variance of the defenses' noise in each tensor of one learner's gradient.
         """
         assert observation.classes is not None
         real = [self.seen(observation, row) for row in range(min(len(shadows.classes), len(observation.classes)))]
-        # The noise of the shadows, too: otherwise what is learned from them would not hold for the real learners.
+        # Shadows must be part of the metric like real learners, or results would not carry over from them.
         learners = [*real, *self._seen_shadows(observation, shadows)]
         each = max(1, -(-self.samples // (len(learners) * observation.ways)))
         samples = []
@@ -133,7 +134,7 @@ class LearnedAlignment(BaseModel):
     def _known(
         self, observation: Observation, own: OwnExamples, shadows: Shadows, metric: Whitening, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the features of what shadow learners hold, `(M, F)`, and of other images, `(N, F)`."""
+        """Return the features of shadow learners' members, `(M, F)`, and of non-members, `(N, F)`."""
         held = shadows.query if self.asks == "query" else shadows.support
         found: dict[bool, list[Tensor]] = {True: [], False: []}
         for number, learner in enumerate(self._seen_shadows(observation, shadows)):
@@ -162,7 +163,7 @@ class LearnedAlignment(BaseModel):
         images: Tensor,
         positions: Tensor,
     ) -> Tensor:
-        """Return each image's alignments with what `learner` sent, tensor by tensor, `(B, F)`."""
+        """Return each image's alignments with the gradient of `learner`, tensor by tensor, `(B, F)`."""
         gradient = learner.gradient
         if self._only_support:
             gradient = gradient - learner.share * expected_gradient(observation, stand_ins)
@@ -172,11 +173,11 @@ class LearnedAlignment(BaseModel):
     def contributions(
         self, observation: Observation, stand_ins: StandIns, images: Tensor, positions: Tensor
     ) -> list[Tensor]:
-        """Return what each image adds, in every way in which it is looked for; the last is the metric's."""
+        """Return each image's contributions `(B, D)`, one tensor per kind; the last is that of the metric."""
         seen = observation.model, observation.rule, observation.parameters
         found = []
         if self.asks == "support" and self.second_order:
-            # Most of it is what any image of the class would change: that is taken off.
+            # Most of the change is common to all images of the class, and is subtracted.
             usual = stand_ins.references
             both = torch.cat([usual.flatten(0, 1), images])
             every = torch.arange(len(usual), device=usual.device).repeat_interleave(usual.shape[1])
@@ -189,7 +190,7 @@ class LearnedAlignment(BaseModel):
         return found
 
     def seen(self, observation: Observation, row: int) -> SeenLearner:
-        """Return what the adversary sees of the learner in this row of the observation."""
+        """Return the adversary's view of the learner in this row of the observation."""
         assert observation.classes is not None
         gradient = flattened({name: value[row : row + 1] for name, value in observation.gradients.items()})
         share = 1 / observation.mean_of
@@ -197,12 +198,12 @@ class LearnedAlignment(BaseModel):
             return SeenLearner(observation.classes[row], gradient, share=share)
         given = observation.known_support if self.asks == "query" else observation.known_query
         if given is None:
-            raise ValueError("knows 'other' needs the observation's other set, which it does not carry")
+            raise ValueError("knows: 'other' needs the observation's known_support or known_query, which is None")
         known = given[row].reshape(observation.ways, -1, *given.shape[2:])
         return SeenLearner(observation.classes[row], gradient, known, share)
 
     def _seen_shadows(self, observation: Observation, shadows: Shadows) -> list[SeenLearner]:
-        """Return the same of every shadow learner, one more in the observation's mean where that is one."""
+        """Return the view of every shadow learner, which is one more learner in the observation if that is a mean."""
         share = 1 / (observation.mean_of + 1) if observation.mean_of > 1 else 1.0
         sets = shadows.support if self.asks == "query" else shadows.query
         known = list(sets) if self.knows == "other" else [None] * len(sets)
@@ -215,21 +216,22 @@ class LearnedAlignment(BaseModel):
     def standing_in(
         self, learner: SeenLearner, observation: Observation, own: OwnExamples, generator: torch.Generator
     ) -> StandIns:
+        """Return stand-ins for the learner's sets, drawn from `own`; see `stand_ins_for`."""
         return stand_ins_for(
             learner, observation, own, self.asks, self.stand_ins, self.choices, self.references, generator
         )
 
 
 def aligned(metric: Whitening, whites: list[Tensor], observed: Tensor) -> Tensor:
-    """Return the alignments by tensor `(B, F)` of each of the `whites (B, D)` with `observed (1 or B, D)`.
+    """Return the alignments by tensor, `(B, F)`, of each of the `whites (B, D)` with `observed (1 or B, D)`.
 
-    The whites are contributions in the metric's basis, and what was observed is less its common directions.
+    The whites are contributions in the metric's basis; `observed` is a gradient from `Whitening.own`.
     """
     return torch.cat([metric.by_tensor(white * observed) / metric.norm(white)[:, None] for white in whites], dim=1)
 
 
 def _noise(shadows: Shadows) -> Tensor:
-    """Return the variance of what the defenses of the shared gradient added to each tensor, `(tensors,)`."""
+    """Return the variance of the noise that defenses of the shared gradient added to each tensor, `(tensors,)`."""
     return torch.stack(
         [(value - shadows.undefended[name]).square().mean() for name, value in shadows.gradients.items()]
     )

@@ -1,13 +1,14 @@
-"""Per-example likelihood ratios: each target is compared with what would be seen of it, held and not held.
+"""Per-example likelihood ratios: a target's alignment among shadow learners that hold it and that do not.
 
 LiRA (Carlini et al. 2022) trains shadow models with and without each target and fits a normal distribution to its
-statistic in either case. Here the shadows are learners with the classes of the target's learner, the statistic is the
-target's alignment with what a shadow sends, weighed over the tensors as in `Alignment`, and a shadow that holds the
-target differs from one that does not in this one image. As Carlini et al. do with few shadows, spreads are pooled
-over the targets, and their means are each target's own.
+statistic in either case. Here the shadows are learners with the classes of the target's learner, and the statistic is
+the target's alignment with a shadow's gradient, with the weights of tensors as in `Alignment`. A shadow that holds
+the target differs in this one image from one that does not. As in Carlini et al. with few shadows, means are
+estimated for each target and variances are pooled over targets.
 
-It is of learners that are seen one by one. A mean, as a server sees it under secure aggregation, is not like what one
-shadow sends, and with a shadow added to it, it has in it whatever the real learners hold, perhaps the target.
+The attack is for learners that the server sees individually. Under secure aggregation it sees a mean, which is not
+distributed like a single shadow's gradient; and the mean of the real learners and a shadow always contains the target
+if a real learner holds it.
 """
 
 from dataclasses import replace
@@ -28,12 +29,12 @@ from metaleak.defenses import Defense
 
 
 class PerExampleAlignment(LearnedAlignment):
-    """Was this image in the learner's set that the attack `asks` about? By distributions of each target.
+    """Membership inference by distributions of each target's alignment among other learners.
 
-    `variant`: `online` fits both distributions of each target, at a meta-gradient a target and shadow; `offline` only
-    that of shadows which do not hold it, and scores by how far the statistic lies above it; `learners` the same with
-    the other learners of the round in the place of shadows (FedMIA, Zhu et al. 2025), whose classes are others.
-    `each` shadows are simulated for every learner that is asked about. See `LearnedAlignment` for the other fields.
+    `variant`: `online` fits both distributions of each target, at one meta-gradient per target and shadow; `offline`
+    fits only that of shadows without the target, and scores by the z-score of the statistic; `learners` is the same
+    with the other learners of the round in place of shadows (FedMIA, Zhu et al. 2025), which have other classes.
+    `each` shadows are simulated for every attacked learner. See `LearnedAlignment` for the other fields.
     """
 
     variant: Variant = "online"
@@ -41,26 +42,24 @@ class PerExampleAlignment(LearnedAlignment):
     knows: Literal["labels"] = "labels"
 
     def reason_against(self, defenses: tuple[Defense, ...]) -> str | None:
-        """Return in one line why targets have no own distributions under `defenses`, or `None` where they have."""
+        """Return in one line why the attack cannot be made under `defenses`, or `None` if it can."""
         if any(defense.place == "aggregate" for defense in defenses):
-            return "its distributions are of learners that are seen one by one, and the server sees their mean alone"
+            return "it needs the gradients of single learners, and the server sees only their mean"
         return None
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return log-likelihood ratios, or of the one-sided variants the deviations above their means.
+        """Return log-likelihood ratios (`online`) or z-scores (the other variants).
 
-        Raises `ValueError` when the observation lacks what the attack requires or shows a mean over learners, and for
-        the variant `learners` with fewer than three of them.
+        Raises `ValueError` if the observation lacks what the attack requires or is a mean over learners, and for the
+        variant `learners` with fewer than three learners.
         """
         if observation.mean_of > 1:
-            raise ValueError(
-                f"its distributions are of one learner's gradient, not of a mean of {observation.mean_of}"
-            )
+            raise ValueError(f"it needs the gradients of single learners, got a mean of {observation.mean_of}")
         rows = len(next(iter(observation.gradients.values())))
         if self.variant == "learners" and rows < 3:
-            raise ValueError(f"variant 'learners' needs the gradients of three learners at least, got {rows}")
+            raise ValueError(f"variant: 'learners' needs the gradients of at least three learners, got {rows}")
         found = self.learned(observation, seed, None)
         count = rows - 1 if self.variant == "learners" else self.each
         device = targets.rows.device
@@ -79,10 +78,10 @@ class PerExampleAlignment(LearnedAlignment):
         return Answers(per_example_scores(Samples(statistic, outside, inside)))
 
     def _of_learner(self, found: Learned, row: int, targets: Targets, seed: int) -> Samples:
-        """Return the statistics of targets of one learner, in what it sent and in what others send."""
+        """Return the statistics of one learner's targets in its gradient and in those of others."""
         observation, metric = found.observation, found.metric
         learner = self.seen(observation, row)
-        # None of the images that shadows hold: a shadow would be adapted to what stands in for it.
+        # Not images that shadows hold: a shadow's parameters are adapted to them.
         stand_ins = self.standing_in(
             learner, observation, found.for_metric, generator_for(seed, "stand-ins", "target", row)
         )
@@ -117,7 +116,7 @@ class PerExampleAlignment(LearnedAlignment):
         )
 
     def _holding(self, found: Learned, shadows: Shadows, shadow: int, targets: Targets, seed: int) -> Tensor:
-        """Return what a shadow that holds each target sends, `(T, D)`."""
+        """Return the gradients of a shadow that holds each target in turn, `(T, D)`."""
         random = random_for(seed, "holding", int(targets.rows[0]), shadow)
         asked = targets.examples, targets.positions
         return flattened(with_example(found.observation, shadows, shadow, self.asks, *asked, random))

@@ -1,4 +1,4 @@
-"""Stand-ins: own images in the place of the sets of a learner that the adversary does not know."""
+"""Stand-ins: the adversary's own images in place of a learner's unknown sets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from metaleak.clients.episode import Episode
 from metaleak.clients.rules import batch_meta_gradients
 
 _AT_ONCE = 4
-"""Meta-gradients on a CPU: more of a convolutional network are no faster together and take memory."""
+"""The number of meta-gradients computed at a time on a CPU: more are no faster and take more memory."""
 
 
 @dataclass(frozen=True)
 class SeenLearner:
-    """What the adversary sees of one learner, a real one or a shadow.
+    """The adversary's view of one learner, real or simulated.
 
-    `classes (ways,)` at each position; `gradient (1, D)` is what it sent, or the mean that it is a `share` of;
-    `known (ways, n, C, H, W)` is the set that the attack does not ask about, where it is known.
+    `classes (ways,)` are those at each position; `gradient (1, D)` is its gradient, or a mean to which it contributes
+    the fraction `share`; `known (ways, n, C, H, W)` is the set that is not attacked, if it is known.
     """
 
     classes: Tensor
@@ -35,9 +35,9 @@ class SeenLearner:
 
 @dataclass(frozen=True)
 class StandIns:
-    """K sets each in the place of a learner's: `support (K, ways, shots, ...)`, `query (K, ways, queries, ...)`.
+    """K replacements of a learner's sets: `support (K, ways, shots, ...)` and `query (K, ways, queries, ...)`.
 
-    `references (ways, R, ...)` are own images that show what any image of a class adds.
+    `references (ways, R, ...)` are own images for the mean contribution of each class.
     """
 
     support: Tensor
@@ -55,15 +55,16 @@ def stand_ins_for(
     references: int,
     generator: torch.Generator,
 ) -> StandIns:
-    """Return `count` stand-ins for the two sets of `learner`, or the set that is known in its place.
+    """Return `count` stand-ins for the two sets of `learner`; a known set is used as it is.
 
-    They are those of `count * choices` drawn ones whose meta-gradients are most like the learner's (by cosine): the
-    parameters that they adapt to are then more like the learner's too. Drawn alike for the same generator state.
+    Of `count * choices` drawn sets those are kept whose meta-gradients have the largest cosine similarity to the
+    learner's; the parameters adapted to them are then more similar to the learner's, too. The result is determined by
+    the generator's state.
     """
     shots, queries = observation.shots, observation.queries
     if learner.known is not None and asks == "query":
         return StandIns(learner.known[None], learner.known[None], own.draw(learner.classes, references, generator))
-    # Together, so that no image stands in for a support and a query image at once.
+    # Drawn together, so that no image is in both sets.
     drawn = [own.draw(learner.classes, shots + queries, generator) for _ in range(count * choices)]
     support, query = torch.split(torch.stack(drawn), [shots, queries], dim=2)
     usual = own.draw(learner.classes, references, generator)
@@ -84,7 +85,7 @@ def expected_gradient(observation: Observation, stand_ins: StandIns) -> Tensor:
 
 
 def _gradients(observation: Observation, support: Tensor, query: Tensor) -> Iterator[Tensor]:
-    """Yield the meta-gradients of learners that hold these sets, a few at a time, `(K, D)`."""
+    """Yield the meta-gradients of learners that hold these sets, a few at a time, in total `(K, D)`."""
     count = number_at_once(_AT_ONCE, support.device)
     for sets in zip(torch.split(support, count), torch.split(query, count), strict=True):
         labels = [

@@ -1,1 +1,1 @@
-"""Blind source separation: the images that a first layer's gradient is a mixture of."""
+"""Blind source separation of the images that are mixed in a first layer's gradient."""

@@ -1,16 +1,17 @@
-"""The Cocktail Party Attack: images out of a mean over many, by independent component analysis.
+"""The Cocktail Party Attack: images from a mean over many, by independent component analysis.
 
-The gradient of a dense first layer is a sum of outer products `a x^T`, one for every image x that entered it, whoever
-held it: the rows of a mean over learners, as secure aggregation shows it, are mixtures of the images of all of them.
-Kariyappa et al. (ICML 2023) take them apart as one takes apart the voices in a room. Second-order meta-gradients mix
-support and query images; which image is from which set, and whose it is, the separation does not tell.
+The gradient of a dense first layer is a sum of outer products `a x^T`, one for every image x that entered it. The
+rows of a mean over learners, as seen under secure aggregation, are therefore mixtures of the images of all learners.
+Kariyappa et al. (ICML 2023) separate them by independent component analysis, the method for separating voices at a
+cocktail party. Second-order meta-gradients mix support and query images; the separation does not reveal to which set
+or learner an image belongs.
 
-Ours is the use of the bias: its gradient is the sum of the coefficients `a`, so that every combination of rows says
-by which number it multiplies an image. That settles a source's size and sign, which separation leaves open, and a
-source that leaves the range of images is known for none.
+New here is the use of the bias. Its gradient is the sum of the coefficients `a`, so that for every combination of
+rows the factor on the image is known. That determines a source's size and sign, which separation leaves open, and a
+source that leaves the range of images can be rejected.
 
-It ends where there are more images than units or pixels, for then no combination of rows is a single image, and some
-way before: n images take n^2 coefficients, and a mixture of n images has n values a pixel to learn them from.
+The attack fails if there are more images than units or pixels, since then no combination of rows is a single image.
+It fails somewhat earlier, since n images have n^2 coefficients, to be learned from n values per pixel.
 """
 
 import math
@@ -31,18 +32,18 @@ from metaleak.clients.models import DenseInput, Model, bias_of, dense_input_of
 from metaleak.clients.rules import support_entry
 
 _REPEATED = 0.5
-"""What is left of the confidence in a source that another row has found, too."""
+"""The factor on the confidence in a source that another row has found, too."""
 
 
 class CocktailParty(BaseModel):
-    """The images that entered a dense first layer, from one gradient or from the mean of many.
+    """Reconstruction of the inputs of a dense first layer, from one gradient or from the mean of many.
 
-    `smooth`, `apart` and `range` are the weights of total variation, of the likeness of two unmixing rows and of
-    leaving the range [0, 1], beside negentropy; the last is of use where the layer has a bias. All rows descend for
-    `iterations` steps. Where some have found nothing of their own, these start anew and all descend again, up to
-    `restarts` times.
+    `smooth`, `apart` and `range` are the weights, relative to negentropy, of total variation, of the similarity of
+    unmixing rows and of leaving the range [0, 1]; the last has an effect only if the layer has a bias. All rows take
+    `iterations` steps of gradient descent. Rows that found no source of their own are drawn anew and all descend
+    again, up to `restarts` times.
 
-    Asked about membership, it scores a target by the absolute correlation over pixels with the most similar source.
+    For membership, a target's score is its absolute correlation over pixels with the most similar source.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,12 +65,15 @@ class CocktailParty(BaseModel):
         return dense_input_of(model) is not None
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
-        """Return all images found in what is seen of each learner, of both sets: n is how many there can be.
+        """Return all images found in each learner's gradient, of both sets, `(L, n, C, H, W)`.
 
-        The confidence, in [0, 1], is the part of a source's energy inside the range of images (1 where a layer
-        without a bias does not tell it), half of it for a source found before. A place without a source is medium
-        gray with confidence 0: all places of a learner whose gradient is 0 or not finite. Raises `ValueError` for a
-        model without a dense first layer and for examples that are no images.
+        n is the number of images in the gradient.
+
+
+        The confidence, in [0, 1], is the fraction of a source's energy inside the range of images (1 for a layer
+        without a bias, where it is unknown), and half of that for a duplicate. Where there is no source, the image is
+        medium gray with confidence 0, as for a learner whose gradient is 0 or not finite. Raises `ValueError` for a
+        model without a dense first layer and for examples that are not images.
         """
         first, most = _first_layer(observation, observation.input_shape), _most(observation)
         made = torch.full((_learners(observation, first), most, *observation.input_shape), 0.5)
@@ -86,10 +90,10 @@ class CocktailParty(BaseModel):
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return the absolute correlation `(T,)` of each target with the most similar source, and that source.
+        """Return each target's absolute correlation with the most similar source, `(T,)`, and that source.
 
-        0 and medium gray for a learner whose gradient is 0 or not finite. Raises `ValueError` for a model without a
-        dense first layer and for targets that do not fit it.
+        For a learner whose gradient is 0 or not finite they are 0 and medium gray. Raises `ValueError` for a model
+        without a dense first layer and for targets that do not fit it.
         """
         shape = tuple(targets.examples.shape[1:])
         first = _first_layer(observation, shape)
@@ -110,14 +114,14 @@ class CocktailParty(BaseModel):
         seed: int,
         progress: Progress | None,
     ) -> list[tuple[int, Mixture, Tensor]]:
-        """Return each learner's row, its mixture and what unmixes it; that of a mean is computed once."""
+        """Return each learner's row, mixture and unmixing rows; those of a mean are computed once."""
         priors = Priors(self.smooth, self.apart, self.range)
         gradients = with_bias_column(observation.gradients, first.weight)
         unmixed: list[tuple[int, Mixture, Tensor]] = []
         for row, gradient in enumerate(gradients):
             if observation.mean_of > 1 and unmixed:
                 unmixed.append((row, *unmixed[0][1:]))
-            # No source can be found in a gradient that is zero or not finite.
+            # A gradient that is zero or not finite has no sources.
             elif bool(gradient.any()) and bool(gradient.isfinite().all()):
                 mixed = mixture(_span(gradient, first, _most(observation)), shape, _sized(observation, first))
                 generator, single = generator_for(seed, "unmixing", row), mixed.in_type(torch.float32)
@@ -129,7 +133,7 @@ class CocktailParty(BaseModel):
 
 
 def correlations(targets: Tensor, sources: Tensor) -> Tensor:
-    """Return the absolute correlation over P pixels of `targets (T, P)` with `sources (N, P)`, `(T, N)` in [0, 1]."""
+    """Return the absolute correlations over P pixels of `targets (T, P)` and `sources (N, P)`, `(T, N)` in [0, 1]."""
     units = [part - part.mean(dim=1, keepdim=True) for part in (targets, sources)]
     units = [part / part.norm(dim=1, keepdim=True).clamp(min=1e-30) for part in units]
     return (units[0] @ units[1].mT).abs()
@@ -141,7 +145,7 @@ def _first_layer(observation: Observation, shape: tuple[int, ...]) -> DenseInput
         raise ValueError(f"cocktail-party: the first layer of {type(observation.model).__name__} is not dense")
     width = observation.parameters[first.weight].shape[1]
     if len(shape) != 3 or math.prod(shape) != width:
-        raise ValueError(f"cocktail-party: examples have shape {shape}, not (C, H, W) with {width} values")
+        raise ValueError(f"cocktail-party: examples must have the shape (C, H, W) with {width} values, got {shape}")
     return first
 
 
@@ -154,18 +158,18 @@ def _sized(observation: Observation, first: DenseInput) -> bool:
 
 
 def _most(observation: Observation) -> int:
-    """Return how many images entered what is seen, of all learners that it is the mean of."""
+    """Return the number of images in the gradient, of all learners in the mean."""
     held = observation.queries + (observation.shots if support_entry(observation.rule) != "parameters" else 0)
     return observation.mean_of * observation.ways * held
 
 
 def _span(gradient: Tensor, first: DenseInput, most: int) -> Tensor:
-    """Return a basis of the space that the images span, `(K, P)` or with the bias's column, by pixel values."""
+    """Return a basis, in pixel values, of the space that the images span, `(K, P)` or with a column for the bias."""
     basis = row_space_above_noise(gradient).basis[:most]
     width, scale = len(gradient[0]), first.affine
     if scale is None or width == len(scale.gain):
         return basis
-    # The bias's column says how often the offset is in a row.
+    # The bias's column is the factor with which the offset is in a row.
     gain, offset = scale.gain.to(basis), scale.offset.to(basis)
     pixels = (basis[:, :-1] - basis[:, -1:] * offset) / torch.where(gain == 0, torch.inf, gain)
     return torch.cat([pixels, basis[:, -1:]], dim=1)

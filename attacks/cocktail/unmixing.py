@@ -1,9 +1,8 @@
 """Independent component analysis of images: sources are found by properties that images have and mixtures do not.
 
-Kariyappa et al. (ICML 2023) descend along a sum of terms: the negentropy of each source, by the log of cosh
-squared, its total variation, and how far two rows of the unmixing matrix point the same way; on whitened mixtures,
-by Adam. Added here are a term for values outside of an image's range, and restarts of rows that have found a source
-that another row has found, too.
+Kariyappa et al. (ICML 2023) minimize a sum of terms on whitened mixtures, with Adam: the negentropy of each source
+(by squares of log cosh), its total variation, and the similarity of rows of the unmixing matrix. Added here are a
+term for values outside of an image's range, and restarts of rows whose source another row has found, too.
 """
 
 import math
@@ -16,25 +15,25 @@ from metaleak.attacks.inversion.descent import remaining
 from metaleak.attacks.inversion.matching import total_variation
 
 _STEP = 0.03
-"""Adam's rate at first, for rows of length 1."""
+"""Adam's initial learning rate, for rows of length 1."""
 
 _SHARPNESS = 4.0
-"""How steeply the penalty of two rows grows with their cosine; the paper's are 7.7 and 12.4."""
+"""The exponent with which the penalty on two rows grows with their cosine; the paper's are 7.7 and 12.4."""
 
 _SAME = 0.95
-"""Sources whose correlation is above this are one image."""
+"""Sources with a correlation above this count as the same image."""
 
 _IN_RANGE = 0.02
-"""A source is taken for an image where no more than this part of its energy lies out of the range of one."""
+"""The largest fraction of a source's energy outside of the range of images for it to count as an image."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """K combinations of images that span the same space as the images, for images of `input_shape` with P pixels.
+    """K linear combinations of images that span the same space as the images, which have `input_shape` and P pixels.
 
-    A row u `(K,)` makes the source `u @ white`, `white (K, P)` with mean 0 and the identity for a covariance over
-    pixels. It is the image `u @ raw / (u @ sizes)`, `raw (K, P)` and `sizes (K,)`, where `sizes` are known; without
-    them an image comes out as a multiple of itself, of either sign.
+    A row u `(K,)` gives the source `u @ white`, where `white (K, P)` has mean 0 and the identity as covariance over
+    pixels. The source is the image `u @ raw / (u @ sizes)` with `raw (K, P)` and `sizes (K,)`; if `sizes` are unknown
+    (`None`), an image is determined only up to a factor of either sign.
     """
 
     white: Tensor
@@ -43,7 +42,7 @@ class Mixture:
     input_shape: tuple[int, ...]
 
     def in_type(self, dtype: torch.dtype) -> "Mixture":
-        """Return it with tensors of this type."""
+        """Return the mixture with tensors of this type."""
         sizes = None if self.sizes is None else self.sizes.to(dtype)
         return replace(self, white=self.white.to(dtype), raw=self.raw.to(dtype), sizes=sizes)
 
@@ -52,8 +51,8 @@ class Mixture:
 class Priors:
     """The weights of the terms beside negentropy, each 0 or more.
 
-    `smooth` that of a source's total variation, `apart` that of the likeness of rows, `range` that of the part of a
-    source's energy that lies outside of [0, 1].
+    `smooth`: of a source's total variation; `apart`: of the similarity of rows; `range`: of the fraction of a
+    source's energy outside of [0, 1].
     """
 
     smooth: float
@@ -62,10 +61,10 @@ class Priors:
 
 
 def mixture(basis: Tensor, input_shape: tuple[int, ...], sized: bool) -> Mixture:
-    """Return the mixture of `basis (K, P)`, whose rows span a space of images, whitened.
+    """Return the whitened mixture of `basis (K, P)`, whose rows span a space of images.
 
-    `sized`: the basis has one more column `(K, P + 1)`, what it makes of an image's constant 1. Directions that are
-    constant over pixels are left out: K can be one less.
+    `sized`: the basis has one more column, `(K, P + 1)`, for the constant input 1 that every image has. Directions
+    that are constant over pixels are dropped, so K may decrease by one.
     """
     pixels = math.prod(input_shape)
     centered = basis[:, :pixels] - basis[:, :pixels].mean(dim=1, keepdim=True)
@@ -77,10 +76,10 @@ def mixture(basis: Tensor, input_shape: tuple[int, ...], sized: bool) -> Mixture
 
 
 def objective(rows: Tensor, mixed: Mixture, priors: Priors) -> Tensor:
-    """Return the objective that unmixing minimizes, a scalar, from `rows (N, K)` of any length but 0.
+    """Return the objective that unmixing minimizes, a scalar, for `rows (N, K)` of any nonzero length.
 
-    Natural logarithms, means over sources and pixels, in the units of whitened sources. One pixel alone has no
-    neighbor: images are two pixels wide and high at least.
+    Logarithms are natural; terms are means over sources and pixels, in units of whitened sources. Images must be at
+    least two pixels wide and high, since a single pixel has no neighbor.
     """
     rows = rows / rows.norm(dim=1, keepdim=True)
     sources = rows @ mixed.white
@@ -98,9 +97,9 @@ def objective(rows: Tensor, mixed: Mixture, priors: Priors) -> Tensor:
 
 
 def out_of_range(rows: Tensor, mixed: Mixture) -> Tensor:
-    """Return which part of each source's energy lies outside of the range of an image, `(N,)` in [0, 1].
+    """Return the fraction of each source's energy outside of the range of images, `(N,)` in [0, 1].
 
-    It is 0 for each of the images themselves. The mixture's `sizes` must be known.
+    It is 0 for true images. The mixture's `sizes` must be known.
     """
     assert mixed.sizes is not None
     size = rows @ mixed.sizes
@@ -110,10 +109,10 @@ def out_of_range(rows: Tensor, mixed: Mixture) -> Tensor:
 
 
 def unmix(mixed: Mixture, priors: Priors, iterations: int, restarts: int, generator: torch.Generator) -> Tensor:
-    """Return unmixing rows of length 1, `(K, K)`: one for every source that there can be.
+    """Return unmixing rows of length 1, `(K, K)`, one for each possible source.
 
-    All descend together for `iterations` steps, from random directions. While there are rows that found what another
-    has, or nothing that can be an image, these start anew, orthogonally to the others, and all descend again, at most
+    All rows descend together for `iterations` steps, from random directions. Rows that found the same source as
+    another, or one that cannot be an image, are drawn anew, orthogonal to the others, and all descend again, at most
     `restarts` times.
     """
     count = len(mixed.white)
@@ -131,7 +130,7 @@ def unmix(mixed: Mixture, priors: Priors, iterations: int, restarts: int, genera
 
 
 def found(rows: Tensor, mixed: Mixture) -> Tensor:
-    """Return the places of rows that make different sources, and such as can be images, the most plausible first."""
+    """Return the indices of rows with distinct sources that can be images, the most plausible first."""
     sources = _unit(rows @ mixed.white)
     alike = (sources @ sources.mT).abs()
     order = list(range(len(rows)))
@@ -148,7 +147,7 @@ def found(rows: Tensor, mixed: Mixture) -> Tensor:
 def images(rows: Tensor, mixed: Mixture) -> Tensor:
     """Return the sources as images in [0, 1], `(N, P)`.
 
-    Of known size, or else stretched to the range, with the sign that makes their mean positive.
+    If `sizes` are unknown, sources get the sign that makes their mean positive and are stretched to the range.
     """
     values = rows @ mixed.raw
     if mixed.sizes is not None:

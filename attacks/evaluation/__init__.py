@@ -1,1 +1,1 @@
-"""How well answers tell members from non-members, with intervals, and what that proves of a guarantee."""
+"""Measures of an attack's success, with intervals, and the lower bounds on epsilon that it proves."""

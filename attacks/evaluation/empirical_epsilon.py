@@ -1,10 +1,10 @@
-"""Lower bounds on epsilon from what an attack achieved: what a defense that promises less cannot be.
+"""Lower bounds on epsilon from the success of an attack, which refute a claim of a smaller epsilon.
 
-A mechanism that is (epsilon, delta)-differentially private bounds every test of "this image" against "another one in
-its place": TPR <= exp(epsilon) FPR + delta, and 1 - FPR <= exp(epsilon) (1 - TPR) + delta (Kairouz, Oh and Viswanath
-2015, theorem 2.1). So an attack's rates bound epsilon from below, with the confidence with which they are known. The
-neighbors are those of our defenses: one image *replaced*, for a member is an image that the learner holds and a
-non-member an image of the same class that could have stood in the same place.
+If a mechanism is (epsilon, delta)-differentially private, every test between two neighboring data sets satisfies
+TPR <= exp(epsilon) FPR + delta and 1 - FPR <= exp(epsilon) (1 - TPR) + delta (Kairouz, Oh and Viswanath 2015, theorem
+2.1). So confidence bounds on an attack's rates give a lower bound on epsilon. Neighbors differ, as for the defenses
+here, in one *replaced* image: a member is an image that the learner holds, a non-member an image of the same class
+that it could have held in its place.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from scipy.special import betainc, betaincinv, ndtri
 from metaleak.attacks.evaluation.roc import Bools, Counts, Floats
 from metaleak.defenses import gaussian_epsilon
 
-_STEP = 4  # Between the ranks: with 2, more of the error goes into the correction than finer points bring back.
+_STEP = 4  # Between ranks: with 2, the correction for more thresholds costs more than their finer choice gains.
 
 
 def epsilon_lower_bound(
@@ -28,24 +28,32 @@ def epsilon_lower_bound(
     confidence: float = 0.95,
     groups: ArrayLike | None = None,
 ) -> float:
-    """Return a lower bound on the epsilon at `delta` of whatever the attack attacked, in [0, inf).
+    """Return a lower bound on the epsilon at `delta` of the attacked mechanism, in [0, inf).
 
-    `scores (T,)`, higher for "member", of targets with the truth `member (T,)`, booleans. It exceeds the true epsilon
-    with a chance of at most 1 - `confidence`, which holds for any number of targets (Nasr et al. 2023, "Tight
+    `scores (T,)`, higher for "member", of targets with the ground truth `member (T,)`, booleans. The bound exceeds
+    the true epsilon with probability at most 1 - `confidence`, for any number of targets (Nasr et al. 2023, "Tight
     Auditing of Differentially Private Machine Learning": Clopper-Pearson intervals of FPR and TPR).
 
-    The thresholds are the scores of non-members (for the second inequality: of members) whose *ranks* are fixed
-    before a score is looked at: n/4, n/16, ... and the first. The FPR of such a threshold has the Beta law of an
-    order statistic, the one of Clopper and Pearson (ties are broken by lot), so that all targets serve for the
-    choice and for the estimate. All points share the error (Bonferroni). On Gaussian scores this is sharper than a
-    threshold chosen on one half of the targets and measured on the other: 2.15 to 1.74 with 500 members and 500
-    non-members, 1.6 standard deviations apart.
+    The thresholds are the scores of non-members (for the second inequality: of members) at *ranks* that are fixed in
+    advance: n/4, n/16, ... and the highest. The FPR at such a threshold has the Beta distribution of an order
+    statistic, which is that of the Clopper-Pearson bound (ties are broken at random), so all targets serve both to
+    choose thresholds and to estimate rates. The error probability is divided among all thresholds (Bonferroni). On
+    Gaussian scores this is tighter than a threshold chosen on one half of the targets and measured on the other: 2.15
+    against 1.74 with 500 members and 500 non-members, 1.6 standard deviations apart.
 
-    Targets must be independent. Those of one of the `groups (T,)`, such as a learner, share its noise: one target of
-    each group counts, the first member of every second group that has both kinds and the first non-member of the
-    others, so that the two rates are independent, too. So the order of targets must say nothing of their scores.
+    Targets must be independent. Targets in the same of the `groups (T,)`, such as those of one learner, share its
+    noise, so only one of each group counts: of groups with both kinds, alternately the first member and the first
+    non-member, so that the two rates are independent, too. The order of targets must therefore not depend on their
+    scores.
 
     Raises `ValueError` for NaN scores, shapes that differ, or settings outside (0, 1) (`delta` may be 0).
+
+    Example:
+        Even a perfect attack on 100 members and 100 non-members proves only this much:
+
+        >>> member = [True] * 100 + [False] * 100
+        >>> round(epsilon_lower_bound([1.0] * 100 + [0.0] * 100, member), 2)
+        2.82
     """
     _check_settings(delta, confidence)
     bounds = [
@@ -64,9 +72,14 @@ def gaussian_epsilon_lower_bound(
 ) -> float:
     """Return a lower bound on the epsilon at `delta` of a mechanism *known to be Gaussian*, in [0, inf).
 
-    As `epsilon_lower_bound`, but the rates bound the mechanism's mu: no test of a mu-GDP mechanism has
-    TPR > Phi(Phi^-1(FPR) + mu) (Dong, Roth and Su 2022), and its epsilon at `delta` is that of mu. Sharper, as rates
-    in the middle of the curve count, which can be measured. Void for any other mechanism.
+    As `epsilon_lower_bound`, but the rates bound the mechanism's mu: no test of a mu-GDP mechanism has TPR >
+    Phi(Phi^-1(FPR) + mu) (Dong, Roth and Su 2022), and mu determines epsilon at `delta`. It is tighter, since rates
+    in the middle of the ROC curve, which need few targets to estimate, count, too. Not valid for any other mechanism.
+
+    Example:
+        >>> member = [True] * 100 + [False] * 100
+        >>> round(gaussian_epsilon_lower_bound([1.0] * 100 + [0.0] * 100, member), 2)
+        17.97
     """
     _check_settings(delta, confidence)
     rates = _rates(scores, member, groups, confidence)
@@ -77,11 +90,15 @@ def gaussian_epsilon_lower_bound(
 def gaussian_epsilon_of_guesses(right: int, guesses: int, *, delta: float = 1e-5, confidence: float = 0.95) -> float:
     """Return a lower bound on the epsilon at `delta` of a mechanism *known to be Gaussian*, in [0, inf).
 
-    Of `guesses` independent guesses, each about a fair coin of its own that chose between two neighbors, `right` were
-    right. No test of a mu-GDP mechanism is right with a chance above Phi(mu / 2) (Dong, Roth and Su 2022, where
-    both of its errors are equal), so the Clopper-Pearson bound on that chance bounds mu. One bound on one number, and
-    so sharper than `gaussian_epsilon_lower_bound`, where the threshold was fixed before these scores were seen.
-    Raises `ValueError` for counts or settings outside their ranges.
+    `right` of `guesses` independent guesses were right, each about which of two neighbors a fair coin of its own had
+    chosen. No test of a mu-GDP mechanism is right with probability above Phi(mu / 2) (Dong, Roth and Su 2022: the
+    point of the trade-off curve with equal errors), so the Clopper-Pearson bound on that probability bounds mu. It is
+    tighter than `gaussian_epsilon_lower_bound`, as it bounds one number only, but the threshold between the guesses
+    must have been fixed before the scores were seen. Raises `ValueError` for counts or settings outside their ranges.
+
+    Example:
+        >>> round(gaussian_epsilon_of_guesses(right=90, guesses=100), 2)
+        9.74
     """
     _check_settings(delta, confidence)
     if not 0 <= right <= guesses:
@@ -93,17 +110,23 @@ def gaussian_epsilon_of_guesses(right: int, guesses: int, *, delta: float = 1e-5
 def one_run_lower_bound(
     scores: ArrayLike, member: ArrayLike, *, delta: float = 1e-5, confidence: float = 0.95
 ) -> float:
-    """Return a lower bound on epsilon from one run in which many targets were members by chance, in [0, inf).
+    """Return a lower bound on epsilon from one run in which many targets were members at random, in [0, inf).
 
-    Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run", theorem 5.2: of r guesses about m
-    coins, v were right; under (epsilon, delta) that happens with a chance of at most P[Binomial(r, e^epsilon /
-    (1 + e^epsilon)) >= v] and a term for delta. Targets may share noise. The guesses are the r/2 highest scores
-    ("member") and the r/2 lowest, for r fixed beforehand: m, m/4, m/16, ..., which share the error (Bonferroni).
+    Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run", theorem 5.2: if v of r guesses
+    about m coins were right, then under (epsilon, delta) that has probability at most P[Binomial(r, e^epsilon /
+    (1 + e^epsilon)) >= v] plus a term for delta. Targets may share noise. The guesses are the r/2 highest scores
+    ("member") and the r/2 lowest, for r fixed in advance: m, m/4, m/16, ..., which share the error probability
+    (Bonferroni).
 
-    It assumes that every target is a member by a fair coin of its own, thrown for this run. Ours approximate that:
-    members are drawn among what learners hold, non-members among what nobody holds, in fixed numbers, of which here
-    the first are taken, as many of each. So report it beside `epsilon_lower_bound`, and let nothing hang on it.
-    Raises `ValueError` as that does.
+    The theorem assumes that every target is a member by a fair coin of its own, flipped for this run. The targets
+    here only approximate that: members are drawn among what learners hold and non-members among what nobody holds, in
+    fixed numbers, of which the first are used, equally many of each. So report it beside `epsilon_lower_bound`, and
+    do not rely on it. Raises `ValueError` in the same cases.
+
+    Example:
+        >>> member = [True] * 100 + [False] * 100
+        >>> round(one_run_lower_bound([1.0] * 100 + [0.0] * 100, member), 2)
+        3.87
     """
     _check_settings(delta, confidence)
     score, truth = _ranked(scores, member)
@@ -122,9 +145,9 @@ def one_run_lower_bound(
 def _rates(
     scores: ArrayLike, member: ArrayLike, groups: ArrayLike | None, confidence: float
 ) -> Iterator[tuple[float, float]]:
-    """Yield lower bounds on a rate of acceptance with upper bounds on its rate under the other hypothesis.
+    """Yield lower bounds on true rates, each with an upper bound on the false rate at the same threshold.
 
-    All bounds hold at once with `confidence`: (TPR, FPR) and (TNR, FNR) at every operating point.
+    The pairs are (TPR, FPR) and (TNR, FNR) at every threshold; all bounds hold together with `confidence`.
     """
     score, truth = _ranked(scores, member)
     if groups is not None:
@@ -152,14 +175,14 @@ def _ranks(count: int) -> list[int]:
 
 
 def _at_least(successes: int, trials: int, error: float) -> float:
-    """Return the lower Clopper-Pearson bound on a chance, too high with a chance of at most `error`."""
+    """Return the lower Clopper-Pearson bound on a probability; it is too high with probability at most `error`."""
     return float(betaincinv(successes, trials - successes + 1, error)) if successes else 0.0
 
 
 def _one_of_each(truth: Bools, groups: Counts) -> Counts:
-    """Return the indices of one target of each group, half of the mixed groups for a member."""
+    """Return the indices of one target per group, in half of the groups with both kinds a member."""
     if groups.shape != truth.shape:
-        raise ValueError(f"member {truth.shape} and groups {groups.shape} must be of one length")
+        raise ValueError(f"groups: must have the shape of member, {truth.shape}, got {groups.shape}")
     members, non_members = (dict(_firsts(groups, kind)) for kind in (truth, ~truth))
     mixed = sorted(members[group] for group in members.keys() & non_members.keys())
     as_non_members = {groups[index] for index in mixed[1::2]}
@@ -170,16 +193,16 @@ def _one_of_each(truth: Bools, groups: Counts) -> Counts:
 
 
 def _firsts(groups: Counts, kind: Bools) -> Iterator[tuple[object, int]]:
-    """Yield every group that has a target of this kind, with the index of its first."""
+    """Yield every group that has a target of this kind, with the index of the first such target."""
     places = np.flatnonzero(kind)
     names, first = np.unique(groups[places], return_index=True)
     yield from zip(names.tolist(), places[first].tolist(), strict=True)
 
 
 def _chance(coins: int, guesses: int, right: int, delta: float, epsilon: float) -> float:
-    """Return a bound on the chance of at least `right` right guesses under (`epsilon`, `delta`).
+    """Return an upper bound on the probability of at least `right` right guesses under (`epsilon`, `delta`).
 
-    The paper's beta + 2 m delta max_i (P[right > W >= right - i] / i), its algorithm in appendix D.
+    It is beta + 2 m delta max_i (P[right > W >= right - i] / i), the algorithm of the paper's appendix D.
     """
     if right == 0:
         return 1.0
@@ -187,7 +210,7 @@ def _chance(coins: int, guesses: int, right: int, delta: float, epsilon: float) 
     beta = float(betainc(right, guesses - right + 1, chance))
     if delta == 0:
         return beta
-    # The mean over i chances below `right`: it falls once i has passed all that weigh anything.
+    # The mean of i probabilities below `right` decreases once i has passed all that are not negligible.
     spread = np.sqrt(guesses * chance * (1 - chance))
     widest = min(right, int(2 * abs(right - guesses * chance) + 10 * spread) + 10)
     steps = np.arange(1, widest + 1)
@@ -198,7 +221,7 @@ def _chance(coins: int, guesses: int, right: int, delta: float, epsilon: float) 
 
 
 def _largest_refuted(chance: Callable[[float], float], level: float) -> float:
-    """Return the largest epsilon at which `chance`, which grows with it, is below `level`; 0 if there is none."""
+    """Return the largest epsilon at which the increasing function `chance` is below `level`; 0 if there is none."""
     if chance(0.0) >= level:
         return 0.0
     low, high = 0.0, 1.0
@@ -211,14 +234,14 @@ def _largest_refuted(chance: Callable[[float], float], level: float) -> float:
 
 
 def _ranked(scores: ArrayLike, member: ArrayLike) -> tuple[Floats, Bools]:
-    """Return the scores' ranks, ties broken by lot: a test may throw coins, too, and needs them where many tie."""
+    """Return the scores' ranks, with ties broken at random: a randomized test is valid, and helps with many ties."""
     score, truth = np.asarray(scores, np.float64), np.asarray(member)
     if truth.dtype != np.bool_:
-        raise ValueError(f"member: {truth.dtype} is not allowed; booleans")
+        raise ValueError(f"member: must be booleans, got {truth.dtype}")
     if score.ndim != 1 or score.shape != truth.shape:
-        raise ValueError(f"scores {score.shape} and member {truth.shape} must be of one length")
+        raise ValueError(f"scores and member: must have the same shape (T,), got {score.shape} and {truth.shape}")
     if np.isnan(score).any():
-        raise ValueError(f"scores: {int(np.isnan(score).sum())} of {len(score)} are NaN")
+        raise ValueError(f"scores: must not be NaN, got {int(np.isnan(score).sum())} NaN of {len(score)}")
     order = np.lexsort((np.random.default_rng(0).permutation(len(score)), score))
     ranks = np.empty(len(score))
     ranks[order] = np.arange(len(score))

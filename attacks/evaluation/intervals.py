@@ -1,4 +1,4 @@
-"""95 % intervals of a rate, from resampled clusters and from several seeds, that cover with few of either."""
+"""95 % intervals of a rate, from resampled clusters and over seeds, with correct coverage even for few of them."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Floats = NDArray[np.float64]
 
 _ERROR = 0.025
-"""On either side."""
+"""The error probability on either side."""
 
 
 class Estimate(BaseModel):
@@ -28,11 +28,11 @@ class Estimate(BaseModel):
 
 
 def expanded_interval(resampled: ArrayLike, clusters: int) -> tuple[float, float]:
-    """Return the expanded percentile interval of a statistic whose `resampled (B,)` values are of n `clusters`.
+    """Return the expanded percentile interval of a statistic from `resampled (B,)` values over n `clusters`.
 
-    Quantiles of the bootstrap are too narrow by as much as its variance has the divisor n and not n - 1, and the
-    normal distribution's tails are not those of Student's t: so the quantiles at Phi(-t sqrt(n / (n - 1))) and above
-    are taken (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.2). With one cluster
+    Percentiles of the bootstrap are too narrow for few clusters: its variance has the divisor n in place of n - 1,
+    and its tails are lighter than those of Student's t. So the quantiles at Phi(-t sqrt(n / (n - 1))) and 1 minus
+    that are used (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.2). With one cluster
     nothing is expanded.
     """
     error = _ERROR
@@ -43,16 +43,16 @@ def expanded_interval(resampled: ArrayLike, clusters: int) -> tuple[float, float
 
 
 def of_resampled(value: float, resampled: ArrayLike, clusters: int, units: int) -> Estimate:
-    """Return a rate whose `resampled (B,)` values are of n `clusters`, with its interval.
+    """Return a rate with its interval from `resampled (B,)` values over n `clusters`.
 
-    Student's t with n - 1 degrees of freedom on the logarithm of the odds, so that near 1, where percentiles cover
-    far too little, it is skewed as the rate is. The standard error, with the divisor n - 1, is the larger of two: the
-    deviation of the resamples' log odds, none of which counts as nearer to 0 or 1 than half a target, and that of the
-    resamples, carried to the log odds by the delta method.
+    The interval is Student's t with n - 1 degrees of freedom on the log odds, so that it is skewed as the rate's
+    distribution is near 0 and 1, where percentile intervals cover far too little. The standard error, with the
+    divisor n - 1, is the larger of two: the standard deviation of the resamples' log odds, clipped to half a target's
+    distance from 0 and 1, and that of the resamples themselves, transformed by the delta method.
 
-    Where resamples do not differ, as those of a rate without a single error, or there is one cluster, it is the
-    interval of Clopper and Pearson for `units` (targets of the rarer kind). That takes the targets for independent:
-    how much clusters differ cannot be seen then, and where they do the interval is too narrow.
+    If the resamples do not differ, as for a rate of exactly 0 or 1, or there is only one cluster, it is the
+    Clopper-Pearson interval for `units` (the number of targets of the rarer kind). That assumes independent targets:
+    the variation between clusters cannot be estimated then, and where there is some the interval is too narrow.
     """
     drawn, slope = np.asarray(resampled, np.float64), value * (1 - value)
     if clusters < 2 or not drawn.std() or slope <= 0:
@@ -66,10 +66,10 @@ def of_crossed(
 ) -> Estimate:
     """Return a rate over targets that lie in clusters of two kinds at once, such as points and victims.
 
-    `by_first (B,)`, `by_second (B,)` and `by_unit (B,)` are its values where the clusters of the one kind, those of
-    the other, and single targets were resampled. Their variances add up as first plus second minus unit (Cameron,
-    Gelbach and Miller 2011, equation 2.10), and count as at least the largest of the three. Otherwise as
-    `of_resampled`, with the degrees of freedom of the fewer clusters.
+    `by_first (B,)`, `by_second (B,)` and `by_unit (B,)` are its values when clusters of the one kind, clusters of the
+    other kind, or single targets are resampled. The variance is that of the first plus that of the second minus that
+    of single targets (Cameron, Gelbach and Miller 2011, equation 2.10), and at least the largest of the three.
+    Otherwise as `of_resampled`, with the degrees of freedom of the kind with fewer clusters.
     """
     drawn = [np.asarray(one, np.float64) for one in (by_first, by_second, by_unit)]
     slope = value * (1 - value)
@@ -89,12 +89,12 @@ def of_crossed(
 
 
 def over_seeds(estimates: Sequence[Estimate], units: int) -> Estimate:
-    """Return the mean of one rate over k seeds, each with clusters and targets of its own, and its interval.
+    """Return the mean of one rate over k seeds, each with its own clusters and targets, with its interval.
 
-    Student's t with k - 1 degrees of freedom, again on the logarithm of the odds. Of a hierarchy the top alone counts
-    (Davison and Hinkley 1997, section 3.8; Field and Welsh 2007): the seeds' values differ by what learners and
-    targets add, too, which would count twice if these were resampled in them. `units` are those of all seeds, see
-    `of_resampled`. Of one seed it is the interval that it has.
+    The interval is Student's t with k - 1 degrees of freedom on the log odds. Only the top level of the hierarchy of
+    seeds, learners and targets is used (Davison and Hinkley 1997, section 3.8; Field and Welsh 2007): the variation
+    between seeds already includes that of learners and targets, which resampling within seeds would count twice.
+    `units` as in `of_resampled`, summed over seeds. For one seed its own interval is returned.
     """
     if len(estimates) == 1:
         return estimates[0]
@@ -107,7 +107,7 @@ def over_seeds(estimates: Sequence[Estimate], units: int) -> Estimate:
 
 
 def _on_the_odds(value: float, error: float, clusters: int) -> Estimate:
-    """Return the estimate of a rate in (0, 1) whose log odds have a standard `error` known from n > 1 `clusters`."""
+    """Return the estimate of a rate in (0, 1) whose log odds have this standard `error`, from n > 1 `clusters`."""
     reach = -float(stdtrit(clusters - 1, _ERROR)) * error
     odds = math.log(value / (1 - value))
     low, high = (float(expit(odds + side * reach)) for side in (-1, 1))
@@ -115,7 +115,7 @@ def _on_the_odds(value: float, error: float, clusters: int) -> Estimate:
 
 
 def _clopper_pearson(value: float, units: int) -> Estimate:
-    """Return the estimate of a rate over so many independent units."""
+    """Return the estimate of a rate over this many independent `units`."""
     value = min(1.0, max(0.0, value))
     right = value * units
     low = float(betaincinv(right, units - right + 1, _ERROR)) if right > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Named numbers that say how much an attack learned."""
+"""Named measures of an attack's success."""
 
 from typing import Annotated
 
@@ -7,24 +7,24 @@ from pydantic import BaseModel, ConfigDict, Field
 from metaleak.attacks.evaluation.membership import Evaluation
 
 AUC = "AUC"
-"""The headline of an attack that asks for membership."""
+"""The name of the headline measure of membership inference."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def tpr_at(level: str) -> str:
-    """Return the name of the measure that is the true-positive rate at the false-positive rate `level`."""
+    """Return the name of the measure "true-positive rate at the false-positive rate `level`"."""
     return f"TPR at {level} FPR"
 
 
 class Measure(BaseModel):
-    """A number that says how much an attack learned, with its 95 % interval `[low, high]`.
+    """A measure of an attack's success, with its 95 % interval `[low, high]`.
 
-    The more it leaked, the higher it is, or with `higher_leaks` false the lower. One measure of an attack is its
-    `headline`, by which it is compared with others of the same headline.
+    A higher value means a larger leak, or a smaller one if `higher_leaks` is false. Attacks are ranked by the one
+    measure that is their `headline`.
     """
 
-    # A file of a later version may say more.
+    # A file written by a later version may have further fields.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: Annotated[str, Field(min_length=1, max_length=40)]
@@ -36,7 +36,7 @@ class Measure(BaseModel):
 
 
 def membership_measures(evaluation: Evaluation) -> tuple[Measure, ...]:
-    """Return the measures of an attack that asks for membership; a rate that is not resolved is left out."""
+    """Return the measures of membership inference, without rates that too few non-members leave unresolved."""
     rates = {tpr_at(level): rate for level, rate in evaluation.tpr.items()}
     named = {AUC: evaluation.auc, **rates, "balanced accuracy": evaluation.balanced_accuracy}
     return tuple(

@@ -1,4 +1,4 @@
-"""How well scores tell members from non-members: AUC, TPR at low FPR, balanced accuracy, with intervals."""
+"""How well scores separate members from non-members: AUC, TPR at low FPR, balanced accuracy, with intervals."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from metaleak.attacks.evaluation.roc import Bools, Counts, Floats, descending, n
 FPR_LEVELS = ("0.1", "0.01", "0.001")
 """The false-positive rates at which the true-positive rate is reported (Carlini et al. 2022)."""
 
-_CELLS = 2_000_000  # Resampled targets held at once: about 100 MB, whatever the number of targets.
+_CELLS = 2_000_000  # Resampled targets in memory at a time, about 100 MB, for any number of targets.
 
 
 class Evaluation(BaseModel):
-    """What an attack's scores achieved, each number with a 95 % interval, see `intervals.of_resampled`.
+    """The success of membership inference, each number with a 95 % interval (see `intervals.of_resampled`).
 
-    - `auc`: the chance that a random member scores above a random non-member, ties counted half (the
-      normalized Mann-Whitney U). 0.5 is guessing, 1 perfect; far *below* 0.5 leaks as much as far above.
-    - `balanced_accuracy`: (TPR + TNR) / 2 at the best threshold *for these very targets*, never below 0.5.
-      It is optimistic: with n targets of each kind and no leak it averages 0.5 + 0.44 / sqrt(n). The interval
-      keeps that threshold. It is here to compare with papers that report it.
-    - `tpr`: by false-positive rate (`FPR_LEVELS`), the largest TPR whose FPR is at most that rate, `None`
-      where `non_members` is below 1 / FPR, too few to resolve it.
+    - `auc`: the probability that a random member scores above a random non-member, ties counted half (the normalized
+      Mann-Whitney U). 0.5 is guessing, 1 perfect; far *below* 0.5 is as much of a leak as far above.
+    - `balanced_accuracy`: (TPR + TNR) / 2 at the threshold that is best *on these same targets*, never below 0.5. It
+      is optimistic: with n targets of each kind and no leak its mean is 0.5 + 0.44 / sqrt(n). The interval is for
+      that threshold. Reported to compare with papers that use it.
+    - `tpr`: by false-positive rate (`FPR_LEVELS`), the largest TPR whose FPR is at most that rate; `None` where
+      `non_members` is below 1 / FPR, too few to resolve it.
 
-    `clusters` is the number of groups that were resampled, of two kinds the fewer, `None` when targets were. It is 1
-    where all targets are of one group: then targets were resampled, and the intervals say how sure the numbers are
-    for this group alone. JSON keeps every digit.
+    `clusters` is the number of groups that were resampled (with two kinds of groups, the smaller number), `None` if
+    targets were resampled. It is 1 if all targets are in one group: then targets were resampled, and the intervals
+    describe the uncertainty for this group only. JSON keeps every digit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,21 +53,27 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Return the evaluation of `scores (T,)`, higher for "member", against the truth `member (T,)`, booleans.
+    """Return the evaluation of `scores (T,)`, higher for "member", against the ground truth `member (T,)`, booleans.
 
-    Members and non-members are resampled apart, so that every resample has both. Targets asked of one learner
-    lean on one gradient: with `groups (T,)`, such as learner ids, whole groups are resampled instead (among
-    groups that hold members only, non-members only, or both), and the interval covers that dependence.
-    Of a single group, such as the one mean that a server saw, targets are resampled. Targets that share one of two
-    things, such as a point that is asked of several models, and a model that is asked about several points, have
-    `crossed (T,)` beside `groups`, see `intervals.of_crossed`.
-    Raises `ValueError` for NaN scores, shapes that differ, or a missing class.
-    Only the order of the scores counts; the same arguments give the same result.
+    Only the order of the scores counts. Intervals are from `resamples` bootstrap resamples, in which members and
+    non-members are drawn separately, so that every resample has both. Targets of one learner are dependent, as they
+    rest on the same gradient: with `groups (T,)`, such as learner ids, whole groups are resampled instead (separately
+    among groups of members only, of non-members only, and of both). If there is a single group, such as the one mean
+    that a server saw, targets are resampled. `crossed (T,)` beside `groups` is for targets with two kinds of
+    dependence, such as scores of several models about several points; see `intervals.of_crossed`.
+
+    The same arguments give the same result. Raises `ValueError` for NaN scores, shapes that differ, members or
+    non-members missing, or `resamples` below 1.
+
+    Example:
+        >>> found = evaluate([0.9, 0.8, 0.3, 0.4, 0.2, 0.1], [True, True, True, False, False, False])
+        >>> round(found.auc.value, 3), found.tpr["0.01"]  # 3 non-members cannot resolve an FPR of 1 %.
+        (0.889, None)
     """
     single = groups is not None and len(np.unique(np.asarray(groups))) == 1
     targets = _targets(scores, member, None if single else groups)
     if resamples < 1:
-        raise ValueError(f"resamples: {resamples} is not allowed; at least 1")
+        raise ValueError(f"resamples: must be at least 1, got {resamples}")
     point = _measure(targets, np.ones((1, targets.total), np.int64), None)
     threshold = int(point.threshold[0])
 
@@ -116,7 +122,8 @@ def _rate(level: str, made: "_Measures") -> Floats:
 class _Targets:
     """Targets sorted by score, high first.
 
-    `member (T,)`; `group (T,)` in [0, G); `ends (K,)` of runs of equal scores; `strata (G,)` of the groups.
+    `member (T,)`; `group (T,)` in [0, G); `ends (K,)` of runs of equal scores; `strata (G,)` of the groups: those in
+    the same stratum are resampled together.
     """
 
     member: Bools
@@ -142,19 +149,19 @@ class _Measures:
 def _targets(scores: ArrayLike, member: ArrayLike, groups: ArrayLike | None) -> _Targets:
     score, truth = np.asarray(scores, np.float64), np.asarray(member)
     if truth.dtype != np.bool_:
-        raise ValueError(f"member: {truth.dtype} is not allowed; booleans")
+        raise ValueError(f"member: must be booleans, got {truth.dtype}")
     if score.ndim != 1 or score.shape != truth.shape:
-        raise ValueError(f"scores {score.shape} and member {truth.shape} must be of one length")
+        raise ValueError(f"scores and member: must have the same shape (T,), got {score.shape} and {truth.shape}")
     if missing := int(np.isnan(score).sum()):
-        raise ValueError(f"scores: {missing} of {len(score)} are NaN")
+        raise ValueError(f"scores: must not be NaN, got {missing} NaN of {len(score)}")
     if truth.all() or not truth.any():
-        raise ValueError(f"{int(truth.sum())} members and {int((~truth).sum())} non-members: needs both")
+        raise ValueError(f"member: needs members and non-members, got {int(truth.sum())} and {int((~truth).sum())}")
     order, ends = descending(score)
     if groups is None:
         return _Targets(truth[order], np.arange(len(score)), ends, truth[order].astype(np.int64))
     group = np.asarray(groups)
     if group.shape != score.shape:
-        raise ValueError(f"scores {score.shape} and groups {group.shape} must be of one length")
+        raise ValueError(f"groups: must have the shape of scores, {score.shape}, got {group.shape}")
     names, index = np.unique(group, return_inverse=True)
     holds_members = np.bincount(index, truth, len(names)) > 0
     holds_others = np.bincount(index, ~truth, len(names)) > 0
@@ -162,7 +169,7 @@ def _targets(scores: ArrayLike, member: ArrayLike, groups: ArrayLike | None) -> 
 
 
 def _resampled(targets: _Targets, resamples: int, seed: int) -> Iterator[Counts]:
-    """Yield how often each target was drawn, `(B, T)`, in blocks that bound the memory."""
+    """Yield how often each target was drawn, `(B, T)`, in blocks of limited size."""
     random = np.random.default_rng(seed)
     block = max(1, _CELLS // targets.total)
     strata = [np.flatnonzero(targets.strata == stratum) for stratum in np.unique(targets.strata)]
@@ -178,17 +185,17 @@ def _resampled(targets: _Targets, resamples: int, seed: int) -> Iterator[Counts]
 
 
 def _measure(targets: _Targets, weights: Counts, threshold: int | None) -> _Measures:
-    """Return the measures under `weights (B, T)`; accuracy at `threshold`, or at the best when `None`."""
+    """Return the measures under `weights (B, T)`; accuracy at `threshold`, or at the best one if `None`."""
     true = np.cumsum(weights * targets.member, axis=1)[:, targets.ends]
     false = np.cumsum(weights, axis=1)[:, targets.ends] - true
     members, others = true[:, -1:], false[:, -1:]
-    # Trapezoids: a run of ties is a slope, whose area is the half that Mann-Whitney gives to ties.
+    # Trapezoids: a run of ties is a sloped segment, under which a tie counts half, as in Mann-Whitney's U.
     area = (np.diff(false, axis=1, prepend=0) * (true + np.diff(true, axis=1, prepend=0) * -0.5)).sum(axis=1)
-    # The last threshold accepts everything, which is 0.5: the best is never below it.
+    # The last threshold accepts everything, which has accuracy 0.5, so the best is at least that.
     gain = true / members - false / others
     best = gain.argmax(axis=1) if threshold is None else np.full(len(weights), threshold)
     tpr = {
-        # 1e-9 forgives the rounding of level * count, such as 0.1 * 30.
+        # 1e-9 allows for the rounding of level * count, such as 0.1 * 30.
         level: np.where(false <= float(level) * others + 1e-9, true, 0).max(axis=1) / members[:, 0]
         for level in FPR_LEVELS
     }

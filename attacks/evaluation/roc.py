@@ -1,4 +1,4 @@
-"""The receiver operating characteristic of scores, with tied scores kept together."""
+"""The ROC curve of scores, with tied scores kept together."""
 
 import math
 
@@ -13,8 +13,9 @@ Bools = NDArray[np.bool_]
 def accepted(scores: Floats, member: Bools) -> tuple[Counts, Counts]:
     """Return how many members and non-members each threshold accepts, strictest threshold first.
 
-    `scores (T,)` and `member (T,)` give `(true_positives (K,), false_positives (K,))` for the K distinct
-    scores; a target is accepted when its score is at least the threshold. Infinite scores are ordinary.
+    The result is `(true_positives (K,), false_positives (K,))` for the K distinct values of `scores (T,)`, with the
+    ground truth `member (T,)`; a target is accepted if its score is at least the threshold. Infinite scores are
+    allowed.
     """
     order, ends = descending(scores)
     true = np.cumsum(member[order], dtype=np.int64)[ends]
@@ -22,9 +23,9 @@ def accepted(scores: Floats, member: Bools) -> tuple[Counts, Counts]:
 
 
 def descending(scores: Floats) -> tuple[Counts, Counts]:
-    """Return the order `(T,)` that sorts `scores` high to low, and where each run of equals ends `(K,)`.
+    """Return the order `(T,)` that sorts `scores` high to low, and the last place of each run of ties, `(K,)`.
 
-    A threshold cannot separate equal scores, so only the ends of runs are points of a curve.
+    A threshold cannot separate equal scores, so only the ends of runs are points of the ROC curve.
     """
     order = np.argsort(-scores, kind="stable")
     high_to_low = scores[order]
@@ -33,10 +34,15 @@ def descending(scores: Floats) -> tuple[Counts, Counts]:
 
 
 def roc_curve(scores: Floats, member: Bools) -> tuple[Floats, Floats]:
-    """Return `(fpr (K+1,), tpr (K+1,))`, both rising from 0 to 1, one point a distinct score.
+    """Return `(fpr (P,), tpr (P,))`, both rising from 0 to 1.
 
-    Points inside a horizontal or vertical stretch are dropped: the curve is the same without them.
-    Needs at least one member and one non-member.
+    There is one point per distinct score, and (0, 0); points inside a straight horizontal or vertical segment are
+    dropped. Needs at least one member and one non-member.
+
+    Example:
+        >>> fpr, tpr = roc_curve(np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, False, True, False]))
+        >>> fpr.tolist(), tpr.tolist()
+        ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
     """
     true, false = accepted(scores, member)
     true, false = np.append(0, true), np.append(0, false)
@@ -46,8 +52,8 @@ def roc_curve(scores: Floats, member: Bools) -> tuple[Floats, Floats]:
 
 
 def non_members_needed(level: float) -> int:
-    """Return the fewest non-members that can resolve a false-positive rate of `level`, in (0, 1]: 1 / level.
+    """Return the number of non-members needed to resolve a false-positive rate of `level`, in (0, 1]: 1 / level.
 
-    With fewer, "at most level" and "none at all" are the same statement.
+    With fewer, an FPR of at most `level` means no false positive at all.
     """
     return math.ceil(1 / level - 1e-9)

@@ -1,7 +1,7 @@
-"""ROUGE of token sequences (Lin 2004): the overlap of two sentences in words, in pairs of words, and in order.
+"""ROUGE of token sequences (Lin 2004): n-grams and the longest subsequence that two sentences have in common.
 
-Computed on tokens as they are, for an attack gives tokens and its evaluation knows no vocabulary; libraries take
-text, which they split into words of their own.
+It is computed on token numbers, since attacks return these and the evaluation has no vocabulary. ROUGE libraries take
+text and split it into words themselves.
 """
 
 from collections import Counter
@@ -9,20 +9,29 @@ from collections.abc import Sequence
 
 
 def rouge_n(made: Sequence[int], true: Sequence[int], size: int) -> float:
-    """Return the F1 of n-grams of this `size` that two sentences have in common, in [0, 1].
+    """Return ROUGE-n of two sentences for n = `size`, as F1 in [0, 1].
 
-    Two sentences without such an n-gram have 1 when they are equal, else 0.
+    If one of them has no such n-gram, it is 1 for equal sentences and else 0.
+
+    Example:
+        >>> rouge_n([5, 6, 7], [5, 6, 8], size=2)
+        0.5
     """
-    ours, theirs = (
+    made_grams, true_grams = (
         Counter(tuple(one[place : place + size]) for place in range(len(one) - size + 1)) for one in (made, true)
     )
-    if not ours or not theirs:
+    if not made_grams or not true_grams:
         return float(list(made) == list(true))
-    return _f1(sum((ours & theirs).values()), sum(ours.values()), sum(theirs.values()))
+    return _f1(sum((made_grams & true_grams).values()), made_grams.total(), true_grams.total())
 
 
 def rouge_l(made: Sequence[int], true: Sequence[int]) -> float:
-    """Return the F1 of the longest common subsequence of two sentences, in [0, 1]; two empty ones have 1."""
+    """Return ROUGE-L of two sentences, the F1 of their longest common subsequence, in [0, 1]; 1 if both are empty.
+
+    Example:
+        >>> rouge_l([5, 6, 7], [5, 7])
+        0.8
+    """
     if not made or not true:
         return float(not made and not true)
     lengths = [0] * (len(true) + 1)
@@ -36,5 +45,5 @@ def rouge_l(made: Sequence[int], true: Sequence[int]) -> float:
     return _f1(lengths[-1], len(made), len(true))
 
 
-def _f1(common: int, ours: int, theirs: int) -> float:
-    return 2 * common / (ours + theirs)
+def _f1(common: int, one: int, other: int) -> float:
+    return 2 * common / (one + other)

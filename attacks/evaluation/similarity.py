@@ -1,7 +1,7 @@
-"""How much reconstructed examples resemble the true ones, pair by pair.
+"""How similar reconstructed examples are to the true ones, pair by pair.
 
-An attack does not know in which order a learner holds its examples, so the reconstructions of each learner are paired
-with its true examples such that the pairs together are most alike (`scipy.optimize.linear_sum_assignment`).
+The order of a learner's examples is unknown to an attack, so its reconstructions are paired with its true examples
+by the assignment with the greatest total similarity (`scipy.optimize.linear_sum_assignment`).
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ from metaleak.attacks.evaluation.ssim import ssim
 Floats = NDArray[np.float64]
 
 LARGEST_PSNR = 200.0
-"""Decibels that count for an image without error, whose peak signal-to-noise ratio is infinite."""
+"""The PSNR in decibels at which values are capped; an image without error would have an infinite one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """Which reconstruction each of a learner's true examples is paired with, and how alike they are.
+    """Which reconstruction each true example is paired with, and how similar the two are.
 
-    `partner (L, m)` int64 is the place of the reconstruction, -1 where fewer were made than are held; `alike (L, m)`
-    the higher the better.
+    `partner (L, m)` int64 is the index of the reconstruction, -1 if there is none left; `alike (L, m)` is the
+    similarity, higher for more similar.
     """
 
     partner: NDArray[np.int64]
@@ -45,20 +45,24 @@ def similarity(
     padding: int | None = None,
     lpips: Lpips | None = None,
 ) -> tuple[Pairing, tuple[Measure, ...]]:
-    """Return the pairing of examples `made (L, n, ...)` with `held (L, m, ...)`, of L learners, and its measures.
+    """Return the pairing of reconstructions `made (L, n, ...)` with examples `held (L, m, ...)`, and its measures.
 
-    Images `(C, H, W)`, the modality `image`, are in [0, 1]. They are alike by their peak signal-to-noise ratio in
-    decibels, the peak being 1, whose mean is the headline; pairs are chosen for the least sum of squared errors. SSIM
-    and, with its weights and of images of 1 or 3 channels, LPIPS are of reconstructions clipped to [0, 1]. A true
-    image that nothing is paired with is compared with one of medium gray.
+    L is the number of learners. Examples of the modality `image` are `(C, H, W)` in [0, 1]; pairs minimize the sum of
+    squared errors. The headline is the mean peak signal-to-noise ratio in decibels, for a peak of 1. SSIM and LPIPS
+    (given its weights, for 1 or 3 channels) are of reconstructions clipped to [0, 1]. A true image without a partner
+    is compared with medium gray.
 
-    Sequences `(T,)` of `tokens` are alike by the part of tokens that are equal at the same place, whose mean is the
-    headline; one that nothing is paired with has none. Of sentences, of which a `padding` token is known, the places
-    where both have it do not count, and ROUGE-1, ROUGE-2 and ROUGE-L are measured, too; the special tokens around a
-    sentence are tokens as the others.
+    Examples of the modality `tokens` are sequences `(T,)`. The headline is the mean fraction of positions at which
+    both have the same token; a sequence without a partner counts 0. With a `padding` token, positions at which both
+    have it are ignored, and ROUGE-1, ROUGE-2 and ROUGE-L are measured, too; other special tokens count like words.
 
-    Intervals are 95 %, see `intervals.expanded_interval`, over learners, or over the examples of a single one. Raises
-    `ValueError` for another modality, and for shapes or values that do not fit.
+    Intervals are 95 % (see `intervals.expanded_interval`), over learners, or over the examples of a single learner.
+    Raises `ValueError` for another modality, and for shapes or values that do not fit.
+
+    Example:
+        >>> _, measures = similarity("tokens", [[[5, 6, 7, 8]]], [[[5, 6, 7, 9]]])
+        >>> [(one.name, one.value) for one in measures]
+        [('tokens recovered', 0.75), ('sequences recovered', 0.0)]
     """
 
     def measure(name: str, values: Floats, headline: bool = False, higher_leaks: bool = True) -> Measure:
@@ -68,25 +72,27 @@ def similarity(
 
     if modality == "image":
         if np.ndim(held) != 5:
-            raise ValueError(f"images {np.shape(held)} must be (learners, images, channels, height, width)")
+            raise ValueError(
+                f"held: images must be (learners, images, channels, height, width), got {np.shape(held)}"
+            )
         partner, squared = _paired(made, held, _squared_errors, _squared_errors_of_gray)
         with np.errstate(divide="ignore"):
             decibels = np.minimum(LARGEST_PSNR, -10 * np.log10(squared))
         true = np.asarray(held, np.float64)
-        ours = _images_beside(np.asarray(made, np.float64), partner)
+        rebuilt = _images_beside(np.asarray(made, np.float64), partner)
         found = [
             measure("PSNR", decibels, headline=True),
             measure("mean squared error", squared, higher_leaks=False),
-            measure("SSIM", ssim(ours, true)),
+            measure("SSIM", ssim(rebuilt, true)),
         ]
         if lpips is not None and true.shape[2] in (1, 3):
-            distances = lpips(ours.reshape(-1, *true.shape[2:]), true.reshape(-1, *true.shape[2:]))
+            distances = lpips(rebuilt.reshape(-1, *true.shape[2:]), true.reshape(-1, *true.shape[2:]))
             found.append(measure("LPIPS", distances.reshape(partner.shape), higher_leaks=False))
         return Pairing(partner, decibels), tuple(found)
     if modality == "tokens":
 
-        def different_parts(ours: Floats, true: Floats) -> Floats:
-            return _parts_different(ours, true, padding)
+        def different_parts(rebuilt: Floats, true: Floats) -> Floats:
+            return _parts_different(rebuilt, true, padding)
 
         partner, different = _paired(made, held, different_parts, lambda true: np.ones(len(true)))
         equal = 1 - different
@@ -96,11 +102,11 @@ def similarity(
             measure("sequences recovered", np.asarray(equal == 1, np.float64)),
             *(measure(name, values) for name, values in rouge),
         )
-    raise ValueError(f"modality: {modality!r} is not allowed; image or tokens")
+    raise ValueError(f"modality: must be image or tokens, got {modality!r}")
 
 
-def _squared_errors(ours: Floats, true: Floats) -> Floats:
-    return np.asarray(((ours[:, None] - true[None]) ** 2).mean(axis=-1))
+def _squared_errors(rebuilt: Floats, true: Floats) -> Floats:
+    return np.asarray(((rebuilt[:, None] - true[None]) ** 2).mean(axis=-1))
 
 
 def _squared_errors_of_gray(true: Floats) -> Floats:
@@ -108,31 +114,31 @@ def _squared_errors_of_gray(true: Floats) -> Floats:
 
 
 def _images_beside(made: Floats, partner: NDArray[np.int64]) -> Floats:
-    """Return what each true image is compared with, clipped to [0, 1]: its partner, or gray."""
+    """Return the image that each true image is compared with, clipped to [0, 1]: its partner, or gray."""
     found = made[np.arange(len(made))[:, None], partner.clip(min=0)]
     there = (partner >= 0)[..., None, None, None]
     return np.asarray(np.where(there, found, 0.5)).clip(0, 1)
 
 
-def _parts_different(ours: Floats, true: Floats, padding: int | None) -> Floats:
-    different = ours[:, None] != true[None]
+def _parts_different(rebuilt: Floats, true: Floats, padding: int | None) -> Floats:
+    different = rebuilt[:, None] != true[None]
     if padding is None:
         return np.asarray(different.mean(axis=-1), np.float64)
-    counted = (ours != padding)[:, None] | (true != padding)[None]
+    counted = (rebuilt != padding)[:, None] | (true != padding)[None]
     return np.asarray(different.sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1), np.float64)
 
 
 def _rouge(
     made: NDArray[np.int64], held: NDArray[np.int64], partner: NDArray[np.int64], padding: int
 ) -> tuple[tuple[str, Floats], ...]:
-    """Return the names and values `(L, m)` of ROUGE between true sentences and their partners, 0 without one."""
+    """Return the ROUGE variants by name: values `(L, m)` of true sentences and their partners, 0 without one."""
     values = np.zeros((3, *partner.shape))
     for learner, place in np.argwhere(partner >= 0):
-        ours, true = (
+        rebuilt, true = (
             [token for token in row.tolist() if token != padding]
             for row in (made[learner, partner[learner, place]], held[learner, place])
         )
-        values[:, learner, place] = rouge_n(ours, true, 1), rouge_n(ours, true, 2), rouge_l(ours, true)
+        values[:, learner, place] = rouge_n(rebuilt, true, 1), rouge_n(rebuilt, true, 2), rouge_l(rebuilt, true)
     return tuple(zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), values, strict=True))
 
 
@@ -142,22 +148,27 @@ def _paired(
     cost: Callable[[Floats, Floats], Floats],
     left: Callable[[Floats], Floats],
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Return for each true example its partner and the cost of the two, with least costs in sum for each learner.
+    """Return each true example's partner and cost, by the assignment with the least total cost for each learner.
 
-    `cost` of reconstructions `(n, d)` and true examples `(m, d)` is `(n, m)`, and `left` `(m,)` that of true examples
-    that nothing is paired with.
+    `cost` maps reconstructions `(n, d)` and true examples `(m, d)` to `(n, m)`; `left` maps true examples to `(m,)`,
+    their costs without a partner.
     """
-    ours, true = np.asarray(made, np.float64), np.asarray(held, np.float64)
-    if ours.ndim < 3 or ours.ndim != true.ndim or len(ours) != len(true) or ours.shape[2:] != true.shape[2:]:
+    rebuilt, true = np.asarray(made, np.float64), np.asarray(held, np.float64)
+    if (
+        rebuilt.ndim < 3
+        or rebuilt.ndim != true.ndim
+        or len(rebuilt) != len(true)
+        or rebuilt.shape[2:] != true.shape[2:]
+    ):
         raise ValueError(
-            f"reconstructions {ours.shape} do not fit the true examples {true.shape}: "
-            "must be (learners, any number, ...) of the same learners and the same shape of an example"
+            f"made: reconstructions {rebuilt.shape} do not fit the true examples {true.shape}: both must be "
+            "(learners, any number, ...), with the same number of learners and the same shape of an example"
         )
-    if not np.isfinite(ours).all():
-        raise ValueError("reconstructions must be finite")
+    if not np.isfinite(rebuilt).all():
+        raise ValueError("made: reconstructions must be finite")
     partner = np.full(true.shape[:2], -1, np.int64)
     costs = np.empty(true.shape[:2])
-    for learner, (one, other) in enumerate(zip(ours, true, strict=True)):
+    for learner, (one, other) in enumerate(zip(rebuilt, true, strict=True)):
         one, other = one.reshape(len(one), -1), other.reshape(len(other), -1)
         table = cost(one, other)
         rows, columns = linear_sum_assignment(table)

@@ -1,1 +1,1 @@
-"""Reconstruction: images whose gradients match the observed ones."""
+"""Gradient inversion: reconstruction of images whose gradients match the observed ones."""

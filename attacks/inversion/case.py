@@ -1,4 +1,4 @@
-"""What one call of an inversion is about: what was seen of L learners, in one round or in several."""
+"""The input of an inversion: the gradients of L learners in one round or in several."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +13,14 @@ from metaleak.attacks.rounds import Round, Rounds
 from metaleak.clients.episode import Parameters
 
 _HELD = 1 << 28
-"""Bytes of gradients that are held of several rounds at once, at most, or what one learner's take."""
+"""The largest number of bytes of gradients of several rounds in memory, if it is enough for one learner's."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of L learners in one round: the `parameters` sent, `gradients (L, ...)`, who `answered (L,)`.
+    """L learners in one round: the `parameters` sent to them, their `gradients (L, ...)`, and which `answered (L,)`.
 
-    The gradients of those that did not answer are another's and not used.
+    The rows of learners that did not answer have other learners' gradients and are not used.
     """
 
     parameters: Parameters
@@ -30,10 +30,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Case:
-    """What is inverted: the `problem`, what the `rounds` show, the other set where it is `known (L, n, ...)`, a seed.
+    """The input of an inversion, in which the same L learners hold the same sets in all `rounds`.
 
-    Of one round or of several, in which the same L learners hold the same sets. Random starts are drawn by the seed
-    and a learner's number in `learners (L,)`, which does not depend on which others are inverted with it.
+    `known (L, n, ...)` is the set that is not attacked, if it is known. Random starts depend on the seed and on a
+    learner's number in `learners (L,)`, and so not on which other learners are inverted with it.
     """
 
     problem: Problem
@@ -43,7 +43,7 @@ class Case:
     seed: int
 
     def views(self, rows: Tensor, input_shape: tuple[int, ...]) -> tuple[View, ...]:
-        """Return the rounds in pixels, as inversions of the learners `rows (T,)` see them."""
+        """Return the rounds, in pixels, for inversions of the learners `rows (T,)`."""
         return tuple(
             View(
                 pixels(seen.parameters, {name: value[rows] for name, value in seen.gradients.items()}, input_shape),
@@ -61,12 +61,12 @@ def one_round(observation: Observation) -> tuple[Seen, ...]:
 
 
 def several_rounds(rounds: Rounds, learners: Tensor) -> tuple[Observation, tuple[Seen, ...], Tensor]:
-    """Return an observation of some of the rounds' `learners (L,)` alone, what every round shows of these, and more.
+    """Return an observation of some of the rounds' `learners (L,)`, their rounds, and the targets' positions.
 
-    The last are the label positions `(T,)` of all targets that the rounds ask about, -1 where no round can hold one.
-    The observation has the gradients of the first round, and of the sets that are known those of each learner's first
-    answer. The gradients of one whole round are in memory at a time, beside those of the L learners in all rounds.
-    Raises `ValueError` where learners draw new episodes or classes: no one set explains them.
+    The positions `(T,)` are those of all targets of the rounds, -1 for a target that no round's sets can contain. The
+    observation has the gradients of the first round, and known sets from each learner's first answer. In memory are
+    the gradients of one whole round at a time, and those of the L learners in all rounds. Raises `ValueError` if
+    learners draw new episodes or classes, so that no single set fits all rounds.
     """
     observation, one, places = _of_learners(rounds[0], learners)
     seen, positions, waiting = [one], [places], ~one.answered
@@ -83,15 +83,15 @@ def several_rounds(rounds: Rounds, learners: Tensor) -> tuple[Observation, tuple
 
 
 def _of_learners(round: Round, learners: Tensor) -> tuple[Observation, Seen, Tensor]:
-    """Return a round's observation of some `learners (L,)`, what it shows of them, and all targets' positions."""
-    if not round.sets_last:
+    """Return a round's observation of some `learners (L,)`, their gradients, and all targets' positions."""
+    if not round.fixed_sets:
         raise ValueError(
-            "an inversion over rounds looks for one set of images, and learners draw new ones in every round"
+            "an inversion over rounds needs the same images in all rounds, but learners draw new ones in every round"
         )
     rows, observation = round.rows[learners], round.observation
 
     def of(values: Tensor) -> Tensor:
-        # Where none of the learners answered there is no row to stand in.
+        # If no learner at all answered, there is no row to use in place of missing ones.
         return values[rows.clamp(min=0)] if len(values) else values.new_zeros((len(rows), *values.shape[1:]))
 
     gradients = {name: of(value) for name, value in observation.gradients.items()}
@@ -103,9 +103,9 @@ def _of_learners(round: Round, learners: Tensor) -> tuple[Observation, Seen, Ten
 
 
 def learners_at_a_time(rounds: Rounds) -> Sequence[Tensor]:
-    """Return the learners of the rounds in groups whose gradients in all rounds may be held together.
+    """Return the learners of the rounds in groups whose gradients in all rounds fit into memory together.
 
-    Every group reads every round again: with G groups and R rounds, G R rounds are read and not held.
+    Every group reads every round again: with G groups and R rounds, G R rounds are read.
     """
     first = rounds[0]
     each = sum(value[0].numel() * value.element_size() for value in first.observation.gradients.values())
@@ -114,13 +114,13 @@ def learners_at_a_time(rounds: Rounds) -> Sequence[Tensor]:
 
 
 def _same_in_all(positions: Tensor) -> Tensor:
-    """Return each target's label position `(T,)` in the rounds `positions (R, T)`, -1 where no round can hold it.
+    """Return each target's label position `(T,)` from `positions (R, T)`, -1 if no round's sets can contain it.
 
-    Raises `ValueError` where a class stands at one position in one round and at another in the next.
+    Raises `ValueError` if a target's class has different positions in different rounds.
     """
     position = positions.amax(dim=0)
     if bool(((positions >= 0) & (positions != position)).any()):
         raise ValueError(
-            "an inversion over rounds looks for one set of images, and learners' classes change from round to round"
+            "an inversion over rounds needs the same tasks in all rounds, but learners' classes change between them"
         )
     return position

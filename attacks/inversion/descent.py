@@ -1,4 +1,4 @@
-"""How unknowns of many targets move from one evaluation to the next: Adam, heavy ball, L-BFGS."""
+"""Optimizers for the unknowns of many targets at once: Adam, heavy ball, L-BFGS."""
 
 from typing import Literal, Protocol
 
@@ -15,14 +15,14 @@ Values = dict[str, Tensor]
 
 
 class Descent(Protocol):
-    """A rule for the next point; every target is a problem of its own and the state is kept for each."""
+    """An optimizer of many independent problems, one per target, with separate state for each."""
 
     def advance(self, values: Values, gradients: Values, losses: Tensor, rates: Values) -> Values:
-        """Return the next point, from the gradients and the losses `(T,)` at `values`; a rate of 0 holds a value."""
+        """Return the next point, from gradients and losses `(T,)` at `values`; a rate of 0 keeps a value fixed."""
         ...
 
     def settled(self, values: Values, losses: Tensor) -> tuple[Values, Tensor]:
-        """Return where to end instead of at `values`, the point that would be evaluated next, and the losses there.
+        """Return the final point, in place of `values`, which would be evaluated next, and its losses.
 
         `losses (T,)` are those of the last evaluation.
         """
@@ -30,7 +30,7 @@ class Descent(Protocol):
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015) with bias correction; it sees the gradients of held values too."""
+    """Adam (Kingma & Ba 2015) with bias correction; its moments include the gradients of fixed values."""
 
     def __init__(self, first: float = 0.9, second: float = 0.999) -> None:
         self._decays = (first, second)
@@ -39,7 +39,7 @@ class Adam:
         self._steps = 0
 
     def advance(self, values: Values, gradients: Values, losses: Tensor, rates: Values) -> Values:
-        """Return `values` less the rates times the mean gradients over their root mean squares."""
+        """Return `values` minus the rates times the mean gradients divided by their root mean squares."""
         first, second = self._decays
         self._steps += 1
         moved = {}
@@ -58,14 +58,14 @@ class Adam:
 
 
 class Momentum:
-    """Heavy-ball descent on the gradient brought to root-mean-square 1 in each target's images."""
+    """Heavy-ball descent on gradients scaled to root mean square 1 for each target."""
 
     def __init__(self, decay: float = 0.9) -> None:
         self._decay = decay
         self._means: Values = {}
 
     def advance(self, values: Values, gradients: Values, losses: Tensor, rates: Values) -> Values:
-        """Return `values` less the rates times the running mean of unit gradients."""
+        """Return `values` minus the rates times the running mean of scaled gradients."""
         moved = {}
         for name, gradient in gradients.items():
             size = gradient.flatten(1).square().mean(dim=1).sqrt() + 1e-12
@@ -88,7 +88,7 @@ def descent(optimizer: Optimizer) -> Descent:
 
 
 def remaining(decay: Decay, step: int, steps: int) -> float:
-    """Return the factor in (0, 1] of the rate in `step`, counted from 0, of `steps`.
+    """Return the factor in (0, 1] on the rate in `step`, counted from 0, of `steps`.
 
     `linear` falls toward 0. `steps` divides by ten after 3/8, 5/8 and 7/8 of the steps (Geiping et al. 2020).
     """

@@ -1,4 +1,4 @@
-"""Reconstruction from random images: what the classical gradient inversions do."""
+"""Reconstruction from random images, as in the classical gradient inversions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,30 +17,30 @@ from metaleak.attacks.rounds import Rounds
 
 
 class InversionFromNoise(GradientMatching):
-    """The images of the set that the attack `asks` about, rebuilt from random ones.
+    """Reconstruction of the attacked set, starting from random images.
 
-    Each learner is inverted once, see `GradientMatching`, whatever is asked about it. Asked about membership, it
-    scores a target by its distance to the nearest of the images that it rebuilt.
+    Each learner is inverted once for all of its targets, see `GradientMatching`. For membership, a target's score is
+    its negative distance to the nearest reconstruction.
     """
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
-        """Return the set asked about of every learner; an image is as sure as its learner's loss is small.
+        """Return the attacked set of every learner; the confidence of its images is the learner's negative loss.
 
-        Raises `ValueError` when the observation lacks what `knows` says is known, or the shape of the images, or when
-        a chunk needs more memory than it may take.
+        Raises `ValueError` if the observation lacks what `knows` requires or has no shape of images, or if a chunk
+        needs more memory than is allowed.
         """
         return self._rebuilt(self.case(observation, seed), observation.input_shape, progress)
 
     def reconstruct_over_rounds(self, rounds: Rounds, seed: int, progress: Progress | None = None) -> Reconstructions:
-        """Return the set asked about of every learner, one set for all rounds; see `over_rounds`."""
+        """Return the attacked set of every learner, one set for all rounds; see `over_rounds`."""
         made = []
         groups = learners_at_a_time(rounds)
         total, done = sum(len(group) for group in groups), 0
         for learners in groups:
             observation, seen, _ = several_rounds(rounds, learners)
             case = self.case(observation, seed, rounds=seen, learners=learners)
-            tell = part_of(progress, done, len(learners), total)
-            made.append(self._rebuilt(case, observation.input_shape, tell))
+            report = part_of(progress, done, len(learners), total)
+            made.append(self._rebuilt(case, observation.input_shape, report))
             done += len(learners)
         examples, confidence = (
             torch.cat([getattr(one, name) for one in made]) for name in ("examples", "confidence")
@@ -49,7 +49,9 @@ class InversionFromNoise(GradientMatching):
 
     def _rebuilt(self, case: Case, shape: tuple[int, ...], progress: Progress | None) -> Reconstructions:
         if len(shape) != 3:
-            raise ValueError(f"reconstructs images (C, H, W), and the observation's examples have shape {shape}")
+            raise ValueError(
+                f"observation.input_shape: must be (C, H, W), only images are reconstructed, got {shape}"
+            )
 
         def invert_some(rows: Tensor, tick: Callable[[], None]) -> Inversion:
             return self._inverted(case, shape, rows, tick)
@@ -65,17 +67,17 @@ class InversionFromNoise(GradientMatching):
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return scores, the image nearest to each target and the statistics `distance` and `loss`.
+        """Return scores, the reconstruction nearest to each target, and the statistics `distance` and `loss`.
 
-        The loss is of what was minimized, total variation included. A target's answer depends on the seed, its
-        learner and itself, not on the targets beside it, but for the last bits, which the chunk decides. Raises
-        `ValueError` when the shapes do not fit, when the observation lacks what `knows` says is known, or when a
-        chunk needs more memory than it may take.
+        The loss is the minimized objective, total variation included. A target's result depends on the seed, its
+        learner and the target itself; other targets in the same chunk affect only the last bits. Raises `ValueError`
+        if shapes do not fit, the observation lacks what `knows` requires, or a chunk needs more memory than is
+        allowed.
         """
         return self.answers(self.case(observation, seed, targets), targets, progress)
 
     def answers(self, case: Case, targets: Targets, progress: Progress | None) -> Answers:
-        """Return what a call does, for targets that fit the case."""
+        """Return the answers of a call, for targets that fit the case."""
         if not len(targets.examples):
             return Answers(torch.empty(0), torch.empty_like(targets.examples))
 
@@ -87,7 +89,7 @@ class InversionFromNoise(GradientMatching):
         return joined(parts, in_turn(parts, counts, self.iterations, answer, progress))
 
     def parts(self, observation: Observation, targets: Targets) -> Sequence[Tensor]:
-        """Return the places of the targets that are computed together, see `Divisible`; raises as a call does."""
+        """Return the indices of the targets that are computed together, see `Divisible`; raises as a call does."""
         return self._parts(self.case(observation, 0, targets), targets)
 
     def _parts(self, case: Case, targets: Targets) -> Sequence[Tensor]:
@@ -108,7 +110,7 @@ class InversionFromNoise(GradientMatching):
         return self.chunk_size(try_one, len(rows), rows.device)
 
     def _of_chunk(self, case: Case, targets: Targets, tick: Callable[[], None]) -> Answers:
-        """Invert every learner that is asked about, and answer with each target's nearest image."""
+        """Invert every learner that has targets, and score each target by its nearest reconstruction."""
         rows, of = torch.unique(targets.rows, return_inverse=True)
         found = self._inverted(case, tuple(targets.examples.shape[1:]), rows, tick)
         made = found.unknowns.asked
@@ -117,7 +119,7 @@ class InversionFromNoise(GradientMatching):
         return Answers(-distance, made[of, place], {"distance": distance, "loss": found.loss[of]})
 
     def _inverted(self, case: Case, shape: tuple[int, ...], rows: Tensor, tick: Callable[[], None]) -> Inversion:
-        """Return what is found of the learners `rows (T,)`, whose images have this shape."""
+        """Return the inversion of the learners `rows (T,)`, whose images have this `shape`."""
         problem = case.problem
         given = None if case.known is None else case.known[rows].float()
         drawn = start_random(sum(self.unknown_images(problem)), shape, case.learners[rows], case.seed)

@@ -1,8 +1,8 @@
-"""The paper's query and support attacks: meta-gradient matching that starts at the target image.
+"""The query and support attacks: meta-gradient matching that starts at the target image.
 
-Rafiei, Maheri, Rabiee 2024 (arXiv 2406.00249). The target is put into a dummy episode, the dummy is optimized until
-its meta-gradient matches the learner's, and the target is a member if it stayed what it was. The paper's loss,
-optimizer and schedule could not be read; the fields below are ours, with defaults found on MNIST and Fashion-MNIST.
+Source: Rafiei, Maheri, Rabiee 2024 (arXiv 2406.00249). The target is put into a dummy episode, which is optimized
+until its meta-gradient matches the learner's; the target counts as a member if it hardly changed. The loss, optimizer
+and schedule of the paper were not available; those below were chosen on MNIST and Fashion-MNIST.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,22 +23,22 @@ from metaleak.attacks.observation import Observation
 from metaleak.clients.models import bias_of, input_weight_of
 
 _TINY = 1e-12
-"""Added to a loss before its logarithm is taken: what float32 leaves of a perfect match."""
+"""Added to a loss before its logarithm is taken: the loss that float32 leaves of a perfect match."""
 
 
 class InversionFromTarget(GradientMatching):
-    """Was this image in the learner's set that the attack `asks` about?
+    """Membership inference by how much a target changes when a dummy episode that contains it is inverted.
 
-    The image is put among the dummies, see `GradientMatching`, and is a member if it stays what it was. `decision`:
-    `distance` scores by how little the target moved, in L2 over pixels. `outside` counts only movement out of the row
-    space of the observed first-layer gradient, where a member lies and a non-member does not; the same as `distance`
-    for models whose first layer is not dense. `fit` scores by how well a gradient can be matched with the target in
-    it: minus the logarithm of the loss before it is released, for which `iterations: 1` is enough. `class` is the
-    paper's rule: 1 where the adapted model gives prior and reconstruction the same class, else 0.
+    The target is put among the dummies, see `GradientMatching`. `decision` is the score: `distance` is the negative
+    L2 distance over pixels by which the target changed. `outside` counts only the change out of the row space of the
+    observed first-layer gradient, in which members lie and others do not; for models whose first layer is not dense
+    it equals `distance`. `fit` is the negative logarithm of the loss while the target is held fixed, that is, how
+    well the gradient can be matched with the target in the episode; `iterations: 1` is enough for it. `class` is the
+    paper's rule: 1 if the adapted model assigns target and reconstruction to the same class, else 0.
 
-    The first `fit` steps hold the target and move the rest. Images are moved as pixels unless the model's first layer
-    is dense and `total_variation` 0: then in the few directions that the layer sees, without a box. `whitening` evens
-    out how strongly these directions of the gradient count, see `seen_by_dense_layer`.
+    In the first `fit` steps the target is fixed. Images are optimized as pixels, or, if the model's first layer is
+    dense and `total_variation` is 0, in the few directions on which the layer's gradient depends, without a box
+    constraint. `whitening` equalizes the weights of these directions, see `seen_by_dense_layer`.
     """
 
     decision: Literal["outside", "distance", "fit", "class"] = "outside"
@@ -48,7 +48,7 @@ class InversionFromTarget(GradientMatching):
     @model_validator(mode="after")
     def _fit_needs_steps(self) -> Self:
         if self.decision == "fit" and not self.fit:
-            raise ValueError("decision 'fit' needs steps in which the target is held: fit is 0")
+            raise ValueError("fit: must be at least 1 with decision 'fit', got 0")
         return self
 
     def __call__(
@@ -56,17 +56,16 @@ class InversionFromTarget(GradientMatching):
     ) -> Answers:
         """Return scores, reconstructions and the statistics `distance`, `outside`, `class_kept`, `fit_loss`, `loss`.
 
-        With a dense first layer also `outside_prior`, a baseline without a reconstruction: the part, in [0, 1], of
-        the target's own norm that lies out of the row space of the observed first-layer gradient. The losses are of
-        what was minimized, total variation included.
-        A target's answer depends on the seed, its learner and itself, not on the targets beside it, but for the last
-        bits, which the chunk decides. Raises `ValueError` when the shapes do not fit, when the observation lacks what
-        `knows` says is known, or when a chunk needs more memory than it may take.
+        With a dense first layer there is also `outside_prior`, a baseline without reconstruction: the fraction, in
+        [0, 1], of the target's norm outside of the row space of the observed first-layer gradient. Losses are of the
+        minimized objective, total variation included. A target's result depends on the seed, its learner and the
+        target itself; other targets in the same chunk affect only the last bits. Raises `ValueError` if shapes do not
+        fit, the observation lacks what `knows` requires, or a chunk needs more memory than is allowed.
         """
         return self.answers(self.case(observation, seed, targets), targets, progress)
 
     def answers(self, case: Case, targets: Targets, progress: Progress | None) -> Answers:
-        """Return what a call does, for targets that fit the case."""
+        """Return the answers of a call, for targets that fit the case."""
         if not len(targets.examples):
             return Answers(torch.empty(0), torch.empty_like(targets.examples))
 
@@ -78,7 +77,7 @@ class InversionFromTarget(GradientMatching):
         return joined(parts, in_turn(parts, counts, self.fit + self.iterations, answer, progress))
 
     def parts(self, observation: Observation, targets: Targets) -> Sequence[Tensor]:
-        """Return the places of the targets that are computed together, see `Divisible`; raises as a call does."""
+        """Return the indices of the targets that are computed together, see `Divisible`; raises as a call does."""
         return self._parts(self.case(observation, 0, targets), targets)
 
     def _parts(self, case: Case, targets: Targets) -> Sequence[Tensor]:
@@ -115,7 +114,7 @@ class InversionFromTarget(GradientMatching):
         given = None if known is None else known[rows].float()
         counts = self.unknown_images(problem)
 
-        # One round alone is seen in the span of its own gradient.
+        # Only a single round can be computed in the span of its own gradient.
         first = None if self.total_variation or len(views) > 1 else input_weight_of(problem.model)
         space = (
             None
@@ -151,7 +150,8 @@ class InversionFromTarget(GradientMatching):
 def query_attack(**settings: Any) -> InversionFromTarget:
     """Return the attack "was this image in the learner's query set?" with these fields of `InversionFromTarget`.
 
-    Raises pydantic's `ValidationError` for a setting that is unknown or not allowed.
+    Raises pydantic's `ValidationError` for an invalid setting.
+
     """
     return InversionFromTarget(**settings)
 
@@ -159,7 +159,7 @@ def query_attack(**settings: Any) -> InversionFromTarget:
 def support_attack(**settings: Any) -> InversionFromTarget:
     """Return the attack "was this image in the learner's support set?" with these fields of `InversionFromTarget`.
 
-    Its defaults differ: `knows: other`, `rate: 0.02`, `whitening: 1`, for the support images' part of a second-order
-    meta-gradient is weak. Raises pydantic's `ValidationError` for a setting that is unknown or not allowed.
+    Its defaults are different, `knows: other`, `rate: 0.02` and `whitening: 1`, since the support images' part of a
+    second-order meta-gradient is weak. Raises pydantic's `ValidationError` for an invalid setting.
     """
     return InversionFromTarget(**{"asks": "support", "knows": "other", "rate": 0.02, "whitening": 1.0, **settings})

@@ -1,4 +1,4 @@
-"""Gradient inversion of many targets at once: images that would have caused the observed meta-gradients."""
+"""Gradient inversion of many targets at once: images whose meta-gradients match the observed ones."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,18 +20,19 @@ from metaleak.clients.rules import Rule, own_coordinates, own_span_pays
 Set = Literal["query", "support"]
 
 _LABEL_RATE = 5.0
-"""Dummy labels are logits, which have further to go than pixels: their rate is this times the images'."""
+"""The factor on the learning rate for dummy labels, logits that must change more than pixels."""
 
 
 _INDEPENDENT = 1e-3
-"""The derivative of a basis exists for independent images only: where one's part off those before it is below this
-share of the largest, as with copies or an empty image, the step is computed plainly.
+"""The least independence of images, below which a step is computed without a basis of their span, whose derivative
+does not exist for dependent images, such as copies or an empty image. It is the smallest component of an image
+orthogonal to those before it, relative to the largest.
 """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is inverted: the model and rule that made the gradients, the task's shape, and the set asked about."""
+    """The model and rule that produced the gradients, the task's shape, and the attacked set."""
 
     model: Model
     rule: Rule
@@ -41,34 +42,34 @@ class Problem:
     asks: Set
 
     def images_of(self, position: bool = False, other: bool = False) -> int:
-        """Return how many images the asked set (or the `other` one) has, all told or at one `position`."""
+        """Return the number of images in the attacked set (or the `other` one), in total or at one `position`."""
         shots = (self.asks == "support") != other
         return (self.shots if shots else self.queries) * (1 if position else self.ways)
 
     def episode(self, asked: Tensor, other: Tensor, labels: Tensor) -> Episode:
-        """Return the episode of two sets of images; `labels` are their logits `(M + N, ways)`, empty for the true."""
+        """Return the episode of two sets of images; `labels (M + N, ways)` are logits, empty for the true labels."""
         if len(labels):
             soft = labels.softmax(dim=1)
-            mine, theirs = soft[: len(asked)], soft[len(asked) :]
+            attacked, others = soft[: len(asked)], soft[len(asked) :]
         else:
-            mine, theirs = self.labels(asked.device), self.labels(asked.device, other=True)
+            attacked, others = self.labels(asked.device), self.labels(asked.device, other=True)
         if self.asks == "support":
-            return Episode(asked, mine, other, theirs)
-        return Episode(other, theirs, asked, mine)
+            return Episode(asked, attacked, other, others)
+        return Episode(other, others, asked, attacked)
 
     def labels(self, device: torch.device, other: bool = False) -> Tensor:
-        """Return the true positions of the asked set's images (or the `other` one's), int64."""
+        """Return the true label positions of the images of the attacked set (or the `other` one), int64."""
         each = self.images_of(position=True, other=other)
         return torch.arange(self.ways, device=device).repeat_interleave(each)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is minimized and how: `fit` steps with the target held, then `iterations` with everything free.
+    """The objective and its optimization: `fit` steps with a fixed target, then `iterations` with all unknowns free.
 
-    `rate` is about the step of a pixel; `decay` says how it falls over each of the two phases. `total_variation` is
-    the weight of the unknown images' total variation beside the matching loss. `signed` descends along the signs of
-    the gradient. `boxed` keeps pixels in [0, 1]; other coordinates know no box.
+    `rate` is about the first step of a pixel; `decay` is its schedule in each of the two phases. `total_variation` is
+    the weight of the unknown images' total variation, relative to the matching loss. `signed` uses only the signs of
+    the gradient. `boxed` keeps pixels in [0, 1]; other coordinates have no constraint.
     """
 
     loss: Loss
@@ -85,10 +86,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Unknowns:
-    """What is optimized: `asked` and `other (T, M, ...)` images in the inversion's coordinates, `labels` logits.
+    """The optimization variables: the `asked` and `other` sets of images `(T, M, ...)`, and labels.
 
-    `other` is `None` when that set is known. `labels (T, N, ways)` are logits of the soft labels of the asked set
-    and then the other one; `None` when the labels are known.
+    Images are in the inversion's coordinates. `asked` is the attacked set; `other` is `None` if that set is known.
+    `labels (T, N, ways)` are logits of the soft labels of the attacked and then the other set; `None` if the labels
+    are known.
     """
 
     asked: Tensor
@@ -96,14 +98,14 @@ class Unknowns:
     labels: Tensor | None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return those that are there, by the name of the field."""
+        """Return the variables that are not `None`, by the name of the field."""
         fields = {"asked": self.asked, "other": self.other, "labels": self.labels}
         return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """Where the unknowns ended, and the objective `(T,)` before the target was released and at the last step."""
+    """The final unknowns, and the objective `(T,)`: `fit_loss` with a fixed target, `loss` at the last step."""
 
     unknowns: Unknowns
     fit_loss: Tensor
@@ -112,9 +114,9 @@ class Inversion:
 
 @dataclass(frozen=True)
 class View:
-    """One round as T inversions see it: what they are computed in, and how much it `counts (T,)`, 0 or more.
+    """One round for T inversions: the coordinates, and the weight of the round in each, `counts (T,)`, 0 or more.
 
-    A round that does not count is one in which the inversion's learner did not answer.
+    The weight is 0 if the inversion's learner did not answer in the round.
     """
 
     coordinates: Coordinates
@@ -132,15 +134,15 @@ def invert(
 ) -> Inversion:
     """Return the unknowns that make the rule's meta-gradients match the observed ones, found from `start`.
 
-    One set explains all of the `views`, each at the parameters sent in it: what is minimized is the weighted mean of
-    their losses. Several are seen in the same coordinates, pixels. `known (T, M, ...)` is the other set where the
-    adversary has it; `slots (T,)` say which image of the asked set is the target, which stays put in the first phase;
-    without them nothing does. `tick` is called after every step. Nothing here is random.
+    One set must fit all of the `views`, each at its round's parameters: the weighted mean of their losses is
+    minimized. Several views must have the same coordinates, pixels. `known (T, M, ...)` is the other set if the
+    adversary knows it; `slots (T,)` are the indices of the targets in the attacked set, which are fixed in the first
+    phase (`None`: no image is). `tick` is called after every step. The computation is deterministic.
     """
     coordinates = views[0].coordinates
     step = _joint_stepper(problem, views, known, schedule)
     values = start.tensors()
-    # A step in K coordinates moves an image as far as the same step in all of its pixels.
+    # Scaled such that a step in K coordinates changes an image as much as the step in all of its pixels.
     rate = schedule.rate * math.sqrt(math.prod(coordinates.input_shape) / math.prod(coordinates.shape))
     rates = {"asked": rate, "other": rate, "labels": schedule.rate * _LABEL_RATE}
     full = {name: torch.full((1,) * value.ndim, rates[name], device=value.device) for name, value in values.items()}
@@ -148,12 +150,12 @@ def invert(
     boxed = [name for name in values if schedule.boxed and coordinates.boxed and name != "labels"]
 
     fit_loss = loss = torch.full(start.asked.shape[:1], torch.nan, device=start.asked.device)
-    # One optimizer for both phases: it has seen the held target's gradients too, so that a released target moves by
-    # how strongly it is pulled now beside how strongly it was at first, and not by a full first step of Adam's.
+    # One optimizer for both phases: its moments include the fixed target's gradients, so that a released target moves
+    # by its gradient relative to earlier ones, and not by a full first step of Adam.
     move = descent(schedule.optimizer)
     for phase, steps in enumerate((schedule.fit, schedule.iterations)):
         if phase == 1 and schedule.fit and schedule.optimizer == "lbfgs":
-            # Its curvature is that of the values that were free; the losses of refused trials are nobody's start.
+            # Its curvature is that of the values that were free; it must also restart from its last accepted point.
             values, _ = move.settled(values, loss)
             move = descent(schedule.optimizer)
         for index in range(steps):
@@ -182,7 +184,7 @@ def _free(asked: Tensor, slots: Tensor | None) -> Tensor:
 def _joint_stepper(
     problem: Problem, views: Sequence[View], known: Tensor | None, schedule: Schedule
 ) -> Callable[[Values], tuple[Values, Tensor]]:
-    """Return the function from the unknowns to the weighted means over views of gradients and objectives."""
+    """Return the function from unknowns to gradients and objectives, weighted means over views."""
     steps = [_stepper(problem, view.coordinates, known, schedule) for view in views]
     if len(views) == 1:
         return steps[0]
@@ -190,7 +192,7 @@ def _joint_stepper(
     weights = counts / counts.sum(dim=0).clamp(min=1e-30)
 
     def evaluate(values: Values) -> tuple[Values, Tensor]:
-        # One after the other: only one round's graph is in memory.
+        # One round after the other, so that only one computation graph is in memory.
         gradients, losses = {name: torch.zeros_like(value) for name, value in values.items()}, weights.new_zeros(())
         for step, weight in zip(steps, weights, strict=True):
             found, loss = step(values)
@@ -205,7 +207,7 @@ def _joint_stepper(
 def _stepper(
     problem: Problem, coordinates: Coordinates, known: Tensor | None, schedule: Schedule
 ) -> Callable[[Values], tuple[Values, Tensor]]:
-    """Return the function from the unknowns `(T, ...)` to the objective's gradients and the objectives `(T,)`."""
+    """Return the function from unknowns `(T, ...)` to the objectives' gradients and the objectives `(T,)`."""
     first, model, rule = coordinates.first, problem.model, problem.rule
     shared = {name: value for name, value in coordinates.parameters.items() if name != first}
     own = {name: value for name, value in coordinates.parameters.items() if name == first}
@@ -213,9 +215,9 @@ def _stepper(
     given |= {} if coordinates.weights is None else {"weights": coordinates.weights}
     no_labels = torch.empty(0, problem.ways, device=next(iter(coordinates.gradients.values())).device)
     images = problem.images_of() + problem.images_of(other=True)
-    # In pixels, which the total variation needs, the first layer may still be met in the span of the dummies alone.
+    # In pixels, which total variation needs, the first layer can still be computed in the span of the dummies.
     pays = first is None and schedule.loss == "cosine" and own_span_pays(model, rule, shared, images)
-    met_in_span = input_weight_of(model) if pays else None
+    in_dummy_span = input_weight_of(model) if pays else None
 
     def objective(
         values: Values,
@@ -223,15 +225,15 @@ def _stepper(
         own: Parameters,
         observed: Parameters,
         squares: Parameters,
-        met_in_span: str | None = None,
+        in_dummy_span: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         other = given["known"] if "known" in given else values["other"]
         episode = problem.episode(values["asked"], other, values.get("labels", no_labels))
         parameters, independent = {**shared, **own}, torch.ones((), device=other.device)
-        if met_in_span is not None:
+        if in_dummy_span is not None:
             basis, episode = own_coordinates(episode)
             parameters, observed = (
-                {**tensors, met_in_span: tensors[met_in_span] @ basis} for tensors in (parameters, observed)
+                {**tensors, in_dummy_span: tensors[in_dummy_span] @ basis} for tensors in (parameters, observed)
             )
             lengths = torch.cat([episode.support_inputs, episode.query_inputs]).diagonal().abs()
             independent = (lengths.min() / lengths.max()).detach()
@@ -245,12 +247,12 @@ def _stepper(
         return loss, independent
 
     plain = vmap(grad_and_value(objective, has_aux=True))
-    in_span = vmap(grad_and_value(partial(objective, met_in_span=met_in_span), has_aux=True))
+    in_span = vmap(grad_and_value(partial(objective, in_dummy_span=in_dummy_span), has_aux=True))
     squares = {name: value.flatten(1).square().sum(dim=1) for name, value in coordinates.gradients.items()}
 
     def evaluate(values: Values) -> tuple[Values, Tensor]:
         asked = values, given, own, coordinates.gradients, squares
-        gradients, (loss, independent) = (plain if met_in_span is None else in_span)(*asked)
+        gradients, (loss, independent) = (plain if in_dummy_span is None else in_span)(*asked)
         if not bool((independent > _INDEPENDENT).all()):
             gradients, (loss, _) = plain(*asked)
         return {name: value.detach() for name, value in gradients.items()}, loss.detach()

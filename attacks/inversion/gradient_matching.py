@@ -1,4 +1,4 @@
-"""What all inversions by gradient matching have in common: their settings, and how many fit into memory at a time."""
+"""The common settings of inversions by gradient matching, and how many are computed at a time."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -31,36 +31,37 @@ Made = TypeVar("Made")
 _GIB = 1 << 30
 
 _MOST = 128
-"""The most inversions that `chunk: auto` computes at a time: more are no faster."""
+"""The largest chunk of `chunk: auto`: larger ones are no faster."""
 
 _ENOUGH = 5 * _GIB // 4
-"""Bytes beyond which larger chunks are slower: measured for LeNet and Conv4, whose tensors leave the caches."""
+"""The bytes beyond which larger chunks are slower: measured for LeNet and Conv4, whose tensors exceed the caches."""
 
 _WORKSPACE = 2.5
-"""Memory in units of what tensors take: convolutions take more inside, measured 1.4 to 2.4 times in all."""
+"""The factor on the memory of tensors: convolutions need workspace, measured 1.4 to 2.4 times in total."""
 
 
 class GradientMatching(BaseModel):
-    """Dummy images whose meta-gradient is made to match the observed one.
+    """Optimization of dummy images until their meta-gradient matches the observed one.
 
-    They are of the set that is asked about (`asks`) and, where it is not known, of the other one. `knows`: `labels`
-    (of every image), `other` (also the images of the set not asked about, which the observation must carry), or
-    `nothing` (soft labels are optimized too).
+    The dummies are the images of the attacked set (`asks`) and, if it is unknown, of the other set. `knows`: `labels`
+    (of every image), `other` (also the images of the other set, which the observation must have), or `nothing` (soft
+    labels are optimized, too).
 
-    `loss` compares the two gradients, by `layers`. `iterations` steps move everything, at a `rate` that is about a
-    pixel's first step and falls by `decay`. `signed` follows the signs of the gradient. `total_variation` is the
-    weight of the unknown images' own. `lbfgs` spends one evaluation a step, see the module `lbfgs`. `boxed` keeps
-    images that are moved as pixels in [0, 1].
+    `loss` is the distance of the two gradients, over all parameters jointly or for each of them (`layers`). All
+    dummies take `iterations` steps; `rate` is about a pixel's first step, and `decay` its schedule. `signed` uses
+    only the signs of the gradient. `total_variation` is the weight of the unknown images' total variation. `lbfgs`
+    takes one evaluation per step, see the module `lbfgs`. `boxed` keeps images in [0, 1] if they are optimized as
+    pixels.
 
-    `chunk` inversions are made at a time, and what is done of them is kept when the attack is interrupted. `auto`: as
-    many as fit into 1.25 GiB by a measurement of one, 128 at most. A chunk may take `memory` GiB; `null` is a quarter
-    of the machine's memory (half of a GPU's) divided by its cores. What needs more is refused.
+    `chunk` inversions are computed at a time; finished chunks are kept if the attack is interrupted. `auto`: as many
+    as fit into 1.25 GiB, from a measurement of one, at most 128. A chunk may take `memory` GiB; `null` is a quarter
+    of the machine's memory (half of a GPU's) divided by its cores. A chunk that needs more is refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     on_any_device: ClassVar[bool] = True
-    needs_lasting_sets: ClassVar[bool] = True
+    needs_fixed_sets: ClassVar[bool] = True
 
     asks: Set = "query"
     knows: Literal["labels", "other", "nothing"] = "labels"
@@ -79,12 +80,12 @@ class GradientMatching(BaseModel):
     @model_validator(mode="after")
     def _signs_have_no_curvature(self) -> Self:
         if self.signed and self.optimizer == "lbfgs":
-            raise ValueError("signed does not go with optimizer 'lbfgs': curvature needs the gradient's sizes")
+            raise ValueError("signed: must be false with optimizer 'lbfgs', which needs the gradient's size")
         return self
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """The capabilities that the setting `knows` names."""
+        """The capabilities that the setting `knows` implies."""
         if self.knows == "nothing":
             return frozenset()
         return frozenset({"labels", "other set"} if self.knows == "other" else {"labels"})
@@ -97,10 +98,10 @@ class GradientMatching(BaseModel):
         rounds: tuple[Seen, ...] | None = None,
         learners: Tensor | None = None,
     ) -> Case:
-        """Return what is inverted: the observation's one round, or the `rounds` of its learners that are given.
+        """Return the input of an inversion: the observation's round, or the given `rounds` of its learners.
 
-        `learners (L,)` are the numbers by which random starts are drawn, the observation's rows where none are given.
-        Raises `ValueError` for what does not fit together, or is known and not in the observation.
+        `learners (L,)` are the numbers that determine random starts, by default the observation's rows. Raises
+        `ValueError` if observation and targets do not fit together, or the observation lacks a known set.
         """
         problem = Problem(
             observation.model, observation.rule, observation.ways, observation.shots, observation.queries, self.asks
@@ -115,16 +116,16 @@ class GradientMatching(BaseModel):
         return Case(problem, rounds, known, learners, seed)
 
     def reason_against_rounds(self) -> str | None:
-        """Return `None`: one set of images explains the gradients of all rounds."""
+        """Return `None`: one set of images is matched to the gradients of all rounds."""
         return None
 
     def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
         """Return answers from all rounds: one set of dummies, whose meta-gradients match those of every round.
 
-        What is minimized is the mean of the rounds' matching losses, at the parameters sent in each. Images are moved
-        as pixels, and all that is out of the observed row spaces counts as `distance` does. Raises `ValueError` where
-        learners draw new episodes or classes from round to round, and as a call does. Of the learners that are
-        inverted together all rounds' gradients are held, 256 MiB or one learner's, and of one round everybody's.
+        The objective is the mean of the rounds' matching losses, each at that round's parameters. Images are
+        optimized as pixels, so `outside` equals `distance`. Raises `ValueError` if learners draw new episodes or
+        classes from round to round, and as a call does. In memory are the gradients of all rounds for learners that
+        are inverted together, up to 256 MiB or those of one learner, and the gradients of one whole round.
         """
         places, answers, done = [], [], 0
         for learners in learners_at_a_time(rounds):
@@ -142,33 +143,33 @@ class GradientMatching(BaseModel):
 
     @abstractmethod
     def answers(self, case: Case, targets: Targets, progress: Progress | None) -> Answers:
-        """Return the answers to targets that fit the case, part by part."""
+        """Return the answers for targets that fit the case, computed in parts."""
 
     def known_set(self, observation: Observation) -> Tensor | None:
-        """Return the set not asked about, `(L, n, ...)`, where `knows` says that it is known.
+        """Return the set that is not attacked, `(L, n, ...)`, or `None` if `knows` does not include it.
 
-        Raises `ValueError` when the observation does not carry it.
+        Raises `ValueError` if the observation does not have it.
         """
         if self.knows != "other":
             return None
         name = "known_query" if self.asks == "support" else "known_support"
         known: Tensor | None = getattr(observation, name)
         if known is None:
-            raise ValueError(f"knows 'other' needs the observation's {name}, which is None")
+            raise ValueError(f"knows: 'other' needs the observation's {name}, which is None")
         return known
 
     def unknown_images(self, problem: Problem) -> tuple[int, int]:
-        """Return how many images of the asked and of the other set are unknown."""
+        """Return the numbers of unknown images in the attacked and in the other set."""
         return problem.images_of(), 0 if self.knows == "other" else problem.images_of(other=True)
 
     def unknown_labels(self, problem: Problem, rows: Tensor) -> Tensor | None:
-        """Return uniform logits of the labels of all images, `(T, N, ways)`; `None` where the labels are known."""
+        """Return uniform logits of the labels of all images, `(T, N, ways)`, or `None` if the labels are known."""
         if self.knows != "nothing":
             return None
         return torch.zeros(len(rows), sum(self.unknown_images(problem)), problem.ways, device=rows.device)
 
     def schedule(self, fit: int = 0) -> Schedule:
-        """Return the schedule of the minimization: `fit` steps in which the target is fixed, then the others."""
+        """Return the schedule of the optimization: `fit` steps with the target fixed, then the others."""
         return Schedule(
             loss=self.loss,
             layers=self.layers,
@@ -183,9 +184,10 @@ class GradientMatching(BaseModel):
         )
 
     def chunk_size(self, one: Callable[[], object], count: int, device: torch.device) -> int:
-        """Return how many of `count` inversions are made at a time: as many as fit into memory, or what `chunk` says.
+        """Return how many of `count` inversions are computed at a time: as many as fit into memory, or `chunk`.
 
-        `one` makes one of them with a single step. Raises `ValueError` when a chunk needs more than it may take.
+        `one` computes one of them with a single step. Raises `ValueError` if a chunk needs more memory than is
+        allowed.
         """
         limit = memory_share(device) if self.memory is None else self.memory * _GIB
         each = _WORKSPACE * peak_bytes(one)
@@ -195,7 +197,7 @@ class GradientMatching(BaseModel):
             less = "" if asked == 1 else "set chunk to auto, or "
             needed, allowed = f"{asked * each / _GIB:.2g} GiB", f"{limit / _GIB:.2g} GiB"
             raise ValueError(
-                f"{many} takes about {needed}, more than the {allowed} that it may: {less}raise memory (in GiB)"
+                f"{many} takes about {needed} of memory, more than the allowed {allowed}: {less}raise memory (in GiB)"
             )
         return max(1, min(_MOST, int(min(limit, _ENOUGH) / each))) if self.chunk == "auto" else self.chunk
 
@@ -207,9 +209,9 @@ def in_turn(
     make: Callable[[Tensor, Callable[[], None]], Made],
     progress: Progress | None,
 ) -> list[Made]:
-    """Return what `make(part, tick)` makes of each of `parts`; it calls `tick` after each of its `steps`.
+    """Return the results of `make(part, tick)` for all `parts`; it calls `tick` after each of its `steps`.
 
-    A part makes as many inversions as `counts` says, and `progress` is called for single steps of single inversions.
+    `counts` are the numbers of inversions in each part; `progress` counts single steps of single inversions.
     """
     made, before, total = [], 0, sum(counts) * steps
     for part, count in zip(parts, counts, strict=True):

@@ -1,8 +1,8 @@
-"""The coordinates in which images are reconstructed: pixels, or the few directions that a dense first layer sees.
+"""The coordinates in which images are optimized: pixels, or the few directions that matter to a dense first layer.
 
-A dense first layer meets an image only through its products with the layer's weights, with the other images and
-with the rows of the observed gradient. So no gradient step on the matching loss ever leaves the span of these, and
-784 pixels can be replaced by about 80 coordinates without changing the loss: ten times less work.
+With a dense first layer, the matching loss depends on an image only through its inner products with the layer's
+weights, the other images and the rows of the observed gradient. No gradient step leaves the span of these, so 784
+pixels can be replaced by about 80 coordinates without changing the loss, for a tenth of the work.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from torch import Tensor
 from metaleak.clients.episode import Parameters
 
 _NUMERICAL_RANK = 1e-5
-"""Singular values below this part of the largest are rounding errors of float32 gradients."""
+"""Singular values below this, relative to the largest, are rounding errors of float32 gradients."""
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """What T targets' reconstructions are computed in.
+    """The coordinates of T targets' reconstructions.
 
-    `parameters` and `gradients (T, ...)` are the model's and the observed ones in these coordinates; an image has
-    the shape `shape` in them. With a dense first layer `first`, `basis (T, pixels, K)` has orthonormal columns,
-    `parameters[first]` is stacked `(T, ...)`, the columns of `gradients[first]` are multiplied by
-    `weights (T, K)`, and the first `seen` columns span the rows of the observed gradient.
+    `parameters` of the model and observed `gradients (T, ...)` are in these coordinates, in which an image has the
+    shape `shape`. With a dense first layer `first`, `basis (T, pixels, K)` has orthonormal columns,
+    `parameters[first]` is stacked `(T, ...)`, the columns of `gradients[first]` are multiplied by `weights (T, K)`,
+    and the first `seen` columns span the rows of the observed gradient.
     """
 
     parameters: Parameters
@@ -37,11 +37,11 @@ class Coordinates:
 
     @property
     def boxed(self) -> bool:
-        """Whether values stay in [0, 1]: they are pixels."""
+        """Whether values are pixels, which can be kept in [0, 1]."""
         return self.basis is None
 
     def enter(self, images: Tensor) -> Tensor:
-        """Return `images (T, M, C, H, W)`, or their part inside the span, as `(T, M, *shape)`."""
+        """Return `images (T, M, C, H, W)`, projected on the span if there is one, as `(T, M, *shape)`."""
         if self.basis is None:
             return images
         return (images.flatten(2).double() @ self.basis).float().reshape(*images.shape[:2], *self.shape)
@@ -53,25 +53,24 @@ class Coordinates:
         return (inside.flatten(2).double() @ self.basis.mT).float().reshape(*inside.shape[:2], *self.input_shape)
 
     def outside(self, inside: Tensor) -> Tensor:
-        """Return the norm `(T,)` of the part of `inside (T, *shape)` off the first layer's observed row space.
+        """Return the norm of the part of `inside (T, *shape)` outside of the observed row space, `(T,)`.
 
-        All of it where no such space is known: `seen` is 0.
+        With pixels there is no such space (`seen` is 0), and it is the whole norm.
         """
         length: Tensor = inside.flatten(1)[:, self.seen :].norm(dim=1)
         return length
 
 
 def pixels(parameters: Parameters, gradients: Parameters, input_shape: tuple[int, ...]) -> Coordinates:
-    """Return the coordinates of an arbitrary model: the pixels themselves."""
+    """Return pixels as coordinates, which suit any model."""
     return Coordinates(parameters, gradients, input_shape, input_shape)
 
 
 def row_space(gradient: Tensor, images: int) -> tuple[Tensor, Tensor]:
     """Return the leading singular values `(T, R)` and right vectors `(T, R, pixels)` of `gradient (T, H, pixels)`.
 
-    The first layer's gradient is a sum of one outer product an image, so R is at most `images`; whatever a
-    gradient has beyond that is noise and is dropped. Values below the numerical rank are raised to the smallest
-    above it.
+    The first layer's gradient is a sum of one outer product per image, so R is at most `images`; further directions
+    are noise and dropped. Values below the numerical rank are raised to the smallest value above it.
     """
     _, values, vectors = torch.linalg.svd(gradient.double(), full_matrices=False)
     values, vectors = values[:, :images], vectors[:, :images]
@@ -92,10 +91,10 @@ def seen_by_dense_layer(
 ) -> Coordinates:
     """Return the coordinates of a model whose first layer, the weight `first (H, pixels)`, is dense.
 
-    `gradients (T, ...)`; `space` is their `row_space`; `images (T, M, C, H, W)` are the images that must be
-    expressible. `whitening` w in [0, 1] multiplies the direction of singular value s by s**-w: 0 leaves the
-    gradient as it is, 1 makes every direction count the same. It is what lets the support images, whose part
-    of a meta-gradient is some thirty times weaker, be seen beside the query images.
+    `gradients (T, ...)` are the observed ones and `space` is their `row_space`; `images (T, M, C, H, W)` must be in
+    the span. `whitening` w in [0, 1] multiplies the direction with singular value s by s**-w: 0 leaves the gradient
+    unchanged, 1 gives all directions the same weight. With it, support images, whose part of a meta-gradient is some
+    thirty times weaker, have an effect beside the query images.
     """
     values, vectors = space
     count, seen = vectors.shape[:2]
@@ -107,7 +106,7 @@ def seen_by_dense_layer(
     weights[:, :seen] = values
     weights = weights**-whitening
     weighted = inside * weights[:, None]
-    # The weighted gradient keeps its norm, so that whitening does not change how much the layer counts.
+    # The weighted gradient keeps its norm, so that whitening does not change the layer's weight in the loss.
     norms = [part.flatten(1).norm(dim=1)[:, None] for part in (inside, weighted)]
     scale = torch.where(norms[1] > 0, norms[0] / norms[1], torch.ones_like(norms[0]))
     return Coordinates(

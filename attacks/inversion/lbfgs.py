@@ -1,36 +1,35 @@
 """Limited-memory BFGS for many independent problems at once (Liu & Nocedal 1989).
 
-`torch.optim.LBFGS` has one history and one step length for everything it is given, so a batch of problems in it is
-one problem whose answers depend on one another. Here each problem has its own, and none waits for another: one
-evaluation of all problems is one step, in which some accept their trial point and others shorten their step.
+`torch.optim.LBFGS` has one history and one step length for all parameters, so the solutions of a batch of problems
+would depend on each other. Here each problem has its own, and none waits for another: in each step, one evaluation of
+all problems, some accept their trial point and others shorten their step.
 """
 
 import torch
 from torch import Tensor
 
 _ARMIJO = 1e-4
-"""The fraction of the decrease predicted by the slope that a trial must reach to be accepted (Armijo)."""
+"""The fraction of the decrease predicted by the slope that an accepted trial must reach (Armijo)."""
 
 _CURVATURE = 1e-10
 """Pairs of step and gradient change whose cosine is below this are not used as curvature."""
 
 _TRIALS = 10
-"""Refused trials after which the history is dropped and descent restarts from the gradient."""
+"""The number of rejected trials after which the history is dropped and descent restarts from the gradient."""
 
 
 class LBFGS:
     """A `Descent` by L-BFGS with backtracking, each target with its own history and step length.
 
-    The unknowns of a target are one vector, whatever their names. Where the history is empty the first trial moves
-    each value by its rate at most, along the steepest descent; later trials begin at the full quasi-Newton step. A
-    trial that was changed by the caller (into a box) is taken as what it has become. Losses that are not finite
-    are refused like those that do not fall.
+    All unknowns of a target form one vector. With an empty history the first trial is a step of steepest descent that
+    changes each value by at most its rate; later trials start with the full quasi-Newton step. A trial may be changed
+    by the caller, for example clipped to a box. Trials with a loss that is not finite are rejected.
     """
 
     def __init__(self, history: int = 10) -> None:
         self._history = history
         self._point = self._gradient = self._loss = torch.empty(0)
-        # Ring buffers (history, T, D); `_count (T,)` pairs are in use, the newest stands before `_next (T,)`.
+        # Ring buffers (history, T, D); `_count (T,)` pairs are in use, the newest is before `_next (T,)`.
         self._steps = self._changes = self._products = torch.empty(0)
         self._count = self._next = self._refused = torch.empty(0, dtype=torch.int64)
         self._length = torch.empty(0)
@@ -47,7 +46,7 @@ class LBFGS:
         else:
             self._judge(point, gradient, losses)
         direction = self._direction()
-        # Without a history: no value moves further than its rate.
+        # Without a history, no value changes by more than its rate.
         steepest = self._count == 0
         shortest = torch.where(direction != 0, rate / direction.abs(), torch.inf).amin(dim=1)
         first = torch.where(shortest.isfinite(), shortest, torch.zeros_like(shortest))
@@ -57,7 +56,7 @@ class LBFGS:
     def settled(self, values: dict[str, Tensor], losses: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return the accepted points, in the shapes of `values`, and their losses `(T,)`.
 
-        Both as they are given before the first evaluation.
+        Before the first evaluation both arguments are returned unchanged.
         """
         return (_named(self._point, values), self._loss) if len(self._point) else (values, losses)
 
@@ -70,7 +69,7 @@ class LBFGS:
         self._length = torch.ones_like(losses)
 
     def _judge(self, point: Tensor, gradient: Tensor, losses: Tensor) -> None:
-        """Accept the trials that bring enough, remember their curvature, and shorten the others' step."""
+        """Accept trials with a sufficient decrease, store their curvature, and shorten the step of the others."""
         step, change = point - self._point, gradient - self._gradient
         slope = (self._gradient * step).sum(dim=1).clamp(max=0.0)
         accepted = losses <= self._loss + _ARMIJO * slope
@@ -83,7 +82,7 @@ class LBFGS:
         self._next = torch.where(curved, (self._next + 1) % self._history, self._next)
         self._count = torch.where(curved, (self._count + 1).clamp(max=self._history), self._count)
 
-        # The parabola through both losses and the slope has its lowest point here, as a part of the last step.
+        # The minimum of the parabola through both losses and the slope, as a fraction of the last step.
         lowest = -slope / (2.0 * (losses - self._loss - slope))
         shorter = self._length * torch.nan_to_num(lowest, nan=0.1).clamp(0.1, 0.5)
         self._length = torch.where(accepted, torch.ones_like(shorter), shorter)
@@ -96,10 +95,10 @@ class LBFGS:
         self._loss = torch.where(accepted, losses, self._loss)
 
     def _direction(self) -> Tensor:
-        """Return the two-loop recursion's direction `(T, D)`, the steepest descent where there is no history."""
+        """Return the direction of the two-loop recursion `(T, D)`, that of steepest descent without a history."""
         targets = torch.arange(len(self._point), device=self._point.device)
         found = -self._gradient
-        # Age by age: the targets' newest pairs stand at different places of their rings.
+        # By age, since the targets' newest pairs are at different places in their ring buffers.
         ages = [(self._next - 1 - age) % self._history for age in range(int(self._count.max()))]
         shares = []
         for age, slot in enumerate(ages):

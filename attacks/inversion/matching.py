@@ -16,13 +16,13 @@ _TINY = 1e-12
 def matching_loss(
     made: Parameters, observed: Parameters, loss: Loss, layers: Layers, squares: Parameters | None = None
 ) -> Tensor:
-    """Return the distance of two gradients of the same names and shapes, a scalar.
+    """Return the distance of two gradients with the same names and shapes, a scalar.
 
-    `cosine`: 1 - cosine, in [0, 2] (Geiping et al. 2020). `squared`: squared distance over the observed squared
-    norm, 0 or more (DLG, Zhu et al. 2019, made free of scale). `joint` takes all parameters as one vector; `each`
-    is the mean over the parameters' own losses, so that a small layer counts as much as a large one. `squares` are
-    the observed tensors' squared norms, scalars by name; for `cosine`, `observed` may then be only the part of them
-    that `made` could match.
+    `cosine`: 1 - cosine, in [0, 2] (Geiping et al. 2020). `squared`: squared distance divided by the observed squared
+    norm, 0 or more (DLG, Zhu et al. 2019, made scale-invariant). `joint` takes all parameters as one vector; `each`
+    is the mean of the loss over parameters, so that a small layer has the weight of a large one. `squares` are the
+    observed tensors' squared norms, scalars by name; for `cosine`, `observed` may then be only the part of them that
+    `made` could match.
     """
     sizes = {name: value.square().sum() for name, value in observed.items()} if squares is None else squares
     parts = [tuple(observed)] if layers == "joint" else [(name,) for name in observed]
@@ -33,8 +33,8 @@ def matching_loss(
 def total_variation(images: Tensor) -> Tensor:
     """Return the anisotropic total variation of `images (M, C, H, W)`, a scalar, in pixel values.
 
-    The mean absolute difference of horizontal neighbors plus that of vertical ones (Rudin et al. 1992; in this form
-    in the code of Geiping et al. 2020). Images are two pixels wide and high at least.
+    It is the mean absolute difference of horizontal neighbors plus that of vertical ones (Rudin et al. 1992; in this
+    form in the code of Geiping et al. 2020). Images must be at least two pixels wide and high.
     """
     across = images[..., :, 1:] - images[..., :, :-1]
     down = images[..., 1:, :] - images[..., :-1, :]
@@ -44,7 +44,7 @@ def total_variation(images: Tensor) -> Tensor:
 def _cosine(names: tuple[str, ...], made: Parameters, observed: Parameters, squares: Parameters) -> Tensor:
     products = torch.stack([(made[name] * observed[name]).sum() for name in names]).sum()
     lengths = torch.stack([made[name].square().sum() for name in names]).sum()
-    # The tiny term stands under the root: a norm has no derivative at zero.
+    # The tiny term is under the root, since a norm has no derivative at zero.
     norms = (lengths + _TINY).sqrt() * (torch.stack([squares[name] for name in names]).sum() + _TINY).sqrt()
     return 1.0 - products / norms
 

@@ -1,4 +1,4 @@
-"""The answers about targets from an inversion that started at them."""
+"""Reconstructions and statistics of targets from an inversion that started at them."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def read_outcome(
     here = torch.arange(len(slots), device=slots.device)
     prior, made = start.asked[here, slots], found.unknowns.asked[here, slots]
     statistics = {
-        # The coordinates are orthonormal: a distance in them is the distance in pixels.
+        # The coordinates are orthonormal, so distances in them are distances in pixels.
         "distance": (made - prior).flatten(1).norm(dim=1),
         "class_kept": _class_kept(problem, inside, found.unknowns, known, prior, made),
         "fit_loss": found.fit_loss,
@@ -24,7 +24,7 @@ def read_outcome(
         "outside": inside.outside(made - prior),
     }
     if inside.basis is not None:
-        # A baseline without reconstruction: how far the target lies outside the gradient's row space.
+        # A baseline without reconstruction: how far the target is outside of the gradient's row space.
         statistics["outside_prior"] = inside.outside(prior) / (prior.flatten(1).norm(dim=1) + 1e-12)
     return inside.leave(made[:, None])[:, 0], statistics
 
@@ -32,10 +32,10 @@ def read_outcome(
 def _class_kept(
     problem: Problem, inside: Coordinates, found: Unknowns, known: Tensor | None, prior: Tensor, made: Tensor
 ) -> Tensor:
-    """Return 1 where prior and reconstruction are of one class, else 0, `(T,)`.
+    """Return 1 if target and reconstruction are assigned to the same class, else 0, `(T,)`.
 
-    The paper does not say by which classifier. Here by the sent model adapted to the set not asked about, known or
-    as reconstructed: the classifier that the adversary has for just this learner's classes.
+    The paper does not state the classifier. Here it is the sent model, adapted to the set that is not attacked, known
+    or as reconstructed: the adversary's only classifier for this learner's classes.
     """
     other = known if known is not None else found.other
     assert other is not None

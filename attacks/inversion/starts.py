@@ -1,4 +1,4 @@
-"""Starting points of the images that the adversary does not know; the target starts at itself."""
+"""Starting points of unknown images; the target starts at itself."""
 
 from collections.abc import Callable
 
@@ -9,27 +9,27 @@ from torch import Tensor
 from metaleak.attacks.seeding import generator_for
 
 _SHARE = 0.7
-"""Norm of an image's common and of its own part, of the target's norm: together they have about its norm."""
+"""The norm of an image's common and of its individual part, relative to the target's norm."""
 
 _NOISE = 0.02
-"""Standard deviation of a blurred start's noise, in pixel values."""
+"""The standard deviation of a blurred start's noise, in pixel values."""
 
 Start = Callable[[Tensor, Tensor, int, int], Tensor]
-"""From targets `(T, C, H, W)`, their learners' numbers, how many images M and a seed to images `(T, M, C, H, W)`."""
+"""Maps targets `(T, C, H, W)`, their learners' numbers, a number M and a seed to images `(T, M, C, H, W)`."""
 
 
 def start_from_known(known: Tensor, of: Tensor) -> Tensor:
-    """Return images `of (M,)` of `known (T, N, C, H, W)`: unknown images are most similar to one of their class."""
+    """Return the images `of (M,)` among `known (T, N, C, H, W)`, which have the classes of the unknown images."""
     return known[:, of].clone()
 
 
 def start_blurred(targets: Tensor, learners: Tensor, images: int, seed: int) -> Tensor:
     """Return the blurred target plus a little noise, by which the images of one class differ.
 
-    The unknown images are of the target's kind: for a convolution, whose gradient constrains them less than a dense
-    layer's, this start is nearer to them than noise. The learner and the seed decide on the noise.
+    The unknown images resemble the target: for a convolution, whose gradient constrains them less than that of a
+    dense layer, this start is closer to them than noise. The noise depends on learner and seed.
     """
-    # Two means over squares of a third of the image: about a Gaussian of a seventh of it.
+    # Two box filters of a third of the image: about a Gaussian with a standard deviation of a seventh of it.
     side = min(targets.shape[2:]) // 3 | 1
     blurred = targets
     for _ in range(2):
@@ -42,10 +42,10 @@ def start_blurred(targets: Tensor, learners: Tensor, images: int, seed: int) -> 
 
 
 def start_random(images: int, input_shape: tuple[int, ...], learners: Tensor, seed: int) -> Tensor:
-    """Return normal noise of mean 0.5 and deviation 0.25 as `(T, images, *input_shape)`.
+    """Return Gaussian noise with mean 0.5 and standard deviation 0.25, `(T, images, *input_shape)`.
 
-    It is about a standard normal in the units of images that were brought to mean 0 and deviation 1, where DLG and
-    inverting gradients draw theirs. The learner, its number in `learners (T,)`, and the seed decide on it.
+    This is about a standard normal start for images normalized to mean 0 and standard deviation 1, as in DLG and
+    "inverting gradients". The noise depends on a learner's number in `learners (T,)` and on the seed.
     """
     noise = [
         torch.randn((images, *input_shape), generator=_of(seed, learner), device="cpu")
@@ -57,10 +57,10 @@ def start_random(images: int, input_shape: tuple[int, ...], learners: Tensor, se
 def start_in_row_space(values: Tensor, vectors: Tensor, gradient: Tensor, bias: Tensor | None) -> Start:
     """Return the start inside the row spaces `vectors (T, R, pixels)` of the first layer's gradients.
 
-    All images X of the learner lie there. The weight's `gradient` is `G = A X (T, H, pixels)` and the `bias`'s
-    is `b = A 1 (T, H)` with the same factors A, so all images also lie on one plane, `X u = 1`, with `u` the
-    least-squares solution of `G u = b`. Each starts at the plane's point nearest to zero plus a random direction in
-    the plane, as long as the target. Without a bias the common point is the all-white image seen in the space.
+    All images X of the learner lie there. The weight's `gradient` is `G = A X (T, H, pixels)` and that of the `bias`
+    is `b = A 1 (T, H)` with the same factors A, so all images also lie on one hyperplane, `X u = 1`, where u is the
+    least-squares solution of `G u = b`. Each image starts at the hyperplane's point nearest to zero plus a random
+    direction in it, with the target's norm. Without a bias the common point is the projection of an all-white image.
     `values (T, R)` are the gradient's singular values.
     """
 
@@ -96,5 +96,5 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _of(seed: int, learner: int) -> torch.Generator:
-    """Return a generator for the learner of this number, whatever other learners are asked about."""
+    """Return the generator of the learner with this number, independent of the other learners attacked."""
     return generator_for(seed, "start", learner)

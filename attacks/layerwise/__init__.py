@@ -1,1 +1,1 @@
-"""Layer by layer: what each layer's weight and gradient give away of its input."""
+"""Layer-by-layer inversion: each layer's input from its weight and gradient."""

@@ -1,4 +1,4 @@
-"""Activations as seen from their output: the inverse, where there is one, and the derivative."""
+"""Activations with their inverses, where they exist, and their derivatives, as functions of the output."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _EDGE = 1e-15
-"""How near to the ends of its range an output is taken at most, relative to 1."""
+"""Outputs are clamped to at least this distance from the ends of their range."""
 
 
 @dataclass(frozen=True)
-class OutputView:
-    """One activation: `forward` of `z`; `derivative` and `inverse` of the output `x = forward(z)`, elementwise.
+class Activation:
+    """An elementwise activation `x = forward(z)`; its `derivative` and `inverse` are functions of the output `x`.
 
     `inverse` is `None` where several inputs have the same output, as with ReLU.
     """
@@ -24,39 +24,39 @@ class OutputView:
     inverse: Callable[[Tensor], Tensor] | None
 
 
-IDENTITY = OutputView("identity", lambda z: z, torch.ones_like, lambda x: x)
+IDENTITY = Activation("identity", lambda z: z, torch.ones_like, lambda x: x)
 
 
-def activation_of(name: str, constants: tuple[float, ...] = ()) -> OutputView:
-    """Return the activation that torch calls `name`, with the numbers that it is called with.
+def activation_of(name: str, constants: tuple[float, ...] = ()) -> Activation:
+    """Return the activation that torch calls `name`, with the `constants` that it is called with.
 
-    Those that are not stated are torch's defaults. Raises `ValueError` for one that is not known here.
+    Missing constants have torch's defaults. Raises `ValueError` for an activation that is not supported.
     """
     if name == "relu":
-        return OutputView(name, F.relu, lambda x: (x > 0).to(x), None)
+        return Activation(name, F.relu, lambda x: (x > 0).to(x), None)
     if name == "sigmoid":
-        return OutputView(
+        return Activation(
             name, torch.sigmoid, lambda x: x * (1 - x), lambda x: torch.logit(x.clamp(_EDGE, 1 - _EDGE))
         )
     if name == "tanh":
-        return OutputView(name, torch.tanh, lambda x: 1 - x**2, lambda x: torch.atanh(x.clamp(_EDGE - 1, 1 - _EDGE)))
+        return Activation(name, torch.tanh, lambda x: 1 - x**2, lambda x: torch.atanh(x.clamp(_EDGE - 1, 1 - _EDGE)))
     if name == "leaky_relu":
         return _leaky(constants[0] if constants else 0.01)
     if name == "elu":
         return _elu(constants[0] if constants else 1.0)
     if name == "softplus":
         return _softplus(*(constants or (1.0,))[:1])
-    raise ValueError(f"the activation {name} is not known here: known are {', '.join(KNOWN)}")
+    raise ValueError(f"the activation {name} is not supported: must be one of {', '.join(KNOWN)}")
 
 
 KNOWN = ("relu", "leaky_relu", "elu", "softplus", "sigmoid", "tanh")
 
 
-def _leaky(slope: float) -> OutputView:
+def _leaky(slope: float) -> Activation:
     if slope <= 0:
-        # As with ReLU, outputs of 0 (or, below that, positive ones) come from more than one input.
-        return OutputView("leaky_relu", lambda z: F.leaky_relu(z, slope), lambda x: (x > 0).to(x), None)
-    return OutputView(
+        # As with ReLU, an output of 0 (for a negative slope, a positive output) has more than one input.
+        return Activation("leaky_relu", lambda z: F.leaky_relu(z, slope), lambda x: (x > 0).to(x), None)
+    return Activation(
         "leaky_relu",
         lambda z: F.leaky_relu(z, slope),
         lambda x: torch.where(x > 0, torch.ones_like(x), torch.full_like(x, slope)),
@@ -64,8 +64,8 @@ def _leaky(slope: float) -> OutputView:
     )
 
 
-def _elu(alpha: float) -> OutputView:
-    return OutputView(
+def _elu(alpha: float) -> Activation:
+    return Activation(
         "elu",
         lambda z: F.elu(z, alpha),
         lambda x: torch.where(x > 0, torch.ones_like(x), x + alpha),
@@ -73,15 +73,15 @@ def _elu(alpha: float) -> OutputView:
     )
 
 
-def _softplus(beta: float) -> OutputView:
+def _softplus(beta: float) -> Activation:
     def inverse(x: Tensor) -> Tensor:
         positive = x.clamp(min=_EDGE)
         return positive + torch.log(-torch.expm1(-beta * positive)) / beta
 
-    # From a threshold on torch computes it as the identity; the difference there is below 1e-8.
-    return OutputView(
+    # Above a threshold torch computes it as the identity; the difference is below 1e-8.
+    return Activation(
         "softplus",
-        # Torch's own overflows without its threshold.
+        # Torch's own implementation would overflow without its threshold.
         lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta,
         lambda x: -torch.expm1(-beta * x),
         inverse,

@@ -1,4 +1,4 @@
-"""What an architecture gives away before it is trained: a table layer by layer, the security number, and I2F."""
+"""What an architecture gives away: ranks of each layer's constraints, the security number c(M), and I2F."""
 
 from dataclasses import dataclass, field
 from math import prod, sqrt
@@ -18,23 +18,24 @@ from metaleak.clients.models import Layer, Layers, layers_of
 from metaleak.clients.models.layers import Compute
 
 Covered = Literal["exact", "at most", "no"]
-"""What the ranks say of a layer's input: its constraints' number, an upper bound on it, or nothing."""
+"""Whether a layer's rank is the number of its constraints, only an upper bound on it, or does not apply."""
 
 NOISE = 0.01
-"""The noise for which I2F is stated, as a part of the gradient's norm."""
+"""The noise for which I2F is stated, relative to the gradient's norm."""
 
 _DRAWS = 4
 
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """What the weight and the gradient of one layer say of its input, for one example.
+    """How far the weight and the gradient of one layer determine its input, for one example.
 
-    `rank` counts the independent constraints on the `unknowns` numbers of the input; `None` for a layer that is
-    neither dense nor a convolution, and for one whose rank would take too much memory. `covered` says
-    whether they can be had: `at most` where an activation that cannot be inverted follows, `no` where something else
-    stands in the way, which `note` names. `contribution` is the term of the security number, for convolutions, where
-    the ranks of all of them were computed.
+    `rank` is the number of independent constraints on the `unknowns` entries of the input; it is `None` for a layer
+    that is neither dense nor a convolution, or whose rank would take too much memory. `from_weight` and
+    `from_gradient` are the ranks of the two kinds of constraints alone. `covered` says whether an attack has all
+    these constraints: `at most` if an activation without an inverse follows, `no` if something else prevents it,
+    which `note` names. `contribution` is a convolution's term of the security number, if the ranks of all
+    convolutions were computed.
     """
 
     name: str
@@ -49,7 +50,7 @@ class LayerAudit:
 
     @property
     def deficit(self) -> int | None:
-        """Return how many constraints are missing."""
+        """The number of missing constraints."""
         return None if self.rank is None else self.unknowns - self.rank
 
 
@@ -57,36 +58,37 @@ class LayerAudit:
 class Audit:
     """What a network gives away, layer by layer.
 
-    `of_convolutions` is the security number of the convolutions by themselves, 0 without any; `None` where a rank
-    could not be found. `i2f` is by how much at least, to first order and root mean square a pixel, Gaussian noise of
-    `NOISE` of the gradient's norm moves what an inversion finds that matches the noisy gradient of one random image,
-    of two where a norm refuses one; other inversions may be moved less. `None` where it cannot be computed.
+    `c_of_convolutions` is the security number of the convolutions alone, 0 without any, `None` if a rank could not be
+    computed. `i2f` is a lower bound, to first order, on how far Gaussian noise of `NOISE` times the gradient's norm
+    moves the result of an inversion that matches the noisy gradient: root mean square per pixel, for one random
+    image, or two where a normalization layer needs two. It does not bound other inversions, and is `None` if it
+    cannot be computed. `before` names operations on the example before the first layer.
     """
 
     layers: tuple[LayerAudit, ...]
-    of_convolutions: float | None
+    c_of_convolutions: float | None
     i2f: float | None
     before: tuple[str, ...] = field(default=())
 
     @property
     def covered(self) -> Covered:
-        """Return what the security number says of the network: the least of what it says of its layers."""
+        """Whether the security number applies to the network: the weakest statement among its layers."""
         kinds = {layer.covered for layer in self.layers}
         return "no" if "no" in kinds or self.before else "at most" if "at most" in kinds else "exact"
 
     @property
     def c(self) -> float | None:
-        """Return the security number c(M) where it covers the network, an upper bound with `covered` `at most`."""
-        return None if self.covered == "no" else self.of_convolutions
+        """The security number c(M), an upper bound if `covered` is `at most`; `None` if it does not apply."""
+        return None if self.covered == "no" else self.c_of_convolutions
 
 
 def audit(model: Compute, parameters: Parameters, input_shape: tuple[int, ...], seed: int = 0) -> Audit:
-    """Return what `model` gives away of one example of `input_shape`, `(C, H, W)`, at `parameters`.
+    """Return how far gradients of `model` determine one example of `input_shape`, `(C, H, W)`.
 
-    Only I2F depends on the parameters' values; it is computed in float64 on a random image.
+    Only I2F depends on the values of `parameters`; it is computed in float64 on a random image.
     """
     wide = {name: value.detach().double() for name, value in parameters.items()}
-    # Two, since a batch norm may refuse one.
+    # Two images, since a batch norm may not accept one.
     images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     found = layers_of(model, wide, images)
     ranks = [_rank(layer, wide, seed) for layer in found.layers]
@@ -105,13 +107,13 @@ def audit(model: Compute, parameters: Parameters, input_shape: tuple[int, ...], 
 
 
 def _rank(layer: Layer, parameters: Parameters, seed: int) -> Rank | None:
-    """Return the rank of a layer's constraints, `None` for a layer that is not covered or takes too much memory."""
+    """Return the rank of a layer's constraints, `None` if it does not apply or would take too much memory."""
     if layer.weight is None:
         return None
     weight = parameters[layer.weight]
     if layer.kind in ("linear", "matmul", "mm") and len(layer.input_shape) == 1 and weight.ndim == 2:
         unknowns = layer.input_shape[0]
-        # dW is the outer product of dz and x: one unit with a gradient tells the whole input.
+        # dW is the outer product of dz and x: one unit with a gradient determines the whole input.
         return Rank(unknowns, min(layer.output_shape[0], unknowns), unknowns, unknowns)
     shape = _shape(layer, weight)
     return None if shape is None or shape.memory > MEMORY else rank_of(shape, seed)
@@ -131,7 +133,7 @@ def _row(layer: Layer, rank: Rank | None, term: float | None, layers: Layers, pa
         shape = None if layer.weight is None else _shape(layer, parameters[layer.weight])
         note = f"{layer.kind} is not covered"
         if shape is not None:
-            note = f"its rank was not computed, it would take {shape.memory / 2**30:.1f} GiB"
+            note = f"its rank was not computed: that would take {shape.memory / 2**30:.1f} GiB"
         return LayerAudit(layer.name, layer.kind, unknowns, note=note)
     covered, note = _covered(layer, layers)
     if not rank.exact:
@@ -143,14 +145,14 @@ def _row(layer: Layer, rank: Rank | None, term: float | None, layers: Layers, pa
 
 def _covered(layer: Layer, layers: Layers) -> tuple[Covered, str]:
     if len(layer.takes) > 1:
-        return "no", f"takes a sum or a list of {' and '.join(layer.takes)}, which tells none of them"
+        return "no", f"takes a sum or a list of {' and '.join(layer.takes)}, which does not determine either of them"
     if sum(layer.name in other.takes for other in layers.layers) + (layer.name in layers.output) > 1:
         return "no", "its output is used in several places, as by a skip connection or a norm"
     if (found := obstacle(layer)) is not None:
-        return "no", f"followed by {found}, which cannot be inverted here"
+        return "no", f"followed by {found}, which cannot be inverted"
     if layer.activation and activation_of(layer.activation, layer.constants).inverse is None:
         if layer.kind == "conv2d":
-            return "at most", f"units that {layer.activation} switches off give no constraint"
+            return "at most", f"units that {layer.activation} sets to zero give no constraint"
         return "exact", ""
     return "exact", ""
 
@@ -172,7 +174,7 @@ def _i2f(model: Compute, parameters: Parameters, images: Tensor) -> float | None
             gradient = shares(some)
             bounds = inversion_bounds(shares, some, [noise_like(gradient, NOISE, seed) for seed in range(_DRAWS)])
         except (NotImplementedError, RuntimeError, ValueError):
-            # A function without a forward derivative, or a norm that refuses a single example.
+            # A function without a forward derivative, or a norm that does not accept a single example.
             continue
         mean = sum(bounds) / len(bounds) / sqrt(some.numel())
         return mean if mean < float("inf") else None

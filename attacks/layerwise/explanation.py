@@ -1,13 +1,13 @@
-"""Which recovered examples explain what a learner sent, so that they are what it held.
+"""Whether recovered examples reproduce the meta-gradient that a learner sent, which confirms them.
 
-A first layer's gradient has many factors besides the true one, and convex sums of images look like images. The other
-layers tell them apart: the right examples, with the right labels and in the right sets, have the meta-gradient that
-was sent, to within rounding. Labels and sets are not known; they are found by exchanging two examples as long as the
-meta-gradient comes nearer.
+The gradient of the first layer alone has several factorizations, and convex combinations of images look like images.
+The other layers distinguish them: only the true examples, with the right labels and in the right sets, reproduce the
+whole meta-gradient to within rounding. Labels and sets are unknown; they are found by exchanging two examples as long
+as the meta-gradient comes closer.
 
-How precisely this confirms an example depends on what it contributes. One that the network classifies with certainty
-has next to no gradient, and others like it could stand in its place: so each is moved a little, and is confirmed
-only where that changes the meta-gradient by far more than the residual.
+How strongly this confirms an example depends on its contribution. An example that the network classifies with near
+certainty has almost no gradient, and a similar one would fit as well. So each example is changed a little, and is
+confirmed only if that changes the meta-gradient by much more than the residual.
 """
 
 from dataclasses import dataclass, replace
@@ -23,32 +23,32 @@ from metaleak.clients.episode import Episode
 from metaleak.clients.rules import batch_meta_gradients
 
 _EXPLAINED = 1e-3
-"""The residual up to which a meta-gradient is explained: float32 leaves 1e-6, a wrong image more than 1e-2."""
+"""The largest residual of a reproduced meta-gradient: float32 leaves 1e-6, a wrong image more than 1e-2."""
 
 _MOVED = 0.1
-"""By what part of its distance from gray an example is moved to see what it contributes."""
+"""How far an example is moved toward gray to measure its contribution, relative to its distance from gray."""
 
 _CONFIRMED = 10.0
-"""How many residuals that must change for the example to be confirmed, to about one per cent of its distance."""
+"""The change, in residuals, above which an example is confirmed: to about 1 % of its distance from gray."""
 
 _ROUNDING = 1e-6
-"""The least residual that is counted on: what float32 leaves may be smaller by chance."""
+"""Residuals below this, the rounding of float32, may be smaller by chance and count as this."""
 
 _STARTS = 6
-"""Random arrangements from which the search begins at most."""
+"""The largest number of random arrangements from which the search starts."""
 
 _NUMBERS = 2**25
-"""Numbers of meta-gradients that are compared at a time, 128 MiB."""
+"""The number of meta-gradient entries in memory at a time, 128 MiB."""
 
 
 @dataclass(frozen=True)
 class Explanation:
     """The best arrangement of recovered examples as an episode.
 
-    `places (n,)` are the examples in the order of the episode: the support set by position, then the query set.
-    `residual` is the distance of its meta-gradient from the one that was sent, as part of the latter's norm, and
-    `contributions (n,)` the same, in the order of `places`, with one of them moved towards gray by a tenth; they are
-    zero where the examples do not explain what was sent.
+    `places (n,)` are the examples' indices in the order of the episode: the support set by label position, then the
+    query set. `residual` is the distance of its meta-gradient from the one that was sent, relative to the latter's
+    norm. `contributions (n,)`, in the order of `places`, are the residuals with one example each moved toward gray by
+    a tenth; they are zero if the meta-gradient is not reproduced.
     """
 
     places: Tensor
@@ -57,18 +57,18 @@ class Explanation:
 
     @property
     def holds(self) -> bool:
-        """Return whether the examples together explain what was sent."""
+        """Whether the examples together reproduce the meta-gradient that was sent."""
         return self.residual <= _EXPLAINED
 
     @property
     def confirmed(self) -> Tensor:
-        """Return which of the examples, in the order of `places`, what was sent confirms, `(n,)`."""
+        """Which examples, in the order of `places`, are confirmed by the meta-gradient, booleans `(n,)`."""
         return self.contributions >= _CONFIRMED * max(self.residual, _ROUNDING)
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """What learner `row` of an observation sent, and the `examples (n, ...)` that may be behind it."""
+    """The meta-gradient that learner `row` sent, and `examples (n, ...)` that may have produced it."""
 
     observation: Observation
     row: int
@@ -81,13 +81,13 @@ class _Sent:
         return cls(observation, row, examples, squares)
 
     def residuals(self, arrangements: Tensor) -> Tensor:
-        """Return the residual of each of the arrangements `(t, n)`, `(t,)`."""
+        """Return the residual of each of `arrangements (t, n)`, `(t,)`."""
         numbers = sum(value[self.row].numel() for value in self.observation.gradients.values())
         chunks = torch.split(arrangements, max(1, _NUMBERS // numbers))
         return torch.cat([self._residuals(chunk) for chunk in chunks])
 
     def contributions(self, places: Tensor) -> Tensor:
-        """Return the residual of the arrangement `(n,)` with each of its examples moved towards gray, `(n,)`."""
+        """Return the residuals of arrangement `places (n,)` with each example in turn moved toward gray, `(n,)`."""
         count = len(self.examples)
         moved = replace(self, examples=torch.cat([self.examples, self.examples + _MOVED * (0.5 - self.examples)]))
         return moved.residuals(places + count * torch.eye(count, dtype=torch.int64))
@@ -105,10 +105,10 @@ class _Sent:
 
 
 def explain(observation: Observation, row: int, examples: Tensor, seed: int) -> Explanation:
-    """Return the arrangement of `examples (n, ...)` whose meta-gradient is nearest to what learner `row` sent.
+    """Return the arrangement of `examples (n, ...)` with the meta-gradient closest to that of learner `row`.
 
-    n is the number of examples of an episode of the observation's shape. The search ends with the first arrangement
-    that explains what was sent; the best of several local optima is returned where there is none.
+    n is the number of examples in one episode. The search ends with the first arrangement that reproduces the
+    meta-gradient; if there is none, the best of several local optima is returned.
     """
     sent = _Sent.of(observation, row, examples)
     generator = generator_for(seed, "arrangements", row)
@@ -122,7 +122,7 @@ def explain(observation: Observation, row: int, examples: Tensor, seed: int) -> 
 
 
 def _improved(sent: _Sent, places: Tensor) -> Explanation:
-    """Return the arrangement after the best exchange of two examples, again and again until none is better."""
+    """Return a local optimum: the best exchange of two examples is applied until none is an improvement."""
     support, query = _labels(sent.observation)
     slots = [*((0, int(label)) for label in support), *((1, int(label)) for label in query)]
     pairs = combinations(range(len(slots)), 2)
@@ -140,6 +140,6 @@ def _improved(sent: _Sent, places: Tensor) -> Explanation:
 
 
 def _labels(observation: Observation) -> tuple[Tensor, Tensor]:
-    """Return the label positions of the support and of the query set."""
+    """Return the label positions of the support set and of the query set."""
     positions = torch.arange(observation.ways)
     return positions.repeat_interleave(observation.shots), positions.repeat_interleave(observation.queries)

@@ -1,4 +1,4 @@
-"""Gauss-Newton steps on what an example misses, by Jacobian-vector products and never a matrix."""
+"""Gauss-Newton steps on the residual of an example's constraints, by Jacobian-vector products alone."""
 
 import warnings
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.func import linearize, vjp
 
 _EXACT = 1e-10
-"""Below this relative residual the constraints count as met."""
+"""Constraints with a relative residual below this count as satisfied."""
 
 _SHARPEST = 1e-3
-"""Differences of neighbors below this are smoothed quadratically, those above by their size."""
+"""Differences between neighboring pixels are penalized quadratically below this and linearly above."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of examples beside their constraints: the weight of the total variation, and of the range."""
+    """The weights of the prior on examples: of total variation, and of leaving the range of pixels."""
 
     variation: float = 1e-3
     range: float = 0.1
@@ -34,11 +34,11 @@ def gauss_newton(
     steps: int,
     inner: int = 400,
 ) -> tuple[Tensor, float]:
-    """Return the example and its residual after Gauss-Newton steps from `start`, those of least objective.
+    """Return the example of least objective after Gauss-Newton steps from `start`, and the norm of its residual.
 
-    `residual` is by how much an example `(C, H, W)` misses its constraints, a vector, differentiable twice.
-    Each step is solved by `inner` iterations of LSMR at most. The total variation is met by weights of its squares
-    that are renewed a step.
+    `residual` maps an example `(C, H, W)` to the vector of its constraint violations and must be twice
+    differentiable. Each step takes at most `inner` iterations of LSMR. The total variation is handled by iteratively
+    reweighted least squares, with new weights in every step.
     """
     low, high = limits
     x = start
@@ -61,7 +61,7 @@ def gauss_newton(
             if tried < value:
                 break
         if not tried < value:
-            # Also where it is not a number.
+            # Also true for NaN.
             damping *= 10
             if damping > 10:
                 break
@@ -82,14 +82,14 @@ def _objective(residual: Callable[[Tensor], Tensor], x: Tensor, prior: Prior, li
 
 
 def _differences(x: Tensor) -> Tensor:
-    """Return the differences of neighbors in the last two axes, as one vector."""
+    """Return the differences of neighboring entries along the last two axes, as one vector."""
     return torch.cat([(x[..., 1:, :] - x[..., :-1, :]).flatten(), (x[..., 1:] - x[..., :-1]).flatten()])
 
 
 def _step(full: Callable[[Tensor], Tensor], x: Tensor, damping: float, inner: int) -> Tensor:
-    """Return the step that meets the linearized `full` best, damped (Levenberg and Marquardt), by LSMR."""
+    """Return the damped least-squares step of the linearized `full` (Levenberg and Marquardt), by LSMR."""
     with warnings.catch_warnings():
-        # Torch warns of how it compiles its own forward derivatives.
+        # Torch warns about the way in which it compiles its own forward derivatives.
         warnings.simplefilter("ignore")
         values, push = linearize(full, x)
     pull = vjp(full, x)[1]

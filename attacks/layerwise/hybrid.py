@@ -1,10 +1,11 @@
-"""The hybrid layer-wise method: what the constraints leave open is optimized, all layers before it at once.
+"""The hybrid layer-wise method: R-GAP, and optimization through all earlier layers where constraints are missing.
 
-After Chen and Campbell (2021, arXiv 2111.10178): a layer's input is sought that meets the layer's own constraints and
-the gradients, has little total variation, and obeys a pull-back from the layer before it, started at the
-least-squares solution. Their start is a dense pseudo-inverse and no formula of the pull-back is published. Here it
-takes its strictest form: the input of a layer is what the layers before it make of an example, so the example alone
-is unknown. All constraints are operators; they are solved by Gauss-Newton steps on Jacobian-vector products.
+After Chen and Campbell (2021, arXiv 2111.10178), who search an input of a layer that satisfies the layer's
+constraints and the gradients, has little total variation and obeys a pull-back from the layer before, starting at the
+least-squares solution. They compute that with a dense pseudo-inverse, and publish no formula of the pull-back. Here
+it takes its strictest form: the input of a layer must be the output of the layers before it for some example, so that
+the example is the only unknown. Constraints are operators, and are solved by Gauss-Newton steps on Jacobian-vector
+products.
 """
 
 from collections.abc import Callable
@@ -30,22 +31,22 @@ def reconstruct_hybrid(
     steps: int = 15,
     prior: Prior | None = None,
 ) -> Reconstruction:
-    """Return the example of which `gradients` are the gradient of `loss`: R-GAP as far as it determines the layers.
+    """Return the example whose gradient of `loss` is `gradients`, by R-GAP and, where that fails, optimization.
 
-    From the last convolution on that lacks constraints down to the example all constraints are met together, by
-    `steps` Gauss-Newton steps without and as many with the gradients of the layers before it, with the `prior` on
-    examples `(C, H, W)` in [`low`, `high`]. The residual of these layers is that of all their constraints. Raises
-    `ValueError` as R-GAP does.
+    R-GAP inverts the layers after the last convolution that lacks constraints. From that convolution down to the
+    example, all constraints are solved together, by `steps` Gauss-Newton steps without the gradients of earlier
+    layers and as many with them, with the `prior` on examples `(C, H, W)` in [`low`, `high`]. The residual of each of
+    these layers is that of all their constraints. Raises `ValueError` as R-GAP does.
     """
     found = reconstruct(chain, gradients, loss, low=low, high=high)
     last = _last_deficient(chain)
     if last is None:
         return found
     prior, limits = prior or Prior(), (low, high)
-    # Gradients of the layers before it jump with their activations: at first they would only mislead.
+    # The gradients of earlier layers are discontinuous where activations change: at first they would mislead.
     example = found.example.clamp(low, high)
     if last:
-        # What the layers before it can make is a constraint, too: less of the prior is needed.
+        # The image of the earlier layers is a constraint, too, so a weaker prior suffices.
         weaker = Prior(prior.variation / 10, prior.range)
         example, _ = gauss_newton(_residual(chain, found, gradients, last, last), example, weaker, limits, steps)
         prior = Prior(prior.variation / 1000, prior.range)
@@ -56,7 +57,7 @@ def reconstruct_hybrid(
 
 
 def _last_deficient(chain: Chain) -> int | None:
-    """Return the place of the last convolution whose constraints do not determine its input."""
+    """Return the index of the last convolution whose constraints do not determine its input, or `None`."""
     for place in range(len(chain.stages) - 1, -1, -1):
         if deficit_of(chain.stages[place].operator):
             return place
@@ -66,9 +67,9 @@ def _last_deficient(chain: Chain) -> int | None:
 def _residual(
     chain: Chain, found: Reconstruction, gradients: Parameters, last: int, first: int
 ) -> Callable[[Tensor], Tensor]:
-    """Return by what an example misses constraints up to layer `last`, each part relative to its size.
+    """Return the function from an example to its constraint violations up to layer `last`, in relative terms.
 
-    They are the output of that layer, and the gradients of the layers from `first` to it.
+    The constraints are the output of layer `last`, and the gradients of the layers from `first` to `last`.
     """
     output = found.layers[last + 1].x.reshape(chain.stages[last].operator.output_shape)
     inverse = chain.stages[last].activation.inverse
@@ -78,7 +79,7 @@ def _residual(
     sizes = [gradients[stage.weight_name].norm() for stage in chain.stages[: last + 1]]
 
     def residual(example: Tensor) -> Tensor:
-        inputs, x = [], chain.entered(example)
+        inputs, x = [], chain.first_input(example)
         for stage in chain.stages[: last + 1]:
             inputs.append(x.reshape(stage.operator.input_shape))
             z = stage.before_activation(inputs[-1])

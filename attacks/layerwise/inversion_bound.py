@@ -1,4 +1,4 @@
-"""I2F: how far an inversion that matches what is shared moves an example when that is changed (Zhang et al. 2023)."""
+"""I2F: how far a change of the shared gradient moves the examples that an inversion finds (Zhang et al. 2023)."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from torch.func import jvp, vjp
 from metaleak.clients.episode import Parameters
 
 Shares = Callable[[Tensor], Parameters]
-"""What is shared, a gradient or a meta-gradient, as a differentiable function of the examples."""
+"""The shared gradient or meta-gradient as a differentiable function of the examples."""
 
 
 def inversion_bounds(
@@ -20,21 +20,21 @@ def inversion_bounds(
     tolerance: float = 1e-6,
     iterations: int = 1000,
 ) -> list[float]:
-    """Return by what distance at least each of `changes` moves the examples that an inversion finds.
+    """Return a lower bound on the distance by which each of `changes` moves the examples that an inversion finds.
 
-    It is `||J d|| / lambda_max(J J^T)` with the Jacobian J of what is shared, to first order in the change d (Zhang
-    et al. 2023, "Understanding deep gradient leakage via inversion influence functions"): for an inversion that
-    matches the changed gradient as well as possible; others may be moved less. `examples` have any shape, and the
-    distance is over all of them together. The largest eigenvalue is that of the power method on Jacobian-vector
-    products, until it changes by a part of less than `tolerance`, after `iterations` at most. The method approaches
-    it from below, so what is returned is above the bound by about as much as the eigenvalue is not yet found.
-    Infinity where what is shared does not depend on the examples.
+    The bound is `||J d|| / lambda_max(J J^T)`, to first order in the change d, with the Jacobian J of `shares` (Zhang
+    et al. 2023, "Understanding deep gradient leakage via inversion influence functions"). It holds for an inversion
+    that matches the changed gradient as well as possible, and not for others. `examples` have any shape; the distance
+    is the L2 norm over all of them. The largest eigenvalue is computed by the power method on Jacobian-vector
+    products, until its relative change is below `tolerance`, in at most `iterations` steps. The method converges from
+    below, so the result exceeds the bound by the relative error of the eigenvalue. It is infinite if `shares` does
+    not depend on the examples.
     """
     pull = vjp(shares, examples)[1]
 
     def push(direction: Tensor) -> Parameters:
         with warnings.catch_warnings():
-            # Torch's own forward derivatives are compiled in a way that torch itself warns of.
+            # Torch warns about the way in which it compiles its own forward derivatives.
             warnings.simplefilter("ignore", FutureWarning)
             moved: Parameters = jvp(shares, (examples,), (direction,))[1]
         return moved
@@ -56,7 +56,7 @@ def inversion_bounds(
 
 
 def noise_like(gradient: Parameters, part: float, seed: int) -> Parameters:
-    """Return Gaussian noise shaped like `gradient`, of a norm that is `part` of the gradient's."""
+    """Return Gaussian noise shaped like `gradient`, with `part` times its norm."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {
         name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)

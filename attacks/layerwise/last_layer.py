@@ -1,4 +1,4 @@
-"""The last layer from its gradient: what it was given, and the loss gradient at the logits."""
+"""The last layer's input and the loss gradient at the logits, from the last layer's gradient."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,16 +14,16 @@ from metaleak.attacks.layerwise.chain import Stage
 from metaleak.clients.episode import Parameters
 
 Loss = Literal["logistic", "cross_entropy"]
-"""The loss of one example: `logistic`, of one logit z and a label y of -1 or 1, is log(1 + exp(-y z))."""
+"""The loss of one example; `logistic` is log(1 + exp(-y z)) for one logit z and a label y of -1 or 1."""
 
 TURNING_POINT = 1.2784645427610738
-"""Where u / (1 + e^u) is largest: two values of u have the same loss gradient times logit around it."""
+"""The u at which u / (1 + e^u) is largest; values below its maximum are attained on both sides of it."""
 
 _LARGEST = 700.0
-"""The largest u that is looked at: e^u is finite in float64."""
+"""The largest u considered: e^u is finite in float64."""
 
 _PLACES = 400
-"""Among how many scales the roots of the cross-entropy's equation are looked for."""
+"""The number of scales between which roots of the cross-entropy's equation are bracketed."""
 
 
 @dataclass(frozen=True)
@@ -35,36 +35,37 @@ class Candidate:
 
 
 def candidates(stage: Stage, gradients: Parameters, loss: Loss) -> list[Candidate]:
-    """Return all solutions for the last layer of one example's gradient, in no order.
+    """Return all solutions for the last layer from the gradient of one example, in no particular order.
 
-    With a bias the loss gradient is the bias's own and there is one. Without, a scalar equation decides: for
-    `logistic` that of Zhu and Blaschko (2021, section 3.1), `-u / (1 + e^u) = <W, dW>` for u = y z, with two roots
-    where the value is in (-0.278, 0), and both labels; for `cross_entropy` that of the label's probability, of whose
-    roots those are solutions that match the whole loss gradient up to the precision of `gradients`. Raises
-    `ValueError` for a last layer that is not dense, a gradient of zeros, and one that no single example can have.
+    With a bias there is one solution, since the loss gradient is that of the bias. Without a bias, a scalar equation
+    is solved. For `logistic` it is `-u / (1 + e^u) = <W, dW>` with u = y z (Zhu and Blaschko 2021, section 3.1),
+    which has two roots if the value is in (-0.278, 0); both labels are possible. For `cross_entropy` it is the
+    equation of the label's probability; those of its roots are solutions that match the whole loss gradient up to the
+    precision of `gradients`. Raises `ValueError` for a last layer that is not dense, for a gradient of zeros, and for
+    one that no single example can have.
     """
     if stage.operator.sliding is not None or stage.activation.name != "identity":
-        raise ValueError(f"the last layer, {stage.name}, must be linear with nothing after it")
+        raise ValueError(f"the last layer, {stage.name}, must be linear, without an activation after it")
     weight, gradient = stage.operator.weight, gradients[stage.weight_name]
     logits = weight.shape[0]
     if (loss == "logistic") != (logits == 1):
         needed = "one logit" if loss == "logistic" else "two logits or more"
         raise ValueError(f"the loss {loss} needs {needed}, and the last layer, {stage.name}, has {logits}")
     if not bool(gradient.any()):
-        raise ValueError(f"the gradient of the last layer, {stage.name}, is zero: it determines nothing")
+        raise ValueError(f"the gradient of the last layer, {stage.name}, is zero, so that nothing can be recovered")
     if stage.bias_name is not None:
         dz = gradients[stage.bias_name]
         return [Candidate(gradient.mT @ dz / dz.square().sum(), dz)]
     found = list(_logistic(weight, gradient) if loss == "logistic" else _cross_entropy(weight, gradient))
     if not found:
         raise ValueError(
-            f"no example has this gradient of the last layer, {stage.name}: it is of several, or was changed"
+            f"no single example has this gradient of the last layer, {stage.name}: it is of several, or was changed"
         )
     return found
 
 
 def logistic_roots(value: float) -> list[float]:
-    """Return all u with `u / (1 + e^u) = value`: none above 0.278, two between 0 and that, else one."""
+    """Return all u with `u / (1 + e^u) = value`: none if it is above 0.278, two between 0 and 0.278, else one."""
 
     def difference(u: float) -> float:
         return u / (1.0 + math.exp(u)) - value
@@ -85,9 +86,9 @@ def _logistic(weight: Tensor, gradient: Tensor) -> Iterator[Candidate]:
 
 
 def _cross_entropy(weight: Tensor, gradient: Tensor) -> Iterator[Candidate]:
-    """Yield the solutions of `softmax(W x) - label = dz` along the one direction that the gradient's columns have."""
+    """Yield the solutions of `softmax(W x) - label = dz` with dz along the direction of the gradient's columns."""
     precision = torch.finfo(gradient.dtype).eps
-    # Near a double root the scale is only known to the root of the precision.
+    # Near a double root the scale is only known to the square root of the precision.
     tolerance = 10 * math.sqrt(precision)
     left, size, right = torch.linalg.svd(gradient.double(), full_matrices=False)
     direction, row = left[:, 0], size[0] * right[0]

@@ -16,26 +16,26 @@ from metaleak.attacks.threat_model import Capability
 from metaleak.clients.episode import Parameters
 
 _SINGLE = 0.01
-"""Second over first singular value of a dense layer's gradient, up to which it counts as that of one example."""
+"""The largest ratio of second to first singular value for a dense layer's gradient to be that of one example."""
 
 _UNDETERMINED = 0.5
-"""What is left of the confidence where a layer has fewer constraints than unknowns."""
+"""The factor on the confidence if a layer has fewer constraints than unknowns."""
 
 
 class LayerByLayer(BaseModel):
-    """The one example behind a learner's gradient, rebuilt from the last layer to the first.
+    """Reconstruction of the one example behind a learner's gradient, from the last layer to the first.
 
-    For apps whose clients send the cross-entropy gradient of a single example, or one step along it: a sum over
-    several has no such solution. It is told by the gradients of the dense layers, which are of rank one for a single
-    example. `method` is R-GAP (Zhu and Blaschko 2021), or the hybrid method after Chen and Campbell (2021), which
-    does the same until a layer lacks constraints. Networks must be chains of convolutions and dense layers with known
-    activations, see `chain_of`.
+    For apps whose clients send the cross-entropy gradient of a single example, or one step along it; the gradient of
+    several examples cannot be inverted this way. Whether it is of a single example shows in the gradients of the
+    dense layers, which then have rank one. `method` is R-GAP (Zhu and Blaschko 2021), or the hybrid method after Chen
+    and Campbell (2021), which differs from it only where a layer lacks constraints. Networks must be chains of
+    convolutions and dense layers with supported activations, see `chain_of`.
 
-    The confidence is 1 less the largest part by which the constraints of a layer are missed, and half of that where a
-    layer has fewer constraints than unknowns, which many inputs meet. With two classes a single dense layer after
-    convolutions has a gradient of rank one for any batch: there the missed constraints alone tell. A learner whose
-    gradient is not that of one example, or is none, gets medium gray with confidence 0; if that is so of all, the
-    attack is refused.
+    The confidence is 1 minus the largest relative residual of a layer's constraints, and half of that if a layer has
+    fewer constraints than unknowns, so that many inputs satisfy them. With two classes, a single dense layer after
+    convolutions has a gradient of rank one for any batch: then only the residual reveals a batch. A learner whose
+    gradient is not that of one example gets a medium gray image with confidence 0; if that holds for all learners,
+    the attack is refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,14 +45,14 @@ class LayerByLayer(BaseModel):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """Nothing beside what the server sees."""
+        """No capability beyond the messages that the server sees."""
         return frozenset()
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
-        """Return one example `(L, 1, C, H, W)` of every learner.
+        """Return one example for every learner, `(L, 1, C, H, W)`.
 
-        Raises `ValueError` in one line for a network that cannot be taken apart or inverted, which names the layer,
-        and where no learner's gradient is that of a single example.
+        Raises `ValueError`, in one line that names the layer, for a network that is not a chain or cannot be
+        inverted, and if no learner's gradient is that of a single example.
         """
         parameters = {name: value.double() for name, value in observation.parameters.items()}
         chain = chain_of(observation.model, parameters, observation.input_shape)
@@ -76,7 +76,7 @@ class LayerByLayer(BaseModel):
         return Reconstructions(made, confidence)
 
     def _inverted(self, chain: Chain, gradients: Parameters) -> tuple[Tensor, float]:
-        """Return the example, and the largest part by which a layer's constraints are missed."""
+        """Return the example, and the largest relative residual of a layer's constraints."""
         if not _of_one_example(chain, gradients):
             raise ValueError("layer-by-layer: no learner's gradient is that of a single example")
         invert = reconstruct if self.method == "r-gap" else reconstruct_hybrid
@@ -87,7 +87,7 @@ class LayerByLayer(BaseModel):
 
 
 def _of_one_example(chain: Chain, gradients: Parameters) -> bool:
-    """Return whether the gradients of all dense layers, of which none is zero, are of rank one, and all finite."""
+    """Return whether all gradients are finite, and those of dense layers have rank one."""
     if not all(bool(value.isfinite().all()) for value in gradients.values()):
         return False
     for stage in chain.stages:

@@ -1,4 +1,4 @@
-"""Least squares of a layer's constraints without their matrix."""
+"""Least-squares solution of a layer's constraints without forming their matrix."""
 
 from dataclasses import dataclass
 from math import prod
@@ -11,15 +11,15 @@ from torch import Tensor
 from metaleak.attacks.layerwise.operators import LayerOperator
 
 _PASSES = 2
-"""How often the system is solved, each time for what is left."""
+"""How often the system is solved, each time for the remaining residual."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The least-squares solution `x` of least norm, and how far its constraints are missed.
+    """The least-squares solution `x` of least norm, and its residual.
 
-    `residual` is the norm of what is missed divided by the norm of what is asked, 0 for a consistent system that is
-    solved; `iterations` are those of LSMR.
+    `residual` is the norm of the residual divided by that of the right-hand side, 0 for an exact solution;
+    `iterations` is the number of LSMR iterations.
     """
 
     x: Tensor
@@ -29,10 +29,10 @@ class Solution:
 
 @dataclass(frozen=True)
 class Constraints:
-    """What a layer's weight and gradient say of its input: `W x = z` and `K(dz) x = gradient`.
+    """The linear constraints on a layer's input from its weight and gradient: `W x = z` and `K(dz) x = gradient`.
 
-    `z`, shaped like the output, is without the bias; `None` where it is not known. Rows from the gradient are scaled
-    to the length of those from the weight, which leaves the solution of a consistent system as it is.
+    `z`, shaped like the output, is without the bias; `None` if it is not known. Rows from the gradient are scaled to
+    the length of those from the weight, which does not change the solution of a consistent system.
     """
 
     operator: LayerOperator
@@ -42,18 +42,18 @@ class Constraints:
 
     @property
     def scale(self) -> float:
-        """Return the factor of the gradient's rows."""
+        """The scaling factor of the gradient's rows."""
         lengths = float(self.dz.norm()) * float(self.operator.weight.numel()) ** 0.5
         weights = float(self.operator.weight.norm()) * float(self.dz.numel()) ** 0.5
         return weights / lengths if lengths > 0 else 0.0
 
     def apply(self, x: Tensor) -> Tensor:
-        """Return both sides' values at `x`, as one vector."""
+        """Return the left-hand sides of all constraints at `x`, as one vector."""
         rows = [self.scale * self.operator.weight_gradient(x, self.dz).flatten()]
         return torch.cat([*([] if self.z is None else [self.operator.forward(x).flatten()]), *rows])
 
     def adjoint(self, values: Tensor) -> Tensor:
-        """Return the transposed map of a vector as `apply` returns it, shaped like `x`."""
+        """Return the adjoint of `apply` on a vector of the shape that it returns, shaped like `x`."""
         gradient = values[values.numel() - self.gradient.numel() :].reshape(self.gradient.shape)
         x = self.scale * self.operator.weight_gradient_adjoint(gradient, self.dz)
         if self.z is not None:
@@ -62,7 +62,7 @@ class Constraints:
 
     @property
     def values(self) -> Tensor:
-        """Return what `apply` must return, as one vector."""
+        """The right-hand sides, which `apply` must match, as one vector."""
         known = [] if self.z is None else [self.z.flatten()]
         return torch.cat([*known, self.scale * self.gradient.flatten()])
 
@@ -70,8 +70,8 @@ class Constraints:
 def solve(constraints: Constraints, iterations: int = 5000, tolerance: float = 1e-13) -> Solution:
     """Return the least-squares solution of least norm, by LSMR (Fong and Saunders 2011) in float64.
 
-    Nothing larger than a few vectors of the layer's size is stored. `tolerance` is LSMR's on both the residual and
-    its gradient, relative.
+    Stores no more than a few vectors of the layer's size. `tolerance` is LSMR's relative tolerance on the residual
+    and on its gradient.
     """
     shape = constraints.operator.input_shape
     wanted = constraints.values
@@ -87,7 +87,7 @@ def solve(constraints: Constraints, iterations: int = 5000, tolerance: float = 1
     target = np.asarray(wanted.double())
     found, left, taken = np.zeros(prod(shape)), target, 0
     for _ in range(_PASSES):
-        # Solved for what is left, since LSMR's own recurrences lose some digits.
+        # Solved again for the residual, since LSMR's recurrences lose some digits.
         step, _, more, *_ = lsmr(operator, left, atol=tolerance, btol=tolerance, conlim=0, maxiter=iterations)
         improved = found + step
         still = target - forward(improved)

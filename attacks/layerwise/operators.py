@@ -1,4 +1,4 @@
-"""The linear maps of a layer as functions, never as matrices: its weight, and the constraints from its gradient."""
+"""The linear maps of a layer as functions in place of matrices: its weight, and the constraints from its gradient."""
 
 from dataclasses import dataclass, field
 from math import prod
@@ -15,30 +15,31 @@ from metaleak.clients.models import Layer, Sliding
 class LayerOperator(Protocol):
     """The linear part of one layer, for one example: `z = W x`, and the weight's gradient `K(dz) x`.
 
-    Both are linear in the layer's input `x`, given the weight and the loss gradient `dz` at the layer's output
-    (Zhu and Blaschko 2021, section 3.2). The two others are their adjoints.
+    Both maps, `forward` and `weight_gradient`, are linear in the layer's input `x`, given the weight and the loss
+    gradient `dz` at the layer's output (Zhu and Blaschko 2021, section 3.2); `backward` and `weight_gradient_adjoint`
+    are their adjoints.
     """
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Return the shape of `x`."""
+        """The shape of `x`."""
         ...
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Return the shape of `z` and `dz`."""
+        """The shape of `z` and `dz`."""
         ...
 
     @property
     def weight(self) -> Tensor:
-        """Return the weight."""
+        """The weight."""
         ...
 
     @property
     def sliding(self) -> Sliding | None:
         """How the kernel of a convolution moves; `None` where the weight's gradient is an outer product `dz x^T`.
 
-        Of an outer product one unit with a gradient tells the whole input; a convolution's may take more.
+        Of an outer product one unit with a gradient determines the whole input; a convolution may need more.
         """
         ...
 
@@ -67,17 +68,17 @@ class Dense:
 
     @property
     def sliding(self) -> None:
-        """No kernel moves."""
+        """`None`: there is no kernel."""
         return None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Return `(n,)`."""
+        """The shape `(n,)`."""
         return (self.weight.shape[1],)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Return `(m,)`."""
+        """The shape `(m,)`."""
         return (self.weight.shape[0],)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,12 +108,12 @@ class Convolution:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Return `(m, u, v)`."""
+        """The shape `(m, u, v)`."""
         return (self.weight.shape[0], *self.output_sides)
 
     @property
     def output_sides(self) -> tuple[int, int]:
-        """Return the height and width of the output; raises `ValueError` where nothing is left of it."""
+        """The height and width of the output; raises `ValueError` if the kernel does not fit into the input."""
         sides = []
         of = zip(
             self.input_shape[1:],
@@ -147,7 +148,7 @@ class Convolution:
     def weight_gradient_adjoint(self, gradient: Tensor, dz: Tensor) -> Tensor:
         """Return the transposed convolution `(c, h, w)` of `dz` by the kernel `gradient`.
 
-        For `<gradient, K(dz) x>` is `<dz, conv(x, gradient)>`.
+        This follows from `<gradient, K(dz) x> = <dz, conv(x, gradient)>`.
         """
         return self._transposed(gradient, dz)
 
@@ -164,29 +165,29 @@ class Convolution:
 def operator_of(layer: Layer, weight: Tensor) -> Dense | Convolution:
     """Return the linear part of `layer` with this weight.
 
-    Raises `ValueError`, in one line that names the layer, for a layer that is no linear map of one example or is
-    none that is known here.
+    Raises `ValueError`, in one line that names the layer, for a layer that is neither a linear map of a vector nor a
+    two-dimensional convolution.
     """
     if layer.kind in ("linear", "matmul", "mm") and len(layer.input_shape) == 1:
         if weight.ndim != 2 or weight.shape != (*layer.output_shape, *layer.input_shape):
             raise ValueError(
                 f"layer {layer.name} has a weight {tuple(weight.shape)}, not "
-                f"{(*layer.output_shape, *layer.input_shape)}: it is applied in another way than as a linear layer"
+                f"{(*layer.output_shape, *layer.input_shape)}: it is not applied as a linear layer"
             )
         return Dense(weight)
     if layer.kind == "conv2d":
         if layer.sliding is None:
-            raise ValueError(f"layer {layer.name} pads by a name, where two numbers are needed")
+            raise ValueError(f"layer {layer.name}: padding must be given as two numbers, not by name")
         channels, height, width = layer.input_shape
         return Convolution(weight, (channels, height, width), layer.sliding)
     raise ValueError(
         f"layer {layer.name} is a {layer.kind} on {len(layer.input_shape)} axes: "
-        "only linear layers of vectors and conv2d can be taken apart"
+        "it must be a linear layer on vectors or a conv2d"
     )
 
 
 def dense_matrix(operator: LayerOperator, dz: Tensor) -> Tensor:
-    """Return `[W; K(dz)]` as a matrix `(outputs + weights, n)`, column by column: for tests and small layers."""
+    """Return `[W; K(dz)]` as a matrix `(outputs + weights, n)`, column by column; for tests and small layers."""
     columns = []
     for index in range(prod(operator.input_shape)):
         unit = torch.zeros(prod(operator.input_shape), dtype=operator.weight.dtype)

@@ -1,4 +1,4 @@
-"""R-GAP: the example behind one gradient, layer by layer from the last to the first (Zhu and Blaschko 2021)."""
+"""R-GAP: one example from its gradient, layer by layer from the last to the first (Zhu and Blaschko 2021)."""
 
 from dataclasses import dataclass
 
@@ -11,18 +11,18 @@ from metaleak.attacks.layerwise.least_squares import Constraints, solve
 from metaleak.clients.episode import Parameters
 
 _AS_GOOD = 10.0
-"""A solution of the last layer is dropped where it misses a layer's constraints so many times more than another."""
+"""A solution of the last layer is dropped if its residual at a layer exceeds another's by this factor."""
 
 _EXACT = 1e-8
-"""Constraints that are missed by less than this part do not tell solutions apart."""
+"""Relative residuals below this do not distinguish solutions."""
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """The input of one layer: `x` as reconstructed, and by what part the layer's constraints are missed.
+    """The reconstructed input `x` of one layer, and the relative residual of the layer's constraints.
 
-    A layer with fewer independent constraints than unknowns is met without a residual by many inputs; the others'
-    residuals, and `security.audit`, say so.
+    If a layer has fewer independent constraints than unknowns, many inputs have a residual of zero; the residuals of
+    the layers before it, and `security.deficit_of`, show that.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One `example (C, H, W)`, and from the first to the last layer what each was given.
+    """One `example (C, H, W)`, and the input of each layer, from the first to the last.
 
-    `others` are the layers of further examples that fit the gradient as well, of other roots of the last layer's
-    equation. Without biases and with activations of `f(a x) = a f(x)`, a > 0, both roots fit at every layer: they
-    differ by a factor all the way down, and only the range of the examples tells them apart.
+    `others` are the layers' inputs for further examples that fit the gradient as well, from other roots of the last
+    layer's equation. Without biases and with activations for which `f(a x) = a f(x)`, a > 0, both roots fit at every
+    layer: the inputs differ by the same factor at all layers, and only the range of examples distinguishes them.
     """
 
     example: Tensor
@@ -45,13 +45,13 @@ class Reconstruction:
 
     @property
     def residual(self) -> float:
-        """Return the largest part by which the constraints of a layer are missed."""
+        """The largest relative residual of a layer's constraints."""
         return max(layer.residual for layer in self.layers)
 
 
 @dataclass(frozen=True)
 class _Path:
-    """A reconstruction on its way down: what is known of the layer before those in `layers`."""
+    """A partial reconstruction: `layers` are done; `z` and `dz` are what is known of the layer before them."""
 
     z: Tensor | None
     dz: Tensor
@@ -67,14 +67,14 @@ def reconstruct(
     high: float = 1.0,
     iterations: int = 5000,
 ) -> Reconstruction:
-    """Return the example of which `gradients` are the gradient of `loss`, by R-GAP.
+    """Return the example whose gradient of `loss` is `gradients`, by R-GAP.
 
-    Dense layers are solved in closed form and convolutions by least squares on the constraints from weight and
-    gradient, as operators (`iterations` of LSMR at most). `low` and `high` are the range of the examples: it decides
-    where the layers' residuals do not. Precision is that of the gradients; float64 recovers float64.
+    Dense layers are solved in closed form, and convolutions by least squares on the constraints from weight and
+    gradient (at most `iterations` of LSMR). `low` and `high` are the range of examples, by which solutions are ranked
+    if their residuals do not distinguish them. The precision is that of the gradients.
 
-    Raises `ValueError`, in one line that names the layer, where a convolution's output cannot be told from what
-    follows it, as with ReLU, and for what `last_layer.candidates` refuses.
+    Raises `ValueError`, in one line that names the layer, if the activation after a convolution cannot be inverted,
+    as with ReLU, and as `last_layer.candidates` does.
     """
     _must_be_invertible(chain)
     *earlier, last = chain.stages
@@ -91,7 +91,7 @@ def reconstruct(
         paths = [_step(_Path(path.z, dz, path.layers), stage, found, before) for path, (found, dz) in kept]
     found = sorted(
         (_in_shape(path.layers, chain) for path in paths),
-        key=lambda one: _strangeness(chain.example(one[0].x), low, high),
+        key=lambda one: _implausibility(chain.example(one[0].x), low, high),
     )
     return Reconstruction(chain.example(found[0][0].x), found[0], tuple(found[1:]))
 
@@ -101,12 +101,12 @@ def _must_be_invertible(chain: Chain) -> None:
         if stage.operator.sliding is not None and stage.activation.inverse is None:
             raise ValueError(
                 f"layer {stage.name}, a convolution, is followed by {stage.activation.name}, which cannot be "
-                "inverted: what its inactive units were given is lost"
+                "inverted: the inputs of its inactive units are lost"
             )
 
 
 def _solve(stage: Stage, path: _Path, gradients: Parameters, iterations: int) -> tuple[Recovered, Tensor]:
-    """Return what the layer was given, and the loss gradient at its output as precisely as it is known."""
+    """Return the layer's input, and the loss gradient at its output as precisely as it is known."""
     gradient, dz = gradients[stage.weight_name], path.dz
     if stage.operator.sliding is None:
         if stage.bias_name is not None:
@@ -129,7 +129,7 @@ def _missed(stage: Stage, gradient: Tensor, x: Tensor, dz: Tensor, z: Tensor | N
 
 
 def _step(path: _Path, stage: Stage, found: Recovered, before: tuple[Stage, ...]) -> _Path:
-    """Return the path one layer further: what is known of the layer in `before`, which is empty at the first."""
+    """Return the path extended by `stage`, with `z` and `dz` of the layer in `before` (empty at the first layer)."""
     layers = (found, *path.layers)
     if not before:
         return _Path(None, path.dz, layers)
@@ -144,7 +144,7 @@ def _in_shape(layers: tuple[Recovered, ...], chain: Chain) -> tuple[Recovered, .
     return Recovered(first.name, first.x.reshape(chain.input_shape), first.residual), *layers[1:]
 
 
-def _strangeness(example: Tensor, low: float, high: float) -> tuple[float, float]:
-    """Return how far the example is outside of the range, and then how faint it is: the least is the likeliest."""
+def _implausibility(example: Tensor, low: float, high: float) -> tuple[float, float]:
+    """Return how far the example leaves its range, and then how faint it is; the smallest is the most plausible."""
     outside = torch.maximum(low - example, example - high).clamp(min=0.01 * (high - low)).max()
     return float(outside), -float((example - low).norm())

@@ -1,8 +1,8 @@
-"""How safe an architecture is: the rank deficits of its convolutions (Chen and Campbell 2021).
+"""The security number c(M) of an architecture: the rank deficits of its convolutions (Chen and Campbell 2021).
 
-A convolution's input x of n numbers obeys `U x = [z; vec dW]` with `U = [W; K(dz)]`. Where the rank of U is below n,
-the input cannot be told from what is known. The rank for generic weights and loss gradients follows from the
-convolution's shape: no image and no trained weight is needed.
+The input x (n entries) of a convolution satisfies `U x = [z; vec dW]` with `U = [W; K(dz)]`. If the rank of U is
+below n, the constraints do not determine the input. For generic weights and loss gradients the rank depends only on
+the convolution's shape: neither images nor trained weights are needed.
 """
 
 import math
@@ -18,27 +18,27 @@ from metaleak.attacks.layerwise.operators import Convolution, LayerOperator, den
 from metaleak.clients.models import Sliding
 
 _TOLERANCE = 1e-9
-"""Singular values below this part of the largest count as zero."""
+"""Singular values below this, relative to the largest, count as zero."""
 
 _SOLVED = 1e-6
-"""A random system counts as solved where it is met up to this part; unsolvable ones miss by a part of about 1."""
+"""The largest relative residual of a solvable random system; unsolvable ones have a residual of about 1."""
 
 _ITERATIONS = 3000
 
 _SPREAD = 0.3
-"""Deviation of a random filter's norm, beside the 1 of the input that it selects."""
+"""The norm of a filter's random part, beside the weight of 1 on the input that it selects."""
 
 _SMALL = 1000
-"""Up to so many unknowns a rank that is not found otherwise is that of the matrix."""
+"""Up to this many unknowns, a rank that is not found otherwise is computed from the matrix."""
 
 
 MEMORY = 2 * 2**30
-"""Bytes that the matrices of one rank may take."""
+"""The largest number of bytes for the matrices of one rank."""
 
 
 @dataclass(frozen=True)
 class ConvolutionShape:
-    """A convolution's shape: `weight (m, c / groups, k, l)`, `input_shape (c, h, w)`, and how its kernel moves."""
+    """A convolution's shape: `weight (m, c / groups, k, l)`, `input_shape (c, h, w)`, stride, padding and so on."""
 
     weight: tuple[int, int, int, int]
     input_shape: tuple[int, int, int]
@@ -46,12 +46,12 @@ class ConvolutionShape:
 
     @property
     def memory(self) -> int:
-        """Return the bytes of the largest matrices that `rank_of` makes."""
+        """The size in bytes of the largest matrices in `rank_of`."""
         (filters, channels, *kernel), (_, height, width), sliding = self.weight, self.input_shape, self.sliding
         filters //= sliding.groups
         place = height * width
         outputs = filters * (height + 2 * sliding.padding[0]) * (width + 2 * sliding.padding[1])
-        # The convolution with dz reaches beyond the kernel by less than a stride.
+        # The convolution with dz exceeds the kernel by less than a stride.
         reached = filters * math.prod(side + stride for side, stride in zip(kernel, sliding.stride, strict=True))
         numbers = min(filters * math.prod(kernel), place) * (place + reached) + outputs
         if channels * place <= _SMALL:
@@ -59,9 +59,9 @@ class ConvolutionShape:
         return 8 * numbers
 
     def drawn(self, generator: torch.Generator) -> Convolution:
-        """Return the convolution with random weights in float64, drawn around filters that select single inputs.
+        """Return the convolution with random float64 weights, drawn around filters that select single inputs.
 
-        A rank that one choice of weights reaches is reached by almost all: so they are chosen for a good condition.
+        Almost all weights give the same, largest rank, so these are chosen to be well conditioned.
         """
         filters, channels, *kernel = self.weight
         weight = torch.randn(self.weight, generator=generator, dtype=torch.float64)
@@ -79,10 +79,10 @@ class ConvolutionShape:
 
 @dataclass(frozen=True)
 class Rank:
-    """What is known of a convolution's input: `unknowns` numbers, and the rank of the constraints on them.
+    """The number of `unknowns` of a convolution's input, and the rank of the constraints on them.
 
-    `from_weight` and `from_gradient` are the ranks of the two blocks by themselves, `rank` that of both together.
-    `exact` is false where it could only be bounded from below, by the gradient's block.
+    `from_weight` and `from_gradient` are the ranks of the two blocks alone, `rank` that of both together. `exact` is
+    false if `rank` is only a lower bound, that of the gradient's block.
     """
 
     unknowns: int
@@ -93,26 +93,26 @@ class Rank:
 
     @property
     def deficit(self) -> int:
-        """Return how many independent constraints are missing, 0 or more."""
+        """The number of missing independent constraints, 0 or more."""
         return self.unknowns - self.rank
 
 
 def rank_of(shape: ConvolutionShape, seed: int = 0) -> Rank:
     """Return the rank of a convolution's constraints, for generic weights and loss gradients.
 
-    With m filters of u x v outputs and n inputs it is `min(n, m u v + rank K - m min(m, u v))`, where the gradient's
-    block K has the rank of c copies of one input channel's block, and what is subtracted are the independent ones of
-    the identities `<W_f, dW_g> = <z_f, dz_g>`, by which the two blocks say the same. It holds where W has full row
-    rank, which is tested by solving `W x = r` for a random r; `rank = n` is tested by finding a random x again.
-    Inputs that no kernel touches are counted as missing. A convolution in groups is that many smaller ones. (That
-    there are no further identities is observed, not proven.)
+    With m filters of u x v outputs and n inputs it is `min(n, m u v + rank K - m min(m, u v))`. The gradient's block
+    K has the rank of c copies of one input channel's block. The last term is the number of independent identities
+    `<W_f, dW_g> = <z_f, dz_g>`, which both blocks imply; that there are no others is observed, not proven. The
+    formula holds if W has full row rank, which is tested by solving `W x = r` for a random r; `rank = n` is tested by
+    recovering a random x. Inputs that no kernel position touches count as missing. A convolution with groups counts
+    as that many smaller ones.
 
     Raises `ValueError` for a shape whose matrices take more than `MEMORY`.
     """
     if shape.memory > MEMORY:
         raise ValueError(
-            f"the rank of a convolution of weight {shape.weight} on {shape.input_shape} takes "
-            f"{shape.memory / 2**30:.1f} GiB, {MEMORY / 2**30:.0f} GiB at most are allowed"
+            f"the rank of a convolution of weight {shape.weight} on {shape.input_shape} would take "
+            f"{shape.memory / 2**30:.1f} GiB of memory: at most {MEMORY / 2**30:.0f} GiB are allowed"
         )
     groups = shape.sliding.groups
     if groups > 1:
@@ -143,7 +143,7 @@ def rank_of(shape: ConvolutionShape, seed: int = 0) -> Rank:
     if from_gradient == touched:
         return known
     if both == touched or outputs > touched:
-        found = _finds_again(operator, dz, generator)
+        found = _recovers(operator, dz, generator)
     else:
         found = _full_row_rank(operator, dz, generator)
         known = replace(known, rank=both)
@@ -155,7 +155,10 @@ def rank_of(shape: ConvolutionShape, seed: int = 0) -> Rank:
 
 
 def deficit_of(operator: LayerOperator) -> int:
-    """Return how many constraints a layer's input lacks, for generic loss gradients; raises as `rank_of` does."""
+    """Return the number of missing constraints on a layer's input, for generic loss gradients.
+
+    Raises `ValueError` as `rank_of` does.
+    """
     if operator.sliding is None:
         return 0
     filters, fan_in, *kernel = operator.weight.shape
@@ -165,15 +168,15 @@ def deficit_of(operator: LayerOperator) -> int:
 
 
 def security(ranks: Sequence[Rank]) -> float:
-    """Return `c(M) = sum_i ((d - i + 1) / d) (rank U_i - n_i)` over a network's d convolutions, from the first on.
+    """Return `c(M) = sum_i ((d - i + 1) / d) (rank U_i - n_i)` over a network's d convolutions, in order.
 
-    0 is the worst: every layer's input is determined. The more negative, the safer (Chen and Campbell 2021, eq. 11).
+    0 is the least safe: every layer's input is determined; more negative is safer (Chen and Campbell 2021, eq. 11).
     """
     return sum(contributions(ranks))
 
 
 def contributions(ranks: Sequence[Rank]) -> list[float]:
-    """Return the terms of `security`, one a convolution, each 0 or less."""
+    """Return the terms of `security`, one per convolution, each 0 or less."""
     depth = len(ranks)
     return [(depth - place) / depth * (rank.rank - rank.unknowns) for place, rank in enumerate(ranks)]
 
@@ -181,7 +184,7 @@ def contributions(ranks: Sequence[Rank]) -> list[float]:
 def _rank_of_channel(shape: ConvolutionShape, dz: Tensor) -> int:
     """Return the rank of the gradient's constraints on one input channel, a matrix (m k l, h w).
 
-    Its product with random columns, no more than its rank can be, has the same rank; each is the gradient of a
+    Its product with random columns, as many as its rank can be, has the same rank; each product is the gradient for a
     random channel.
     """
     (filters, _, *kernel), (_, height, width) = shape.weight, shape.input_shape
@@ -207,24 +210,24 @@ def _rank(matrix: Tensor) -> int:
 
 
 def _touched(operator: Convolution, dz: Tensor) -> int:
-    """Return how many places of a channel at least one kernel position touches."""
+    """Return how many pixels of a channel at least one kernel position touches."""
     ones = replace(operator, weight=torch.ones_like(operator.weight))
     return int((ones.backward(torch.ones_like(dz))[0] > 0.5).sum())
 
 
 def _full_row_rank(operator: Convolution, dz: Tensor, generator: torch.Generator) -> bool:
-    """Return whether a random output is some input's."""
+    """Return whether a random output is the output of some input."""
     wanted = torch.randn(dz.shape, generator=generator, dtype=torch.float64)
     no_gradient = torch.zeros_like(operator.weight)
-    # With dz = 0 the gradient constrains nothing.
+    # With dz = 0 the gradient gives no constraints.
     found = solve(Constraints(operator, torch.zeros_like(dz), no_gradient, wanted), _ITERATIONS, 1e-10)
     return found.residual < _SOLVED
 
 
-def _finds_again(operator: Convolution, dz: Tensor, generator: torch.Generator) -> bool:
-    """Return whether a random input, where it is touched, is the only one that meets its constraints.
+def _recovers(operator: Convolution, dz: Tensor, generator: torch.Generator) -> bool:
+    """Return whether its constraints determine a random input, apart from untouched pixels.
 
-    One missing constraint of n moves what is found by about 1 / sqrt(n).
+    One missing constraint of n changes the solution by about 1 / sqrt(n), relative to its norm.
     """
     x = torch.randn(operator.input_shape, generator=generator, dtype=torch.float64)
     ones = replace(operator, weight=torch.ones_like(operator.weight))

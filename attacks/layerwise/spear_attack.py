@@ -1,4 +1,4 @@
-"""SPEAR as an attack on what learners send, where the first layer is dense and ReLU follows it."""
+"""SPEAR as an attack on gradients and meta-gradients of models whose first layer is dense and followed by ReLU."""
 
 from typing import Annotated, Literal
 
@@ -24,31 +24,32 @@ from metaleak.clients.models import (
 from metaleak.clients.rules import support_entry
 
 _UNCONFIRMED = 0.4
-"""The confidence of an example that looks right in every respect and is not confirmed."""
+"""The largest confidence of an example that is not confirmed."""
 
 _SUPPORT = 0.1
-"""By what part of the units a support example may contradict its coefficients; the others are far above."""
+"""The largest share of units at which a support example may contradict its coefficients; others have far more."""
 
 
 class Spear(BaseModel):
-    """Exact reconstruction of the examples that entered a dense first layer followed by ReLU.
+    """Exact reconstruction of the inputs of a dense first layer that is followed by ReLU.
 
-    From a plain gradient (FedSGD) it recovers the batch, from second-order meta-gradients support and query examples
-    together; with first-order rules the query set alone, for the support set does not enter. All that were recovered
-    are returned, those of the asked set first as far as they can be told: support examples fit the parameters that
-    were sent, query examples the adapted ones, and those of the other set have half the confidence.
+    From a plain gradient (FedSGD) it recovers the batch, from a second-order meta-gradient support and query examples
+    together, and with first-order rules only the query set, since support examples do not enter the gradient. All
+    recovered examples are returned, those of the attacked set first as far as the sets can be distinguished (support
+    examples fit the parameters that the server sent, query examples the adapted ones); those of the other set have
+    half the confidence.
 
-    `samples` random subsets of units are tried for a learner at most; the number that is needed doubles with every
-    example. What they leave open is looked for by way of examples in their range, of up to 40 examples a learner, by
-    `programs` linear programs for each number that may be missing (see `batches.recovery`). Examples are expected in
-    [0, 1], or to leave it by `beyond` at most, as noise on them makes them do: what is recovered is what entered the
-    gradient, noise included.
+    At most `samples` random subsets of units are tried per learner; the number needed doubles with every example.
+    Examples that they do not yield are searched for within the range of pixels, for up to 40 examples per learner, by
+    `programs` linear programs for each possible number of missing examples (see `batches.recovery`). Pixels are
+    assumed to be in [0, 1], or to exceed it by at most `beyond`, as with noise on images; noise that entered the
+    gradient is recovered with the image.
 
-    A confidence of 1 says that the example is confirmed: all together have, with labels and sets that are found, the
-    meta-gradient that was sent, and this one contributes to it (see `explanation`); 0.5 says the same of an example
-    of the other set. Confidence up to 0.4 is a ranking: a sum of images can be returned for an image, and lie in its
-    range. First-order rules leave nothing to confirm it by, as the support set that adapted the parameters is
-    unknown. An example that is not found is medium gray, with confidence 0.
+    A confidence of 1 means that the example is confirmed: with labels and sets that the attack infers, all examples
+    together reproduce the meta-gradient that was sent, and this one contributes to it (see `explanation`). Confirmed
+    examples of the other set have 0.5. A confidence up to 0.4 is only a ranking, as a combination of images may be
+    returned in place of an image. Under first-order rules nothing can be confirmed, since the support set, which
+    determines the adapted parameters, is unknown. An example that is not found is medium gray with confidence 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,28 +61,28 @@ class Spear(BaseModel):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """Nothing beside what the server sees."""
+        """No capability beyond the messages that the server sees."""
         return frozenset()
 
     def applies_to(self, model: Model) -> bool:
-        """Return whether the model's first layer is dense, with ReLU after it as far as the model states it."""
+        """Return whether the model's first layer is dense and, as far as the model states it, followed by ReLU."""
         if dense_input_of(model) is None:
             return False
         below = torch.tensor([-1.0])
         return not isinstance(model, ElementwiseFirst) or float(model.first_activation(below)) == 0.0
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
-        """Return the examples of the asked set of every learner.
+        """Return the recovered examples of every learner, those of the attacked set first.
 
-        Raises `ValueError` for a model whose first layer has no bias or is not followed by ReLU, for gradients that
-        leave it out, and for a rule by which the asked set does not enter.
+        Raises `ValueError` for a model whose first layer is not dense or not followed by ReLU, for gradients without
+        that layer's weight or bias, and for a rule under which the attacked set does not enter the gradient.
         """
         first = _first_layer(observation)
         entry = support_entry(observation.rule)
         if self.asks == "support" and entry == "parameters":
             raise ValueError(
-                "spear: with a first-order rule the support set enters what is sent by the adapted parameters alone: "
-                "none of its examples can be recovered"
+                "spear: with a first-order rule the support set affects the gradient only through the adapted "
+                "parameters: none of its examples can be recovered, attack the query set"
             )
         support, query = observation.ways * observation.shots, observation.ways * observation.queries
         most = query if entry == "parameters" else support + query
@@ -114,7 +115,7 @@ class Spear(BaseModel):
     def _arranged(
         self, observation: Observation, row: int, batch: Batch, examples: Tensor, confidence: Tensor, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the examples and the confidence with the asked set's first."""
+        """Return the examples and their confidence, those of the attacked set first."""
         support, query = observation.ways * observation.shots, observation.ways * observation.queries
         if len(batch.inputs) == support + query:
             shaped = examples.reshape(-1, *observation.input_shape).float()
@@ -136,7 +137,7 @@ class Spear(BaseModel):
 
 
 def _halved(observation: Observation, confidence: Tensor, asked: int) -> Tensor:
-    """Return the confidence with half of it for all behind those `asked`, where the sets enter by different ways."""
+    """Return the confidence, halved after the first `asked` examples if both sets enter the gradient."""
     if support_entry(observation.rule) == "curvature":
         confidence[asked:] /= 2
     return confidence
@@ -149,7 +150,7 @@ def _first_layer(observation: Observation) -> DenseInput:
     bias = bias_of(first.weight)
     for name in (first.weight, bias):
         if name not in observation.gradients:
-            raise ValueError(f"spear: what was sent does not include {name}")
+            raise ValueError(f"spear: the gradients must include {name}, which learners do not share")
     blank = blank_inputs(2, observation.input_shape)
     layer = layers_of(observation.model, observation.parameters, blank).layers[0]
     if layer.activation != "relu":
@@ -159,9 +160,9 @@ def _first_layer(observation: Observation) -> DenseInput:
 
 
 def _order(batch: Batch, support: int, asks: str) -> tuple[list[int], int]:
-    """Return the places of the examples, the asked set's first, and how many of these there are.
+    """Return the order of the examples, those of the attacked set first, and the number of these.
 
-    The support set's fit the sent parameters best.
+    Support examples are those that fit the parameters that were sent best.
     """
     order = torch.argsort(batch.contradicted + batch.misfit, stable=True).tolist()
     own = [place for place in order[:support] if float(batch.contradicted[place]) < _SUPPORT]
@@ -170,7 +171,7 @@ def _order(batch: Batch, support: int, asks: str) -> tuple[list[int], int]:
 
 
 def _filled(batch: Batch, count: int, scale: Affine, beyond: float) -> tuple[Tensor, Tensor]:
-    """Return the examples in their range `(count, n)` with their confidence `(count,)`, gray where there are none."""
+    """Return `count` examples, `(count, n)`, with their confidence `(count,)`; gray where none was found."""
     examples = torch.full((count, batch.inputs.shape[1]), 0.5, dtype=torch.float64)
     confidence = torch.zeros(count, dtype=torch.float64)
     if batch.complete:

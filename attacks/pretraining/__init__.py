@@ -1,1 +1,1 @@
-"""What a finetuned model gives away about the examples that its start was trained on."""
+"""What a finetuned model gives away about the examples that it was pretrained on."""

@@ -1,4 +1,4 @@
-"""LiRA with nothing but a finetuned model's likeliest class, as the paper's official code adapts it."""
+"""LiRA from a finetuned model's confidence in its most likely class, as in the official code of the TMI paper."""
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -10,11 +10,11 @@ from metaleak.attacks.work import Work
 
 
 class AdaptedLiRA(BaseModel):
-    """Two Gaussians a point over the log odds of the class that the victim finds likeliest, one value a query.
+    """Likelihood ratio of two Gaussians per point, over the log odds of the class that the victim finds most likely.
 
-    The baseline of Abascal et al. 2024, section 5.1 (LiRA: Carlini et al. 2022). Each point has means of its own,
-    and with `own_covariance` covariances, too, as in the official code, ridged where its shadows are few; else one
-    covariance for all points.
+    The baseline of Abascal et al. 2024, section 5.1 (LiRA: Carlini et al. 2022). The Gaussians have one dimension per
+    query. Their means are estimated for each point, and with `own_covariance` so are their covariances, as in the
+    official code, with a small ridge; otherwise all points share one covariance.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,7 +22,7 @@ class AdaptedLiRA(BaseModel):
     own_covariance: bool = True
 
     def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
-        """Return the log likelihood ratio `(P,)`."""
+        """Return the log-likelihood ratios `(P,)`, 0 for points without both kinds of shadows."""
         likeliest = victim.mean(dim=1).argmax(dim=-1)
         place = likeliest[:, None, None]
 
@@ -40,12 +40,12 @@ class AdaptedLiRA(BaseModel):
 
 
 def _log_density(asked: Tensor, chosen: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
-    """Return the log density `(P,)` of `seen (P, A)` under each point's Gaussian of the `chosen` shadows."""
+    """Return the log density `(P,)` of `seen (P, A)` under each point's Gaussian, fitted to the `chosen` shadows."""
     weight = chosen.to(asked.dtype)[..., None]
     off = (asked - mean) * weight
     count = weight.sum(dim=0)[..., None]
     covariance = torch.einsum("spa,spb->pab", off, off) / (count - 1).clamp(min=1)
-    # With fewer shadows than queries a covariance of its own is singular.
+    # The covariance of a point with fewer shadows than queries is singular.
     ridge = 1e-6 + 0.05 * covariance.diagonal(dim1=1, dim2=2).mean(dim=1)
     covariance = covariance + ridge[:, None, None] * torch.eye(asked.shape[-1], dtype=asked.dtype)
     root = torch.linalg.cholesky(covariance)

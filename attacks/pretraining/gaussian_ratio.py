@@ -1,4 +1,4 @@
-"""The ratio of two Gaussian likelihoods: means by point, one covariance over all points."""
+"""The ratio of two Gaussian likelihoods, with a mean per point and one covariance for all points."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,15 +12,16 @@ from metaleak.attacks.work import Work
 
 
 class GaussianRatio(BaseModel):
-    """Likelihood ratio of a released model's answer under two Gaussians, of members and of others.
+    """Likelihood ratio of a released model's answer under two Gaussians, one for members and one for non-members.
 
-    The features are the log odds of an answer, scaled down to the L2 norm `clip` (`None`: as they are): of a point's
-    `first` query, the `mean` over all its queries, or all of them `joint`, side by side. Each point has a mean among
-    the shadows whose start was trained on it and one among the others; the covariance is one for all points, since
-    no point has shadows enough for one of its own.
+    The features are the log odds of an answer, with their L2 norm clipped to `clip` (`None`: not clipped). `queries`
+    says which of a point's answers are used: the `first`, the `mean` of all, or all of them concatenated (`joint`).
+    Each point has two means, one over the shadows that were pretrained on it and one over the others. All points
+    share one covariance, since no point has enough shadows to estimate its own.
 
-    With `shrunken` the difference of a point's two means is drawn towards the mean difference over all points, by
-    as much as it is no larger than the noise of so few shadows makes it (empirical Bayes; Efron and Morris 1973).
+    With `shrunken` the difference of a point's two means is shrunk toward the mean difference over all points, the
+    more, the less these differences vary beyond the noise of estimating them from few shadows (empirical Bayes; Efron
+    and Morris 1973).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,7 +31,7 @@ class GaussianRatio(BaseModel):
     shrunken: bool = True
 
     def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
-        """Return the log likelihood ratio `(P,)`."""
+        """Return the log-likelihood ratios `(P,)`, 0 for points without both kinds of shadows."""
         return gaussian_ratio(
             self._features(shadows.probabilities), shadows.member, self._features(victim), self.shrunken
         )
@@ -44,9 +45,10 @@ class GaussianRatio(BaseModel):
 
 @dataclass(frozen=True)
 class Gaussians:
-    """The Gaussians of P points in D dimensions: `inside (P, D)`, `outside (P, D)`, `covariance (D, D)`.
+    """Two Gaussians for each of P points in D dimensions, one for members and one for non-members.
 
-    `members (P,)` and `others (P,)` are the numbers of shadows that the means are of.
+    `inside (P, D)` and `outside (P, D)` are the means over the shadows that were pretrained on the point and over the
+    others, `members (P,)` and `others (P,)` how many these are; `covariance (D, D)` is the same for all.
     """
 
     inside: Tensor
@@ -56,9 +58,9 @@ class Gaussians:
     others: Tensor
 
     def ratio(self, features: Tensor) -> Tensor:
-        """Return the log likelihood ratio `(P,)` of `features (P, D)`.
+        """Return the log-likelihood ratios `(P,)` of `features (P, D)`.
 
-        Probabilities add up to 1, so that the covariance may be singular: what no shadow ever varies is left out.
+        Since probabilities add up to 1, the covariance may be singular: directions without variance are ignored.
         """
         precision = torch.linalg.pinv(self.covariance, hermitian=True, rtol=1e-9)
 
@@ -70,10 +72,10 @@ class Gaussians:
         return (distance(self.outside) - distance(self.inside)) / 2
 
     def shrunken(self) -> "Gaussians":
-        """Return the distributions with the difference of each point's means replaced by its posterior mean.
+        """Return the Gaussians with the difference of each point's means replaced by its posterior mean.
 
-        The differences over points are taken for Gaussian around their mean; their covariance is what is observed
-        less the noise of the means, its negative eigenvalues set to 0.
+        The prior of the differences is a Gaussian around their mean over points. Its covariance is the observed one
+        minus that of the means' estimation noise, with negative eigenvalues set to 0.
         """
         difference = self.inside - self.outside
         noise = 1 / self.members + 1 / self.others
@@ -84,17 +86,17 @@ class Gaussians:
         observed = prior + self.covariance * noise[:, None, None]
         gain = prior @ torch.linalg.pinv(observed, hermitian=True, rtol=1e-9)
         kept = center + (gain @ (difference - center)[..., None])[..., 0]
-        # The mean over all shadows is known better than the difference, and stays.
+        # The mean over all shadows is estimated better than the difference, and is not shrunk.
         part = (self.members / (self.members + self.others))[:, None]
         middle = part * self.inside + (1 - part) * self.outside
         return Gaussians(middle + (1 - part) * kept, middle - part * kept, self.covariance, self.members, self.others)
 
 
 def fitted(features: Tensor, member: Tensor) -> tuple[Gaussians, Tensor]:
-    """Return the Gaussians of `features (S, P, D)` given `member (S, P)`, and which points have both kinds of shadow.
+    """Return the Gaussians of `features (S, P, D)` by `member (S, P)`, and which points they could be fitted to.
 
-    A point without shadows of one kind has equal means there, so that its ratio is 0. Raises `ValueError` where no
-    point has both kinds, or there are fewer than 3 shadows.
+    Where all shadows were pretrained on a point, or none was, its two means are equal, so that its ratio is 0. Raises
+    `ValueError` if no point has both kinds of shadows, or there are fewer than 3 shadows.
     """
     if len(features) < 3:
         raise ValueError(f"at least 3 shadow models are needed, got {len(features)}")
@@ -102,7 +104,9 @@ def fitted(features: Tensor, member: Tensor) -> tuple[Gaussians, Tensor]:
     members, others = inside.sum(dim=0), (1 - inside).sum(dim=0)
     both = (members > 0) & (others > 0)
     if not bool(both.any()):
-        raise ValueError("no point is in the training set of some shadow models and not in that of others")
+        raise ValueError(
+            "every point is in the pretraining set of all shadow models or of none: some models must differ"
+        )
     means = [
         (weight[..., None] * features).sum(dim=0) / count.clamp(min=1)[:, None]
         for weight, count in ((inside, members), (1 - inside, others))
@@ -116,7 +120,7 @@ def fitted(features: Tensor, member: Tensor) -> tuple[Gaussians, Tensor]:
 
 
 def gaussian_ratio(features: Tensor, member: Tensor, victim: Tensor, shrunken: bool) -> Tensor:
-    """Return the log likelihood ratios `(P,)` of `victim (P, D)`, 0 for points without both kinds of shadows."""
+    """Return the log-likelihood ratios `(P,)` of `victim (P, D)`, 0 for points without both kinds of shadows."""
     gaussians, both = fitted(features, member)
     scores = (gaussians.shrunken() if shrunken else gaussians).ratio(victim)
     return torch.where(both, scores, 0.0)

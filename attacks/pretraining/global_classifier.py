@@ -1,4 +1,4 @@
-"""One classifier for all points, trained on shadows that are left out in turn."""
+"""One membership classifier for all points, trained by leaving out one shadow at a time."""
 
 from typing import Annotated
 
@@ -14,12 +14,12 @@ from metaleak.attacks.work import Work
 
 
 class GlobalClassifier(BaseModel):
-    """A network with one `hidden` layer over what the Gaussian distributions of all points have in common.
+    """A network with one `hidden` layer on features that mean the same for all points.
 
-    Each shadow is taken for the victim in turn, and the distributions are fitted to the others: so all points serve
-    to learn how much a likelihood ratio, a distance or a confidence is worth. The features of a point are its
-    likelihood ratio, its distances to the means of members and of others, the distance between these, and the
-    answer's entropy and largest log odds.
+    Each shadow in turn takes the victim's place, with the Gaussians of `GaussianRatio` fitted to the other shadows;
+    so one network learns from all points how to weigh the features. The features of a point are its log-likelihood
+    ratio, its Mahalanobis distances to the means of members and of non-members, the distance between these means, and
+    the answer's entropy and largest log odds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,7 +30,7 @@ class GlobalClassifier(BaseModel):
     rate: Annotated[float, Field(gt=0)] = 3e-3
 
     def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
-        """Return the log odds `(P,)` of "member"."""
+        """Return the log odds of "member", `(P,)`, 0 for points without both kinds of shadows."""
         generator = generator_for(work.seed, "global classifier")
         features = clipped_log_odds(shadows.probabilities).mean(dim=2)
         rows, labels = [], []
@@ -63,7 +63,7 @@ class GlobalClassifier(BaseModel):
 
 
 def _described(gaussians: Gaussians, features: Tensor, probabilities: Tensor) -> Tensor:
-    """Return what is told of each point, `(P, 6)`, of its `features (P, D)` and `probabilities (P, A, K)`."""
+    """Return the network's input for each point, `(P, 6)`, from `features (P, D)` and `probabilities (P, A, K)`."""
     precision = torch.linalg.pinv(gaussians.covariance, hermitian=True, rtol=1e-9)
 
     def length(off: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Personal models that learners publish, and the images of other learners behind the initialization they share."""
+"""Published personal models, and the training images of other learners behind their common initialization."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Protocol, runtime_checkable
@@ -17,39 +17,42 @@ from metaleak.clients.models import Model
 
 @runtime_checkable
 class AsksReleasedModels(Protocol):
-    """An attack whose view is `Query`: personal models of learners, which it can ask and not look into.
+    """An attack on the learners' released personal models, by queries alone; see `Query`.
 
-    It takes R released models and as many of each of S federations that the adversary simulates, all asked about the
-    same P points. It needs neither a record nor gradients.
+    It uses the answers of R released models of the federation under attack, and of R models of each of S federations
+    that the adversary simulates, about the same P points. It needs neither a record nor gradients.
     """
 
     @property
     def releases(self) -> int:
-        """How many learners publish their personal models."""
+        """R, the number of learners that publish their personal models."""
         ...
 
     @property
     def shadows(self) -> int:
-        """How many federations the adversary simulates."""
+        """S, the number of federations that the adversary simulates."""
         ...
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """The capabilities that the adversary must have beside what it can ask."""
+        """The capabilities that the adversary must have beyond query access."""
         ...
 
     def scores(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
-        """Return a score `(P,)`, higher for "member"; a point's R queries are those of the R released models."""
+        """Return a score for each point, `(P,)`, higher for "member".
+
+        `shadows` and `victim (P, R, K)` have one answer per released model for each point.
+        """
         ...
 
 
 class PersonalModels(BaseModel):
-    """The Gaussian ratio of what personal models answer: were these images in any learner's sets of the training?
+    """`GaussianRatio` on the answers of personal models: was an image in any learner's sets during training?
 
-    `releases` learners adapt the trained initialization to their own support sets and let others ask what results.
-    The adversary deals images to `shadows` federations of the same kind, trains them, and lets learners of the same
-    classes adapt; so it has images of its own and knows which class stands at each output. `access` is what can be
-    seen of an answer, `clip` as in `GaussianRatio`.
+    `releases` learners adapt the trained initialization to their own support sets and answer queries to the result.
+    The adversary trains `shadows` federations of the same kind on its own images and has learners with the same
+    classes adapt, so it must know which class stands at each output. `access` is the visible part of an answer;
+    `clip` as in `GaussianRatio`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,26 +64,26 @@ class PersonalModels(BaseModel):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """Images of its own, and the classes of the released models."""
+        """Images of the adversary's own, and the class at each output of the released models."""
         return frozenset({"own examples", "classes"})
 
     @property
     def takes_parts(self) -> bool:
-        """It needs no gradients at all."""
+        """Whether it applies where learners share only some parameters; it needs no gradients at all."""
         return True
 
     def applies_to(self, model: Model) -> bool:
-        """Any model can be asked."""
+        """Return `True`: any model can be queried."""
         return True
 
     def scores(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
-        """Return the log likelihood ratio `(P,)` of all released models together."""
+        """Return the log-likelihood ratios of all released models' answers together, `(P,)`."""
         seen = ShadowAnswers(restricted(shadows.probabilities, self.access), shadows.member)
         return GaussianRatio(clip=self.clip, queries="joint")(seen, restricted(victim, self.access), work)
 
 
 def answers_of_all(queries: Mapping[Any, Query], inputs: Tensor, ways: int) -> tuple[Tensor, str]:
-    """Return what R released models answer about P inputs, `(P, R, ways)`, and a line on what has no answer."""
+    """Return the answers of R released models to P inputs, `(P, R, ways)`, and one line on unanswered queries."""
     asked = [ask(query, inputs, ways) for query in queries.values()]
     complaint = "; ".join(one.complaint for one in asked if one.complaint)
     return torch.stack([one.probabilities for one in asked], dim=1), complaint

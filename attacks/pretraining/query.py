@@ -1,4 +1,4 @@
-"""The view of an adversary who may only ask a released model, and what it makes of the answers."""
+"""Query access to a released model: limits on the number of queries, checks of answers, and their visible part."""
 
 import time
 from collections import Counter
@@ -11,29 +11,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Access = Literal["all", "label"] | int
-"""What of an answer can be seen: all probabilities, the k largest, or the likeliest class alone."""
+"""The visible part of an answer: all probabilities, the k largest, or only the most likely class (`label`)."""
 
 _SUM_WITHIN = 1e-3
-"""How far probabilities may add up to something else than 1: half precision rounds by as much."""
+"""How far the sum of probabilities may be from 1: half precision rounds by as much."""
 
 
 @runtime_checkable
 class Query(Protocol):
-    """A released model that answers questions, and shows nothing else."""
+    """A released model that can be queried; nothing else of it is visible."""
 
     def predict(self, inputs: Tensor, /) -> Tensor:
-        """Return the probabilities `(B, K)` of its classes for `inputs (B, ...)`; rows add up to 1."""
+        """Return the probabilities of its K classes for `inputs (B, ...)`, `(B, K)`; rows add up to 1."""
         ...
 
 
 class BudgetSpent(Exception):
-    """No query is left of the budget."""
+    """The budget has too few queries left."""
 
 
 class Metered:
-    """A `Query` whose inputs are counted: at most `budget` of them, and at most `per_second` (`None`: no limit).
+    """A `Query` that takes at most `budget` inputs in total and `per_second` inputs a second (`None`: no limit).
 
-    `spent` are the inputs that were asked about so far. What would exceed the budget is not asked: `BudgetSpent`.
+    `spent` is the number of inputs so far. Raises `ValueError` for a limit that is not positive.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Metered:
 
     @property
     def left(self) -> int | None:
-        """The queries that are left of the budget; `None` without one."""
+        """The number of inputs left in the budget; `None` without a budget."""
         return None if self._budget is None else self._budget - self.spent
 
     def predict(self, inputs: Tensor, /) -> Tensor:
-        """Return what the model answers; raises `BudgetSpent` where `inputs` are more than the queries left."""
+        """Return the model's answer; raises `BudgetSpent`, without a query, if `inputs` exceed what is left."""
         if self.left is not None and len(inputs) > self.left:
-            raise BudgetSpent(f"the budget of {self._budget} queries is spent")
+            raise BudgetSpent(f"the budget of {self._budget} queries is used up")
         if self._per_second is not None:
             now = self._clock()
             if now < self._free_at:
@@ -72,10 +72,10 @@ class Metered:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The answers to n queries: `probabilities (n, K)` float64 in [0, 1], rows of NaN where there is none, and why.
+class QueryResult:
+    """The answers to n queries: `probabilities (n, K)` float64 in [0, 1], with rows of NaN for missing answers.
 
-    `complaint` is one line, empty where every query was answered.
+    `complaint` says in one line which answers are missing and why; it is empty if none is.
     """
 
     probabilities: Tensor
@@ -83,15 +83,15 @@ class Asked:
 
     @property
     def answered(self) -> Tensor:
-        """Which queries were answered, booleans `(n,)`."""
+        """Which queries have an answer, booleans `(n,)`."""
         return ~self.probabilities.isnan().any(dim=-1)
 
 
-def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> Asked:
-    """Return the answers of `query` to `inputs (n, ...)`, asked `at_once` at a time, over so many `classes`.
+def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> QueryResult:
+    """Return the answers of `query` to `inputs (n, ...)`, in batches of `at_once`, over K = `classes` classes.
 
-    An answer that is no probabilities costs that answer alone, an error or a wrong shape those of its batch, and
-    a budget that is spent all that were still to come. Raises `ValueError` in one line where no query was answered.
+    A row that is not a probability vector is lost alone; an error or a wrong shape loses its whole batch; when the
+    budget is used up, all remaining queries are lost. Raises `ValueError`, in one line, if no query was answered.
     """
     found = torch.full((len(inputs), classes), torch.nan, dtype=torch.float64)
     troubles: Counter[str] = Counter()
@@ -105,7 +105,7 @@ def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> Asked
         except BudgetSpent as spent:
             troubles[str(spent)] += len(inputs) - begin
             break
-        except Exception as error:  # noqa: BLE001 (a stranger's model may raise anything)
+        except Exception as error:  # noqa: BLE001 (somebody else's model may raise anything)
             troubles[_line(error)] += len(batch)
         else:
             wrong = _wrong_rows(answer, troubles)
@@ -114,19 +114,20 @@ def ask(query: Query, inputs: Tensor, classes: int, at_once: int = 100) -> Asked
         begin += len(batch)
     lost = sum(troubles.values())
     if not lost:
-        return Asked(found)
+        return QueryResult(found)
     reasons = "; ".join(f"{count}: {reason}" for reason, count in troubles.most_common(3))
     complaint = f"predict: {lost} of {len(inputs)} queries have no answer ({reasons})"
     if lost == len(inputs):
         raise ValueError(complaint)
-    return Asked(found, complaint)
+    return QueryResult(found, complaint)
 
 
 def restricted(probabilities: Tensor, access: Access) -> Tensor:
-    """Return what an adversary with this `access` makes of `probabilities (..., K)`.
+    """Return `probabilities (..., K)` as an adversary with this `access` reconstructs them from the visible part.
 
-    Of the k largest, what is missing to 1 is spread evenly over the others (Abascal et al. 2024, top-k access); of
-    the likeliest class alone, it gets 1. Rows of NaN stay.
+    If only the k largest are visible, the rest of the probability mass is spread evenly over the other classes
+    (Abascal et al. 2024, top-k access); if only the most likely class is, it gets probability 1. Rows of NaN stay
+    NaN. Raises `ValueError` for `access` below 1.
     """
     if access == "all":
         return probabilities

@@ -1,4 +1,4 @@
-"""Confidence in relation to that of reference models, and to that of other points: RMIA with few shadows."""
+"""RMIA: a model's confidence relative to that of reference models, compared with other points."""
 
 from typing import Annotated
 
@@ -11,11 +11,12 @@ from metaleak.attacks.work import Work
 
 
 class RelativeConfidence(BaseModel):
-    """RMIA (Zarifzadeh et al. 2024, equations 2 and 10), of the class that the victim finds likeliest.
+    """RMIA (Zarifzadeh et al. 2024, equations 2 and 10) on the class that the victim finds most likely.
 
-    A point's ratio is the victim's confidence over the mean confidence of the shadows, members and others with equal
-    weight; its score is the part of all points whose ratio times `gamma` it exceeds. The points that are asked about
-    stand for the population. Members are taken to have higher confidence, which for a finetuned model need not hold.
+    A point's ratio is the victim's confidence divided by the shadows' mean confidence, in which those that were
+    pretrained on the point and the others have equal weight. Its score is the fraction of points whose ratio times
+    `gamma` is smaller than its own; the targets themselves serve as the population. RMIA assumes that members have
+    higher confidence, which need not hold for a finetuned model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,7 +24,7 @@ class RelativeConfidence(BaseModel):
     gamma: Annotated[float, Field(gt=0)] = 1.0
 
     def __call__(self, shadows: ShadowAnswers, victim: Tensor, work: Work) -> Tensor:
-        """Return the part of points that each is above, `(P,)` in [0, 1]."""
+        """Return for each point the fraction of points that it exceeds, `(P,)` in [0, 1]."""
         answers = victim.mean(dim=1)
         likeliest = answers.argmax(dim=-1)
         confidence = answers.gather(-1, likeliest[:, None])[:, 0]
@@ -37,6 +38,6 @@ class RelativeConfidence(BaseModel):
 
 
 def _mean_over(asked: Tensor, chosen: Tensor) -> Tensor:
-    """Return the mean `(P,)` of `asked (S, P)` over the chosen shadows, over all where none is."""
+    """Return the mean of `asked (S, P)` over the chosen shadows, or over all where none is chosen, `(P,)`."""
     weight = chosen | ~chosen.any(dim=0)
     return (asked * weight).sum(dim=0) / weight.sum(dim=0)

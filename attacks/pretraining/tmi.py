@@ -1,4 +1,4 @@
-"""TMI: a small classifier a point learns what members' answers look like."""
+"""TMI: for each point, a small classifier that separates the answers of members from those of non-members."""
 
 from typing import Annotated
 
@@ -13,12 +13,12 @@ from metaleak.attacks.work import Work
 
 
 class Metaclassifiers(BaseModel):
-    """A classifier of its own for each point, over the clipped log odds of the shadows' answers (TMI).
+    """One metaclassifier per point, on the clipped log odds of the shadows' answers (TMI).
 
-    Abascal et al. 2024, algorithm 1, with the settings of the official code: one `hidden` layer with ReLU and
-    `dropout`, Adam with `rate` times 0.9 every 7 epochs and `weight_decay`, batches of `batch` answers. Every query
-    of a shadow is a row of its own; the score is the mean probability of "member" over the victim's queries. The
-    classifiers of all points are trained side by side.
+    Source: Abascal et al. 2024, algorithm 1, with the settings of the official code: one `hidden` layer with ReLU and
+    `dropout`; Adam with `weight_decay` and the learning rate `rate`, multiplied by 0.9 every 7 epochs; batches of
+    `batch` answers. Each answer of a shadow is one training example; the score is the mean probability of "member"
+    over the victim's answers. The classifiers of all points are trained in parallel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +69,6 @@ class Metaclassifiers(BaseModel):
 
 
 def _uniform(shape: tuple[int, ...], inputs: int, generator: torch.Generator) -> Tensor:
-    """Return a layer's start as torch draws it, uniform within 1 / sqrt(inputs)."""
+    """Return initial values of a layer, drawn as torch does: uniform in +-1 / sqrt(inputs)."""
     drawn: Tensor = (torch.rand(shape, generator=generator) * 2 - 1) / inputs**0.5
     return drawn.requires_grad_()

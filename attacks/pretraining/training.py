@@ -1,4 +1,4 @@
-"""Training of ordinary supervised models, several of one kind side by side, and finetuning of their classifiers."""
+"""Supervised training of several models of one architecture in parallel, and the inputs of their classifiers."""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ from metaleak.clients.models import Model, head_of
 
 
 class Training(BaseModel):
-    """Stochastic gradient descent on the cross-entropy, or Adam, which does not use `momentum`.
+    """Settings of training on the cross-entropy: stochastic gradient descent, or Adam, which ignores `momentum`.
 
-    `schedule` is how the rate goes: `cosine` to 0 over all epochs, `step` times `decay` every `every` epochs.
-    `augment` flips images and shifts them by up to an eighth of their side, each anew in every epoch.
+    `schedule` of the learning rate: `cosine` falls to 0 over all epochs, `step` multiplies it by `decay` every
+    `every` epochs. `augment` flips images at random and shifts them by up to an eighth of their side, anew in every
+    epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +36,7 @@ class Training(BaseModel):
     augment: bool = False
 
     def over(self, leaves: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """Return the optimizer of these parameters; each entry moves by its own gradient alone."""
+        """Return the optimizer of these parameters; each entry's update depends on its own gradient alone."""
         if self.optimizer == "adam":
             return torch.optim.Adam(leaves, self.rate, weight_decay=self.weight_decay)
         return torch.optim.SGD(leaves, self.rate, self.momentum, weight_decay=self.weight_decay)
@@ -58,12 +59,12 @@ def train(
     moving: frozenset[str] | None = None,
     each_its_own: bool = False,
 ) -> list[Parameters]:
-    """Return M models trained from their `starts`, each on its own examples `places (M, n)` of `inputs (N, ...)`.
+    """Return M models, trained from `starts`, each on its own examples `places (M, n)` among `inputs (N, ...)`.
 
-    With `each_its_own` the inputs are those of each model, `(M, N, ...)`. `labels (N,)` int64. The order of a model's
-    examples, and its augmentations, come from its own generator on the CPU, so that a model is the same, up to
-    rounding, beside whichever others it is trained. It computes where `inputs` lies. Only `moving` parameters are
-    trained, by default all.
+    With `each_its_own` every model has inputs of its own, `(M, N, ...)`. `labels (N,)` int64. The order of a model's
+    examples and its augmentations come from its own CPU generator, so that the result does not depend, up to
+    rounding, on which models are trained together. Computes on the device of `inputs`. `moving` names the parameters
+    that are trained, by default all.
     """
     device = inputs.device
     names = [name for name in starts[0] if moving is None or name in moving]
@@ -88,7 +89,7 @@ def train(
                 logits = model({name: value[0] for name, value in stacked.items()}, batch[0])[None]
             else:
                 logits = vmap(model)(stacked, batch)
-            # The sum over models of each one's mean: they do not depend on one another.
+            # The sum over models of each one's mean loss, so that their gradients do not mix.
             loss = F.cross_entropy(logits.flatten(0, 1), labels[drawn].flatten()) * len(starts)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -97,9 +98,9 @@ def train(
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return `images (B, C, H, W)`, each flipped by a fair coin and shifted by up to an eighth of its side.
+    """Return `images (B, C, H, W)`, each flipped with probability 1/2 and shifted by up to an eighth of its side.
 
-    What is shifted in is zero (He et al. 2016, section 4.2, with 4 pixels of 32).
+    Pixels that are shifted in are zero (He et al. 2016, section 4.2, with 4 pixels of 32).
     """
     count, _, height, width = images.shape
     reach_y, reach_x = height // 8, width // 8
@@ -118,10 +119,10 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 def features(
     model: Model, parameters: Parameters, head: tuple[str, str], inputs: Tensor, at_once: int = 1024
 ) -> Tensor:
-    """Return what the classifier `head` (see `linear_head`) is given, `(B, F)`, for `inputs (B, ...)`.
+    """Return the inputs of the classifier `head` (see `linear_head`) for `inputs (B, ...)`, `(B, F)`.
 
-    The model is asked for its logits with the identity in the classifier's place, so that nothing need be known of
-    it but the names of the classifier's weight and bias.
+    They are the logits of the model with the identity as its classifier, so only the names of the classifier's weight
+    and bias need be known.
     """
     weight, bias = head
     width = parameters[weight].shape[1]
@@ -135,7 +136,10 @@ def features(
 
 
 def linear_head(model: Model, parameters: Parameters) -> tuple[str, str]:
-    """Return the names of the classifier's weight `(ways, F)` and bias `(ways,)`; raises `ValueError` for another."""
+    """Return the names of the classifier's weight `(ways, F)` and bias `(ways,)`.
+
+    Raises `ValueError` if the model's head is not of this form.
+    """
     head = sorted(head_of(model), key=lambda name: -parameters[name].ndim)
     shapes = [tuple(parameters[name].shape) for name in head]
     if len(head) != 2 or len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:

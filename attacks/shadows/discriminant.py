@@ -1,4 +1,4 @@
-"""A linear discriminant: from several features to one log-likelihood ratio, fitted where membership is known."""
+"""A linear discriminant that maps features to a log-likelihood ratio, fitted to known members and non-members."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ _RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Discriminant:
-    """A linear score of features `(T, F)` and the normal distributions that it has for members and for others."""
+    """A linear score of features `(T, F)`, with its mean and standard deviation for members and for others."""
 
     direction: Tensor
     member: tuple[float, float]
@@ -19,7 +19,7 @@ class Discriminant:
     def log_ratio(self, features: Tensor) -> Tensor:
         """Return log p(features | member) - log p(features | other), `(T,)` float64, rising with the score.
 
-        The two distributions share one variance, so that the ratio stays monotonic beyond the range of the fitted
+        Both distributions get the same variance, so that the ratio stays monotonic outside of the range of fitted
         scores.
         """
         (high, wide), (low, narrow) = self.member, self.other
@@ -30,8 +30,8 @@ class Discriminant:
 def fit_discriminant(members: Tensor, others: Tensor) -> Discriminant:
     """Return Fisher's linear discriminant of `members (M, F)` and `others (N, F)`, regularized by a small ridge.
 
-    It points from the others to the members; when the two do not differ, its ratios are near zero, and zero where
-    there is no feature.
+    Its direction is from the others to the members. If the two do not differ, its ratios are near zero; without
+    features they are zero.
     """
     members, others = members.double(), others.double()
     difference = members.mean(dim=0) - others.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Per-target distributions of a statistic among learners that hold it and that do not (Carlini et al. 2022)."""
+"""Per-target distributions of a statistic among learners with and without the target (Carlini et al. 2022)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,10 +10,10 @@ Variant = Literal["online", "offline", "learners"]
 
 @dataclass(frozen=True)
 class Samples:
-    """The observed `statistic (T,)` of T targets, and its values among S other learners, S at least 2.
+    """The observed `statistic (T,)` of T targets, and its values for S other learners, S at least 2.
 
-    `outside (T, S)` are values from learners that do not hold the target, `inside (T, S)` from those that do, `None`
-    where no learner is simulated with it.
+    `outside (T, S)` are values for learners that do not hold the target, `inside (T, S)` for those that do, or `None`
+    if no learner with the target is simulated.
     """
 
     statistic: Tensor
@@ -22,12 +22,12 @@ class Samples:
 
 
 def per_example_scores(samples: Samples) -> Tensor:
-    """Return each target's log-likelihood ratio, or where `inside` is `None` its deviations above the null, `(T,)`.
+    """Return each target's log-likelihood ratio, or its z-score among `outside` if `inside` is `None`, `(T,)`.
 
-    The distributions are normal with each target's own means and one spread, pooled over all targets and both cases:
-    from few samples that is the better estimate (Carlini et al. 2022). With one spread the ratio is linear in the
-    statistic: it rises where the mean `inside` is above that `outside`, and falls where it is below, even if only by
-    chance.
+    The distributions are normal, with means of each target and one variance, pooled over all targets and both cases:
+    with few samples that is the better estimate (Carlini et al. 2022). With one variance the ratio is linear in the
+    statistic. It increases if the mean `inside` is above that `outside`, and decreases if it is below, even if that
+    is by chance.
     """
     low = samples.outside.mean(dim=1)
     if samples.inside is None:

@@ -1,4 +1,4 @@
-"""Shadow learners: learners that the adversary simulates with its own images, whose truth it knows."""
+"""Shadow learners, which the adversary simulates with its own images and whose members it knows."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -22,10 +22,10 @@ _AT_ONCE = 4
 class Shadows:
     """S shadow learners of the observation's rule, model and task shape.
 
-    `classes (S, ways)` are those of real learners. `support (S, ways, shots, ...)` and `query (S, ways, queries,
-    ...)` are the sets of each shadow, `others (S, ways, n, ...)` further images of its classes, n = `queries` while
-    there are enough. `gradients (S, ...)` is what it sends for the shared parameters under the known defenses, and
-    `undefended (S, ...)` the same without the defenses of the shared gradient.
+    `classes (S, ways)` are those of real learners. `support (S, ways, shots, ...)` and
+    `query (S, ways, queries, ...)` are the sets of each shadow, and `others (S, ways, n, ...)` further images of its
+    classes, n = `queries` if there are enough. `gradients (S, ...)` are their gradients of the shared parameters
+    under the known defenses, and `undefended (S, ...)` the same without the defenses of the shared gradient.
     """
 
     classes: Tensor
@@ -36,11 +36,11 @@ class Shadows:
     undefended: Parameters
 
     def held(self, asks: Literal["query", "support"]) -> Tensor:
-        """Return the images of one of the sets, `(S, ways, n, ...)`."""
+        """Return the images of the query or the support sets, `(S, ways, n, ...)`."""
         return self.query if asks == "query" else self.support
 
     def questions(self, images: Tensor, first: int) -> Targets:
-        """Return the questions whether each of `images (S, ways, n, ...)` is its shadow's, in row `first` or on."""
+        """Return `images (S, ways, n, ...)` as targets of their shadows, whose rows begin at `first`."""
         (shadows, ways, each), device = images.shape[:3], images.device
         return Targets(
             images.flatten(0, 2),
@@ -52,19 +52,19 @@ class Shadows:
 def shadow_learners(
     observation: Observation, own: OwnExamples, count: int, random: RandomSource, noise: RandomSource | None = None
 ) -> Shadows:
-    """Return `count` shadow learners with the classes of the observation's learners in turn.
+    """Return `count` shadow learners, with the classes of the observation's learners in turn.
 
-    Needs `observation.classes`, all of them present in `own`. The same key of `random` gives the same shadows. Their
-    defenses draw from `noise` where it is given: another key gives the same shadows in another round.
-    Raises `ValueError` when a class has no image left that a shadow does not hold.
+    Needs `observation.classes`, with images of all of them in `own`. The same key of `random` gives the same shadows.
+    If `noise` is given, their defenses draw from it, so that another key gives the same shadows in another round.
+    Raises `ValueError` if a class has too few images to leave one that a shadow does not hold.
     """
     if observation.classes is None:
-        raise ValueError("needs the class at each position, which the observation does not carry")
+        raise ValueError("observation.classes: the attack needs the class at each position, got None")
     shots, queries = observation.shots, observation.queries
     others = min(queries, own.least() - shots - queries)
     if others < 1:
         raise ValueError(
-            f"a shadow learner needs {shots + queries + 1} of the adversary's own images a class, there are "
+            f"a shadow learner needs {shots + queries + 1} of the adversary's own images per class, got "
             f"{own.least()}; raise partition.held_out"
         )
     everyone = torch.arange(count, device=observation.classes.device)
@@ -83,10 +83,10 @@ def shadow_learners(
 
 
 def in_means(observation: Observation, shadows: Shadows) -> Shadows:
-    """Return the shadows' gradients as the server would see them.
+    """Return the shadows with gradients as the server would see them.
 
-    Where the server sees the mean of N learners, each shadow's row is the mean of these N and itself: its images are
-    then hidden by the same other images as those of the real learners.
+    If the server sees the mean of N learners, each shadow's row becomes the mean of these N and itself, so that its
+    images are hidden by the same other images as those of the real learners.
     """
     if observation.mean_of == 1:
         return shadows
@@ -107,10 +107,10 @@ def with_example(
     positions: Tensor,
     random: RandomSource,
 ) -> Parameters:
-    """Return what one shadow learner sends if it holds each of B images in turn, `(B, ...)`.
+    """Return the gradients of one shadow learner that holds each of B images in turn, `(B, ...)`.
 
-    Each of `images (B, ...)` takes the place of the first image at its label position `positions (B,)` in the set
-    that is asked about. The defenses draw from `random`. It takes a meta-gradient an image.
+    Each of `images (B, ...)` replaces the first image at its label position in `positions (B,)` in the attacked set.
+    The defenses draw from `random`. This takes one meta-gradient per image.
     """
     parts = []
     count = number_at_once(_AT_ONCE, positions.device)
@@ -125,7 +125,7 @@ def with_example(
 
 
 def among_shadows(observation: Observation, shadows: Shadows) -> Observation:
-    """Return the observation with the shadows, `in_means`, as further rows behind those of the real learners."""
+    """Return the observation with the shadows, after `in_means`, as further rows after those of the real learners."""
     sent = in_means(observation, shadows).gradients
     return replace(
         observation,
@@ -135,7 +135,7 @@ def among_shadows(observation: Observation, shadows: Shadows) -> Observation:
 
 
 def _means(defenses: tuple[Defense, ...], random: RandomSource, shares: tuple[str, ...]) -> ReleasedMeans | None:
-    """Return the defense of means over examples, `None` without one; each mean of each learner has its own noise."""
+    """Return the defense of means over examples, or `None`; each mean of each learner has its own noise."""
     numbers = itertools.count()
     for defense in defenses:
         if isinstance(defense, ExampleMechanism):
@@ -146,7 +146,7 @@ def _means(defenses: tuple[Defense, ...], random: RandomSource, shares: tuple[st
 
 
 def _episodes(support: Tensor, query: Tensor, ways: int, count: int) -> list[Episode]:
-    """Return the episodes of messages that average `count`, of `support (S, ways m shots, ...)` and `query`."""
+    """Return the `count` episodes that a message averages, of `support (S, ways m shots, ...)` and `query`."""
 
     def parts(images: Tensor) -> list[Tensor]:
         by_way = images.reshape(len(images), ways, -1, *images.shape[2:])
@@ -169,9 +169,9 @@ def _sent(
     defenses: tuple[Defense, ...],
     random: RandomSource,
 ) -> tuple[Parameters, Parameters]:
-    """Return the meta-gradients of a few learners without and with the defenses of the shared gradient.
+    """Return the meta-gradients of several learners, without and with the defenses of the shared gradient.
 
-    Only of the shared parameters, for only these are clipped and get noise.
+    They are of the shared parameters only, since only these are clipped and get noise.
     """
 
     def defend(place: Place, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,1 +1,1 @@
-"""The span test: is an image in the row space of a first layer's gradient?"""
+"""The span test: is an image in the row space of the first layer's gradient?"""

@@ -1,4 +1,4 @@
-"""The evidence that a clean image is among those whose noisy versions span a known space."""
+"""The evidence that a known space is spanned by noisy images, among them a noisy version of the target."""
 
 import math
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 _STEPS = 60
 _NEAR = 1e-10
-"""A step that short, in parts of the point, is the last: at a saddle its error counts squared."""
+"""The relative step size at which the search for the saddle point ends; there, errors enter squared."""
 
 
 def noisy_precision(covariance: Tensor, deviation: float) -> Tensor:
-    """Return the inverse second moment `(P, P)` of noisy images, `covariance (P, P)` being that of clean ones."""
+    """Return the inverse second moment `(P, P)` of noisy images, given that of clean images, `covariance (P, P)`."""
     inverse: Tensor = torch.linalg.inv(covariance + deviation**2 * torch.ones_like(covariance.diagonal()).diag())
     return inverse
 
@@ -19,24 +19,24 @@ def noisy_precision(covariance: Tensor, deviation: float) -> Tensor:
 def noisy_span_evidence(
     images: Tensor, basis: Tensor, precision: Tensor, deviation: float, dimensions: int | None = None
 ) -> Tensor:
-    """Return the log-likelihood ratio, up to a constant of the space, that a noisy version of an image lies in it.
+    """Return log-likelihood ratios, up to a constant, that the space contains a noisy version of an image, `(T,)`.
 
-    The model is approximate and its constant differs between gradients, so the ratio ranks the targets of one
+    The model is approximate, and the constant differs between gradients, so the ratio only ranks the targets of one
     gradient.
 
-    `images (T, P)` are clean, `basis (n, P)` has orthonormal rows, `precision (P, P)` is the `noisy_precision` W,
-    `deviation` > 0 that of the independent noise on every pixel of the versions y = x + noise. All lie in a subspace
-    of `dimensions`, by default P. Float64.
+    `images (T, P)` are the clean images x; `basis (n, P)` has orthonormal rows; `precision (P, P)` is the
+    `noisy_precision` W; `deviation` > 0 is the standard deviation of the independent noise on every pixel of the
+    noisy version y. All lie in a subspace of `dimensions` dimensions, by default P. Float64.
 
-    If x is no member, the space is that of random noisy images: whitened by W, its direction is uniform. If y is one
-    of the images that span it, the density of spaces through y grows as (y^T W y)^(k/2), k = dimensions - n, for a
-    given distance is a smaller angle the longer y is. So if x is a member
+    If x is not a member, the space is spanned by random noisy images: whitened by W, its orientation is uniform. If y
+    is one of the images that span it, the density of spaces through y is proportional to (y^T W y)^(k/2), k =
+    dimensions - n, since a given distance is a smaller angle for a longer y. So for a member x
 
         LR(x) = integral over y in the space of  N(y; x, deviation^2) (y^T W y)^(k/2) dy.
 
-    The integral is the moment of a quadratic form in Gaussians, taken by saddle point (relative error below 1 / n).
-    Its two parts: the distance from x to the space, and how likely the versions near the projection of x are images
-    of noise and not what any span of so many images has to offer.
+    The integral is a moment of a quadratic form in Gaussians, computed by saddle-point approximation (relative error
+    below 1 / n). It has two factors: one for the distance of x from the space, and one for how unusual points of the
+    space near the projection of x would be in the span of other images.
     """
     projection = images @ basis.mT
     distance = (images - projection @ basis).square().sum(dim=1)
@@ -74,7 +74,7 @@ def _log_moment(mean: Tensor, values: Tensor, deviation: float, power: float) ->
         bend = (scaled.square() / (2 * left.square()) + 2 * shifted * scaled / left**3).sum(dim=1)
         over = point * slope > power + 1
         low, high = torch.where(over, low, point), torch.where(over, point, high)
-        # Newton's step for the logarithm, which is nearly straight both at 0 and at the pole; else a bisection.
+        # Newton's step for the logarithm, which is nearly linear both at 0 and at the pole; otherwise a bisection.
         step = ((point * slope).log() - math.log(power + 1)) / (1 / point + bend / slope)
         following = point - step
         inside = (following >= low) & (following <= high)

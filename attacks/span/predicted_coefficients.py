@@ -1,8 +1,8 @@
-"""The coefficients with which a target would enter the gradient of a dense first layer, from the sent parameters.
+"""The coefficients that a target would have in the gradient of a dense first layer, from the sent parameters.
 
-The gradient is a sum of outer products `a x^T`, one for every image x. An adversary knows a good deal of `a`: it is
-zero where the image leaves a unit of the layer inactive, and its direction follows from the image, its label, the
-sent parameters and, for support images, the observed gradient itself.
+The gradient is a sum of outer products `a x^T`, one for every image x. An adversary knows much about `a`: it is zero
+at units that the image leaves inactive, and its direction follows from the image, its label, the parameters that the
+server sent and, for support images, the observed gradient itself.
 """
 
 import torch
@@ -15,26 +15,26 @@ from metaleak.clients.models import DenseInput, ElementwiseFirst, Model, bias_of
 from metaleak.clients.rules import Rule, adapted_names, support_entry
 
 _CHUNK = 64
-"""Support images whose coefficients are computed at once."""
+"""The number of support images whose coefficients are computed at a time."""
 
 
 def dense_input(model: Model) -> DenseInput:
     """Return the model's dense first layer; raises `ValueError` when it has none."""
     found = dense_input_of(model)
     if found is None:
-        raise ValueError(f"the span test needs a dense first layer, {type(model).__name__} has none")
+        raise ValueError(f"the span test needs a dense first layer, which {type(model).__name__} does not have")
     return found
 
 
 def activity(model: Model, parameters: Parameters, images: Tensor) -> Tensor:
     """Return how sensitive each first-layer unit is to each of `images (T, C, H, W)`, `(T, units)` in [-1, 1].
 
-    For an `ElementwiseFirst` model it is the activation's derivative over the largest one, for ReLU 1 where a unit is
-    active and 0 where not: the layer's coefficients of an image are proportional to it, unit by unit. For any other
-    model it is 1 where some logit depends on the unit, and 0 where none does.
+    For an `ElementwiseFirst` model it is the activation's derivative divided by the largest one (for ReLU 1 for an
+    active unit and else 0); each coefficient of an image is proportional to it. For any other model it is 1 if some
+    logit depends on the unit, and else 0.
     """
     outputs = _outputs(model, parameters, images)
-    # As with the input weight, a derived class must define the member again.
+    # As with the input weight, a subclass must define this member itself.
     if isinstance(model, ElementwiseFirst) and "first_activation" in vars(type(model)):
         bias = parameters.get(bias_of(dense_input(model).weight))
         before = outputs if bias is None else outputs + bias
@@ -46,10 +46,11 @@ def activity(model: Model, parameters: Parameters, images: Tensor) -> Tensor:
 
 
 def query_direction(model: Model, parameters: Parameters, images: Tensor, positions: Tensor) -> Tensor:
-    """Return the first layer's coefficients of query images under the sent parameters, `(T, units)`.
+    """Return the first layer's coefficients of query images at the sent parameters, `(T, units)`.
 
-    The derivative of the loss of each of `images (T, C, H, W)` under its label in `positions (T,)` with respect to
-    the layer's output. A learner takes it at its adapted parameters, which stay unknown: for MAML an approximation.
+    They are the derivative of the loss of each of `images (T, C, H, W)`, with its label in `positions (T,)`, with
+    respect to the layer's output. For MAML they are an approximation, since the learner's adapted parameters are
+    unknown.
     """
 
     def loss(output: Tensor, position: Tensor) -> Tensor:
@@ -69,10 +70,10 @@ def support_direction(
 ) -> Tensor | None:
     """Return the first layer's coefficients of support images through second-order MAML, `(T, units)`, up to scale.
 
-    One inner step gives the meta-gradient `v - rate H v` with the Hessian H of the support loss at the sent
-    parameters and the query gradient v: a support image enters with *minus* its own Hessian times v. The observed
-    `gradient` is used for v, from which it differs by the small second term only. Of several steps this is the first.
-    `None` where support images do not enter by curvature, see `SupportEntry`.
+    With one inner step the meta-gradient is `v - rate H v`, where H is the Hessian of the support loss at the sent
+    parameters and v the query gradient: a support image contributes *minus* its own Hessian times v. The observed
+    `gradient` stands for v, from which it differs only by the small second term. For several steps this is the
+    contribution in the first. `None` if support images do not enter through the Hessian, see `SupportEntry`.
     """
     if support_entry(rule) != "curvature":
         return None
@@ -92,21 +93,21 @@ def support_direction(
         changes = [(found[key] * value).sum() for key, value in outer.items()]
         return torch.stack([*changes, (back * along).sum()]).sum()
 
-    # Every image has a gradient of its own, as large as the network: a few at a time.
+    # Every image has its own gradient, as large as the network, so only a few are computed at a time.
     outputs, along = (_outputs(model, one, images) for one in (parameters, outer))
     direction: Tensor = vmap(grad(slope), chunk_size=_CHUNK)(outputs, along, positions)
     return -direction
 
 
 def _outputs(model: Model, parameters: Parameters, images: Tensor) -> Tensor:
-    """Return what the first weight alone makes of `images (T, C, H, W)`, without any bias, `(T, units)`."""
+    """Return the first layer's outputs for `images (T, C, H, W)` without bias, `(T, units)`."""
     first = dense_input(model)
     return first.inputs(images) @ parameters[first.weight].mT
 
 
 def _logits(model: Model, parameters: Parameters, output: Tensor) -> Tensor:
-    """Return the logits `(ways,)` of the image of which the first weight makes `output (units,)`.
+    """Return the logits `(ways,)` of an image for which the first layer's output without bias is `output (units,)`.
 
-    To the model, an image of the one pixel 1, which meets the weight `output (units, 1)`.
+    The model is given an image with the single pixel 1, and `output (units, 1)` as the layer's weight.
     """
     return model({**parameters, dense_input(model).weight: output[:, None]}, output.new_ones((1, 1)))[0]

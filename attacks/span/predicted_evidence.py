@@ -1,4 +1,4 @@
-"""The evidence for targets in one learner's gradient, by the coefficients that the sent parameters predict."""
+"""The evidence for targets in one learner's gradient, based on the coefficients that the sent parameters predict."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,18 +24,18 @@ from metaleak.clients.rules import support_entry
 from metaleak.defenses import Defense
 
 _OTHERS = 16
-"""Other learners among whose gradients an image's own null is measured."""
+"""The number of other learners whose gradients give an image's null distribution."""
 
 _FEWEST = 4
-"""Other learners that a null takes."""
+"""The smallest number of other learners for a null distribution."""
 
 
 @dataclass(frozen=True)
 class PredictedEvidence:
-    """Of t targets: `units (t,)` and `along (t,)`, log ratios that know the active units and the direction alone.
+    """Log-likelihood ratios of t targets, from their active units `units (t,)` and from directions `along (t,)`.
 
-    `direction (t, H)` are the predicted coefficients; it and `along` are `None` where none are predicted.
-    `from_support` says that they are those of support images. `sharpened (t, P)` are the images times Lambda^-1.
+    `direction (t, H)` are the predicted coefficients; `direction` and `along` are `None` if none are predicted.
+    `from_support`: whether they are those of support images. `sharpened (t, P)` are the images times Lambda^-1.
     """
 
     units: Tensor
@@ -52,7 +52,7 @@ def predicted_evidence(
     images: Tensor,
     white: WhitenedGradient,
 ) -> PredictedEvidence:
-    """Return the evidence in a first layer's gradient, whitened, of the learner of all `targets`.
+    """Return the evidence for `targets`, all of one learner, in its whitened first-layer gradient.
 
     `images (t, P)` are the targets as the layer's inputs.
     """
@@ -80,11 +80,12 @@ def evidence_features(
     real: int,
     defenses: tuple[Defense, ...],
 ) -> Tensor:
-    """Return for each target the evidence of the units and of the direction, and its standing among others, `(T, F)`.
+    """Return each target's evidence from units and from the direction, and its rank among learners, `(T, F)`.
 
-    The last is how far the direction's match in the learner's gradient stands out among the matches of the very same
-    image in up to 16 other learners' gradients, in their standard deviations: each image has a null of its own, as in
-    FedMIA (Zhu et al. 2025). The first `real` rows of the observation are learners, the others shadows.
+    The last feature compares the direction's match in the learner's gradient with the matches of the same image in up
+    to 16 other learners' gradients, as a z-score: each image has its own null distribution, as in FedMIA (Zhu et al.
+    2025). The first `real` rows of the observation are learners, the others shadow learners. Features without
+    variance are dropped.
     """
     first = dense_input(observation.model)
     learners = len(observation.gradients[first.weight])
@@ -93,7 +94,7 @@ def evidence_features(
         return with_bias_column(observation.gradients, first.weight, slice(row, row + 1))[0]
 
     single = observation.mean_of == 1
-    # The prior is that of all learners: 1 among them changes little, and one root serves all rows.
+    # The prior is that of all learners: leaving one out changes little, and one root serves all rows.
     moments = second_moments(observation.gradients, first.weight, range(real)) if real > 1 and single else None
     root = prior_root(of_learner(0).double(), moments, 1.0)
     found = torch.zeros(len(targets.rows), 3, dtype=torch.float64, device=targets.rows.device)
@@ -121,7 +122,7 @@ def evidence_features(
 
 
 def _among_others(one: PredictedEvidence, gradient: Tensor, others: list[Tensor]) -> Tensor:
-    """Return the standing `(t,)` of the match in `gradient (H, P)` among those in K `others (H, P)`."""
+    """Return the z-scores `(t,)` of matches in `gradient (H, P)` relative to those in the K `others (H, P)`."""
     assert one.direction is not None
     sharpened, direction = one.sharpened.float(), one.direction.float()
     matches = torch.stack([((sharpened @ each.mT) * direction).sum(dim=1) for each in (gradient, *others)]).double()

@@ -1,4 +1,4 @@
-"""Which of the two sets of a learner holds an image? From what the span test answers to both questions."""
+"""Which of a learner's two sets an image is in, from the span test's scores for both."""
 
 import math
 from dataclasses import replace
@@ -18,20 +18,19 @@ _SHADOWS = 32
 
 
 def log_odds_of_query(scores: Tensor, query: Tensor, support: Tensor) -> Tensor:
-    """Return the log odds `(T,)` that an image is of the query set, given that it is of one of the two.
+    """Return the log odds that an image is in the query set, given that it is in one of the two, `(T,)`.
 
-    `scores (T, 2)` answer for each image whether it is of the query and whether of the support set; `query (M, 2)`
-    and `support (N, 2)` are the same of images that are of these sets, as often as images are: M to N are the odds
-    before a score is seen.
+    `scores (T, 2)` are the scores of each image for the query and for the support set; `query (M, 2)` and
+    `support (N, 2)` are those of images known to be in the query or in the support set. M : N are the prior odds.
     """
     return fit_discriminant(query, support).log_ratio(scores) + math.log(len(query) / len(support))
 
 
 def query_or_support(observation: Observation, targets: Targets, seed: int) -> Tensor:
-    """Return the log odds `(T,)` that each target is of its learner's query set and not of its support set.
+    """Return the log odds that each target is in its learner's query set rather than its support set, `(T,)`.
 
-    The targets are images of the learners, in one of the two sets. What the two answers of the span test tell is
-    learned from shadow learners, so the observation needs own examples and the learners' defenses.
+    Every target must be in one of the two sets. A discriminant on the span test's two scores is learned from shadow
+    learners, so the observation needs own examples and the learners' defenses.
     """
     own = OwnExamples.of(observation)
     classes = own.tasks(observation.ways, _SHADOWS, generator_for(seed, "classes"))

@@ -1,23 +1,24 @@
-"""The span test: is an image one of those that a learner's first-layer gradient is made of? In closed form.
+"""The span test: membership in closed form, by whether an image lies in the row space of a first-layer gradient.
 
 The gradient of a dense first layer is a sum of outer products `a x^T`, one for every image x that the learner used;
-with second-order MAML the Hessian puts the support images into the same sum. So a member lies in the gradient's row
-space, and an outsider does not: known from federated learning (Zhu and Blaschko 2021, R-GAP) and, with spans, from
-DAGER (Petrov et al. 2024). The noise model, the coefficients and the distribution under noisy images are ours.
+under second-order MAML the Hessian adds such terms for the support images. So members lie in the gradient's row
+space, and other images do not, as is known from federated learning (Zhu and Blaschko 2021, R-GAP) and used for span
+checks in DAGER (Petrov et al. 2024). The noise model, the coefficients and the distribution under noisy images are
+new here.
 
-Where it must fail, whatever is computed:
+Where it must fail:
 
-- A model without a dense first layer (see `DenseInput`). A convolution's gradient has one row a filter, and each is
-  a sum of the hundreds of patches of every image: far fewer rows than patches, and the patches of one image span all
-  that a patch can be. The classifier's gradient has a row a way, fewer than images, and its inputs depend on the
-  adapted parameters. The test does not apply to such models.
+- A model without a dense first layer (see `DenseInput`). The gradient of a convolution has one row per filter, each a
+  sum over the hundreds of patches of every image: there are far fewer rows than patches, and the patches of one image
+  span the whole space of patches. The gradient of the classifier has one row per class, fewer than images, and its
+  inputs depend on the adapted parameters. The test does not apply to such models.
 - Fewer units in the layer than images: the rows then span less than the images do, and no image lies in their space.
-  The support set is lost first, its part of the gradient being some thirty times weaker. What is left is the match of
-  the coefficients, which `predicted` still sees.
-- Support images of rules without a second derivative (first-order MAML): they are not in the sum. Of a head-only rule
-  (ANIL) they are, for what they do to the head depends on the first layer.
+  Support images are lost first, as their part of the gradient is some thirty times weaker. What remains is the match
+  of the coefficients, which `predicted` still uses.
+- Support images under rules without a second derivative (first-order MAML): they are not in the sum. Under a
+  head-only rule (ANIL) they are, since their effect on the head depends on the first layer.
 
-Noise in the *inner* gradient is no defense: the sum stays one over the images themselves.
+Noise on the *inner* gradient is no defense: the gradient is still a sum over the images themselves.
 """
 
 import math
@@ -38,12 +39,12 @@ from metaleak.attacks.span.first_layer import (
     shared_noise,
     with_bias_column,
 )
-from metaleak.attacks.span.lasting_span import clean_images_over_rounds, noisy_images_over_rounds
+from metaleak.attacks.span.image_noise_over_rounds import clean_images_over_rounds, noisy_images_over_rounds
 from metaleak.attacks.span.noisy_images import noisy_precision, noisy_span_evidence
 from metaleak.attacks.span.predicted_coefficients import dense_input
 from metaleak.attacks.span.predicted_evidence import evidence_features, predicted_evidence
 from metaleak.attacks.span.spectrum import RowSpace, row_space_above_noise
-from metaleak.attacks.span.weighed_evidence import weighed_evidence, weighed_over_rounds
+from metaleak.attacks.span.weighted_evidence import weighted_evidence, weighted_over_rounds
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.models import DenseInput, Model, dense_input_of
 from metaleak.defenses import Defense
@@ -51,26 +52,26 @@ from metaleak.defenses import Defense
 _BLOCK = 1024
 
 _UNITS_OF_SUPPORT = 0.2
-"""How much the free evidence counts beside the predicted direction of a support image, without noise.
+"""The weight of the evidence from units, beside that from the predicted direction of a support image, without noise.
 
-Chosen by experiment. The direction alone fails where adapting overshoots (784-256-5 on Fashion-MNIST at the rate
-0.4); the free evidence is blind to the set, and blurs all under much noise.
+Chosen by experiment. The direction alone fails where the inner step overshoots (784-256-5 on Fashion-MNIST at the
+rate 0.4); the evidence from units does not distinguish the two sets, and adds noise where the gradient has much.
 """
 
 
 class SpanTest(BaseModel):
-    """Was this image in the learner's set that the attack `asks` about? For models whose first layer is dense.
+    """Membership inference by the span of the first layer's gradient, for models whose first layer is dense.
 
-    `coefficients`: `predicted` weighs the span by what the sent parameters tell of a member's coefficients, which
-    is what finds members under noise and tells query from support. `free` uses the span alone, `span_scores`: it has
-    no idea which of the two sets a member is in, and no use for the other learners of the round.
+    `asks`: the attacked set. `coefficients`: `predicted` also uses what the sent parameters reveal about a member's
+    coefficients, which finds members under noise and distinguishes query from support images. `free` uses only the
+    span, see `span_scores`: it does not distinguish the two sets, and ignores the other learners of the round.
 
-    `knows_defenses`: the learners' defenses and the adversary's `own examples` are known. Then the evidence is
-    weighed as shadow learners tell that are defended alike, and the scores are log-likelihood ratios. Where the
-    images asked about are noisy, the likelihood of their span is a part of the evidence, see `noisy_span_evidence`.
+    `knows_defenses`: the adversary knows the learners' defenses and has `own examples`. Then weights of the evidence
+    are learned from shadow learners with the same defenses, and the scores are log-likelihood ratios. If the attacked
+    set's images are noisy, the likelihood of their span is part of the evidence, see `noisy_span_evidence`.
 
-    Other scores are generalized likelihood ratios: maximized over coefficients that are not known, and not
-    calibrated. They rank the targets of a gradient; the size of a score is no measure of confidence.
+    Otherwise scores are generalized likelihood ratios, maximized over unknown coefficients. They rank the targets of
+    one gradient, but are not calibrated: their size does not measure confidence.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +85,7 @@ class SpanTest(BaseModel):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """Nothing, unless it `knows_defenses`."""
+        """`defenses` and `own examples` with `knows_defenses`, otherwise no capability."""
         return frozenset({"defenses", "own examples"} if self.knows_defenses else ())
 
     def applies_to(self, model: Model) -> bool:
@@ -94,27 +95,29 @@ class SpanTest(BaseModel):
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return the scores, weighed by shadow learners that the seed makes where the defenses are known.
+        """Return the scores; with `knows_defenses` they are weighted by shadow learners, which depend on `seed`.
 
-        See `evidence` for scores that are not weighed, and for the statistic. Raises `ValueError` when the model has
-        no dense first layer, the targets do not fit it, or the observation lacks what the attack requires.
+        See `evidence` for unweighted scores and for the statistic. Raises `ValueError` if the model has no dense
+        first layer, the targets do not fit it, or the observation lacks what the attack requires.
         """
         if not self.knows_defenses:
             return self.evidence(observation, targets, progress)
         statistics = self.evidence(observation, targets, progress).statistics
-        return Answers(weighed_evidence(observation, targets, self.asks, self._features, seed), statistics=statistics)
+        return Answers(
+            weighted_evidence(observation, targets, self.asks, self._features, seed), statistics=statistics
+        )
 
     def evidence(self, observation: Observation, targets: Targets, progress: Progress | None = None) -> Answers:
-        """Return the scores that are not weighed, and as a statistic `outside`: a threshold's baseline.
+        """Return the unweighted scores, and the statistic `outside`, a baseline for simple thresholding.
 
-        The latter is the part, in [0, 1], of a target's squared norm that lies out of the directions above the
-        noise. A target's answer depends on its learner, on the other learners of the round and on itself. Raises
+        `outside` is the fraction, in [0, 1], of a target's squared norm outside of the gradient's directions above
+        the noise. A target's score depends on the target, its learner and the other learners of the round. Raises
         `ValueError` as the attack does.
         """
         model, first = observation.model, _dense(observation, targets)
         defenses = self._defenses(observation)
         sent, learners = observation.gradients, len(observation.gradients[first.weight])
-        # The rows of a mean are all the same: there are no others to learn from.
+        # All rows of a mean are the same, so there are no other learners to estimate moments from.
         several = learners > 1 and observation.mean_of == 1
         moments = second_moments(sent, first.weight, range(learners)) if several else None
         noisy = image_noise(defenses, self.asks)
@@ -123,7 +126,7 @@ class SpanTest(BaseModel):
         for row in range(learners):
             asked = targets.places_of(row)
             gradient = with_bias_column(sent, first.weight, slice(row, row + 1))[0].double()
-            # A gradient of zero is no evidence.
+            # A gradient of zeros gives no evidence.
             if len(asked) and bool(gradient.any()):
                 own = {name: value[row] for name, value in sent.items()}
                 known = shared_noise(defenses, own, observation.mean_of)
@@ -146,31 +149,32 @@ class SpanTest(BaseModel):
         return Answers(scores, statistics={"outside": outside})
 
     def reason_against_rounds(self) -> str | None:
-        """Return why a test that does not know the defenses sees one round: its scores cannot be weighed."""
-        return None if self.knows_defenses else "knows_defenses must be true for rounds to be weighed"
+        """Return why the test uses one round only if it does not know the defenses: weights cannot be learned."""
+        return None if self.knows_defenses else "knows_defenses must be true to combine several rounds"
 
     def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
         """Return log-likelihood ratios from all rounds.
 
-        Where images are noisy by what lasts of a learner's row spaces and what does not (`lasting_span`), else, and
-        where learners draw new episodes or are seen in a mean, by the evidence in each round, which is computed with
-        the parameters sent in it and weighed as shadow learners tell. Raises `ValueError` without known defenses.
+        If images are noisy, and learners keep their sets and are seen individually, they come from the intersection
+        of a learner's row spaces and the rest of each (`image_noise_over_rounds`). Otherwise they come from the
+        evidence in each round, computed with that round's parameters and weighted by shadow learners. Raises
+        `ValueError` without `knows_defenses`.
         """
         if reason := self.reason_against_rounds():
             raise ValueError(reason)
-        noisy, around = self._noise_that_turns(rounds[0])
+        noisy, around = self._noise_on_fixed_sets(rounds[0])
         if noisy:
             return Answers(noisy_images_over_rounds(rounds, targets, self.asks, noisy, progress))
         if around:
             return Answers(clean_images_over_rounds(rounds, targets, progress))
-        return Answers(weighed_over_rounds(rounds, targets, self.asks, self._features, seed, progress))
+        return Answers(weighted_over_rounds(rounds, targets, self.asks, self._features, seed, progress))
 
-    def _noise_that_turns(self, round: Round) -> tuple[float, float]:
-        """Return the deviations of the noise on the images asked about and on the others, of learners with one set.
+    def _noise_on_fixed_sets(self, round: Round) -> tuple[float, float]:
+        """Return the standard deviations of image noise in the attacked and in the other set, if both sets are fixed.
 
-        They are 0 where learners draw new episodes or are seen in a mean: then no set's span lasts.
+        Both are 0 if learners draw new episodes or are seen in a mean: then row spaces have no intersection to use.
         """
-        if not round.sets_last or round.observation.mean_of > 1:
+        if not round.fixed_sets or round.observation.mean_of > 1:
             return 0.0, 0.0
         defenses = self._defenses(round.observation)
         query, support = image_noise(defenses, "query"), image_noise(defenses, "support")
@@ -184,8 +188,8 @@ class SpanTest(BaseModel):
             return evidence_features(observation, self.asks, targets, real, defenses)
         likelihood = self.evidence(observation, targets).scores[:, None]
         if observation.episodes > 1:
-            # A message of several episodes holds most of a shard, and the predicted evidence of what is in the other
-            # set points the other way: with it the AUC fell from 0.64 to 0.37.
+            # A message of several episodes contains most of a shard, and the predicted evidence for images of the
+            # other set has the opposite sign: with it the AUC fell from 0.64 to 0.37.
             return likelihood
         return torch.cat([evidence_features(observation, self.asks, targets, real, defenses), likelihood], dim=1)
 
@@ -210,11 +214,11 @@ class SpanTest(BaseModel):
         if found.along is None:
             return found.units
         if found.from_support:
-            # Either sign: a large inner rate times curvature turns the observed gradient against the query gradient.
+            # Both signs: with a large inner rate times curvature the observed gradient opposes the query gradient.
             noise = deviation * math.sqrt(gradient.numel()) / float(gradient.norm())
             weight = _UNITS_OF_SUPPORT * max(0.0, 1 - noise) ** 2
             return found.along.abs() + weight * found.units
-        # Two views of one thing: this one is sharper under much noise, the other where adapting turned the direction.
+        # Both are evidence for the same: `along` is better under much noise, `units` if adapting changed directions.
         return found.units + found.along
 
     def _noisy(
@@ -229,14 +233,14 @@ class SpanTest(BaseModel):
         if observation.own_examples is None:
             raise ValueError("knows_defenses needs the observation's own_examples, which are None")
         own = first.inputs(observation.own_examples.double())
-        # Without the bias: the one that it appends to every image bears no noise.
+        # Without the bias, whose input of 1 has no noise.
         width = own.shape[1]
         basis = row_space_above_noise(gradient[:, :width], known).basis
         per_way = observation.queries + (observation.shots if self.asks == "support" else 0)
-        # The query images make the largest directions.
+        # The query images dominate the largest directions.
         basis = basis[: observation.ways * per_way]
         if first.affine is not None:
-            # Scaled with the pixels; by one number, where channels are scaled by several of much the same size.
+            # Noise is scaled like the pixels; one factor stands for those of all channels, which are similar.
             deviation *= float(first.affine.gain.double().square().mean().sqrt())
         precision = noisy_precision(own.mT @ own / len(own), deviation)
         return noisy_span_evidence(first.inputs(images.double()), basis, precision, deviation)
@@ -245,18 +249,18 @@ class SpanTest(BaseModel):
 def span_scores(gradient: Tensor, images: Tensor) -> Tensor:
     """Return how well each of T images fits into the row space of each of L gradients, `(L, T)`, higher for members.
 
-    `gradient (L, H, P)` are first-layer gradients and `images (T, P)` the layer's inputs: every image is asked of
-    every learner, by one product a learner. Natural logarithms of a generalized likelihood ratio, float64: the
-    residual that the noise lets a member have, over that which the image has,
+    `gradient (L, H, P)` are first-layer gradients and `images (T, P)` inputs of the layer; every image is scored for
+    every learner. The score is the natural logarithm of a generalized likelihood ratio, float64: the residual that
+    noise would leave of a member, divided by the image's residual,
 
         score = log(deviation^2 sum_i (v_i.x)^2 / s_i^2) - log(|x - sum_i (v_i.x) v_i|^2 / (P - k)),
 
-    over the k singular pairs (s, v) above the noise: to first order, what it costs the likelihood of the gradient to
-    turn its row space until it contains x.
+    with sums over the k singular pairs (s, v) above the noise. To first order this is the loss of likelihood when the
+    gradient's row space is rotated until it contains x.
     """
     spaces = [row_space_above_noise(one) for one in gradient]
     scores = torch.empty(len(gradient), len(images), dtype=torch.float64)
-    # Few targets at a time stay in the processor's cache for all learners.
+    # A small block of targets stays in the processor's cache for all learners.
     for start in range(0, len(images), _BLOCK):
         wide = images[start : start + _BLOCK].double()
         squares = wide.square().sum(dim=1)
@@ -269,13 +273,15 @@ def _dense(observation: Observation, targets: Targets) -> DenseInput:
     dense = dense_input(observation.model)
     first = dense.weight
     if first not in observation.gradients:
-        raise ValueError(f"shares: the attack needs the gradient of {first!r}, which the learners do not share")
+        raise ValueError(f"the span test needs the gradient of {first!r}, which the learners do not share (shares)")
     width = observation.parameters[first].shape[1]
     if len(targets.examples) and targets.examples[0].numel() != width:
-        raise ValueError(f"target images have {targets.examples[0].numel()} values, {first!r} takes {width}")
+        raise ValueError(
+            f"targets.examples: must have {width} values, as {first!r} takes, got {targets.examples[0].numel()}"
+        )
     learners = len(observation.gradients[first])
     if len(targets.rows) and not 0 <= int(targets.rows.min()) <= int(targets.rows.max()) < learners:
-        raise ValueError(f"targets.rows holds values outside [0, {learners})")
+        raise ValueError(f"targets.rows: must be in [0, {learners}), the learners of the observation")
     return dense
 
 
@@ -286,7 +292,7 @@ def _outside(images: Tensor, basis: Tensor) -> Tensor:
 
 def _free(images: Tensor, squares: Tensor, space: RowSpace) -> Tensor:
     inside = (images @ space.basis.mT).square_()
-    # No image is nearer than its own rounding.
+    # No residual is smaller than the image's own rounding.
     residual = torch.maximum(squares - inside.sum(dim=1), 1e-15 * squares)
     residual /= max(1, space.basis.shape[1] - len(space.basis))
     allowed = inside @ space.values.clamp(min=1e-150).square().reciprocal() * space.deviation**2

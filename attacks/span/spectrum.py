@@ -1,4 +1,4 @@
-"""How much of a gradient's spectrum is noise: the Marchenko-Pastur floor under the singular values."""
+"""A gradient's noise level and its row space above the noise, by the Marchenko-Pastur edge."""
 
 import math
 from bisect import bisect_left
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 1e-6
-"""An edge below this part of the largest singular value is that of float32 rounding, which is not independent."""
+"""The lowest edge, relative to the largest singular value: that of float32 rounding, which is not independent."""
 
 _SLACK = 1.01
-"""A singular value counts as signal from this multiple of the edge on; the largest of pure noise stay within it."""
+"""Singular values above this multiple of the edge count as signal; those of pure noise are below it."""
 
 
 @dataclass(frozen=True)
 class RowSpace:
-    """What stands above the noise of one matrix `(H, P)`: its leading singular pairs.
+    """The leading singular pairs of one matrix `(H, P)`, those above its noise.
 
-    `basis (k, P)` has orthonormal rows, by the descending `values (k,)`, k at least 1; float64. `deviation` is that
-    of the noise on every entry.
+    `basis (k, P)` has orthonormal rows, ordered by the descending `values (k,)`, k at least 1; float64. `deviation`
+    is the standard deviation of the noise on every entry.
     """
 
     basis: Tensor
@@ -29,7 +29,7 @@ class RowSpace:
 
 @dataclass(frozen=True)
 class Floor:
-    """The noise under one matrix: the standard `deviation` of an entry, and how many singular values stand above."""
+    """The noise in one matrix: the standard `deviation` of an entry, and the number of singular values above it."""
 
     deviation: float
     rank: int
@@ -38,21 +38,22 @@ class Floor:
 def marchenko_pastur_edge(rows: int, columns: int, deviation: float = 1.0) -> float:
     """Return the largest singular value of a `rows x columns` matrix of independent noise, for large matrices.
 
-    It is `deviation (sqrt(rows) + sqrt(columns))` (Marchenko and Pastur 1967), for entries with four moments.
+    It is `deviation (sqrt(rows) + sqrt(columns))` (Marchenko and Pastur 1967), for entries with finite fourth
+    moments.
     """
     return deviation * (math.sqrt(rows) + math.sqrt(columns))
 
 
 def noise_floor(values: Tensor, rows: int, columns: int, deviation: float | None = None) -> Floor:
-    """Return the noise of a `rows x columns` matrix that is of low rank but for independent noise on every entry.
+    """Return the noise of a `rows x columns` matrix of low rank with independent noise on every entry.
 
-    `values (min(rows, columns),)` are its singular values, descending. The deviation is that of all that lies below
-    the signal, the signal whatever lies above the edge of such noise: both are found together, from the least signal
-    on. A known `deviation` is taken as it is. A matrix without noise has that of float32 rounding. The rank is at
-    most one less than the values: where the signal fills them all, the smallest is taken for noise.
+    `values (min(rows, columns),)` are its singular values, descending. The signal consists of the values above the
+    edge of the noise, and the noise level is that of the remaining values; both are found together, starting with no
+    signal. A known `deviation` is used as given. Without noise, the level is that of float32 rounding. The rank is at
+    most one less than the number of values: the smallest always counts as noise.
     """
     energy = values.double().square()
-    # Sums from the small end: what is left below a rank must not drown in the large values.
+    # Summed from the small end, so that small values are not lost next to large ones.
     tails = energy.flip(0).cumsum(0).flip(0).tolist()
     least = _ROUNDING * float(values[0]) / marchenko_pastur_edge(rows, columns) if len(values) else 0.0
     rising = (-values.double()).tolist()
@@ -64,7 +65,7 @@ def noise_floor(values: Tensor, rows: int, columns: int, deviation: float | None
         above = bisect_left(rising, -edge)
         if above <= rank or rank == len(values) - 1:
             break
-        # One at a time: a step too far would take noise for signal and never find back.
+        # One at a time: a larger step could take noise for signal, which would never be corrected.
         rank += 1
     return Floor(found, rank)
 
@@ -72,8 +73,8 @@ def noise_floor(values: Tensor, rows: int, columns: int, deviation: float | None
 def row_space_above_noise(matrix: Tensor, deviation: float | None = None) -> RowSpace:
     """Return the leading right singular vectors and values of `matrix (H, P)`; see `noise_floor` for `deviation`.
 
-    Computed from the smaller Gram matrix, three times faster than a decomposition: its squared values are right to a
-    part in 1e15 of the largest, which is enough down to the rounding of float32 entries.
+    Computed from the smaller Gram matrix, three times faster than a singular value decomposition. Squared values have
+    an error of 1e-15 relative to the largest, which suffices down to the rounding of float32 entries.
     """
     wide = matrix.double()
     height, width = wide.shape
@@ -83,6 +84,6 @@ def row_space_above_noise(matrix: Tensor, deviation: float | None = None) -> Row
     count = max(1, floor.rank)
     leading = vectors.flip(1)[:, :count]
     if height <= width:
-        # The first columns of Q span what the first vectors span: only rounding is turned away.
+        # The first columns of Q span the same space as the first vectors; only rounding errors are removed.
         leading, _ = torch.linalg.qr(wide.mT @ leading / values[:count].clamp(min=1e-300))
     return RowSpace(leading.mT.contiguous(), values[:count], floor.deviation)

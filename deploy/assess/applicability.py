@@ -18,6 +18,6 @@ def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
         experiment.threat_model,
         all_shared=experiment.shares == EVERYTHING,
         rounds=min(experiment.targets.rounds, experiment.recorded_rounds()),
-        sets_last=experiment.partition.sets_last(experiment.task),
+        fixed_sets=experiment.partition.fixed_sets(experiment.task),
     )
     return None if reason is None else f"{attack.name} {reason}"

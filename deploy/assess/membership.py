@@ -147,12 +147,12 @@ def _answers(
 ) -> Answers:
     """Return the attack's answers: those over all rounds, or those in the one that there is.
 
-    Raises `ValueError` for an attack that sees one round where there are several.
+    Raises `ValueError` for several rounds and an attack that uses only one.
     """
     asked = truth.targets(attacked.federation, attacked.learners).to(device)
     if len(attacked.rounds) > 1:
         if not isinstance(attack, AsksOverRounds):
-            raise ValueError(f"{type(attack).__name__} sees one round, and is asked about {len(attacked.rounds)}")
+            raise ValueError(f"{type(attack).__name__} uses one round only, got {len(attacked.rounds)}")
         return attack.over_rounds(RecordedRounds(attacked, attack, truth, device, kept), asked, seed, advance)
     (round,) = attacked.rounds
     observation = observe(attacked, round, attack, truth).to(device)

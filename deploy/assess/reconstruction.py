@@ -69,14 +69,14 @@ def rebuild(
     Raises `ValueError` when its reconstructions are not those of the learners' kind of examples.
     """
     federation, round = attacked.federation, attacked.rounds[0]
-    sets_last = federation.partition.sets_last(federation.task)
+    fixed_sets = federation.partition.fixed_sets(federation.task)
     generator = keyed_generator(federation.seed, round, "reconstructed", attack.asks)
     answered = attacked.answered(round)
     places = torch.randperm(len(answered), generator=generator)[:most].tolist()
     chosen = sorted(answered[place] for place in places)
     some = replace(attacked, learners=chosen)
     rounds = 1
-    if isinstance(attack, ReconstructsOverRounds) and len(attacked.rounds) > 1 and sets_last:
+    if isinstance(attack, ReconstructsOverRounds) and len(attacked.rounds) > 1 and fixed_sets:
         rounds = len(attacked.rounds)
         every = RecordedRounds(some, attack, None, device)
         made = attack.reconstruct_over_rounds(every, seed, progress).to("cpu")

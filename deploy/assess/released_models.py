@@ -71,9 +71,9 @@ def assess_released(
     )
     shadows = _shadows(run, experiment, attack.shadows)
     missing = [one for one in shadows if not RunDirectory(one.folder).done]
-    work.tell(len(shadows) - len(missing), len(shadows))
+    work.report(len(shadows) - len(missing), len(shadows))
     for done, _ in enumerate(work.map(simulated, missing), start=1):
-        work.tell(len(shadows) - len(missing) + done, len(shadows))
+        work.report(len(shadows) - len(missing) + done, len(shadows))
     answers, members = [], []
     for shadow in shadows:
         own = shadow.experiment.federation()

@@ -113,7 +113,7 @@ def used_in_training(experiment: Experiment) -> Tensor:
     federation, server = experiment.federation(), experiment.server
     used = torch.zeros(len(federation.examples().labels), dtype=torch.bool)
     sampling = MetaLearner(experiment.partition.learners, fraction=server.fraction, seed=experiment.seed)
-    lasting, known = experiment.partition.sets_last(experiment.task), set()
+    lasting, known = experiment.partition.fixed_sets(experiment.task), set()
     for round in range(1, server.rounds + 1):
         for learner in sampling.sample(round):
             if learner in known or federation.faults.absence(federation.seed, round, learner) is not None:

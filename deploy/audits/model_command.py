@@ -101,7 +101,7 @@ def plain_audit(found: Audit) -> dict[str, Any]:
         {
             "layers": layers,
             "c": found.c,
-            "c_of_convolutions": found.of_convolutions,
+            "c_of_convolutions": found.c_of_convolutions,
             "covered": found.covered,
             "i2f": found.i2f,
             "verdict": verdict(found),
@@ -144,19 +144,19 @@ def verdict(found: Audit) -> list[str]:
     first_missing = next((one for one in covered if one.deficit), None)
     if found.before:
         lines.append(f"Not covered: the example passes {' and '.join(found.before)} before the first layer.")
-    if found.of_convolutions is None:
+    if found.c_of_convolutions is None:
         lines.append("c(M) is not known: the rank of a convolution could not be found.")
     elif found.covered == "no":
         lines.append(
-            f"c(M) does not cover this network; of its convolutions alone it would be {found.of_convolutions:.6g}."
+            f"c(M) does not cover this network; of its convolutions alone it would be {found.c_of_convolutions:.6g}."
         )
     elif found.covered == "at most":
         lines.append(
-            f"c(M) is at most {found.of_convolutions:.6g}: each unit that an activation switches off takes a "
+            f"c(M) is at most {found.c_of_convolutions:.6g}: each unit that an activation switches off takes a "
             "constraint away, and which are off depends on the image."
         )
     else:
-        lines.append(f"c(M) = {found.of_convolutions:.6g}; 0 is the least safe, more negative is safer.")
+        lines.append(f"c(M) = {found.c_of_convolutions:.6g}; 0 is the least safe, more negative is safer.")
     if found.covered == "exact" and first_missing is None:
         lines.append("Every layer's input is determined: the gradient of one example gives it away exactly (R-GAP).")
     elif first_missing is not None:

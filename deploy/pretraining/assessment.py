@@ -66,9 +66,9 @@ def planned(study: Study) -> dict[str, tuple[str, Plugin]]:
 
 def attack_models(study: Study, answers: list[ModelAnswers], attack: PretrainingAttack, work: Work) -> Pooled:
     """Return the scores of `attack` for every point of every victim."""
-    sees_start = bool(getattr(attack, "sees_start", False))
-    asked = torch.stack([one.start if sees_start else one.probabilities for one in answers])
-    shown = asked if sees_start else restricted(asked, study.queries.access)
+    sees_pretrained = bool(getattr(attack, "sees_pretrained", False))
+    asked = torch.stack([one.start if sees_pretrained else one.probabilities for one in answers])
+    shown = asked if sees_pretrained else restricted(asked, study.queries.access)
     member = torch.stack([one.member for one in answers])
     everything = ShadowAnswers(shown, member)
     scores, victims = [], []
@@ -77,7 +77,7 @@ def attack_models(study: Study, answers: list[ModelAnswers], attack: Pretraining
         own = Work(derived_seed(work.seed, victim), None, work.map)
         scores.append(attack(everything.of(torch.tensor(shadows)), shown[victim], own))
         victims.append(victim)
-        work.tell(done + 1, len(turns))
+        work.report(done + 1, len(turns))
     count = member.shape[1]
     return Pooled(
         torch.cat(scores),
@@ -111,7 +111,7 @@ def assess_attack(
     """Attack the models of one `finetuning` by their `answers`; write the result into the folder `place`."""
     began = time.monotonic()
     attack: PretrainingAttack = plugin.built("pretraining_attacks")
-    sees_start = bool(getattr(attack, "sees_start", False))
+    sees_pretrained = bool(getattr(attack, "sees_pretrained", False))
     found = attack_models(study, answers, attack, work)
     evaluation = evaluate(
         found.scores.numpy(),
@@ -129,8 +129,8 @@ def assess_attack(
     result = AttackResult(
         attack={**plugin.resolved("pretraining_attacks"), **settings},
         asks="start",
-        knows="the start's answers, own examples" if sees_start else "answers, own examples",
-        ceiling=sees_start,
+        knows="the start's answers, own examples" if sees_pretrained else "answers, own examples",
+        ceiling=sees_pretrained,
         seconds=round(time.monotonic() - began, 3),
         evaluation=evaluation,
         released=_released(study, finetuning, answers),
@@ -164,8 +164,10 @@ def attack_victim(
 
     Raises `ValueError` for an attack that needs more than answers.
     """
-    if getattr(attack, "sees_start", False):
-        raise ValueError(f"{type(attack).__name__} needs answers of the start, not of a released model")
+    if getattr(attack, "sees_pretrained", False):
+        raise ValueError(
+            f"{type(attack).__name__} needs answers of the pretrained model itself, and has those of a released model"
+        )
     answers = answers_of(study, folder, finetuning)
     shadows = ShadowAnswers(
         restricted(torch.stack([one.probabilities for one in answers])[:, victim.answered], study.queries.access),

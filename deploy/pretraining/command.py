@@ -73,7 +73,7 @@ def attack_over_http(study: Study, path: Path, url: str) -> list[str]:
     attacks = {
         name: (finetuning, attack)
         for name, (finetuning, plugin) in planned(study).items()
-        if not getattr(attack := plugin.built("pretraining_attacks"), "sees_start", False)
+        if not getattr(attack := plugin.built("pretraining_attacks"), "sees_pretrained", False)
     }
     if not attacks:
         return []

@@ -68,10 +68,10 @@ def make_models(study: Study, folder: Path, work: Work) -> int:
     jobs = missing_jobs(study, folder)
     total = sum(len(job.models) for job in jobs)
     done = 0
-    work.tell(done, total)
+    work.report(done, total)
     for made in work.map(make, jobs):
         done += made
-        work.tell(done, total)
+        work.report(done, total)
     return total
 
 

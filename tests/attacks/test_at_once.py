@@ -22,7 +22,7 @@ def test_every_part_is_done_once_on_as_many_threads_as_are_allowed(monkeypatch, 
     assert (threads == {threading.get_ident()}) == (most == 1)
 
 
-def test_an_error_in_a_part_is_the_callers(monkeypatch):
+def test_an_error_in_a_part_is_raised_to_the_caller(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
 
     def do(part):

@@ -1,4 +1,4 @@
-"""Attacks on the records of Flower apps that know nothing of metaleak."""
+"""Attacks on the records of Flower apps that were not written for metaleak."""
 
 import math
 from statistics import median
@@ -24,7 +24,7 @@ NON_MEMBERS = 40
 
 
 class World:
-    """One run of an app, what was recorded, and the questions about it."""
+    """One run of an app, its record, and targets."""
 
     def __init__(self, path, model, epochs, world="current"):
         self.truth = run_app(path / "record", model=model, epochs=epochs, world=world)
@@ -96,12 +96,14 @@ def test_gradients_are_the_sum_of_the_local_ones(mlp):
     assert observed.shots + observed.queries == 6  # 60 examples of ten classes
 
 
-def test_a_module_normalizes_what_it_is_given_and_keeps_its_names(mlp):
+def test_a_normalized_module_keeps_its_parameter_names(mlp):
     wrapped = normalized(mlp.module, (MEAN,), (STD,))
     images = mlp.images[:5]
     torch.testing.assert_close(wrapped(images), mlp.module((images - MEAN) / STD))
     assert dict(wrapped.named_parameters()).keys() == dict(mlp.module.named_parameters()).keys()
-    with pytest.raises(ValueError, match=r"as many mean as std, all std above 0, got mean \[0.5\] and std \[0.0\]"):
+    with pytest.raises(
+        ValueError, match=r"mean and std must have the same length, and std be above 0, got \[0.5\] and \[0.0\]"
+    ):
         normalized(mlp.module, (0.5,), (0.0,))
 
 
@@ -110,13 +112,13 @@ def test_a_module_normalizes_what_it_is_given_and_keeps_its_names(mlp):
     [
         (
             {"module": nn.Sequential(nn.Flatten(), nn.Linear(784, 10))},
-            "'1.weight' is not in the record, which has fc1",
+            "'1.weight' is not in the record, whose arrays are fc1",
         ),
-        ({"rule": FedSGD()}, "replies hold weights: the rule must state its local learning rate, as fedavg does"),
+        ({"rule": FedSGD()}, "replies hold weights: the rule must have a local learning rate, as fedavg has"),
         ({"input_shape": (3, 32, 32)}, r"cannot take examples of shape \(3, 32, 32\)"),
     ],
 )
-def test_what_does_not_go_with_the_record_is_named(mlp, changes, said):
+def test_arguments_that_do_not_fit_the_record_are_named(mlp, changes, said):
     with pytest.raises(ValueError, match=said):
         mlp.observed(**changes)
 
@@ -124,7 +126,7 @@ def test_what_does_not_go_with_the_record_is_named(mlp, changes, said):
 def test_a_model_of_other_shapes_is_named(mlp):
     narrow = initialized("mlp", 0)
     narrow.fc1 = nn.Linear(784, 3)
-    with pytest.raises(ValueError, match=r"'fc1.weight' has shape \(3, 784\), in the record \(256, 784\)"):
+    with pytest.raises(ValueError, match=r"'fc1.weight' has the shape \(3, 784\), but \(256, 784\) in the record"):
         mlp.observed(module=narrow)
 
 

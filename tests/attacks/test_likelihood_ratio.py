@@ -1,4 +1,4 @@
-"""The exact likelihood ratio: it is the noise's own density, and no stronger than the mechanism allows."""
+"""The exact likelihood ratio equals that of the noise's densities, and attains what the mechanism allows."""
 
 import math
 
@@ -40,7 +40,7 @@ def gradient(support, query):
 
 
 def federation(defenses, asks="query", learners=60, seed=0, mean_of=1):
-    """Random images; two targets a learner: one it holds, whose alternative it does not, and the other way round."""
+    """Random images and two targets per learner: one is held and its alternative is not, and vice versa."""
     generator = keyed_generator(seed)
     support, query = (
         torch.rand(learners, WAYS * each, 1, SIZE, SIZE, generator=generator) for each in (SHOTS, QUERIES)
@@ -88,7 +88,7 @@ def flat(tensors):
 
 
 def density(seen, mean, defense):
-    """What torch's own distributions say."""
+    """The log-likelihood ratio by torch's own distributions."""
     if isinstance(defense, GaussianMechanism):
         return Normal(flat(clipped(mean, defense.clip)), defense.standard_deviation).log_prob(seen).sum()
     vector = flat(mean)
@@ -128,13 +128,13 @@ def test_a_score_is_the_ratio_of_the_two_densities(noise, asks):
 @pytest.mark.parametrize(
     "defenses", [(), (Selection(),), (Pruning(keep=0.5),), (Quantization(bits=8),), (Noise(scale=0.0),)]
 )
-def test_without_noise_every_answer_is_right(defenses, asks):
+def test_without_noise_every_score_is_right(defenses, asks):
     observation, targets, member = federation(defenses, asks)
     scores = LikelihoodRatio(asks=asks)(observation, targets, 0).scores
     assert torch.equal(scores > 0, member)
 
 
-def test_the_auc_under_the_gaussian_mechanism_is_what_the_separation_says():
+def test_the_auc_under_the_gaussian_mechanism_follows_from_the_separation():
     observation, targets, member = federation((GaussianMechanism(clip=0.05, noise_multiplier=0.3),), learners=600)
     answers = LikelihoodRatio()(observation, targets, 0)
     apart = answers.statistics["separation"]
@@ -148,14 +148,14 @@ def test_the_auc_under_the_gaussian_mechanism_is_what_the_separation_says():
     assert float(signed.sum() / apart.square().sum()) == pytest.approx(0.5, abs=0.15)
 
 
-def test_the_separation_tells_nothing_of_membership():
+def test_the_separation_does_not_depend_on_membership():
     observation, targets, member = federation((Noise(scale=0.5),), learners=300)
     apart = LikelihoodRatio()(observation, targets, 0).statistics["separation"]
     auc = evaluate(apart.numpy(), member.numpy(), resamples=200).auc
     assert auc.low < 0.5 < auc.high
 
 
-def test_answers_do_not_depend_on_the_chunk_or_on_the_targets_beside():
+def test_scores_do_not_depend_on_the_chunk_or_on_other_targets():
     observation, targets, _ = federation((Noise(scale=0.3),), learners=10)
     all_scores = LikelihoodRatio(chunk=7)(observation, targets, 0).scores
     told = []
@@ -165,7 +165,7 @@ def test_answers_do_not_depend_on_the_chunk_or_on_the_targets_beside():
 
 
 class Halved:
-    """A noiseless defense of a user's own, which says so."""
+    """A user's noiseless defense, which states that."""
 
     place = "shared"
 
@@ -180,7 +180,7 @@ class Halved:
 
 
 class HalvedAndNoisy(Halved):
-    """Noise of a fixed deviation on the half of everything."""
+    """Noise with a fixed standard deviation on half of every entry."""
 
     def noise(self):
         return AddedNoise("laplace", 0.01)
@@ -192,7 +192,7 @@ class HalvedAndNoisy(Halved):
 
 
 class Silent:
-    """A noiseless defense that promises nothing."""
+    """A noiseless defense that does not state its noise."""
 
     place = "shared"
 
@@ -200,12 +200,12 @@ class Silent:
         return tensors
 
 
-def test_a_noiseless_defense_of_ones_own_is_weighed():
+def test_a_users_noiseless_defense_is_used():
     observation, targets, member = federation((Halved(),))
     assert torch.equal(LikelihoodRatio()(observation, targets, 0).scores > 0, member)
 
 
-def test_the_noise_that_a_defense_of_ones_own_promises_is_weighed():
+def test_the_noise_that_a_users_defense_states_is_used():
     observation, targets, _ = federation((Halved(), HalvedAndNoisy()), learners=5)
     scores = LikelihoodRatio()(observation, targets, 0).scores
     for row, learner in enumerate(targets.rows.tolist()):
@@ -231,7 +231,7 @@ def test_the_noise_that_a_defense_of_ones_own_promises_is_weighed():
         ((Halved(), Silent(), Sign()), "Silent"),
     ],
 )
-def test_a_defense_whose_law_is_not_known_is_refused(defenses, said):
+def test_a_defense_with_an_unknown_distribution_is_refused(defenses, said):
     observation, targets, _ = federation((), learners=2)
     told = Observation(**{**vars(observation), "defenses": defenses})
     assert said in LikelihoodRatio().reason_against(defenses)
@@ -242,13 +242,13 @@ def test_a_defense_whose_law_is_not_known_is_refused(defenses, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rest": None}, "rest, other set and defenses"),
-        ({"known_support": None}, "rest, other set and defenses"),
-        ({"defenses": None}, "rest, other set and defenses"),
-        ({"mean_of": 4}, "not of a mean of 4"),
+        ({"rest": None}, "rest, known_support or known_query, and defenses"),
+        ({"known_support": None}, "rest, known_support or known_query, and defenses"),
+        ({"defenses": None}, "rest, known_support or known_query, and defenses"),
+        ({"mean_of": 4}, "got a mean of 4"),
     ],
 )
-def test_what_is_missing_is_named(changes, said):
+def test_missing_knowledge_is_named(changes, said):
     observation, targets, _ = federation((), learners=2)
     with pytest.raises(ValueError, match=said):
         LikelihoodRatio()(Observation(**{**vars(observation), **changes}), targets, 0)
@@ -258,8 +258,8 @@ def test_what_is_missing_is_named(changes, said):
     "defenses", [(), (GaussianMechanism(clip=0.1, noise_multiplier=1.0),), (Noise(law="laplace"),)]
 )
 @pytest.mark.parametrize("asks", ["query", "support"])
-def test_it_makes_its_tensors_where_its_inputs_are(asks, defenses):
-    """Made by default where no numbers are, what it makes itself would show in its answers or fail."""
+def test_it_creates_tensors_on_the_device_of_its_inputs(asks, defenses):
+    """The default device is set to one without data: a tensor created there would fail or show in the scores."""
     observation, targets, _ = federation(defenses, asks, learners=3)
     attack = LikelihoodRatio(asks=asks)
     plain = attack(observation, targets, 0)

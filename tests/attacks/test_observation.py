@@ -1,4 +1,4 @@
-"""What a server saw of a round, from a record alone."""
+"""The messages of a round, read from a record."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def record(tmp_path):
     return Record(tmp_path / "record")
 
 
-def test_it_holds_what_was_sent_and_what_every_learner_answered(record):
+def test_it_has_the_sent_parameters_and_every_learners_reply(record):
     update = Update.of_record(record, 1)
     assert update.learners == (2, 4, 7)
     assert torch.equal(update.sent["w"], torch.full((2, 3), 5.0))
@@ -32,7 +32,7 @@ def test_it_holds_what_was_sent_and_what_every_learner_answered(record):
     assert update.mean_of == 1
 
 
-def test_its_rows_are_the_learners_that_are_asked_for_in_their_order(record):
+def test_its_rows_are_the_requested_learners_in_order(record):
     update = Update.of_record(record, 1, [7, 2])
     assert update.received["b"][:, 0].tolist() == [8.0, 3.0]
     with pytest.raises(ValueError, match="learner 3 did not answer in round 1"):
@@ -48,7 +48,7 @@ def test_what_replies_hold_must_be_known(tmp_path):
     assert Update.of_record(Record(tmp_path / "record"), 1, holds="weights").holds == "weights"
 
 
-def test_gradients_come_from_whatever_the_replies_hold(record):
+def test_gradients_follow_from_gradients_weights_and_differences(record):
     weights = Update.of_record(record, 1, holds="weights")
     # A learner that moved up by its number has followed a gradient of minus its number.
     assert weights.gradients()["b"][:, 0].tolist() == [-2.0, -4.0, -7.0]

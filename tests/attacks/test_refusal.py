@@ -1,4 +1,4 @@
-"""Why an attack cannot be made: one answer, whoever asks."""
+"""Why an attack is not applicable: one check for all callers."""
 
 import pytest
 from flower_apps.networks import CNN
@@ -14,12 +14,12 @@ from metaleak.clients.models import MLP, LeNet, TorchModule
 from metaleak.defenses import Noise
 
 
-def test_a_threat_model_that_is_not_limited_refuses_nothing():
+def test_an_unlimited_threat_model_refuses_nothing():
     assert refusal(Alignment(), LeNet()) is None
     assert refusal(Alignment(), LeNet(), threat_model=ThreatModel()) is None
 
 
-def test_what_an_attack_requires_and_the_adversary_does_not_have_is_named():
+def test_missing_capabilities_are_named():
     known = ThreatModel(knows=frozenset({"labels", "defenses"}))
     assert (
         refusal(Alignment(), LeNet(), threat_model=known)
@@ -33,7 +33,7 @@ def test_a_model_and_defenses_that_an_attack_does_not_apply_to_are_named():
     assert refusal(SpanTest(), TorchModule(CNN())) == "does not apply to the model CNN"
     said = refusal(LikelihoodRatio(), MLP(), (Noise(place="support"),))
     assert said is not None
-    assert said.startswith("does not apply: the likelihood under Noise at the place 'support' is not known")
+    assert said.startswith("does not apply: the likelihood under Noise at the place 'support' is unknown")
 
 
 def test_a_capability_that_does_not_exist_is_refused():
@@ -41,17 +41,17 @@ def test_a_capability_that_does_not_exist_is_refused():
         ThreatModel(knows=frozenset({"everything"}))  # type: ignore[arg-type]
 
 
-def test_what_is_written_of_a_threat_model_is_always_the_same():
+def test_a_threat_model_is_always_written_in_the_same_order():
     known = ThreatModel(knows=frozenset({"own examples", "labels", "classes"}))
     assert known.model_dump(mode="json") == {"knows": ["classes", "labels", "own examples"]}
     assert ThreatModel.model_validate(known.model_dump(mode="json")) == known
 
 
-def test_an_attack_that_sees_one_round_is_refused_several_with_a_reason():
+def test_an_attack_that_uses_one_round_is_refused_for_several_with_a_reason():
     said = refusal(PerExampleAlignment(), LeNet(), rounds=20)
-    assert said == "sees one round, and is asked about 20 (targets.rounds)"
+    assert said == "uses one round only, but targets.rounds is 20"
     said = refusal(SpanTest(), MLP(), rounds=20)
     assert said is not None
-    assert said.startswith("sees one round, and is asked about 20 (targets.rounds): knows_defenses")
+    assert said.startswith("uses one round only, but targets.rounds is 20: knows_defenses")
     assert refusal(SpanTest(knows_defenses=True), MLP(), rounds=20) is None
     assert refusal(Alignment(), LeNet(), rounds=20) is None

@@ -1,4 +1,4 @@
-"""Attacks over rounds: what they find beside one round, what they hold in memory, which rounds tell of a target."""
+"""Attacks over rounds: their gain over one round, their memory, and which rounds count for a target."""
 
 import dataclasses
 import gc
@@ -15,7 +15,7 @@ from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.rounds import AsksOverRounds, ReconstructsOverRounds, Round
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.attacks.shadows.shadow_learners import shadow_learners
-from metaleak.attacks.shadows.weighed_rounds import weighed
+from metaleak.attacks.shadows.weighted_rounds import weighted
 from metaleak.attacks.span.span_test import SpanTest
 from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.datasets import Digits
@@ -36,7 +36,7 @@ def _collected_quickly():
 
 
 class Rounds(Sequence[Round]):
-    """Rounds at the initial parameters, computed when they are asked for; `alive` of them are in memory."""
+    """Rounds at the initial parameters, computed when they are accessed; `alive` of them are in memory."""
 
     def __init__(self, federation, targets, count, answers=lambda learner, number: True, counts=False):
         self.federation, self.targets, self.count, self.answers = federation, targets, count, answers
@@ -81,7 +81,7 @@ def auc(scores, member):
 
 
 ATTACKS = {
-    "weighed": (SpanTest(knows_defenses=True), Noise(place="shared", scale=1.0)),
+    "weighted": (SpanTest(knows_defenses=True), Noise(place="shared", scale=1.0)),
     "noisy": (SpanTest(knows_defenses=True), Noise(place="query", scale=1.0)),
     "clean": (SpanTest(knows_defenses=True, asks="support"), Noise(place="query", scale=1.0)),
     "inversion": (InversionFromTarget(fit=2, iterations=2), Noise(place="shared", scale=1.0)),
@@ -102,8 +102,8 @@ def test_one_round_is_in_memory_however_many_there_are(name):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_tensors_are_made_where_the_rounds_are(name):
-    """Made by default where no numbers are, what an attack makes itself would show in its answers or fail."""
+def test_tensors_are_created_on_the_device_of_the_rounds(name):
+    """The default device is set to one without data: a tensor created there would fail or show in the scores."""
     attack, defense = ATTACKS[name]
     rounds, targets, _ = attacked(2, defense, asks=attack.asks)
     seen = [rounds[place] for place in range(len(rounds))]
@@ -114,7 +114,7 @@ def test_tensors_are_made_where_the_rounds_are(name):
     assert torch.equal(elsewhere.nan_to_num(), plain.nan_to_num())
 
 
-def test_images_rebuilt_from_all_rounds_take_one_round_of_memory_too():
+def test_reconstruction_from_all_rounds_needs_the_memory_of_one():
     attack = InversionFromNoise(iterations=2)
     assert isinstance(attack, ReconstructsOverRounds)
     rounds, _, _ = attacked(4)
@@ -124,7 +124,7 @@ def test_images_rebuilt_from_all_rounds_take_one_round_of_memory_too():
     assert (rounds.most, rounds.alive) == (1, 0)
 
 
-def test_the_span_of_clean_images_lasts_and_noise_averages_out():
+def test_more_rounds_of_image_noise_find_more_members_of_both_sets():
     one, few, many = (
         auc(ATTACKS["noisy"][0].over_rounds(rounds, targets, seed=0).scores, member)
         for rounds, targets, member in (attacked(count, Noise(place="query", scale=0.7)) for count in (1, 2, 12))
@@ -135,14 +135,14 @@ def test_the_span_of_clean_images_lasts_and_noise_averages_out():
     assert auc(ATTACKS["clean"][0].over_rounds(rounds, targets, seed=0).scores, member) > 0.99
 
 
-def test_rounds_with_shared_noise_are_weighed_and_none_is_lost():
+def test_more_rounds_of_shared_noise_find_more_members():
     attack, noise = SpanTest(knows_defenses=True), Noise(place="shared", scale=3.0)
     rounds, targets, member = attacked(8, noise)
     single = attack(rounds[0].observation, targets, 0).scores
     assert auc(attack.over_rounds(rounds, targets, 0).scores, member) > auc(single, member) + 0.05
 
 
-def test_a_learner_that_never_answered_tells_nothing_and_one_that_did_once_something():
+def test_a_learner_that_never_answered_has_scores_of_0_and_one_that_did_once_does_not():
     attack = SpanTest(knows_defenses=True)
     rounds, targets, member = attacked(
         4, Noise(place="query", scale=0.3), answers=lambda learner, number: learner > 1 or (learner, number) == (1, 2)
@@ -153,14 +153,14 @@ def test_a_learner_that_never_answered_tells_nothing_and_one_that_did_once_somet
     assert auc(scores[once], member[once]) > 0.6
 
 
-def test_a_test_that_knows_no_defense_says_that_it_sees_one_round():
+def test_a_span_test_without_known_defenses_uses_one_round_only():
     rounds, targets, _ = attacked(2)
-    assert SpanTest().reason_against_rounds() == "knows_defenses must be true for rounds to be weighed"
+    assert SpanTest().reason_against_rounds() == "knows_defenses must be true to combine several rounds"
     with pytest.raises(ValueError, match="knows_defenses must be true"):
         SpanTest().over_rounds(rounds, targets, seed=0)
 
 
-def test_rounds_count_by_what_they_tell():
+def test_informative_rounds_have_more_weight():
     generator = torch.Generator().manual_seed(0)
     # One round tells nothing but spreads widely: a sum would drown in it.
     strength, spread = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([1.0, 20.0, 1.0])
@@ -170,23 +170,23 @@ def test_rounds_count_by_what_they_tell():
 
     members, others, asked = drawn(1, 2000), drawn(0, 2000), torch.cat([drawn(1, 500), drawn(0, 500)])
     member = torch.arange(1000) < 500
-    found = auc(weighed(asked, members, others, torch.ones(1000)), member)
+    found = auc(weighted(asked, members, others, torch.ones(1000)), member)
     assert found > auc(asked.sum(dim=1), member) + 0.2
     assert found == pytest.approx(0.84, abs=0.03)  # of normal distributions sqrt(2) deviations apart
     # A round that cannot hold the target changes nothing, of whichever kind the others are.
     gone = asked.clone()
     gone[:, 1] = torch.nan
-    assert auc(weighed(gone, members, others, torch.ones(1000)), member) == pytest.approx(found, abs=0.03)
+    assert auc(weighted(gone, members, others, torch.ones(1000)), member) == pytest.approx(found, abs=0.03)
 
 
-def test_rounds_that_show_nothing_of_the_first_layer_tell_nothing():
+def test_rounds_without_the_first_layers_gradient_give_no_evidence():
     rounds, targets, member = attacked(2, Selection(names=("head.*",)))
     scores = SpanTest(knows_defenses=True).over_rounds(rounds, targets, seed=0).scores
     assert auc(scores, member) == 0.5
 
 
-def test_a_round_alone_tells_as_much_as_if_there_were_no_other():
-    """Two rounds that share what hides an image: the difference tells, so that one of them has a negative weight."""
+def test_a_target_in_one_round_is_scored_as_if_there_were_no_other():
+    """Two rounds share the images that hide a target: their difference is informative, so one weight is negative."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(shift, count):
@@ -198,20 +198,20 @@ def test_a_round_alone_tells_as_much_as_if_there_were_no_other():
     member = torch.arange(4000) < 2000
     both = asked.clone()
     both[::2, 0] = torch.nan
-    scores = weighed(both, members, others, torch.ones(4000))
+    scores = weighted(both, members, others, torch.ones(4000))
     assert auc(scores[1::2], member[1::2]) > 0.7
     assert auc(scores[::2], member[::2]) == pytest.approx(auc(asked[::2, 1], member[::2]), abs=1e-9)
-    assert weighed(torch.full((1, 2), torch.nan), members, others, torch.ones(1)).tolist() == [0]
+    assert weighted(torch.full((1, 2), torch.nan), members, others, torch.ones(1)).tolist() == [0]
 
 
-def test_where_a_round_holds_an_image_by_chance_the_best_round_counts():
+def test_with_redrawn_sets_the_round_with_the_largest_ratio_dominates():
     ratios = torch.tensor([[9.0, -9.0, -9.0], [-3.0, -3.0, -3.0], [torch.nan, torch.nan, torch.nan]])
     known = torch.eye(3)
-    scores = weighed(ratios, known, -known, torch.tensor([0.25, 0.25, 0.25]))
+    scores = weighted(ratios, known, -known, torch.tensor([0.25, 0.25, 0.25]))
     assert scores[0] > 5
     assert -1 < scores[1] < 0
     assert scores[2] == pytest.approx(0.0, abs=1e-6)
-    rarer = weighed(ratios, known, -known, torch.tensor([0.05, 0.5, 0.25]))
+    rarer = weighted(ratios, known, -known, torch.tensor([0.05, 0.5, 0.25]))
     assert 5 < rarer[0] < scores[0]
     assert rarer[1] < scores[1]
 

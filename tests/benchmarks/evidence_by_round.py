@@ -18,7 +18,7 @@ import whole_run
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from metaleak.attacks.shadows import weighed_rounds
+from metaleak.attacks.shadows import weighted_rounds
 from metaleak.attacks.shadows.discriminant import fit_discriminant
 from metaleak.deploy.assess.assessment import assess
 from metaleak.deploy.simulate.launch import simulate_here
@@ -31,13 +31,13 @@ def main() -> None:
     given = parser.parse_args()
     seed, rounds = given.seeds[0], max(given.rounds)
     kept: list[tuple[Tensor, Tensor]] = []
-    weighed = weighed_rounds.weighed
+    weighted = weighted_rounds.weighted
 
     def keeping(ratios: Tensor, members: Tensor, others: Tensor, chances: Tensor) -> Tensor:
         kept.append((members, others))
-        return weighed(ratios, members, others, chances)
+        return weighted(ratios, members, others, chances)
 
-    weighed_rounds.weighed = keeping
+    weighted_rounds.weighted = keeping
     with tempfile.TemporaryDirectory() as folder:
         run = simulate_here(whole_run.experiment(given, seed, 1), Path(folder) / "run")
         for count in (1, rounds):

@@ -254,7 +254,7 @@ def predictors(
     moved = np.mean([float(pull(one * gradient.norm() / one.norm())[0].norm()) for one in noise])
     first = found.layers[0]
     line: dict[str, Any] = {
-        "c": found.of_convolutions,
+        "c": found.c_of_convolutions,
         "covered": found.covered,
         "first deficit": first.deficit,
         "I2F": moved / max(largest, 1e-300) / math.sqrt(image.numel()),
@@ -419,7 +419,7 @@ PREDICTORS: dict[str, Callable[[dict[str, Any]], float]] = {
         f"expected PSNR at {level:g}, smooth": lambda line, level=level: line[f"smooth error {level:g}"]
         for level in LEVELS
     },
-    "expected PSNR, by what applies": lambda line: line[
+    "expected PSNR, whichever applies": lambda line: line[
         f"white error {LEVELS[0]:g}" if _determined(line) else f"smooth error {CHOSEN:g}"
     ],
 }

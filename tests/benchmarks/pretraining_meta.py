@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.pretraining.evidence import log_odds
 from metaleak.attacks.pretraining.gaussian_ratio import gaussian_ratio
-from metaleak.attacks.pretraining.query import Asked, ask
+from metaleak.attacks.pretraining.query import QueryResult, ask
 from metaleak.clients.datasets import CIFAR10, DataSet, FashionMNIST, LabeledExamples
 from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
@@ -117,7 +117,7 @@ def answers(federation, parameters, points, given):
     for release in range(given.releases):
         classes = torch.randperm(10, generator=keyed_generator("classes", release))[:5].tolist()
         model = adapted(federation, parameters, classes, (release,), given.support, given.steps)
-        asked: Asked = ask(model, inputs, 5, at_once=1000)
+        asked: QueryResult = ask(model, inputs, 5, at_once=1000)
         found.append(log_odds(asked.probabilities))
     ceiling = torch.zeros(len(points), 5, dtype=torch.float64)
     for half in (0, 5):

@@ -4,9 +4,9 @@
         [--programs P]
 
 Each case is simulated with every learner in every round, in this process, and read back from its record: float32, as
-on the wire. An image counts as rebuilt at a PSNR of 40 dB or more. Intervals are 95 %, learners resampled. "Wrong and
-sure": images below 40 dB that the attack gave a confidence of 0.5 or more, which it has for confirmed ones alone.
-`--programs 0` looks for examples by random subsets of units alone.
+on the wire. An image counts as reconstructed at a PSNR of 40 dB or more. Intervals are 95 %, learners resampled.
+"Wrong but confirmed": images below 40 dB with a confidence of 0.5 or more, which only confirmed images have.
+`--programs 0` searches by random subsets of units alone.
 
 `spear_quality.py batch:N [batch:M ...]` takes plain gradients of as many batches of N images of MNIST, with labels
 drawn from five classes, on the same network, in float32.
@@ -148,7 +148,7 @@ def row(name: str, learners: int, seed: int, search: dict[str, int]) -> dict[str
         "support": _interval(good[:, queries:].mean(axis=1)) if len(shown) == 2 else "does not enter",
         "all of a learner": _interval(good.all(axis=1).astype(float)),
         "median dB": round(float(np.median(pairing.alike)), 1),
-        "wrong and sure": f"{(sure & ~good).mean():.1%}",
+        "wrong but confirmed": f"{(sure & ~good).mean():.1%}",
         "s a learner": round(seconds / learners, 1),
     }
 

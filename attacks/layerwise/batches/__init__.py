@@ -1,1 +1,1 @@
-"""The examples of a whole batch behind one gradient of a dense layer that ReLU follows."""
+"""Exact recovery of a batch from one gradient of a dense layer followed by ReLU (SPEAR)."""

@@ -1,4 +1,4 @@
-"""Sparse vectors in the column space of a gradient: what may be the coefficients of single examples."""
+"""Sparse vectors in the column space of a gradient: candidates for the coefficients of single examples."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -7,28 +7,28 @@ import torch
 from torch import Tensor
 
 _ALIVE = 1e-9
-"""A unit whose gradient is below this part of the largest has none."""
+"""A unit whose gradient, relative to the largest, is below this counts as having none."""
 
 _ABOVE = 5.0
-"""How many times a singular value is larger than those of rounding to count."""
+"""The factor by which a singular value must exceed those of rounding to count."""
 
 _ZERO = 25.0
-"""How many deviations of the rounding a zero is from zero at most, for a column that is known precisely."""
+"""The largest coefficient that counts as zero, in standard deviations of the rounding, for a precise column."""
 
 _MOST = 120_000
-"""Candidates times units that are followed up at most of one draw of subsets, the sparsest."""
+"""The largest number of candidates times units kept from one draw of subsets; the sparsest are kept."""
 
 _FIRST = 30.0
-"""The same, times this, for a column that is known from few units only."""
+"""The factor on `zero_threshold` for a column that is determined by few units only."""
 
 
 @dataclass(frozen=True)
-class Spectrum:
-    """The rows of one gradient in the space that they span.
+class GradientRows:
+    """The rows of one gradient, in an orthonormal basis of the space that they span.
 
-    `basis (b, n + 1)` is orthonormal; `rows (l, b)` are the coordinates of the live units' rows in it, of length 1;
-    `live (m,)` says which units those are. `noise` is the deviation of what lies outside the space, an entry, as part
-    of its row's length.
+    `basis (b, n + 1)` is orthonormal, where b is the number of examples. `live (m,)` says which units have a
+    gradient, and `rows (l, b)` are the coordinates of their rows, scaled to length 1. `noise` is the standard
+    deviation of an entry's component outside the space, relative to its row's length.
     """
 
     basis: Tensor
@@ -38,16 +38,16 @@ class Spectrum:
 
     @classmethod
     def of(cls, matrix: Tensor, most: int) -> Self | None:
-        """Return the spectrum of `matrix (m, n + 1)`, of rank `most` at most; `None` for a matrix of zeros.
+        """Return the row space of `matrix (m, n + 1)`, of rank at most `most`; `None` if it is zero or not finite.
 
-        The rank is the number of singular values that stand above those from `most` on, which are rounding or noise.
+        The rank is the number of singular values that exceed those from `most` on, which are rounding or noise.
         """
         lengths = matrix.norm(dim=1)
         live = lengths > _ALIVE * lengths.max()
         if not bool(torch.isfinite(matrix).all()) or not bool(live.any()) or float(lengths.max()) == 0:
             return None
         seen = matrix[live]
-        # Rows of one length: a unit's rounding goes with its length.
+        # Rows scaled to the same length, since rounding errors are proportional to it.
         scaled = seen / lengths[live][:, None]
         _, values, right = torch.linalg.svd(seen, full_matrices=False)
         floor = float(values[most]) if len(values) > most else 0.0
@@ -59,46 +59,49 @@ class Spectrum:
 
     @property
     def rank(self) -> int:
-        """Return b."""
+        """The rank b."""
         return len(self.basis)
 
     @property
-    def zero(self) -> float:
-        """Return below which size a unit's coefficient, as part of its row's length, counts as zero."""
+    def zero_threshold(self) -> float:
+        """The threshold below which a unit's coefficient, relative to its row's length, counts as zero."""
         return _ZERO * self.noise
 
     @property
-    def distinct(self) -> float:
-        """Return the smallest singular value with which columns count as independent."""
+    def rank_threshold(self) -> float:
+        """The smallest singular value of columns that count as independent."""
         return max(1e-7, 100 * self.noise)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Columns of the mixing matrix: `columns (k, b)` of length 1, and which live units they leave `off (k, l)`."""
+    """Candidate columns of the mixing matrix, of length 1, and the live units at which they are zero.
+
+    `columns (k, b)` and `off (k, l)`, booleans, for b examples and l live units.
+    """
 
     columns: Tensor
     off: Tensor
 
     @property
     def zeros(self) -> Tensor:
-        """Return how many live units each leaves off `(k,)`."""
+        """The number of live units at which each column is zero, `(k,)`."""
         return self.off.sum(dim=1)
 
     def at(self, places: Tensor) -> Self:
-        """Return those at these places."""
+        """Return the candidates at these `places`."""
         return type(self)(self.columns[places], self.off[places])
 
 
-def separated(spectrum: Spectrum, samples: int, generator: torch.Generator) -> Candidates:
-    """Return the sparse columns that `samples` random subsets of b - 1 live units show.
+def from_random_subsets(row_space: GradientRows, samples: int, generator: torch.Generator) -> Candidates:
+    """Return the sparse columns that `samples` random subsets of b - 1 live units yield.
 
-    The one direction that is orthogonal to the rows of such a subset is a column of the mixing matrix if the units of
-    the subset are all off for one example. It is then zero for all other units that are off for it, too, is computed
-    anew from all of them, and kept if they determine it with one unit to spare. Of rank 1 there is one column, which
-    leaves no live unit off.
+    The direction orthogonal to the rows of such a subset is a column of the mixing matrix if all units of the subset
+    are off for one example. The column is then zero at all other units that are off for this example, is recomputed
+    from all of them, and is kept if they are one more than needed to determine it. With rank 1 there is one column,
+    which is zero at no live unit.
     """
-    rows, size = spectrum.rows, spectrum.rank
+    rows, size = row_space.rows, row_space.rank
     if size == 1:
         return Candidates(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, len(rows), dtype=torch.bool))
     subsets = torch.randint(len(rows), (samples, size - 1), generator=generator)
@@ -109,40 +112,40 @@ def separated(spectrum: Spectrum, samples: int, generator: torch.Generator) -> C
     columns = solved[..., 0]
     columns = columns[torch.isfinite(columns).all(dim=1)]
     columns = columns / columns.norm(dim=1, keepdim=True)
-    off = (columns @ rows.mT).abs() < _FIRST * spectrum.zero
+    off = (columns @ rows.mT).abs() < _FIRST * row_space.zero_threshold
     enough = off.sum(dim=1) >= size + 1
     off = off[enough]
     off = off[first_of_each(off)]
     off = off[torch.argsort(off.sum(dim=1), descending=True)][: _MOST // len(rows)]
-    return from_units(spectrum, off)
+    return from_units(row_space, off)
 
 
-def from_units(spectrum: Spectrum, off: Tensor) -> Candidates:
-    """Return the columns that are zero for these units, one a row of `off (k, l)`, each once.
+def from_units(row_space: GradientRows, off: Tensor) -> Candidates:
+    """Return the distinct columns that are zero at the units in each row of `off (k, l)`.
 
-    A row is left out whose units do not determine a column that is zero for them and, with one to spare, for as many
-    units as there are examples.
+    Rows are dropped whose units do not determine a column, or whose column is zero at fewer than b units, one more
+    than needed to determine it.
     """
-    columns = torch.zeros(len(off), spectrum.rank, dtype=torch.float64)
+    columns = torch.zeros(len(off), row_space.rank, dtype=torch.float64)
     for _ in range(3):
-        columns, determined = _from_zeros(spectrum, off)
-        off = (columns @ spectrum.rows.mT).abs() < spectrum.zero
-        kept = determined & (off.sum(dim=1) >= spectrum.rank)
+        columns, determined = _from_zeros(row_space, off)
+        off = (columns @ row_space.rows.mT).abs() < row_space.zero_threshold
+        kept = determined & (off.sum(dim=1) >= row_space.rank)
         columns, off = columns[kept], off[kept]
     return Candidates(columns, off).at(first_of_each(off))
 
 
-def _from_zeros(spectrum: Spectrum, off: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the directions `(k, b)` that the rows of the units `off (k, l)` leave free, and which are determined."""
-    squares = torch.einsum("kl,la,lb->kab", off.double(), spectrum.rows, spectrum.rows)
+def _from_zeros(row_space: GradientRows, off: Tensor) -> tuple[Tensor, Tensor]:
+    """Return directions `(k, b)` orthogonal to the rows of the units `off (k, l)`, and which are unique `(k,)`."""
+    squares = torch.einsum("kl,la,lb->kab", off.double(), row_space.rows, row_space.rows)
     values, vectors = torch.linalg.eigh(squares)
     count = off.sum(dim=1).clamp(min=1)
-    second = (values[:, min(1, spectrum.rank - 1)].clamp(min=0) / count).sqrt()
-    return vectors[..., 0], second > 4 * spectrum.noise if spectrum.rank > 1 else count > 0
+    second = (values[:, min(1, row_space.rank - 1)].clamp(min=0) / count).sqrt()
+    return vectors[..., 0], second > 4 * row_space.noise if row_space.rank > 1 else count > 0
 
 
 def first_of_each(off: Tensor) -> Tensor:
-    """Return the places of the first of all equal rows, in order."""
+    """Return the indices of the first occurrence of every distinct row, in order."""
     if not len(off):
         return torch.zeros(0, dtype=torch.int64)
     keys = torch.randint(2**62, (off.shape[1],), generator=torch.Generator().manual_seed(0))

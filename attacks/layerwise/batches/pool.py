@@ -1,4 +1,4 @@
-"""Candidates in the order of how likely they are the coefficients of single examples."""
+"""Candidates ranked by how likely they are the coefficients of single examples."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -6,39 +6,39 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from metaleak.attacks.layerwise.batches.candidates import Candidates, Spectrum, first_of_each
+from metaleak.attacks.layerwise.batches.candidates import Candidates, GradientRows, first_of_each
 
 _KEPT = 1000
-"""Candidates that are kept at most."""
+"""The largest number of candidates kept."""
 
 _MISFIT = 0.25
-"""What a part of the units that contradicts every example counts beside a part of units that are off."""
+"""The weight of `misfit` in the ranking, relative to that of the share of units that are off."""
 
 _FITS = 0.07
-"""What it counts that no unit contradicts."""
+"""The bonus in the ranking for a misfit of 0."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Candidates in the order of how likely they are single examples' coefficients, with their `misfit (k,)`."""
+    """Candidates, the most likely coefficients of single examples first, with their `misfit (k,)`; see `_misfit`."""
 
     candidates: Candidates
     misfit: Tensor
 
     @classmethod
-    def empty(cls, spectrum: Spectrum) -> Self:
+    def empty(cls, row_space: GradientRows) -> Self:
         """Return a pool without candidates."""
-        columns = torch.zeros(0, spectrum.rank, dtype=torch.float64)
-        off = torch.zeros(0, len(spectrum.rows), dtype=torch.bool)
+        columns = torch.zeros(0, row_space.rank, dtype=torch.float64)
+        off = torch.zeros(0, len(row_space.rows), dtype=torch.bool)
         return cls(Candidates(columns, off), columns[:, 0])
 
     @classmethod
-    def of(cls, spectrum: Spectrum, candidates: Candidates, sent: Tensor) -> Self:
-        """Return the pool of these candidates at the parameters that were `sent (l, n + 1)`."""
-        return cls(candidates, _misfit(spectrum, candidates, sent))._ordered()
+    def of(cls, row_space: GradientRows, candidates: Candidates, sent: Tensor) -> Self:
+        """Return the pool of these candidates, given the parameters that were `sent (l, n + 1)`."""
+        return cls(candidates, _misfit(row_space, candidates, sent))._ordered()
 
     def joined(self, other: Self) -> Self:
-        """Return both in their order, each once."""
+        """Return the candidates of both pools without duplicates, ranked."""
         misfit = torch.cat([self.misfit, other.misfit])
         both = Candidates(
             torch.cat([self.candidates.columns, other.candidates.columns]),
@@ -48,10 +48,10 @@ class Pool:
         return type(self)(both.at(first), misfit[first])._ordered()
 
     def _ordered(self) -> Self:
-        """Return the likeliest first: few sums of columns are as sparse as one, and hardly any fits an example.
+        """Return the pool ranked: true columns are sparse, and fit an example in the row space.
 
-        A sum of two columns can be made zero for one more unit than both leave off, and so compete with a column of
-        few zeros; but an example that switches on just these units is a coincidence.
+        A linear combination of two columns can be zero at one more unit than both are, and so compete with a column
+        that has few zeros. But an example with exactly its active units rarely exists.
         """
         part = self.candidates.off.double().mean(dim=1)
         likely = part - _MISFIT * self.misfit + _FITS * (self.misfit == 0)
@@ -59,13 +59,14 @@ class Pool:
         return type(self)(self.candidates.at(order), self.misfit[order])
 
 
-def _misfit(spectrum: Spectrum, found: Candidates, sent: Tensor, steps: int = 6) -> Tensor:
-    """Return for each candidate by what part of the units no example of the span has its activity `(k,)`.
+def _misfit(row_space: GradientRows, found: Candidates, sent: Tensor, steps: int = 6) -> Tensor:
+    """Return the share of units at which every example in the row space contradicts a candidate, `(k,)`.
 
-    The activity of an example x is the sign of `W x + b`, linear in the example's coordinates in the span: whether
-    there is one is a question of linear separation, answered by logistic regression.
+    A candidate is nonzero at the units that its example switches on: the sign of `W x + b`, which is linear in the
+    example's coordinates in the row space. Whether such an example exists is a problem of linear separation, solved
+    by logistic regression.
     """
-    features = sent @ spectrum.basis.mT
+    features = sent @ row_space.basis.mT
     features = features / features.norm(dim=1, keepdim=True).clamp(min=1e-30)
     signs = torch.where(found.off, -1.0, 1.0).double()
     weights = torch.linalg.lstsq(features, signs.mT).solution.mT

@@ -1,4 +1,4 @@
-"""Gradient alignment: what one image adds, the metric, the shadows, and that they find members."""
+"""Gradient alignment: contributions of images, the metric, shadow learners, and that members are found."""
 
 import math
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_the_mean_contribution_is_the_meta_gradient_of_a_first_order_rule(normal
     torch.testing.assert_close(parts.mean(dim=0), whole, rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_normalized_model_is_taken_apart_at_the_batch_that_is_its_reference():
+def test_a_batch_normalized_model_is_decoupled_at_its_reference_batch():
     model = Conv4(filters=8, normalization="batch")
     parameters = model.initialize((1, 28, 28), 5, torch.Generator().manual_seed(0))
     images = torch.rand((6, 1, 28, 28), generator=torch.Generator().manual_seed(1))
@@ -92,17 +92,17 @@ def test_a_batch_normalized_model_is_taken_apart_at_the_batch_that_is_its_refere
 
 
 def numbered() -> OwnExamples:
-    """Return forty images that are numbers, in four classes."""
+    """Return forty images, each a number of its own, in four classes."""
     return OwnExamples(torch.arange(40.0).reshape(40, 1, 1, 1), torch.arange(40) % 4)
 
 
-def test_own_images_are_of_the_class_that_is_asked_for_and_differ():
+def test_own_images_are_of_the_requested_class_and_distinct():
     drawn = numbered().draw(torch.tensor([2, 0]), 7, torch.Generator().manual_seed(0)).flatten(1)
     assert torch.equal(drawn.long() % 4, torch.tensor([[2], [0]]).expand(2, 7))
     assert all(len(set(row.tolist())) == 7 for row in drawn)
 
 
-def test_a_class_that_is_not_there_is_stood_in_for_by_another_than_the_learners_own():
+def test_a_class_without_images_is_replaced_by_one_that_the_learner_does_not_have():
     for seed in range(20):
         classes = numbered().present(torch.tensor([[1, 99, 98], [97, 96, 95]]), torch.Generator().manual_seed(seed))
         assert classes[0, 0] == 1
@@ -110,7 +110,7 @@ def test_a_class_that_is_not_there_is_stood_in_for_by_another_than_the_learners_
         assert set(classes.flatten().tolist()) <= {0, 1, 2, 3}
 
 
-def test_the_parts_of_own_images_share_nothing_and_hold_every_class():
+def test_the_parts_of_own_images_are_disjoint_and_have_every_class():
     few, rest = numbered().parted()
     assert not set(few.images.flatten().tolist()) & set(rest.images.flatten().tolist())
     assert set(few.labels.tolist()) == set(rest.labels.tolist()) == {0, 1, 2, 3}
@@ -119,7 +119,7 @@ def test_the_parts_of_own_images_share_nothing_and_hold_every_class():
 
 def test_shadows_without_a_free_image_are_refused(observation):
     own = OwnExamples(torch.rand((50, 1, 28, 28)), torch.arange(50) % 10)
-    with pytest.raises(ValueError, match=r"needs 6 .* there are 5; raise partition.held_out"):
+    with pytest.raises(ValueError, match=r"needs 6 .* per class, got 5; raise partition.held_out"):
         shadow_learners(observation, own, 4, RandomSource.of(0))
 
 
@@ -165,7 +165,7 @@ def test_noise_of_a_tensor_makes_it_count_less():
     torch.testing.assert_close(noisy.white(torch.eye(27)[:3]), quiet.white(torch.eye(27)[:3]))
 
 
-def test_a_discriminant_returns_the_log_ratio_of_two_normal_laws():
+def test_a_discriminant_returns_the_log_ratio_of_two_normal_distributions():
     generator = torch.Generator().manual_seed(0)
     others = torch.randn((200_000, 2), generator=generator, dtype=torch.float64)
     members = others.flip(0) + torch.tensor([1.0, 0.5], dtype=torch.float64)
@@ -212,7 +212,7 @@ def test_members_of_either_set_are_found_where_both_are_one(rule, asks):
 
 @pytest.mark.parametrize("rule", FEDERATED, ids=str)
 def test_what_adding_an_image_changes_is_its_own_gradient_where_both_sets_are_one(rule):
-    """After short steps the image moves nothing; but fresh biases of zero are kinks, which any step leaves."""
+    """With short steps adapting changes little, except at biases of zero, where ReLU is not differentiable."""
     name = {FedAvg: "rate", Reptile: "inner_rate"}.get(type(rule))
     short = rule.model_copy(update={name: 1e-5} if name else {})
     world = federation(rule=short)
@@ -230,7 +230,7 @@ def test_what_adding_an_image_changes_is_its_own_gradient_where_both_sets_are_on
 
 
 @pytest.mark.slow
-def test_support_members_are_found_by_who_knows_the_query_set(observation, world):
+def test_support_members_are_found_if_the_query_set_is_known(observation, world):
     told = replace(observation, known_query=held_inputs(world, LEARNERS, 1, "query"))
     assert auc(Alignment(asks="support", knows="other", **SMALL), world, told) > 0.65
 
@@ -240,7 +240,7 @@ def test_query_members_are_found_through_batch_normalization():
     assert auc(Alignment(**SMALL), world, observed(world, LEARNERS)) > 0.7
 
 
-def test_who_knows_the_defense_finds_more():
+def test_knowing_the_defense_finds_more_members():
     world = federation(defenses=(Noise(place="shared", scale=1.0),))
     seen = observed(world, LEARNERS)
     naive = replace(seen, defenses=None)
@@ -250,7 +250,7 @@ def test_who_knows_the_defense_finds_more():
 
 
 def test_in_a_mean_the_scores_are_those_of_learners_in_a_mean(world, observation):
-    """Log-likelihood ratios: 0 parts members from others about as well as any threshold does."""
+    """Scores are log-likelihood ratios, so 0 separates members from others about as well as any threshold."""
     members = 4
     some = {name: value[:members].mean(dim=0, keepdim=True) for name, value in observation.gradients.items()}
     mean = {name: value.expand(members, *value.shape[1:]) for name, value in some.items()}
@@ -265,7 +265,7 @@ def test_in_a_mean_the_scores_are_those_of_learners_in_a_mean(world, observation
     assert at_zero > found.balanced_accuracy.value - 0.1
 
 
-def test_a_shadow_is_one_learner_more_in_the_observed_mean(observation):
+def test_a_shadow_is_one_more_learner_in_the_observed_mean(observation):
     own = OwnExamples.of(observation)
     shadows = shadow_learners(observation, own, 3, RandomSource.of(0))
     together = in_means(replace(observation, mean_of=12), shadows)
@@ -275,7 +275,7 @@ def test_a_shadow_is_one_learner_more_in_the_observed_mean(observation):
     assert in_means(observation, shadows) is shadows
 
 
-def test_a_target_is_scored_by_itself(observation, world):
+def test_a_target_is_scored_independently_of_others(observation, world):
     targets, _ = asked(world)
     attack = Alignment(**SMALL)
     together = attack(observation, targets, seed=0).scores
@@ -284,7 +284,7 @@ def test_a_target_is_scored_by_itself(observation, world):
     torch.testing.assert_close(alone.scores, together[some], rtol=1e-3, atol=1e-3)
 
 
-def test_a_gradient_of_another_size_changes_no_order(observation, world):
+def test_scaling_the_gradient_keeps_the_order_of_scores(observation, world):
     targets, _ = asked(world)
     attack = Alignment(**SMALL)
     larger = replace(observation, gradients={name: 8.0 * value for name, value in observation.gradients.items()})
@@ -293,7 +293,7 @@ def test_a_gradient_of_another_size_changes_no_order(observation, world):
 
 
 @pytest.mark.parametrize("missing", ["classes", "own_examples"])
-def test_what_is_assumed_and_missing_is_named(observation, world, missing):
+def test_missing_knowledge_is_named(observation, world, missing):
     targets, _ = asked(world)
     with pytest.raises(ValueError, match=r"class|own images"):
         Alignment(**SMALL)(replace(observation, **{missing: None}), targets, seed=0)
@@ -317,8 +317,8 @@ def test_scores_are_finite_when_nothing_can_be_learned(observation, world):
     ids=str,
 )
 @pytest.mark.parametrize("asks", ["query", "support"])
-def test_it_makes_its_tensors_where_its_inputs_are(asks, defense):
-    """Made by default where no numbers are, what it makes itself would show in its answers or fail."""
+def test_it_creates_tensors_on_the_device_of_its_inputs(asks, defense):
+    """The default device is set to one without data: a tensor created there would fail or show in the scores."""
     world = federation(defenses=(defense,))
     targets, _ = asked(world, asks)
     given = observed(world, LEARNERS), targets.at(torch.arange(6)), 0
@@ -330,7 +330,7 @@ def test_it_makes_its_tensors_where_its_inputs_are(asks, defense):
     assert torch.equal(elsewhere, plain)
 
 
-def test_stand_ins_together_are_as_one_after_the_other(observation, monkeypatch):
+def test_stand_ins_computed_together_equal_one_after_the_other(observation, monkeypatch):
     own = OwnExamples.of(observation)
     shadows = shadow_learners(observation, own, 3, RandomSource.of(0))
     given = Conv4(filters=8, normalization="none"), MAML(), observation.parameters
@@ -340,6 +340,6 @@ def test_stand_ins_together_are_as_one_after_the_other(observation, monkeypatch)
     torch.testing.assert_close(query_contributions(*given, *asked_about), alone, rtol=1e-4, atol=1e-6)
 
 
-def test_a_query_set_that_is_known_leaves_only_the_second_order_to_look_at():
+def test_a_known_query_set_requires_the_second_order():
     with pytest.raises(ValueError, match="second_order"):
         Alignment(asks="support", knows="other", second_order=False)

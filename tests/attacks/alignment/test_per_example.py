@@ -1,4 +1,4 @@
-"""Per-example ratios: shadows with and without the target itself, and what they find beside a pooled distribution."""
+"""Per-example ratios: shadows with and without the target, compared with a pooled distribution."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def world(scale: float = 0.0) -> Federation:
 
 
 @pytest.mark.parametrize("asks", ["query", "support"])
-def test_a_shadow_with_an_example_sends_what_a_learner_with_it_would(asks):
+def test_a_shadow_with_an_example_has_the_gradient_of_a_learner_with_it(asks):
     federation = world()
     observation = observed(federation, LEARNERS)
     shadows = shadow_learners(observation, OwnExamples.of(observation), 2, RandomSource.of(0))
@@ -57,7 +57,7 @@ def test_a_shadow_with_an_example_sends_what_a_learner_with_it_would(asks):
         torch.testing.assert_close(found[name][2], value, rtol=1e-4, atol=1e-6)
 
 
-def test_distributions_of_its_own_tell_more_of_a_target_than_a_pooled_one():
+def test_per_target_distributions_find_more_than_a_pooled_one():
     federation = world(scale=1.5)
     observation = observed(federation, LEARNERS)
     targets, member = questions(federation, LEARNERS, 1, "query", 60, 100)
@@ -73,18 +73,18 @@ def test_distributions_of_its_own_tell_more_of_a_target_than_a_pooled_one():
 
 
 @pytest.mark.parametrize("variant", ["online", "offline", "learners"])
-def test_a_mean_over_learners_has_no_distributions_of_a_target(variant):
+def test_a_mean_over_learners_is_refused(variant):
     attack = PerExampleAlignment(variant=variant, **SMALL)
     assert refusal(attack, world().model) is None
     said = refusal(attack, world().model, (SecureAggregation(),))
-    assert said.startswith("does not apply: its distributions are of learners that are seen one by one")
+    assert said.startswith("does not apply: it needs the gradients of single learners")
     targets, _ = questions(world(), LEARNERS, 1, "query", 5, 5)
-    with pytest.raises(ValueError, match="not of a mean of 4"):
+    with pytest.raises(ValueError, match="got a mean of 4"):
         attack(replace(observed(world(), LEARNERS), mean_of=4), targets, seed=0)
 
 
-def test_two_learners_are_no_law_of_others():
+def test_two_learners_are_too_few_for_a_distribution():
     seen = observed(world(), LEARNERS[:2])
     targets, _ = questions(world(), LEARNERS[:2], 1, "query", 5, 5)
-    with pytest.raises(ValueError, match=r"three learners at least, got 2$"):
+    with pytest.raises(ValueError, match=r"at least three learners, got 2$"):
         PerExampleAlignment(variant="learners", **SMALL)(seen, targets, seed=0)

@@ -1,4 +1,4 @@
-"""Stand-ins: of a learner's classes, in the place of what is not known, and like the learner when asked to be."""
+"""Stand-ins have a learner's classes, replace only unknown sets, and can be chosen for similarity."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def nobody() -> SeenLearner:
     return SeenLearner(CLASSES, torch.ones(1, 1))
 
 
-def test_they_are_of_the_learners_classes_and_no_image_stands_twice_in_one(own, observation):
+def test_they_have_the_learners_classes_and_no_image_twice(own, observation):
     made = stand_ins_for(nobody(), observation, own, "query", 4, 1, 6, generator())
     assert made.support.shape == (4, WAYS, SHOTS, 1, 28, 28)
     assert made.query.shape == (4, WAYS, QUERIES, 1, 28, 28)
@@ -58,7 +58,7 @@ def test_they_are_of_the_learners_classes_and_no_image_stands_twice_in_one(own, 
             assert set(own.labels[places[:, 0]].tolist()) == {int(CLASSES[position])}
 
 
-def test_the_most_like_of_many_are_chosen(own, observation):
+def test_the_most_similar_of_many_are_chosen(own, observation):
     every = stand_ins_for(nobody(), observation, own, "query", 20, 1, 1, generator())
     observed = sent_by(observation, every.support[13], every.query[13])
     likeness = torch.cat(
@@ -73,7 +73,7 @@ def test_the_most_like_of_many_are_chosen(own, observation):
     assert torch.equal(few.query[0], every.query[13])
 
 
-def test_a_known_set_stands_for_itself(own, observation):
+def test_a_known_set_is_used_as_it_is(own, observation):
     known = own.draw(CLASSES, SHOTS, generator())
     asked = stand_ins_for(
         SeenLearner(CLASSES, torch.ones(1, 1), known), observation, own, "query", 4, 1, 1, generator()
@@ -87,7 +87,7 @@ def test_a_known_set_stands_for_itself(own, observation):
     assert len({part.sum().item() for part in made.support}) == 4
 
 
-def test_the_expected_gradient_is_the_mean_of_what_they_would_send(own, observation):
+def test_the_expected_gradient_is_the_mean_of_their_meta_gradients(own, observation):
     made = stand_ins_for(nobody(), observation, own, "support", 6, 1, 1, generator())
     alone = [sent_by(observation, *sets) for sets in zip(made.support, made.query, strict=True)]
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""The Cocktail Party Attack: images from one gradient and from the mean of several, and who was a member."""
+"""The Cocktail Party Attack: images from one gradient and from the mean of several, and membership."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def psnr(made, held):
     return similarity("image", made.numpy(), held.numpy())[0].alike
 
 
-def test_one_gradient_gives_away_support_and_query_images():
+def test_one_gradient_reveals_support_and_query_images():
     made = federation()
     found = ATTACK.reconstruct(observed(made), seed=0)
     assert isinstance(ATTACK, Reconstructs)
@@ -56,7 +56,7 @@ def test_one_gradient_gives_away_support_and_query_images():
     assert found.confidence.median() > 0.95
 
 
-def test_a_mean_gives_away_the_images_of_all_and_is_unmixed_once():
+def test_a_mean_reveals_the_images_of_all_learners_and_is_unmixed_once():
     made = federation()
     calls = []
     found = ATTACK.reconstruct(observed(made, together=True), seed=0, progress=lambda *done: calls.append(done))
@@ -68,7 +68,7 @@ def test_a_mean_gives_away_the_images_of_all_and_is_unmixed_once():
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_member_is_like_one_of_the_sources(together):
+def test_a_member_correlates_with_a_source(together):
     made = federation()
     targets, member = questions(made, [0, 1], 1, "query", 8, 200)
     assert isinstance(ATTACK, AsksMembership)
@@ -79,12 +79,12 @@ def test_a_member_is_like_one_of_the_sources(together):
     assert (answers.reconstructions - targets.examples)[certain].abs().max() < 0.25
 
 
-def test_a_first_order_rule_mixes_the_query_set_alone():
+def test_a_first_order_rule_mixes_only_the_query_set():
     found = ATTACK.reconstruct(observed(federation(first_order_maml())), seed=0)
     assert found.examples.shape == (2, 4, 1, 28, 28)
 
 
-def test_images_that_the_model_normalizes_come_back_as_they_were():
+def test_images_that_the_model_normalizes_are_recovered_without_normalization():
     class Normalized(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -113,7 +113,7 @@ def test_nothing_is_found_in_a_gradient_that_is_not_finite(value):
     assert answers.scores[targets.rows == 1].all()
 
 
-def test_a_learner_that_sent_nothing_and_a_model_without_a_dense_first_layer_are_told():
+def test_a_gradient_of_zeros_has_no_sources_and_a_model_without_a_dense_first_layer_is_refused():
     silent = observed(federation())
     silent.gradients["layer1.weight"][0], silent.gradients["layer1.bias"][0] = 0.0, 0.0
     found = ATTACK.reconstruct(silent, seed=0)
@@ -125,7 +125,7 @@ def test_a_learner_that_sent_nothing_and_a_model_without_a_dense_first_layer_are
         ATTACK.reconstruct(observed(made), seed=0)
 
 
-def test_correlations_know_neither_size_nor_sign_nor_level():
+def test_correlations_ignore_scale_sign_and_offset():
     one = torch.rand(3, 50, generator=torch.Generator().manual_seed(0)).double()
     found = correlations(one, torch.cat([-2 * one + 0.3, torch.ones(1, 50)]))
     assert torch.allclose(found.diagonal(), torch.ones(3).double())

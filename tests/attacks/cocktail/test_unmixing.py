@@ -1,4 +1,4 @@
-"""Unmixing: known mixtures of real images come apart, and the objective is what it says."""
+"""Unmixing separates known mixtures of real images, and the objective has the stated terms."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def digits(shared_data) -> torch.Tensor:
 
 
 def mixed(images: torch.Tensor, sized: bool = True) -> Mixture:
-    """Return an unknown mixture of the images, as many combinations as images."""
+    """Return a random mixture of the images, as many combinations as images."""
     coefficients = torch.randn(len(images), len(images), generator=torch.Generator().manual_seed(0)).double()
     with_ones = torch.cat([images, torch.ones(len(images), 1)], dim=1) if sized else images
     return mixture(coefficients @ with_ones, SHAPE, sized)
@@ -32,7 +32,7 @@ def true_rows(images: torch.Tensor, mix: Mixture) -> torch.Tensor:
     return rows / rows.norm(dim=1, keepdim=True)
 
 
-def test_a_mixture_is_white_and_holds_the_images(digits):
+def test_a_mixture_is_white_and_contains_the_images(digits):
     mix = mixed(digits)
     assert torch.allclose(mix.white.mean(dim=1), torch.zeros(12).double(), atol=1e-9)
     assert torch.allclose(mix.white @ mix.white.mT / 784, torch.eye(12).double(), atol=1e-9)
@@ -44,7 +44,7 @@ def test_a_mixture_is_white_and_holds_the_images(digits):
     assert out_of_range(rows[:6] - rows[6:], mix).min() > 0.05
 
 
-def test_without_sizes_an_image_comes_out_stretched_and_the_right_way_up(digits):
+def test_without_sizes_an_image_is_stretched_and_has_the_right_sign(digits):
     mix = mixed(digits, sized=False)
     # The digits reach from 0 to 1 themselves.
     assert torch.allclose(images(-true_rows(digits, mix), mix), digits, atol=0.02)
@@ -58,7 +58,7 @@ def test_the_objective_has_the_derivative_that_differences_have(digits):
     assert objective(rows, mix, PRIORS).item() == pytest.approx(objective(5 * rows, mix, PRIORS).item())
 
 
-def test_each_term_is_what_it_is_named_for():
+def test_each_term_has_its_defined_value():
     white = torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]]).double()
     mix = Mixture(white, white, torch.tensor([1.0, 1.0]).double(), (1, 2, 2))
     apart, same = torch.eye(2).double(), torch.tensor([[1.0, 0.0], [1.0, 0.0]]).double()
@@ -73,7 +73,7 @@ def test_each_term_is_what_it_is_named_for():
     assert objective(same, mix, Priors(0, 1, 0)).item() - plain == pytest.approx(np.expm1(4) / 2)
 
 
-def test_known_mixtures_of_real_images_come_apart(digits):
+def test_known_mixtures_of_real_images_are_separated(digits):
     mix = mixed(digits)
     rows = unmix(mix, PRIORS, iterations=300, restarts=3, generator=torch.Generator().manual_seed(0))
     made = images(rows[found(rows, mix)], mix)

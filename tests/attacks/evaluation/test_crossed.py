@@ -1,4 +1,4 @@
-"""Intervals of targets that lie in clusters of two kinds at once."""
+"""Intervals for targets that lie in clusters of two kinds at once."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from metaleak.attacks.evaluation.membership import evaluate
 
 
 def test_intervals_cover_points_and_victims():
-    """Scores that depend on the point alone, or on the victim alone, say as much as there are of these."""
+    """Where scores depend on the point alone, or on the victim alone, the number of these is the sample size."""
     random = torch.Generator().manual_seed(1)
     points, victims = 60, 12
     point, victim = torch.arange(points).repeat(victims), torch.arange(victims).repeat_interleave(points)
@@ -27,18 +27,18 @@ def test_intervals_cover_points_and_victims():
     assert width(noise + shared, groups=point.numpy(), crossed=victim.numpy()) > 0.9 * by_victim
 
 
-def test_variances_of_both_kinds_add_up_less_that_of_single_targets():
+def test_the_variance_is_that_of_both_kinds_minus_that_of_single_targets():
     random = np.random.default_rng(1)
     first, second, unit = (0.7 + scale * random.standard_normal(4000) for scale in (0.02, 0.015, 0.005))
     found = of_crossed(0.7, first, second, unit, (400, 300), 10_000)
     combined = 0.7 + np.sqrt(0.02**2 + 0.015**2 - 0.005**2) * random.standard_normal(4000)
     expected = of_resampled(0.7, combined, 300, 10_000)
     assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.05)
-    # Never narrower than by the wider kind alone.
+    # Never narrower than with the kind of larger variance alone.
     alone = of_crossed(0.7, first, unit, first, (400, 300), 10_000)
     assert alone.high - alone.low >= 0.99 * (of_resampled(0.7, first, 300, 10_000).high - 0.7) * 2 * 0.95
 
 
-def test_without_any_spread_the_interval_is_that_of_a_count():
+def test_without_variation_the_interval_is_clopper_pearson():
     same = np.full(50, 1.0)
     assert of_crossed(1.0, same, same, same, (10, 10), 100) == of_resampled(1.0, same, 10, 100)

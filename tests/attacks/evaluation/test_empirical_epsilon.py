@@ -1,4 +1,4 @@
-"""Lower bounds on epsilon: they hold as often as they say, are tight, and look at nothing but the order of scores."""
+"""Lower bounds on epsilon hold with the stated confidence, are tight, and depend only on the order of scores."""
 
 import numpy as np
 import pytest
@@ -33,8 +33,8 @@ def test_a_bound_exceeds_the_truth_in_at_most_one_trial_of_twenty(bound, apart):
 
 
 @pytest.mark.parametrize("bound", [epsilon_lower_bound, one_run_lower_bound])
-def test_a_bound_is_wrong_no_oftener_than_it_may_be_and_not_never(bound):
-    """Randomized response: every test of it reaches its epsilon, so that every error of a bound shows."""
+def test_a_bound_fails_at_most_as_often_as_stated_but_not_never(bound):
+    """Every test of randomized response attains its epsilon, so that a bound that is too high is noticed."""
     true, trials = 1.0, 200
     random = np.random.default_rng(3)
     right = np.exp(true) / (1 + np.exp(true))
@@ -57,31 +57,31 @@ def test_many_samples_make_a_bound_tight(bound, least):
 
 
 def test_the_truth_is_reached_at_a_large_delta():
-    # At delta 0.1 the best test lies in the middle of the curve, where a rate is easily measured.
+    # At delta 0.1 the best test lies in the middle of the ROC curve, where rates are easily estimated.
     true = gaussian_epsilon(1 / 1.5, 1, 0.1)
     assert 0.95 * true < epsilon_lower_bound(*gaussian_scores(1.5, 500_000, 500_000, 1), delta=0.1) < true
 
 
 def test_perfect_separation_has_a_closed_form():
     count, member = 1000, np.arange(2000) < 1000
-    # Ranks 250, 62, 15, 3 and 0 on either side share the error in four: 20 statements.
+    # Ranks 250, 62, 15, 3 and 0, each with two rates on either side: 20 bounds share the error probability.
     error = 0.05 / 20
     rate = error ** (1 / count)
     expected = np.log((rate - DELTA) / (1 - rate))
     assert epsilon_lower_bound(member.astype(float), member, delta=DELTA) == pytest.approx(expected)
-    # 2 000, 500, 124, 30 guesses (and 6, which tell nothing) about 2 000 coins, all right.
+    # 2 000, 500, 124 and 30 guesses (6 would be too few) about 2 000 coins, all right.
     quarter = 0.05 / 4
     odds = quarter ** (1 / 2000)
     assert one_run_lower_bound(member.astype(float), member, delta=0) == pytest.approx(np.log(odds / (1 - odds)))
 
 
-def test_equal_scores_and_wrong_ones_prove_nothing():
+def test_the_bound_is_0_for_equal_and_for_reversed_scores():
     member = np.arange(400) % 2 == 0
     for scores in (np.zeros(400), -member.astype(float)):
         assert [bound(scores, member) for bound in BOUNDS] == [0, 0, 0]
 
 
-def test_ties_are_not_split_in_favour_of_the_attack():
+def test_ties_are_not_broken_in_favor_of_the_attack():
     random = np.random.default_rng(0)
     member = random.random(4000) < 0.5
     told = np.where(random.random(4000) < 0.7, member, ~member).astype(float)
@@ -105,7 +105,7 @@ def test_only_the_order_of_scores_counts(pair, bound, delta):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 300), st.integers(1, 300), st.sampled_from(BOUNDS[:2]))
-def test_members_and_non_members_may_change_places(seed, members, non_members, bound):
+def test_swapping_members_and_non_members_keeps_the_bound(seed, members, non_members, bound):
     scores, member = gaussian_scores(3.0, members, non_members, seed)
     assert bound(-scores, ~member) == pytest.approx(bound(scores, member), abs=1e-9)
 
@@ -120,7 +120,7 @@ def test_more_confidence_and_more_delta_prove_less(seed, each, bound):
     assert bound(scores, member, delta=0.002, confidence=0.9) < found
 
 
-def test_copies_of_a_learners_target_prove_no_more():
+def test_copies_of_a_target_do_not_raise_the_bound():
     """One learner's targets share its noise: 50 learners with 40 equal targets of each kind are 50 observations."""
     scores, member = gaussian_scores(3.0, 25, 25, 5)
     learner = np.arange(50)
@@ -134,12 +134,12 @@ def test_a_mixed_group_counts_on_one_side_only():
     member = np.array([True, False, True, False, True, False, False])
     groups = np.array([1, 1, 2, 2, 3, 4, 4])
     counted = module._one_of_each(member, groups)
-    # 1 for a member, 2 for a non-member, 3 has members only, of 4 the first.
+    # Group 1 counts as a member, 2 as a non-member, 3 has members only, 4 non-members only.
     assert counted.tolist() == [0, 3, 4, 5]
 
 
 def test_dependent_targets_do_not_make_the_bound_wrong():
-    """All of a learner's scores are moved by its own noise: counted one by one they would claim too much."""
+    """Noise shifts all scores of a learner together: if they counted as independent, the bound would be too high."""
     true = gaussian_epsilon(1.0, 1, DELTA)
 
     def trial(seed, grouped):
@@ -153,8 +153,8 @@ def test_dependent_targets_do_not_make_the_bound_wrong():
     assert sum(trial(seed, True) for seed in range(100)) <= 10
 
 
-def test_the_chance_in_one_run_is_that_of_the_paper():
-    """Its appendix D, word for word but for the names."""
+def test_the_probability_in_one_run_is_that_of_the_paper():
+    """The algorithm is that of its appendix D."""
 
     def paper(m, r, v, eps, delta):
         q = 1 / (1 + np.exp(-eps))
@@ -171,7 +171,7 @@ def test_the_chance_in_one_run_is_that_of_the_paper():
             assert module._chance(m, r, v, 1e-3, eps) == pytest.approx(paper(m, r, v, eps, 1e-3), abs=1e-12)
 
 
-def test_the_gaussian_bound_inverts_the_curve():
+def test_the_gaussian_bound_inverts_the_trade_off_curve():
     scores, member = gaussian_scores(1.0, 100_000, 100_000, 2)
     assert gaussian_epsilon_lower_bound(scores, member) < gaussian_epsilon(1.0, 1, DELTA)
     assert gaussian_epsilon_lower_bound(scores, member) > gaussian_epsilon(1 / 0.9, 1, DELTA)
@@ -181,25 +181,25 @@ def test_the_gaussian_bound_inverts_the_curve():
 @pytest.mark.parametrize(
     ("scores", "member", "settings", "said"),
     [
-        ([0.0, np.nan], [True, False], {}, "scores: 1 of 2 are NaN"),
-        ([0.0, 1.0], [1, 0], {}, "member: int64 is not allowed"),
-        ([0.0], [True, False], {}, "of one length"),
+        ([0.0, np.nan], [True, False], {}, "scores: must not be NaN, got 1 NaN of 2"),
+        ([0.0, 1.0], [1, 0], {}, "member: must be booleans, got int64"),
+        ([0.0], [True, False], {}, "must have the same shape"),
         ([0.0, 1.0], [True, False], {"delta": 1.0}, "delta: must be in"),
         ([0.0, 1.0], [True, False], {"confidence": 0.0}, "confidence: must be in"),
     ],
 )
-def test_what_is_wrong_is_named(bound, scores, member, settings, said):
+def test_invalid_arguments_are_named(bound, scores, member, settings, said):
     with pytest.raises(ValueError, match=said):
         bound(np.array(scores), np.array(member), **settings)
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
-def test_without_members_or_non_members_nothing_is_proved(bound):
+def test_the_bound_is_0_without_members_or_non_members(bound):
     assert bound(np.arange(5.0), np.ones(5, bool)) == 0
     assert bound(np.arange(5.0), np.zeros(5, bool)) == 0
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
-def test_infinite_scores_are_ordinary(bound):
+def test_infinite_scores_are_allowed(bound):
     member = np.arange(200) < 100
     assert bound(np.where(member, np.inf, -np.inf), member) == bound(member.astype(float), member) > 1

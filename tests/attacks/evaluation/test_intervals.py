@@ -1,4 +1,4 @@
-"""Intervals against Student's t and Clopper and Pearson, where these are exact."""
+"""Intervals equal those of Student's t and of Clopper and Pearson where these are exact."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_resampled_means_give_the_interval_of_students_t(clusters: int) -> None:
     assert found[1] - found[0] > np.diff(np.quantile(means, [0.025, 0.975]))
 
 
-def test_a_rate_of_clusters_has_students_interval_and_no_end_beyond_its_range() -> None:
+def test_a_clustered_rate_has_students_interval_within_0_and_1() -> None:
     random = np.random.default_rng(1)
     values = 0.5 + 0.02 * random.normal(size=8)
     means = values[random.integers(0, 8, (100_000, 8))].mean(axis=1)
@@ -35,7 +35,7 @@ def test_a_rate_of_clusters_has_students_interval_and_no_end_beyond_its_range() 
     assert 0.998 < near.high < 1
 
 
-def test_a_rate_without_an_error_is_as_sure_as_its_targets_make_it() -> None:
+def test_a_rate_of_exactly_1_has_the_clopper_pearson_interval() -> None:
     for value in (0.0, 1.0):
         found = of_resampled(value, np.full(50, value), clusters=10, units=30)
         exact = (beta.ppf(0.025, 30, 1), 1.0) if value else (0.0, beta.ppf(0.975, 1, 30))
@@ -54,7 +54,7 @@ def test_seeds_give_the_interval_of_students_t_on_the_odds() -> None:
     assert over_seeds([one], units=1000) == one
 
 
-def test_one_error_more_moves_the_interval_a_little() -> None:
+def test_one_more_error_changes_the_interval_only_a_little() -> None:
     lows = []
     for errors in range(4):
         scores = np.concatenate([np.linspace(2, 3, 400 - errors), np.full(errors, 0.5), np.linspace(0, 1, 2000)])
@@ -67,7 +67,7 @@ def test_one_error_more_moves_the_interval_a_little() -> None:
 
 
 @pytest.mark.parametrize(("members", "others"), [(1, 500), (500, 1), (100, 5000)])
-def test_a_number_from_few_targets_has_a_width(members: int, others: int) -> None:
+def test_few_targets_give_an_interval_of_positive_width(members: int, others: int) -> None:
     scores = np.concatenate([np.linspace(0.5, 1, members), np.linspace(0, 0.49, others - 1), [0.8]])
     found = evaluate(scores, np.arange(members + others) < members)
     for rate in (found.auc, found.balanced_accuracy):

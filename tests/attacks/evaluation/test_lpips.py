@@ -1,4 +1,4 @@
-"""LPIPS has the values of its publication, and those of torch's own layers."""
+"""LPIPS has the published values, and those of torch's own layers."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def by_torch(lpips, ours, true):
 
 
 @pytest.mark.parametrize("images", [PHOTOS, PHOTOS[..., :28, :28], PHOTOS[..., :64, :64], DIGITS])
-def test_it_is_what_torch_computes(lpips, images):
+def test_it_equals_a_computation_by_torch(lpips, images):
     noise = np.random.default_rng(0).normal(0, 0.1, images.shape)
     found = lpips(images + noise, images)
     assert found == pytest.approx(by_torch(lpips, images + noise, images), rel=1e-4)
@@ -74,13 +74,13 @@ def test_it_is_zero_for_equal_images_symmetric_and_grows_with_noise(lpips, seed,
     assert lpips(noisy, noisy).tolist() == [0, 0, 0]
 
 
-def test_gray_images_are_those_of_three_equal_channels(lpips):
+def test_gray_images_count_as_three_equal_channels(lpips):
     assert lpips(DIGITS[:1].repeat(3, axis=1), DIGITS[1:].repeat(3, axis=1)) == lpips(DIGITS[:1], DIGITS[1:])
     with pytest.raises(ValueError, match="LPIPS: images must have 1 or 3 channels, got 2"):
         lpips(DIGITS.repeat(2, axis=1), DIGITS.repeat(2, axis=1))
 
 
-def test_it_is_one_of_the_measures_where_the_weights_are_given(lpips):
+def test_it_is_measured_if_the_weights_are_given(lpips):
     _, measures = similarity("image", DIGITS[None, :1], DIGITS[None], lpips=lpips)
     found = measures[-1]
     gray = lpips(np.full_like(DIGITS[1:], 0.5), DIGITS[1:])
@@ -90,7 +90,7 @@ def test_it_is_one_of_the_measures_where_the_weights_are_given(lpips):
     assert "LPIPS" not in [measure.name for measure in measures]
 
 
-def test_files_that_hold_something_else_are_refused(lpips, tmp_path):
+def test_files_with_other_arrays_are_refused(lpips, tmp_path):
     path = tmp_path / "weights.npz"
     with pytest.raises(ValueError, match=r"weights\.npz is damaged"):
         Lpips.read(path)
@@ -98,10 +98,10 @@ def test_files_that_hold_something_else_are_refused(lpips, tmp_path):
     with pytest.raises(ValueError, match=r"weights\.npz is damaged"):
         Lpips.read(path)
     np.savez(path, **{name: value for name, value in lpips.weights.items() if name != "features.0.bias"})
-    with pytest.raises(ValueError, match="it does not hold the arrays of LPIPS on AlexNet"):
+    with pytest.raises(ValueError, match="its arrays are not those of LPIPS with AlexNet"):
         Lpips.read(path)
     np.savez_compressed(path, **{**lpips.weights, "features.0.bias": np.zeros(10**6, np.float32)})
-    with pytest.raises(ValueError, match="it does not hold the arrays of LPIPS on AlexNet"):
+    with pytest.raises(ValueError, match="its arrays are not those of LPIPS with AlexNet"):
         Lpips.read(path)
     np.savez(path, **{**lpips.weights, "features.0.bias": np.full(64, np.nan, np.float32)})
     with pytest.raises(ValueError, match=r"features\.0\.bias must be finite float32 of the shape \(64,\)"):

@@ -108,7 +108,7 @@ def test_the_interval_covers_the_truth_about_95_times_of_100() -> None:
 
 
 def test_resampling_learners_covers_what_resampling_targets_misses() -> None:
-    """Ten targets of a learner share a large random shift: they count for little more than one."""
+    """Ten targets of a learner share a large random shift, so that they are worth little more than one."""
     runs, hits_by_target, hits_by_learner = 150, 0, 0
     for seed in range(runs):
         random = np.random.default_rng(seed)
@@ -139,7 +139,7 @@ def test_groups_may_be_names_and_may_hold_both_classes() -> None:
     assert evaluate(scores, member, groups=names).clusters == 20
 
 
-def test_of_a_single_group_targets_are_resampled_and_it_is_said() -> None:
+def test_with_a_single_group_targets_are_resampled_and_clusters_is_1() -> None:
     scores, member = binormal(50, 70, 1.0)
     single = evaluate(scores, member, groups=np.zeros(120))
     assert single.clusters == 1
@@ -167,7 +167,7 @@ def test_perfect_and_worthless_scores() -> None:
     assert (unseen.value, unseen.low, unseen.high) == pytest.approx((0, 0, 1 - 0.025 ** (1 / 10)))
 
 
-def test_infinite_scores_are_ordered_like_any_other() -> None:
+def test_infinite_scores_are_allowed() -> None:
     finite = evaluate([3.0, 2.0, 1.0, 0.0], [True, False, True, False])
     assert evaluate([np.inf, 2.0, 1.0, -np.inf], [True, False, True, False]) == finite
 
@@ -194,23 +194,23 @@ def test_blocks_of_resamples_bound_the_memory_without_changing_the_value() -> No
 @pytest.mark.parametrize(
     ("scores", "member", "message"),
     [
-        ([1.0, np.nan, np.nan], [True, False, True], "2 of 3 are NaN"),
-        ([1.0, 2.0], [True, True], "2 members and 0 non-members"),
-        ([1.0, 2.0], [False, False], "0 members and 2 non-members"),
+        ([1.0, np.nan, np.nan], [True, False, True], "got 2 NaN of 3"),
+        ([1.0, 2.0], [True, True], "members and non-members, got 2 and 0"),
+        ([1.0, 2.0], [False, False], "members and non-members, got 0 and 2"),
         ([1.0, 2.0], [1, 0], "booleans"),
-        ([1.0], [True, False], "one length"),
-        ([[1.0, 2.0]], [[True, False]], "one length"),
+        ([1.0], [True, False], "same shape"),
+        ([[1.0, 2.0]], [[True, False]], "same shape"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said(scores: list[float], member: list[bool], message: str) -> None:
+def test_invalid_scores_and_truth_are_named(scores: list[float], member: list[bool], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(scores, member)
 
 
-def test_bad_groups_and_resamples_are_said() -> None:
+def test_invalid_groups_and_resamples_are_named() -> None:
     with pytest.raises(ValueError, match="groups"):
         evaluate([1.0, 2.0], [True, False], groups=[0, 0, 1])
-    with pytest.raises(ValueError, match="resamples: 0"):
+    with pytest.raises(ValueError, match="resamples: must be at least 1, got 0"):
         evaluate([1.0, 2.0], [True, False], resamples=0)
 
 

@@ -8,7 +8,7 @@ from metaleak.attacks.evaluation.similarity import similarity
 SENTENCES = st.lists(st.integers(0, 5), max_size=8)
 
 
-def test_rouge_counts_what_two_sentences_have_in_common():
+def test_rouge_is_the_f1_of_common_ngrams_and_subsequences():
     # "the cat sat on the mat" and "the mat sat": three words, the pair "the mat", and two words in order.
     true, made = [1, 2, 3, 4, 1, 5], [1, 5, 3]
     assert rouge_n(made, true, 1) == pytest.approx(2 * 3 / 9)
@@ -23,7 +23,7 @@ def test_rouge_is_symmetric_and_1_for_the_same(one, other):
         assert measure(one, one) == 1
 
 
-def test_padding_counts_for_nothing():
+def test_padding_is_ignored():
     pairing, measures = similarity("tokens", [[[2, 7, 3, 0]]], [[[2, 7, 8, 3]]], padding=0)
     assert pairing.alike.tolist() == [[0.5]]
     assert [one.name for one in measures][2:] == ["ROUGE-1", "ROUGE-2", "ROUGE-L"]

@@ -1,4 +1,4 @@
-"""Reconstructions are paired with what was held as well as can be, and compared."""
+"""Reconstructions are optimally paired with the true examples, and compared with them."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def test_the_order_within_a_learner_does_not_matter():
     assert named(measures)["mean squared error"].value == 0
 
 
-def test_psnr_is_that_of_its_definition():
+def test_psnr_has_the_value_of_its_definition():
     noise = np.random.default_rng(0).normal(0, 0.1, DIGITS.shape)
     pairing, measures = similarity("image", DIGITS + noise, DIGITS)
     squared = (noise**2).reshape(3, 4, -1).mean(axis=-1)
@@ -44,7 +44,7 @@ def test_pairs_have_the_least_squared_error_of_all_orders():
     assert sorted(pairing.partner[0]) == [0, 1, 2, 3]
 
 
-def test_what_is_missing_counts_as_nothing_found():
+def test_a_missing_reconstruction_counts_as_gray_or_as_no_token_recovered():
     pairing, _ = similarity("image", DIGITS[:, :1], DIGITS)
     assert (pairing.partner[:, 0] == 0).all()
     assert (pairing.partner[:, 1:] == -1).all()
@@ -56,7 +56,7 @@ def test_what_is_missing_counts_as_nothing_found():
     assert named(measures)["sequences recovered"].value == pytest.approx(2 / 3)
 
 
-def test_tokens_must_stand_at_the_same_place():
+def test_tokens_count_only_at_the_same_position():
     held = np.array([[[1, 2, 3, 4], [5, 6, 7, 8]]])
     made = np.array([[[5, 6, 8, 7], [4, 2, 3, 1]]])
     pairing, measures = similarity("tokens", made, held)
@@ -89,14 +89,14 @@ def test_more_reconstructions_never_recover_less(seed, made, held):
 @pytest.mark.parametrize(
     ("modality", "made", "held", "message"),
     [
-        ("sound", (1, 1, 2), (1, 1, 2), "modality: 'sound' is not allowed; image or tokens"),
+        ("sound", (1, 1, 2), (1, 1, 2), "modality: must be image or tokens, got 'sound'"),
         ("image", (1, 2, 1, 8, 8), (2, 2, 1, 8, 8), "do not fit"),
-        ("image", (1, 2, 64), (1, 2, 64), "must be \\(learners, images, channels, height, width\\)"),
+        ("image", (1, 2, 64), (1, 2, 64), "images must be \\(learners, images, channels, height, width\\)"),
         ("tokens", (1, 2, 3), (1, 2, 4), "do not fit"),
         ("tokens", (2, 3), (2, 3), "do not fit"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(modality, made, held, message):
+def test_examples_that_do_not_fit_are_refused(modality, made, held, message):
     with pytest.raises(ValueError, match=message):
         similarity(modality, np.zeros(made), np.zeros(held))
 

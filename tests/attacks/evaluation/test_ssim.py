@@ -1,4 +1,4 @@
-"""SSIM is that of its definition, and says what it is meant to say of real images."""
+"""SSIM has the value of its definition, and falls with noise on real images."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ PHOTO = np.moveaxis(load_sample_image("china.jpg")[100:132, 200:240] / 255, -1, 
 
 
 def by_definition(ours, true, width):
-    """Return the mean over windows and channels, each window by itself."""
+    """Return the mean over windows and channels, computed window by window."""
     offsets = np.arange(width) - width // 2
     weights = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
     weights /= weights.sum()
@@ -33,7 +33,7 @@ def noisy(images, scale):
 
 
 @pytest.mark.parametrize(("image", "width"), [(PHOTO, 11), (DIGITS[0, 0], 7)])
-def test_it_is_that_of_its_definition(image, width):
+def test_it_has_the_value_of_its_definition(image, width):
     assert ssim(noisy(image, 0.1), image) == pytest.approx(by_definition(noisy(image, 0.1), image, width))
 
 
@@ -44,7 +44,7 @@ def test_equal_images_have_1_and_noise_has_less():
     assert ssim(1 - PHOTO, PHOTO) < 0, "an image and its negative have opposite structure"
 
 
-def test_it_stands_beside_psnr_and_an_image_without_a_partner_is_compared_with_gray():
+def test_it_is_measured_with_psnr_and_an_image_without_a_partner_is_compared_with_gray():
     _, measures = similarity("image", DIGITS[:, :2], DIGITS)
     found = {measure.name: measure for measure in measures}
     gray = ssim(np.full_like(DIGITS[0, 2:], 0.5), DIGITS[0, 2:])

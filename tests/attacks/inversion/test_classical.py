@@ -32,7 +32,7 @@ PRESETS = [dlg_attack, inverting_gradients_attack, cosine_tv_attack]
 
 @functools.cache
 def digits():
-    """Return images of the digits 0 and 1 by turns, `(100, 1, 14, 14)`: MNIST at half its size."""
+    """Return alternating images of the digits 0 and 1, `(100, 1, 14, 14)`: MNIST at half its size."""
     pixels, labels = mnist_data()
     images = torch.from_numpy(pixels).float().reshape(-1, 1, 28, 28) / 255
     zeros, ones = (images[torch.from_numpy(labels == digit)][:50] for digit in (0, 1))
@@ -60,13 +60,13 @@ def lenet():
 
 
 def targets_of(query):
-    """Ask of each learner about its own first image, and about its successor's."""
+    """Return two targets per learner: its own first image, and that of the next learner."""
     rows = torch.arange(LEARNERS)
     return Targets(torch.cat([query[:, 0], query.roll(1, 0)[:, 0]]), rows.repeat(2), torch.zeros(2 * LEARNERS).long())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_attacks_found_by_name_and_made_again_from_their_settings(preset):
+def test_presets_are_attacks_found_by_name_and_rebuilt_from_their_settings(preset):
     attack = preset(iterations=7)
     assert isinstance(attack, Attack)
     assert preset(**attack.model_dump()) == attack
@@ -90,7 +90,7 @@ def test_presets_assume_what_their_papers_assume():
         (cosine_tv_attack, {"iterations": 100, "total_variation": 0.0001}),
     ],
 )
-def test_a_learners_own_image_is_nearer_to_what_its_gradient_gives_than_a_strangers(preset, settings):
+def test_a_learners_own_image_is_nearer_to_its_reconstructions_than_another_learners(preset, settings):
     observation, query = make_observation(MLP(hidden=(32,)), MAML(inner_rate=0.01))
     answers = preset(knows="other", **settings)(observation, targets_of(query), seed=1)
     own, strange = -answers.scores[:LEARNERS], -answers.scores[LEARNERS:]
@@ -102,7 +102,7 @@ def test_a_learners_own_image_is_nearer_to_what_its_gradient_gives_than_a_strang
 
 
 def test_dlg_finds_the_images_behind_a_dense_layers_gradient():
-    """The known set and the labels given, L-BFGS ends at the truth from most random starts."""
+    """Given the other set and the labels, L-BFGS converges to the true images from most random starts."""
     observation, query = make_observation(MLP(hidden=(32,)), MAML(inner_rate=0.01))
     answers = dlg_attack(knows="other", iterations=150)(observation, targets_of(query), seed=1)
     assert (-answers.scores[:LEARNERS]).median() < 0.01
@@ -124,7 +124,7 @@ def test_presets_run_on_meta_gradients_without_the_other_set(preset, model):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_an_answer_does_not_depend_on_the_targets_beside_it(lenet, preset):
+def test_a_score_does_not_depend_on_other_targets(lenet, preset):
     observation, query = lenet
     asked = targets_of(query)
     attack = preset(iterations=15)
@@ -136,7 +136,7 @@ def test_an_answer_does_not_depend_on_the_targets_beside_it(lenet, preset):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "lbfgs"])
-def test_total_variation_smooths_what_is_reconstructed(lenet, optimizer):
+def test_total_variation_smooths_reconstructions(lenet, optimizer):
     observation, query = lenet
     settings = {"knows": "other", "iterations": 40, "optimizer": optimizer}
     rough, smooth = (
@@ -146,8 +146,8 @@ def test_total_variation_smooths_what_is_reconstructed(lenet, optimizer):
     assert total_variation(smooth) < total_variation(rough) / 2
 
 
-def test_membership_from_the_target_takes_the_new_settings_too():
-    """A held target with total variation, L-BFGS, signs: in pixels, and boxed, for a dense first layer as well."""
+def test_inversion_from_the_target_accepts_all_settings():
+    """With total variation, L-BFGS or signs, images of a dense first layer are pixels, too, and in the box."""
     observation, query = make_observation(MLP(hidden=(8,)), MAML())
     for settings in ({"optimizer": "lbfgs"}, {"signed": True}, {"decay": "steps"}):
         attack = query_attack(total_variation=0.01, fit=5, iterations=5, **settings)
@@ -157,7 +157,7 @@ def test_membership_from_the_target_takes_the_new_settings_too():
         assert 0 <= answers.reconstructions.min() <= answers.reconstructions.max() <= 1
 
 
-def test_lbfgs_holds_the_target_until_it_is_released(lenet):
+def test_lbfgs_keeps_the_target_fixed_until_it_is_released(lenet):
     observation, query = lenet
     asked = targets_of(query)
     held = query_attack(optimizer="lbfgs", decision="distance", fit=20, iterations=1)(observation, asked, seed=1)
@@ -197,7 +197,7 @@ def test_the_rate_falls_at_three_five_and_seven_eighths():
     assert remaining("none", 3, 4) == 1.0
 
 
-def test_a_random_start_is_its_learners_own():
+def test_a_random_start_depends_on_the_learner():
     start = start_random(3, SHAPE, torch.tensor([4, 7]), seed=1)
     assert start.shape == (2, 3, *SHAPE)
     assert torch.equal(start[1:], start_random(3, SHAPE, torch.tensor([7]), seed=1))
@@ -209,8 +209,8 @@ def test_a_random_start_is_its_learners_own():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decision": "fit", "fit": 0}, "fit is 0"),
-        ({"optimizer": "lbfgs", "signed": True}, "signed does not go with"),
+        ({"decision": "fit", "fit": 0}, "fit: must be at least 1"),
+        ({"optimizer": "lbfgs", "signed": True}, "signed: must be false with"),
         ({"total_variation": -1.0}, "total_variation"),
     ],
 )
@@ -220,7 +220,7 @@ def test_settings_that_contradict_each_other_are_refused(settings, message):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_what_is_rebuilt_of_a_learner_is_what_answers_for_its_targets(preset, lenet):
+def test_targets_are_scored_by_the_reconstructions_of_their_learner(preset, lenet):
     observation, query = lenet
     observation = dataclasses.replace(observation, input_shape=SHAPE)
     attack = preset(iterations=3, chunk=2)
@@ -235,6 +235,6 @@ def test_what_is_rebuilt_of_a_learner_is_what_answers_for_its_targets(preset, le
     assert torch.allclose(-rebuilt.confidence[rows, 0], answers.statistics["loss"], rtol=1e-4)
 
 
-def test_images_of_no_known_shape_cannot_be_rebuilt(lenet):
-    with pytest.raises(ValueError, match=r"reconstructs images \(C, H, W\), .* have shape \(\)"):
+def test_images_of_unknown_shape_are_refused(lenet):
+    with pytest.raises(ValueError, match=r"must be \(C, H, W\), only images are reconstructed, got \(\)"):
         cosine_tv_attack(iterations=1).reconstruct(lenet[0], seed=1)

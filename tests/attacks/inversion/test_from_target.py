@@ -1,4 +1,4 @@
-"""The paper's two attacks, on real MNIST digits small enough to run in seconds."""
+"""The query and support attacks of the paper, on real MNIST digits small enough to run in seconds."""
 
 import dataclasses
 import functools
@@ -109,17 +109,17 @@ def test_they_are_attacks():
 
 
 def test_resolved_settings_make_the_same_attack():
-    """A run directory keeps every field, `asks` too, and makes the attack from them again."""
+    """A run directory keeps every field, `asks` included, from which the attack is built again."""
     for make in (query_attack, support_attack):
         assert make(**make(fit=7).model_dump()) == make(fit=7)
 
 
-def test_query_attack_tells_members_from_others_of_their_class(query_answers):
+def test_query_attack_separates_members_from_others_of_their_class(query_answers):
     assert auc(query_answers.scores) >= 0.97
     assert auc(-query_answers.statistics["distance"]) >= 0.9
 
 
-def test_support_attack_tells_members_from_others_of_their_class(support_answers):
+def test_support_attack_separates_members_from_others_of_their_class(support_answers):
     assert auc(support_answers.scores) >= 0.97
     assert auc(-support_answers.statistics["distance"]) >= 0.9
 
@@ -137,14 +137,14 @@ def test_the_row_space_alone_is_reported_beside_the_reconstruction(query_answers
     assert baseline.max() <= 1 + 1e-5
 
 
-def test_class_rule_answers_yes_or_no(world):
+def test_class_rule_scores_0_or_1(world):
     answers = query_attack(decision="class", fit=5, iterations=5)(world.observation, world.targets("query"), 1)
     assert set(answers.scores.tolist()) <= {0.0, 1.0}
     assert torch.equal(answers.scores, answers.statistics["class_kept"])
 
 
 @pytest.mark.parametrize("attack", [query_attack, support_attack])
-def test_an_answer_does_not_depend_on_the_other_targets_or_on_the_run(world, attack):
+def test_a_score_does_not_depend_on_other_targets_and_is_repeatable(world, attack):
     targets = world.targets(attack().asks)
     whole = attack(fit=5, iterations=5, knows="other", chunk=16)
     together = whole(world.knowing_all(), targets, seed=1)
@@ -172,7 +172,7 @@ def test_labels_can_be_unknown(world):
 
 
 @pytest.mark.parametrize("rule", [MAML(order=1), MAML(adapts="head"), MAML(inner_steps=2)])
-def test_other_rules_and_activations_give_finite_answers(rule):
+def test_other_rules_and_activations_give_finite_scores(rule):
     small = make_world(model=MLP(hidden=(16,), activation="softplus", bias=False), rule=rule)
     answers = support_attack(fit=3, iterations=3)(small.knowing_all(), small.targets("support"), seed=1)
     assert answers.scores.isfinite().all()
@@ -180,7 +180,7 @@ def test_other_rules_and_activations_give_finite_answers(rule):
 
 @pytest.mark.parametrize("rule", [Reptile(inner_steps=2), FedSGD(), FedAvg(epochs=2, batch=4)], ids=str)
 @pytest.mark.parametrize("knows", ["labels", "nothing"])
-def test_rules_that_know_no_two_sets_are_inverted_with_and_without_labels(rule, knows):
+def test_rules_without_two_sets_are_inverted_with_and_without_labels(rule, knows):
     small = make_world(model=MLP(hidden=(16,)), rule=rule)
     answers = query_attack(knows=knows, fit=3, iterations=3)(small.observation, small.targets("query"), seed=1)
     assert answers.scores.isfinite().all()
@@ -199,7 +199,7 @@ def test_a_convolutional_model_is_inverted_in_pixels():
 
 @pytest.mark.slow
 def test_query_attack_holds_on_sigmoid_convolutions():
-    """At an inner rate that fits 588 features; at 0.4 one inner step overshoots and little is left to see."""
+    """The inner rate suits 588 features; at 0.4 one inner step overshoots, and the attack finds little."""
     small = make_world(model=LeNet(activation="sigmoid"), rule=MAML(inner_rate=0.01))
     attack = query_attack(layers="each", fit=80, iterations=15, decision="distance", chunk=20)
     # 20 + 20 targets: an attack of AUC 0.8 stays above this 19 times of 20.
@@ -207,8 +207,8 @@ def test_query_attack_holds_on_sigmoid_convolutions():
 
 
 @pytest.mark.slow
-def test_the_fit_around_a_held_target_tells_members_on_sigmoid_convolutions():
-    """L-BFGS explains nearly all of a gradient, but not around an image that had no part in it."""
+def test_the_fit_with_a_fixed_target_finds_members_on_sigmoid_convolutions():
+    """L-BFGS matches a gradient nearly completely, but not with a fixed image that did not contribute to it."""
     small = make_world(model=LeNet(activation="sigmoid"), rule=MAML(inner_rate=0.01))
     attack = query_attack(layers="each", optimizer="lbfgs", decision="fit", fit=80, iterations=1, chunk=20)
     answers = attack(small.observation, small.targets("query"), seed=1)
@@ -216,7 +216,7 @@ def test_the_fit_around_a_held_target_tells_members_on_sigmoid_convolutions():
     assert auc(answers.scores) >= 0.9
 
 
-def test_a_blurred_start_is_an_image_of_its_own_learner_and_seed():
+def test_a_blurred_start_depends_on_learner_and_seed():
     targets = torch.rand((2, 1, 12, 10), generator=torch.Generator().manual_seed(0))
     rows = torch.tensor([4, 7])
     start = start_blurred(targets, rows, 3, seed=1)
@@ -228,7 +228,7 @@ def test_a_blurred_start_is_an_image_of_its_own_learner_and_seed():
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum"])
-def test_the_target_is_held_until_it_is_released(world, optimizer):
+def test_the_target_is_fixed_until_it_is_released(world, optimizer):
     targets = world.targets("query")
     few = Targets(targets.examples[:3], targets.rows[:3], targets.positions[:3])
     held = query_attack(optimizer=optimizer, fit=20, iterations=1, rate=0.05)(world.observation, few, seed=1)
@@ -237,7 +237,7 @@ def test_the_target_is_held_until_it_is_released(world, optimizer):
 
 
 def test_the_true_episode_is_a_solution(world):
-    """With every image right from the start nothing is left to match (Adam still jitters by its rate)."""
+    """If every image is right from the start, the loss is zero (Adam still fluctuates by its rate)."""
     some = torch.arange(4)
     observation = world.observation
     gradients = {name: value[some] for name, value in observation.gradients.items()}
@@ -252,7 +252,7 @@ def test_the_true_episode_is_a_solution(world):
 @pytest.mark.parametrize("layers", ["joint", "each"])
 @pytest.mark.parametrize("dummies", ["blurred", "copies", "one empty"])
 def test_computing_in_the_span_of_the_dummies_changes_nothing(world, layers, dummies, monkeypatch):
-    """With a total variation images stay in pixels; the first layer is met in their own span all the same."""
+    """With total variation images are pixels, and the first layer is still computed in their span."""
     some = torch.arange(4)
     gradients = {name: value[some] for name, value in world.observation.gradients.items()}
     views = (View(pixels(world.observation.parameters, gradients, (1, 28, 28)), torch.ones(4)),)
@@ -289,7 +289,7 @@ def test_progress_ends_at_the_total(world):
 @pytest.mark.parametrize("loss", ["cosine", "squared"])
 @pytest.mark.parametrize("layers", ["joint", "each"])
 def test_derivatives_of_the_matching_loss_hold_against_finite_differences(loss, layers):
-    """Third derivatives of the network: those of the matching loss with respect to the dummy's pixels."""
+    """The derivatives of the matching loss by the dummy's pixels contain third derivatives of the network."""
     generator = torch.Generator().manual_seed(3)
     model, labels = MLP(hidden=(7, 6), activation="tanh"), torch.arange(2)
     parameters = {name: value.double() for name, value in model.initialize((1, 3, 3), 2, generator).items()}
@@ -311,11 +311,11 @@ def test_derivatives_of_the_matching_loss_hold_against_finite_differences(loss, 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"examples": torch.zeros(4, 28, 28)}, "targets.examples has shape"),
-        ({"examples": torch.zeros(4, 1, 20, 20)}, "target images have 400 values"),
-        ({"rows": torch.zeros(3, dtype=torch.int64)}, "targets.rows has shape"),
-        ({"rows": torch.full((4,), LEARNERS)}, "targets.rows holds values outside"),
-        ({"positions": torch.full((4,), WAYS)}, "targets.positions holds values outside"),
+        ({"examples": torch.zeros(4, 28, 28)}, "targets.examples: must have the shape"),
+        ({"examples": torch.zeros(4, 1, 20, 20)}, "targets.examples: must have 784 values, .* got 400"),
+        ({"rows": torch.zeros(3, dtype=torch.int64)}, "targets.rows: must have the shape"),
+        ({"rows": torch.full((4,), LEARNERS)}, "targets.rows: must be in"),
+        ({"positions": torch.full((4,), WAYS)}, "targets.positions: must be in"),
     ],
 )
 def test_wrong_targets_are_named(world, changed, message):
@@ -330,10 +330,10 @@ def test_a_wrong_observation_is_named(world):
     with pytest.raises(ValueError, match="known_query, which is None"):
         support_attack()(world.observation, targets, seed=1)
     short = dataclasses.replace(world.observation, known_query=world.query[:, :3])
-    with pytest.raises(ValueError, match="known set has shape"):
+    with pytest.raises(ValueError, match="the known set: must have the shape"):
         support_attack()(short, targets, seed=1)
     gradients = {**world.observation.gradients, "head.bias": torch.zeros(LEARNERS, 4)}
-    with pytest.raises(ValueError, match=r"gradient 'head.bias' has shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"gradient 'head.bias': must have the parameter's shape .* got \(4,\)"):
         query_attack()(dataclasses.replace(world.observation, gradients=gradients), targets, seed=1)
 
 
@@ -360,7 +360,7 @@ def test_auto_takes_as_many_targets_at_a_time_as_fit_and_no_more_than_128():
 
 
 def test_large_images_are_inverted_few_at_a_time():
-    """Color images of 84 x 84 and the four-block network, by a factor in the memory of one."""
+    """Color images of 84 x 84 and the network of four blocks, from a measurement of the memory of one."""
     shape, generator = (3, 84, 84), torch.Generator().manual_seed(0)
     model = Conv4(filters=8)
     parameters = model.initialize(shape, 2, generator)
@@ -375,9 +375,11 @@ def test_large_images_are_inverted_few_at_a_time():
     assert fewer == pytest.approx(chunk * 0.5 / 1.25, abs=1)
 
 
-def test_what_does_not_fit_into_the_memory_is_refused_in_one_line(world):
+def test_a_chunk_that_does_not_fit_into_memory_is_refused_in_one_line(world):
     targets = world.targets("query")
-    with pytest.raises(ValueError, match=r"^one target takes about 0\.00\d+ GiB, more than the 0\.001 GiB") as caught:
+    with pytest.raises(
+        ValueError, match=r"^one target takes about 0\.00\d+ GiB of memory, more than the allowed 0\.001 GiB"
+    ) as caught:
         query_attack(memory=0.001)(world.observation, targets, seed=1)
     assert "memory (in GiB)" in str(caught.value)
     with pytest.raises(ValueError, match=r"^a chunk of 40 targets takes about .* set chunk to auto") as caught:
@@ -392,7 +394,7 @@ def test_what_does_not_fit_into_the_memory_is_refused_in_one_line(world):
         InversionFromNoise(iterations=3, chunk=4, knows="nothing"),
     ],
 )
-def test_part_by_part_the_answers_are_those_to_all(world, attack):
+def test_scores_computed_in_parts_are_those_of_all(world, attack):
     targets = world.targets("query")
     parts = attack.parts(world.observation, targets)
     assert isinstance(attack, Divisible)
@@ -416,8 +418,8 @@ def test_part_by_part_the_answers_are_those_to_all(world, attack):
         (LeNet(filters=2), dlg_attack(iterations=2)),
     ],
 )
-def test_an_attack_makes_its_tensors_where_its_inputs_are(model, attack):
-    """Made by default where no numbers are, what the attack makes itself would show in its answers or fail."""
+def test_it_creates_tensors_on_the_device_of_its_inputs(model, attack):
+    """The default device is set to one without data: a tensor created there would fail or show in the scores."""
     small = make_world(model=model)
     asked = small.knowing_all(), small.targets(attack.asks).at(slice(4)), 1
     plain = attack(*asked)

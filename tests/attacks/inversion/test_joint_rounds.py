@@ -1,4 +1,4 @@
-"""One set of images for the gradients of several rounds: the joint loss, and that rounds add up."""
+"""One set of images for the gradients of several rounds: the joint loss, and the gain from more rounds."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ WAYS, LEARNERS, SHAPE = 2, 6, (1, 14, 14)
 
 @functools.cache
 def digits() -> torch.Tensor:
-    """Return images of the digits 0 and 1 by turns, `(n, 1, 14, 14)`: MNIST at half its size."""
+    """Return alternating images of the digits 0 and 1, `(n, 1, 14, 14)`: MNIST at half its size."""
     values, labels = mnist_data()
     images = torch.from_numpy(values).float().reshape(-1, 1, 28, 28) / 255
     zeros, ones = (images[torch.from_numpy(labels == digit)][:100] for digit in (0, 1))
@@ -36,7 +36,7 @@ def digits() -> torch.Tensor:
 
 
 class Noisy(Sequence[Round]):
-    """Rounds at other parameters each, of which every learner's gradient bears noise relative to its size."""
+    """Rounds with different parameters, in which every learner's gradient has noise relative to its norm."""
 
     def __init__(self, count, targets, noise=0.0, answers=lambda learner, number: True):
         self.count, self.targets, self.noise, self.answers = count, targets, noise, answers
@@ -67,7 +67,7 @@ class Noisy(Sequence[Round]):
 
 
 def asked() -> tuple[Targets, torch.Tensor]:
-    """Ask of each learner about its own query image of the digit 0, and about three that nobody holds."""
+    """Return four targets per learner: its own query image of the digit 0, and three that nobody holds."""
     query = digits()[: LEARNERS * 2 * WAYS].reshape(LEARNERS, 2, WAYS, *SHAPE)[:, 1]
     outsiders = digits()[LEARNERS * 2 * WAYS :: 2][: 3 * LEARNERS]
     rows = torch.arange(LEARNERS)
@@ -83,13 +83,13 @@ ATTACK = InversionFromTarget(knows="other", decision="fit", fit=40, iterations=1
 QUICK = InversionFromTarget(knows="other", decision="fit", fit=4, iterations=1)
 
 
-def test_members_are_told_by_what_all_rounds_say():
+def test_all_rounds_together_find_members():
     targets, member = asked()
     one, many = (ATTACK.over_rounds(Noisy(count, targets, 2.0), targets, seed=0).scores for count in (1, 4))
     assert auc(many, member) > auc(one, member) + 0.05
 
 
-def test_images_come_out_clearer_from_many_noisy_rounds():
+def test_many_noisy_rounds_give_better_reconstructions():
     targets, _ = asked()
     attack = InversionFromNoise(knows="other", iterations=60, total_variation=0.02)
     held = digits()[: LEARNERS * 2 * WAYS].reshape(LEARNERS, 2, WAYS, *SHAPE)[:, 1]
@@ -101,7 +101,7 @@ def test_images_come_out_clearer_from_many_noisy_rounds():
     assert psnr(4) > psnr(1) + 1
 
 
-def test_one_round_over_rounds_is_that_round():
+def test_a_sequence_of_one_round_is_attacked_like_that_round():
     targets, _ = asked()
     rounds = Noisy(1, targets)
     torch.testing.assert_close(
@@ -109,7 +109,7 @@ def test_one_round_over_rounds_is_that_round():
     )
 
 
-def test_a_learner_tells_by_the_rounds_it_answered_in():
+def test_only_the_rounds_in_which_a_learner_answered_count():
     targets, _ = asked()
     # Learner 0 never, learner 1 in the second round alone, all others in both.
     rounds = Noisy(2, targets, 0.5, answers=lambda learner, number: learner > 1 or (learner, number) == (1, 1))
@@ -122,7 +122,7 @@ def test_a_learner_tells_by_the_rounds_it_answered_in():
     torch.testing.assert_close(scores[once], alone, rtol=1e-3, atol=1e-3)
 
 
-def test_learners_by_groups_get_the_answers_that_they_get_together(monkeypatch):
+def test_groups_of_learners_get_the_scores_of_all_together(monkeypatch):
     targets, _ = asked()
     rounds = Noisy(2, targets, 1.0)
     together = QUICK.over_rounds(rounds, targets, seed=0)
@@ -156,7 +156,7 @@ def test_each_group_reads_each_round_once():
     assert reads == [0, 0, 1, 2]
 
 
-def test_sets_that_do_not_last_are_refused_in_one_line():
+def test_sets_that_change_are_refused_in_one_line():
     targets, _ = asked()
 
     class Redrawn(Noisy):
@@ -167,12 +167,12 @@ def test_sets_that_do_not_last_are_refused_in_one_line():
         (lambda number: {"chances": torch.full((3,), 0.25)}, "learners draw new ones in every round"),
         (
             lambda number: {"positions": torch.full((len(targets.rows),), number)},
-            "classes change from round to round",
+            "classes change between them",
         ),
     ):
         rounds = Redrawn(2, targets)
         rounds.change = change
-        with pytest.raises(ValueError, match=f"^an inversion over rounds looks for one set of images.*{message}$"):
+        with pytest.raises(ValueError, match=f"^an inversion over rounds needs the same .*{message}$"):
             ATTACK.over_rounds(rounds, targets, seed=0)
 
 

@@ -1,4 +1,4 @@
-"""Batched L-BFGS on problems whose answers are known."""
+"""Batched L-BFGS on problems with known solutions."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def descend(losses, start, steps, rate=0.1, box=False):
     return torch.cat([settled["asked"], settled["other"]], dim=1), torch.stack(accepted)
 
 
-def test_it_ends_where_scipy_ends():
+def test_it_converges_to_the_solution_of_scipy():
     losses = problems()
     found, accepted = descend(losses, torch.zeros(TARGETS, SIZE, dtype=torch.float64), steps=120)
     assert (accepted[1:] <= accepted[:-1]).all()
@@ -65,8 +65,8 @@ def test_it_ends_where_scipy_ends():
         assert np.allclose(found[target].numpy(), best.x, atol=1e-3)
 
 
-def test_curvature_is_what_makes_it_fast():
-    """Eighty evaluations of a quadratic of condition 10 000, in which the steepest descent stands still."""
+def test_curvature_makes_it_fast():
+    """Eighty evaluations of a quadratic with condition number 10 000, on which steepest descent hardly moves."""
     scales = torch.logspace(0, 4, SIZE, dtype=torch.float64)
 
     def losses(points):
@@ -81,8 +81,8 @@ def test_curvature_is_what_makes_it_fast():
     assert (accepted[-1] < losses(steepest) / 100).all()
 
 
-def test_a_target_goes_its_own_way():
-    """Histories and step lengths are each target's own: its path is the same with others beside it and without."""
+def test_a_target_is_independent_of_others():
+    """Each target has its own history and step length, so its path does not depend on other targets."""
     losses = problems()
     start = torch.randn((TARGETS, SIZE), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     together, _ = descend(losses, start, steps=25)
@@ -96,7 +96,7 @@ def test_a_target_goes_its_own_way():
         assert torch.allclose(found[0], together[target], rtol=1e-6, atol=1e-9)
 
 
-def test_a_rate_of_zero_holds_and_the_first_trial_moves_by_the_rate():
+def test_a_rate_of_zero_fixes_a_value_and_the_first_trial_moves_by_the_rate():
     losses = problems()
     descent = LBFGS()
     values = {"asked": torch.ones(TARGETS, SIZE, dtype=torch.float64)}
@@ -109,7 +109,7 @@ def test_a_rate_of_zero_holds_and_the_first_trial_moves_by_the_rate():
 
 
 def test_losses_that_are_not_finite_are_not_accepted():
-    """A wall: beyond 1 the loss is not a number, and the first trial lands there."""
+    """Beyond 1 the loss is NaN, and the first trial is there."""
 
     def losses(points):
         inside = (points - 0.9).square().sum(dim=1)
@@ -120,8 +120,8 @@ def test_losses_that_are_not_finite_are_not_accepted():
     assert torch.allclose(found, torch.full_like(found, 0.9), atol=1e-4)
 
 
-def test_a_box_is_respected_and_its_corner_is_found():
-    """Trials that the caller clamps count as what they became: the constrained minimum lies on the box."""
+def test_the_constrained_minimum_in_a_box_is_found():
+    """Trials that the caller clamps count as clamped; the constrained minimum is on the boundary of the box."""
 
     def losses(points):
         return (points - 2.0).square().sum(dim=1)

@@ -1,4 +1,4 @@
-"""The audit counts what each layer gives away, and states no number for what it does not cover."""
+"""The audit counts each layer's constraints, and gives no number where they do not apply."""
 
 import pytest
 import torch
@@ -18,15 +18,15 @@ def audited(model, shape=(1, 16, 16), ways=3):
     return audit(made, made.initialize(shape, ways, keyed_generator("start")), shape)
 
 
-def test_a_covered_network_has_a_number():
+def test_a_chain_of_invertible_layers_has_a_security_number():
     found = audited(LeNet(filters=4))
     assert [layer.name for layer in found.layers] == ["conv1", "conv2", "conv3", "head"]
-    assert (found.covered, found.c) == ("exact", found.of_convolutions)
+    assert (found.covered, found.c) == ("exact", found.c_of_convolutions)
     assert found.c == pytest.approx(sum(layer.contribution or 0 for layer in found.layers))
     assert found.i2f > 0
 
 
-def test_relu_makes_it_an_upper_bound_but_not_in_dense_layers():
+def test_relu_after_a_convolution_makes_it_an_upper_bound():
     assert audited(Conv4(filters=4, normalization="none")).covered == "at most"
     assert audited(MLP(hidden=(8,))).covered == "exact"
 
@@ -50,10 +50,10 @@ class Skip(nn.Module):
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(784, 3)), "batch_norm is not"),
     ],
 )
-def test_what_is_not_covered_is_named_and_has_no_number(model, note):
+def test_layers_that_are_not_covered_are_named_and_leave_no_number(model, note):
     found = audited(model)
     assert (found.covered, found.c) == ("no", None)
-    assert found.of_convolutions is not None
+    assert found.c_of_convolutions is not None
     assert any(note in layer.note for layer in found.layers)
 
 
@@ -67,8 +67,8 @@ def shares_of_two(parameters, model):
     return shares
 
 
-def test_the_bound_is_that_of_the_jacobian_also_for_meta_gradients():
-    """Support and query images of a second-order meta-gradient; and no least-squares inversion moves less."""
+def test_i2f_is_computed_from_the_jacobian_also_of_meta_gradients():
+    """The Jacobian is with respect to support and query images; least-squares inversions move at least that far."""
     model = MLP(hidden=(6,), activation="tanh")
     fresh = model.initialize((1, 2, 2), 3, keyed_generator("start"))
     shares = shares_of_two({name: value.double() for name, value in fresh.items()}, model)
@@ -82,8 +82,8 @@ def test_the_bound_is_that_of_the_jacobian_also_for_meta_gradients():
     assert bound <= float((torch.linalg.pinv(jacobian) @ flat).norm())
 
 
-def test_the_largest_eigenvalue_is_iterated_until_it_is_found():
-    """Eigenvalues close to the largest: 30 iterations of the power method are 0.9 % off."""
+def test_the_power_method_runs_until_it_converges():
+    """With eigenvalues close to the largest, 30 iterations have an error of 0.9 %."""
     scale = torch.linspace(0.8, 1.0, 50, dtype=torch.float64)
     images = torch.rand(50, generator=keyed_generator("images"), dtype=torch.float64)
     change = {"w": torch.ones(50, dtype=torch.float64)}
@@ -94,6 +94,6 @@ def test_the_largest_eigenvalue_is_iterated_until_it_is_found():
 def test_a_rank_that_takes_too_much_memory_is_not_computed(monkeypatch):
     monkeypatch.setattr("metaleak.attacks.layerwise.audit.MEMORY", 1000)
     found = audited(LeNet(filters=4))
-    assert (found.covered, found.c, found.of_convolutions) == ("no", None, None)
+    assert (found.covered, found.c, found.c_of_convolutions) == ("no", None, None)
     assert [layer.rank is None for layer in found.layers] == [True, True, True, False]
-    assert found.layers[0].note.startswith("its rank was not computed, it would take")
+    assert found.layers[0].note.startswith("its rank was not computed: that would take")

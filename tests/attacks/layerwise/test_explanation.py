@@ -1,4 +1,4 @@
-"""Examples explain a meta-gradient when they are those behind it, with labels and sets that nobody said."""
+"""Only the true examples reproduce a meta-gradient, without knowledge of their labels and sets."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ SLOTS = [*((0, label // SHOTS) for label in range(WAYS * SHOTS)), *((1, label) f
 
 @pytest.fixture(scope="module")
 def held():
-    """The images of one learner, as its episode has them: support set, then query set."""
+    """The images of one learner in the order of its episode: support set, then query set."""
     found = EmbeddedMNIST().load()
     digits = [found.examples[found.labels == label][: SHOTS + QUERIES].float() / 255 for label in range(WAYS)]
     return torch.cat([*(one[:SHOTS] for one in digits), *(one[SHOTS:] for one in digits)])
@@ -48,7 +48,7 @@ def test_the_right_examples_are_arranged_as_they_were_held(held, rule):
 
 
 def test_an_example_without_a_gradient_is_not_confirmed(held):
-    """Trained until it is sure of its examples, the network sends next to nothing of some, and others fit, too."""
+    """After training, confident examples have almost no gradient, so that other examples would fit, too."""
     observation = observed(held, FedSGD())
     parameters = {name: value.clone().requires_grad_() for name, value in observation.parameters.items()}
     labels = torch.arange(WAYS).repeat_interleave(SHOTS), torch.arange(WAYS).repeat_interleave(QUERIES)
@@ -75,7 +75,7 @@ def test_an_example_without_a_gradient_is_not_confirmed(held):
 
 
 @pytest.mark.parametrize("rule", [MAML(), FedSGD()], ids=str)
-def test_one_image_that_is_a_sum_of_two_explains_nothing(held, rule):
+def test_a_combination_of_two_images_does_not_reproduce_the_meta_gradient(held, rule):
     wrong = held.clone()
     wrong[3] = (held[3] + held[4]) / 2
     found = explain(observed(held, rule), 0, wrong, seed=0)
@@ -83,7 +83,7 @@ def test_one_image_that_is_a_sum_of_two_explains_nothing(held, rule):
     assert found.residual > 1e-2
 
 
-def test_a_gradient_of_zeros_or_of_nothing_is_not_explained(held):
+def test_a_gradient_of_zeros_or_nan_is_not_reproduced(held):
     observation = observed(held, MAML())
     silent = {name: torch.zeros_like(value) for name, value in observation.gradients.items()}
     broken = {name: torch.full_like(value, torch.nan) for name, value in observation.gradients.items()}

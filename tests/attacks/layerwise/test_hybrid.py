@@ -1,4 +1,4 @@
-"""Where constraints are missing, the hybrid method fills in what R-GAP cannot know."""
+"""The hybrid method recovers examples where R-GAP lacks constraints."""
 
 import pytest
 import torch
@@ -44,12 +44,12 @@ def test_it_is_better_by_6_db_where_a_layer_lacks_constraints(module):
     assert hybrid > alone + 6
 
 
-def test_it_is_r_gap_where_none_does():
+def test_it_equals_r_gap_where_no_layer_lacks_constraints():
     alone, hybrid = both(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(784, 5)))
     assert alone == hybrid
 
 
-def test_a_step_to_what_is_not_a_number_is_not_taken():
+def test_a_step_to_nan_is_not_taken():
     start = torch.full((1, 2, 2), 0.5, dtype=torch.float64)
     found, missed = gauss_newton(
         lambda x: torch.where(x < 0.6, 1 - x, torch.nan).flatten(), start, Prior(), (0, 1), 3

@@ -1,4 +1,4 @@
-"""What is said to be a solution for the last layer is one, and the true one is among them."""
+"""All solutions returned for the last layer are solutions, and the true one is among them."""
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ def psnr(made, held):
 
 
 @pytest.mark.parametrize(("network", "least"), [("mlp", 80), ("strided", 40)])
-def test_the_one_image_of_every_client_is_rebuilt_as_it_was_before_normalization(
+def test_the_one_image_of_every_client_is_reconstructed_as_it_was_before_normalization(
     tmp_path, monkeypatch, network, least
 ):
     monkeypatch.setitem(NETWORKS, "strided", Strided)
@@ -48,7 +48,7 @@ def test_the_one_image_of_every_client_is_rebuilt_as_it_was_before_normalization
     assert made.confidence.min() > 0.99
 
 
-def test_clients_with_more_than_one_image_are_told_and_not_rebuilt(tmp_path):
+def test_clients_with_more_than_one_image_are_detected_and_not_reconstructed(tmp_path):
     observation, _ = observed(tmp_path, "mlp", fewest=2, most=2)
     with pytest.raises(ValueError, match="no learner's gradient is that of a single example"):
         LayerByLayer().reconstruct(observation, seed=0)
@@ -66,7 +66,7 @@ def test_clients_with_more_than_one_image_are_told_and_not_rebuilt(tmp_path):
     assert psnr(made.examples[1:, 0], held[1:, 0]).min() > 80
 
 
-def test_a_network_that_cannot_be_taken_apart_is_refused_by_the_layer_s_name(tmp_path):
+def test_a_network_that_cannot_be_inverted_is_refused_by_the_layer_s_name(tmp_path):
     observation, _ = observed(tmp_path, "cnn", fewest=1, most=1)
     with pytest.raises(ValueError, match="conv1"):
         LayerByLayer().reconstruct(observation, seed=0)

@@ -1,4 +1,4 @@
-"""A layer's constraints as functions are those of the matrix, and are solved as by its pseudo-inverse."""
+"""A layer's constraint functions equal their matrix, and their solution that of its pseudo-inverse."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_a_convolutions_maps_are_torchs_and_their_adjoints(stride, padding, dila
 
 
 @pytest.mark.parametrize("sliding", [Sliding(), Sliding((3, 2), (2, 0), (1, 2)), Sliding((2, 2), (1, 1))])
-def test_what_is_solved_is_what_the_pseudo_inverse_gives(sliding):
+def test_the_solution_is_that_of_the_pseudo_inverse(sliding):
     operator = Convolution(drawn(3, 2, 3, 3, key="weight"), (2, 7, 7), sliding)
     x, dz = drawn(2, 7, 7, key="x"), drawn(*operator.output_shape, key="dz")
     matrix = dense_matrix(operator, dz)
@@ -69,9 +69,12 @@ def test_a_dense_layers_maps():
             "layer norm is a batch_norm on 3 axes",
         ),
         (Layer("rows", "linear", "w", "b", (INPUT,), (4, 8), (4, 3)), "layer rows is a linear on 2 axes"),
-        (Layer("same", "conv2d", "w", None, (INPUT,), (3, 8, 8), (3, 8, 8)), "layer same pads by a name"),
+        (
+            Layer("same", "conv2d", "w", None, (INPUT,), (3, 8, 8), (3, 8, 8)),
+            "layer same: padding must be given as two numbers",
+        ),
     ],
 )
-def test_other_layers_are_named(layer, complaint):
+def test_layers_of_other_kinds_are_refused_by_name(layer, complaint):
     with pytest.raises(ValueError, match=complaint):
         operator_of(layer, drawn(3, 3, 3, 3, key="weight"))

@@ -1,4 +1,4 @@
-"""One example is found again from its gradient, exactly, and what cannot be inverted is named."""
+"""One example is recovered exactly from its gradient, and a layer that cannot be inverted is named."""
 
 import gzip
 from itertools import pairwise
@@ -54,7 +54,7 @@ def fcn3(bias=False, logits=1):
 
 
 def inverted(module, image, label=1):
-    """Return what R-GAP makes of the gradient of one image at fresh parameters, in float64."""
+    """Return R-GAP's reconstruction from the gradient of one image at fresh parameters, in float64."""
     model = TorchModule(module)
     logits = model(dict(model.module.named_parameters()), image[None].float()).shape[1]
     fresh = model.initialize(tuple(image.shape), logits, keyed_generator("start"))
@@ -76,13 +76,13 @@ def psnr(made, image):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("logits", [1, 2, 10])
-def test_a_dense_networks_image_is_found_exactly(gray, bias, logits):
+def test_a_dense_networks_image_is_recovered_exactly(gray, bias, logits):
     for label, image in enumerate(gray):
         assert psnr(inverted(fcn3(bias, logits), image, label).example, image) > 200
 
 
 @pytest.mark.parametrize(("bias", "logits"), [(False, 1), (True, 10)])
-def test_a_convolutional_networks_image_is_found_exactly(colored, bias, logits):
+def test_a_convolutional_networks_image_is_recovered_exactly(colored, bias, logits):
     found = inverted(cnn6(bias=bias, logits=logits), colored[0])
     assert psnr(found.example, colored[0]) > 200
     assert [layer.name for layer in found.layers] == ["0", "2", "4", "6", "8", "10", "13"]
@@ -103,7 +103,7 @@ def test_dense_layers_with_biases_are_solved_through_relu(gray):
     assert psnr(inverted(model, gray[0]).example, gray[0]) > 200
 
 
-def test_the_collapse_begins_where_constraints_are_missing(colored):
+def test_recovery_fails_below_the_layer_that_lacks_constraints(colored):
     found = inverted(cnn6(second=20), colored[0])
     assert psnr(found.example, colored[0]) < 20
     # The second convolution lacks 280 constraints: it is met by many inputs, and the first by none of these.
@@ -111,7 +111,7 @@ def test_the_collapse_begins_where_constraints_are_missing(colored):
 
 
 def test_without_biases_both_roots_fit_every_layer_and_the_range_decides(gray):
-    """Activations of f(a x) = a f(x) let a factor through: two images have the same gradient."""
+    """Activations with f(a x) = a f(x) preserve a factor, so that two images have the same gradient."""
     fits = [inverted(fcn3(), gray[0], label) for label in (0, 1)]
     two = next(found for found in fits if found.others)
     (other,) = two.others
@@ -154,7 +154,7 @@ def test_a_layer_that_cannot_be_inverted_is_named(gray, model, complaint):
         chain_of(model, fresh, (1, 28, 28))
 
 
-def test_a_scale_between_layers_is_seen_by_computing(gray):
+def test_a_scale_between_layers_is_noticed_by_comparing_logits(gray):
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""The security number needs no matrix and no data, and equals the rank of the matrix."""
+"""Ranks of constraints are found without matrix and data, and equal the rank of the matrix."""
 
 import itertools
 from dataclasses import replace
@@ -27,14 +27,14 @@ def convolution(filters, channels, kernel, side, stride=1, padding=0, groups=1):
         (convolution(20, 12, 3, 17, stride=2, padding=1), -280),
     ],
 )
-def test_published_check_values(shape, expected):
+def test_published_values(shape, expected):
     """The first four: the official code's; the last is the second convolution of R-GAP's CNN6-d."""
     found = rank_of(shape)
     assert security([found]) == expected
     assert found.exact
 
 
-def test_it_is_the_rank_of_the_matrix_with_plain_random_weights():
+def test_the_rank_is_that_of_the_matrix_with_random_weights():
     shapes = itertools.product((1, 2, 5), (1, 3), (1, 2, 3), (1, 2, 3), (0, 1), (1,))
     generator = keyed_generator("weights")
     for filters, channels, kernel, stride, padding, groups in [*shapes, (4, 4, 3, 2, 1, 2), (6, 3, 3, 1, 1, 3)]:
@@ -50,13 +50,15 @@ def test_it_is_the_rank_of_the_matrix_with_plain_random_weights():
 
 def test_shapes_that_take_too_much_memory_are_refused():
     shape = convolution(4096, 4096, 3, 224)
-    with pytest.raises(ValueError, match=r"^the rank of a convolution of weight .* takes 33\.3 GiB, 2 GiB at most"):
+    with pytest.raises(
+        ValueError, match=r"^the rank of a convolution of weight .* would take 33\.3 GiB of memory: at most 2 GiB"
+    ):
         rank_of(shape)
     # The first convolution of ResNet-18.
     assert convolution(64, 3, 7, 224, stride=2, padding=3).memory < MEMORY
 
 
-def test_terms_weigh_more_the_nearer_they_are_to_the_image():
+def test_convolutions_nearer_to_the_image_have_more_weight():
     ranks = [Rank(10, 5, 5, 8), Rank(10, 5, 5, 10), Rank(10, 5, 5, 7)]
     assert contributions(ranks) == pytest.approx([-2.0, 0.0, -1.0])
     assert security(ranks) == pytest.approx(-3.0)

@@ -8,8 +8,8 @@ import torch
 
 from metaleak.attacks.attack import Reconstructs
 from metaleak.attacks.evaluation.similarity import similarity
-from metaleak.attacks.layerwise.batches.candidates import Spectrum, separated
-from metaleak.attacks.layerwise.batches.in_range import by_examples
+from metaleak.attacks.layerwise.batches.candidates import GradientRows, from_random_subsets
+from metaleak.attacks.layerwise.batches.plausible_examples import from_plausible_examples
 from metaleak.attacks.layerwise.batches.recovery import recover
 from metaleak.attacks.layerwise.spear_attack import Spear
 from metaleak.attacks.observation import Observation
@@ -44,7 +44,7 @@ def psnr(made, held):
 
 
 @pytest.mark.parametrize("rule", [MAML(), MAML(inner_steps=2, inner_rate=0.1), anil()])
-def test_second_order_gives_away_both_sets(digits, rule):
+def test_a_second_order_meta_gradient_reveals_both_sets(digits, rule):
     observation = observed(digits, rule)
     made = Spear(asks="support").reconstruct(observation, seed=0)
     assert made.examples.shape == (LEARNERS, 2 * WAYS, 1, 28, 28)
@@ -54,7 +54,7 @@ def test_second_order_gives_away_both_sets(digits, rule):
     assert psnr(replace(made, examples=made.examples[:, :WAYS]), digits[:, 0]).min() > 40
 
 
-def test_examples_with_noise_are_recovered_with_it_where_it_is_expected(digits):
+def test_noisy_images_are_recovered_if_the_range_allows_them(digits):
     noise = torch.randn(digits[:1, 1].shape, generator=keyed_generator("noise"))
     held = torch.stack([digits[:1, 0], digits[:1, 1] + 0.3 * noise], dim=1)
     observation = observed(held, MAML())
@@ -63,7 +63,7 @@ def test_examples_with_noise_are_recovered_with_it_where_it_is_expected(digits):
     assert bool((made.confidence[:, :WAYS] == 1).all())
 
 
-def test_what_is_not_confirmed_is_less_sure_than_what_is(digits, monkeypatch):
+def test_unconfirmed_examples_have_less_confidence_than_confirmed_ones(digits, monkeypatch):
     observation = observed(digits, MAML())
     one = {name: value[:1] for name, value in observation.gradients.items()}
     monkeypatch.setattr("metaleak.attacks.layerwise.explanation._EXPLAINED", 0.0)
@@ -73,22 +73,22 @@ def test_what_is_not_confirmed_is_less_sure_than_what_is(digits, monkeypatch):
     assert psnr(replace(made, examples=made.examples[:, :WAYS]), digits[:1, 0]).min() > 40
 
 
-def test_first_order_gives_away_the_query_set_alone(digits):
+def test_a_first_order_meta_gradient_reveals_only_the_query_set(digits):
     observation = observed(digits, first_order_maml())
     made = Spear().reconstruct(observation, seed=0)
     assert psnr(made, digits[:, 1]).min() > 40
     assert made.confidence.max() <= 0.4, "the support set that adapted the parameters is unknown"
-    with pytest.raises(ValueError, match=r"^spear: with a first-order rule the support set enters"):
+    with pytest.raises(ValueError, match=r"^spear: with a first-order rule the support set affects"):
         Spear(asks="support").reconstruct(observation, seed=0)
 
 
-def test_a_plain_gradient_gives_away_the_batch(digits):
+def test_a_plain_gradient_reveals_the_batch(digits):
     made = Spear().reconstruct(observed(digits, FedSGD()), seed=0)
     assert made.examples.shape == (LEARNERS, 2 * WAYS, 1, 28, 28)
     assert psnr(made, digits.flatten(1, 2)).min() > 40
 
 
-def test_normalized_inputs_come_back_as_images(digits):
+def test_normalized_inputs_are_recovered_as_images(digits):
     class Normalized(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -101,8 +101,8 @@ def test_normalized_inputs_come_back_as_images(digits):
     assert psnr(made, digits.flatten(1, 2)).min() > 40
 
 
-def test_what_is_not_found_is_gray_without_confidence(digits):
-    """Noise far above float32's rounding: nothing is recovered, and nothing is made up."""
+def test_examples_that_are_not_found_are_gray_with_confidence_0(digits):
+    """With noise far above float32's rounding nothing is recovered, and nothing is invented."""
     observation = observed(digits, MAML())
     noisy = {
         name: value + 0.1 * value.std() * torch.from_numpy(np.random.default_rng(0).normal(size=value.shape)).float()
@@ -116,8 +116,8 @@ def test_what_is_not_found_is_gray_without_confidence(digits):
     assert bool((made.examples == 0.5).all())
 
 
-def test_examples_in_their_range_show_the_columns_that_random_units_do_not(digits):
-    """Of twenty images one subset of units in half a million shows a column: with one allowed none is tried."""
+def test_plausible_examples_yield_columns_that_random_subsets_do_not(digits):
+    """With twenty images one subset in half a million yields a column, so none is tried if only one is allowed."""
     images, labels = digits[:2].flatten(0, 2), torch.arange(WAYS).repeat(4)
     parameters = MODEL.initialize((1, 28, 28), WAYS, keyed_generator("start"))
     episode = Episode(images[:WAYS], labels[:WAYS], images[WAYS:], labels[WAYS:])
@@ -130,17 +130,19 @@ def test_examples_in_their_range_show_the_columns_that_random_units_do_not(digit
     assert not recover(*layers, 20, samples=1, programs=0).complete
 
 
-def test_an_example_that_is_missing_alone_is_known_from_the_columns_of_the_others():
+def test_the_last_missing_example_follows_from_the_columns_of_the_others():
     inputs, (gradient, bias_gradient, weight, bias) = drawn_layer(6)
-    spectrum = Spectrum.of(torch.cat([gradient, bias_gradient[:, None]], dim=1), 6)
-    coordinates = torch.cat([inputs, torch.ones(6, 1, dtype=torch.float64)], dim=1) @ spectrum.basis.mT
+    row_space = GradientRows.of(torch.cat([gradient, bias_gradient[:, None]], dim=1), 6)
+    coordinates = torch.cat([inputs, torch.ones(6, 1, dtype=torch.float64)], dim=1) @ row_space.basis.mT
     columns = torch.linalg.inv(coordinates).mT
-    sent = torch.cat([weight, bias[:, None]], dim=1)[spectrum.live]
+    sent = torch.cat([weight, bias[:, None]], dim=1)[row_space.live]
     ends = torch.zeros(40, dtype=torch.float64), torch.ones(40, dtype=torch.float64)
-    found = by_examples(spectrum, columns[:5], sent, *ends, 1, keyed_generator("objectives"))
+    found = from_plausible_examples(row_space, columns[:5], sent, *ends, 1, keyed_generator("objectives"))
     assert float((found.columns @ columns[5]).abs().max() / columns[5].norm()) == pytest.approx(1)
     far = torch.full((40,), 2.0, dtype=torch.float64)
-    assert not len(by_examples(spectrum, columns[:3], sent, far, far + 1, 4, keyed_generator("objectives")).columns)
+    assert not len(
+        from_plausible_examples(row_space, columns[:3], sent, far, far + 1, 4, keyed_generator("objectives")).columns
+    )
 
 
 def drawn_layer(examples):
@@ -159,14 +161,14 @@ def test_one_example_is_a_batch():
     assert float(found.confidence) > 0.99
 
 
-def test_no_more_subsets_are_tried_than_asked_for_and_none_without_hope(monkeypatch):
+def test_no_more_subsets_are_tried_than_allowed_and_none_if_too_many_would_be_needed(monkeypatch):
     tried = []
 
-    def counted(spectrum, samples, generator):
+    def counted(row_space, samples, generator):
         tried.append(samples)
-        return separated(spectrum, samples, generator)
+        return from_random_subsets(row_space, samples, generator)
 
-    monkeypatch.setattr("metaleak.attacks.layerwise.batches.recovery.separated", counted)
+    monkeypatch.setattr("metaleak.attacks.layerwise.batches.recovery.from_random_subsets", counted)
     _, layer = drawn_layer(4)
     recover(*layer, 4, samples=500)
     # Out of their range, the examples do not end the search.
@@ -187,7 +189,7 @@ def test_no_more_subsets_are_tried_than_asked_for_and_none_without_hope(monkeypa
         (LeNet(filters=2), "the model's first layer is not dense"),
     ],
 )
-def test_other_networks_are_named(digits, model, complaint):
+def test_networks_without_a_dense_first_layer_and_relu_are_refused(digits, model, complaint):
     assert not Spear().applies_to(model)
     with pytest.raises(ValueError, match=complaint):
         Spear().reconstruct(observed(digits, MAML(), model), seed=0)

@@ -1,4 +1,4 @@
-"""Attacks on answers of a known distribution: they find what is there, and nothing where there is nothing."""
+"""Attacks on answers of a known distribution: they detect an effect of membership, and score chance without one."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def auc(scores, member):
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda one: type(one).__name__ + str(one.model_dump())[:25])
-def test_members_that_answer_otherwise_are_told(attack):
+def test_an_effect_of_membership_on_answers_is_detected(attack):
     assert isinstance(attack, PretrainingAttack)
     probabilities, member = answered(17, 1.0, 1)
     shadows = ShadowAnswers(probabilities[1:], member[1:])
@@ -87,11 +87,11 @@ def test_a_point_without_shadows_of_one_kind_has_no_score_and_too_few_shadows_ar
         assert float(attack(shadows, probabilities[0], Work())[0]) == 0
     with pytest.raises(ValueError, match="at least 3 shadow models are needed, got 2"):
         GaussianRatio()(ShadowAnswers(probabilities[:2], member[:2]), probabilities[0], Work())
-    with pytest.raises(ValueError, match="no point is in the training set of some"):
+    with pytest.raises(ValueError, match="every point is in the pretraining set of all shadow models or of none"):
         GaussianRatio()(ShadowAnswers(probabilities, torch.ones_like(member)), probabilities[0], Work())
 
 
-def test_several_queries_a_point_are_used_and_certainty_stays_finite():
+def test_several_queries_per_point_help_and_certain_answers_have_finite_scores():
     probabilities, member = answered(17, 0.5, 4, queries=8)
     shadows, victim = ShadowAnswers(probabilities[1:], member[1:]), probabilities[0]
     one = auc(GaussianRatio()(shadows, victim, Work()), member[0])
@@ -103,8 +103,8 @@ def test_several_queries_a_point_are_used_and_certainty_stays_finite():
         assert attack(ShadowAnswers(certain[1:], member[1:]), certain[0], Work()).isfinite().all()
 
 
-def test_the_ceiling_is_told_the_start_and_says_so():
+def test_the_ceiling_is_given_the_pretrained_models_answers():
     probabilities, member = answered(17, 1.0, 1)
     scores = WhiteBoxLiRA()(ShadowAnswers(probabilities[1:, ..., :1], member[1:]), probabilities[0, ..., :1], Work())
     assert auc(scores, member[0]) > 0.75
-    assert WhiteBoxLiRA().sees_start
+    assert WhiteBoxLiRA().sees_pretrained

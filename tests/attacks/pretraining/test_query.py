@@ -1,4 +1,4 @@
-"""Asking a released model: what comes back is checked, counted and cut to what the adversary may see."""
+"""Queries of a released model: answers are checked and counted, and reduced to their visible part."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def fails_once(answer, calls=None):
         (fails_once, 5, "predict: 5 of 10 queries have no answer (5: RuntimeError: the model is)"),
     ],
 )
-def test_a_bad_answer_costs_one_line_and_no_other_query(spoil, kept, complaint):
+def test_a_bad_answer_is_reported_in_one_line_and_loses_no_other(spoil, kept, complaint):
     found = ask(Model(spoil), INPUTS, 3, at_once=5)
     assert int(found.answered.sum()) == kept
     assert found.complaint == complaint
@@ -75,16 +75,16 @@ def test_probabilities_that_rounding_left_outside_their_range_have_finite_log_od
     assert log_odds(found.probabilities).isfinite().all()
 
 
-def test_queries_are_counted_and_end_with_the_budget():
+def test_queries_are_counted_and_stop_at_the_budget():
     metered = Metered(Model(), budget=7)
     found = ask(metered, INPUTS, 3, at_once=3)
     assert (metered.spent, int(found.answered.sum())) == (7, 7)
-    assert found.complaint == "predict: 3 of 10 queries have no answer (3: the budget of 7 queries is spent)"
+    assert found.complaint == "predict: 3 of 10 queries have no answer (3: the budget of 7 queries is used up)"
     with pytest.raises(BudgetSpent):
         metered.predict(INPUTS[:2])
 
 
-def test_a_rate_is_kept_by_waiting():
+def test_the_rate_limit_is_kept_by_waiting():
     waited, now = [], [0.0]
 
     def sleep(seconds):
@@ -96,7 +96,7 @@ def test_a_rate_is_kept_by_waiting():
     assert waited == [2.5]
 
 
-def test_access_shows_the_largest_or_the_likeliest_alone():
+def test_access_limits_answers_to_the_largest_probabilities_or_the_label():
     answer = torch.tensor([[0.5, 0.3, 0.1, 0.1], [torch.nan] * 4])
     assert torch.allclose(restricted(answer, 1)[0], torch.tensor([0.5, 0.5 / 3, 0.5 / 3, 0.5 / 3]))
     assert torch.equal(restricted(answer, "label")[0], torch.tensor([1.0, 0, 0, 0]))

@@ -1,4 +1,4 @@
-"""Training models side by side, and the features that a classifier is given."""
+"""Training several models in parallel, and the inputs of their classifiers."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def generators():
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_a_model_is_the_same_beside_whichever_others_it_is_trained(augment):
+def test_a_model_does_not_depend_on_those_trained_with_it(augment):
     training = Training(epochs=3, batch=10, augment=augment)
     together = train(MODEL, STARTS, IMAGES, LABELS, PLACES, training, generators())
     alone = train(MODEL, STARTS[1:2], IMAGES, LABELS, PLACES[1:2], training, generators()[1:2])[0]
@@ -29,7 +29,7 @@ def test_a_model_is_the_same_beside_whichever_others_it_is_trained(augment):
         assert not torch.equal(value, STARTS[1][name])
 
 
-def test_a_step_is_that_of_torch():
+def test_a_step_is_that_of_torchs_sgd():
     training = Training(epochs=1, batch=25, rate=0.1, momentum=0, weight_decay=0.01, schedule="constant")
     found = train(MODEL, STARTS[:1], IMAGES, LABELS, PLACES[:1], training, generators()[:1])[0]
     leaves = {name: value.clone().requires_grad_() for name, value in STARTS[0].items()}
@@ -39,7 +39,7 @@ def test_a_step_is_that_of_torch():
         assert torch.allclose(found[name], expected, atol=1e-6)
 
 
-def test_only_what_may_move_moves_and_schedules_fall():
+def test_only_the_named_parameters_are_trained_and_rates_follow_their_schedule():
     moved = train(
         MODEL, STARTS[:1], IMAGES, LABELS, PLACES[:1], Training(epochs=1), generators()[:1], frozenset(MODEL.head)
     )
@@ -50,7 +50,7 @@ def test_only_what_may_move_moves_and_schedules_fall():
 
 
 @pytest.mark.parametrize("model", [MODEL, LeNet(), Conv4(filters=4)])
-def test_features_are_what_the_classifier_is_given(model):
+def test_features_are_the_inputs_of_the_classifier(model):
     parameters = model.initialize((1, 28, 28), 3, keyed_generator("features"))
     weight, bias = head = linear_head(model, parameters)
     found = features(model, parameters, head, IMAGES)

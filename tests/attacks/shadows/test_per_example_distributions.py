@@ -1,4 +1,4 @@
-"""Per-target distributions: the exact ratio of two normal ones, and the deviation above one of them."""
+"""Per-target distributions: the exact ratio of two normal ones, and the z-score in one of them."""
 
 import pytest
 import torch
@@ -28,14 +28,14 @@ def test_the_ratio_is_that_of_the_two_normal_distributions():
     assert (per_example_scores(samples) - exact).abs().mean() < 0.1
 
 
-def test_without_shadows_that_hold_it_the_score_counts_deviations():
+def test_without_shadows_that_hold_the_target_the_score_is_a_z_score():
     samples, _, low = drawn(1000, 2000)
     found = per_example_scores(Samples(samples.statistic, samples.outside, None))
     assert (found - (samples.statistic - low) / 2).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize("both", [True, False])
-def test_targets_of_different_size_are_told_where_a_pooled_threshold_is_blind(both):
+def test_targets_of_different_scale_are_found_where_a_pooled_threshold_fails(both):
     samples, member, _ = drawn(2000, 8)
 
     def auc(scores):
@@ -47,6 +47,6 @@ def test_targets_of_different_size_are_told_where_a_pooled_threshold_is_blind(bo
     assert auc(found) == pytest.approx(0.84, abs=0.03)
 
 
-def test_samples_that_do_not_vary_leave_finite_scores():
+def test_samples_without_variance_have_finite_scores():
     still = torch.ones(4, 3, dtype=torch.float64)
     assert per_example_scores(Samples(still[:, 0], still, still)).isfinite().all()

@@ -1,4 +1,4 @@
-"""Shadow learners of a federation that shares a part of the model: defended as a real learner is."""
+"""Shadow learners of a federation that shares a part of the model have the defenses of real learners."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ BODY = ("layer1.weight", "layer1.bias")
 
 
 def of(defense):
-    """Return what is observed of two learners that share the body alone, and two shadows of them."""
+    """Return the observation of two learners that share only the body, and two shadows of them."""
     some = federation(
         rule=first_order_maml(), shares=BODY, partition=Partition(learners=4, held_out=0.4), defenses=(defense,)
     )
@@ -32,7 +32,7 @@ def of(defense):
 
 
 @pytest.mark.parametrize("adapt", [None, AdaptiveClip()], ids=["fixed", "adaptive"])
-def test_the_norm_of_a_shadow_is_the_clip_as_that_of_a_real_learner_is(adapt):
+def test_a_shadows_gradient_is_clipped_like_a_real_learners(adapt):
     observation, shadows = of(GaussianMechanism(clip=CLIP, noise_multiplier=0.0, adapt=adapt))
     for gradients in (observation.gradients, shadows.gradients):
         assert tuple(gradients) == BODY
@@ -41,7 +41,7 @@ def test_the_norm_of_a_shadow_is_the_clip_as_that_of_a_real_learner_is(adapt):
 
 
 @pytest.mark.parametrize("adapt", [None, AdaptiveClip()], ids=["fixed", "adaptive"])
-def test_the_images_of_a_shadow_are_clipped_in_the_shared_part_alone(adapt):
+def test_examples_of_a_shadow_are_clipped_in_the_shared_part_only(adapt):
     defense = RecordLevel(clip=CLIP, noise_multiplier=0.0, adapt=adapt).for_readings({"support": 1, "query": 1})
     observation, shadows = of(defense)
     assert tuple(shadows.gradients) == tuple(shadows.undefended) == BODY

@@ -1,4 +1,4 @@
-"""The determinant's closed form against the determinant."""
+"""The closed form of the evidence equals the ratio of determinants."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def random(*shape, seed=0):
 
 
 def fall(gradient, prior, image, direction, scale):
-    """Half the rows times the logarithm of how far |prior + G'G| falls when scale direction image' is taken out."""
+    """Half the rows times the log of how far |prior + G'G| falls when scale * direction image' is subtracted."""
     less = gradient - scale * direction[:, None] * image[None]
     whole, rest = (torch.logdet(prior + one.mT @ one) for one in (gradient, less))
     return len(gradient) / 2 * (whole - rest)
@@ -37,7 +37,7 @@ def test_evidence_of_a_direction_is_the_largest_fall_of_the_determinant(height):
         )
 
 
-def test_a_direction_of_zeros_and_units_that_are_off_say_nothing():
+def test_a_direction_of_zeros_and_inactive_units_give_no_evidence():
     white = whitened(random(6, 9), None, 0.1)
     image = seen(white, random(2, 9, seed=1))
     assert evidence_of_direction(white, image, torch.zeros(2, 6, dtype=torch.float64)).tolist() == [0, 0]
@@ -47,7 +47,7 @@ def test_a_direction_of_zeros_and_units_that_are_off_say_nothing():
     assert torch.allclose(evidence_of_units(white, image, one), evidence_of_direction(white, image, one).abs())
 
 
-def test_without_noise_the_inverse_is_computed_without_squares_and_is_the_same(monkeypatch):
+def test_without_noise_the_inverse_is_the_same_without_squares(monkeypatch):
     gradient, images = random(12, 4) @ random(4, 20, seed=1), random(3, 20, seed=2)
     squared = whitened(gradient, None, 1e-2)
     monkeypatch.setattr("metaleak.attacks.span.evidence._SQUARED", 0.0)

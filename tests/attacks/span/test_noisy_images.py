@@ -1,4 +1,4 @@
-"""The likelihood of a noisy span against integration by sampling, and that it tells members."""
+"""The likelihood of a noisy span equals an integral by sampling, and distinguishes members."""
 
 import math
 
@@ -16,7 +16,7 @@ def test_the_moment_of_a_chi_square_is_the_known_one(dimension, power):
     assert float(_log_moment(mean, values, 0.7, power)) == pytest.approx(exact, abs=1 / dimension)
 
 
-def test_the_moment_of_a_quadratic_form_is_that_of_samples():
+def test_the_moment_of_a_quadratic_form_equals_that_of_samples():
     generator = torch.Generator().manual_seed(0)
     mean, values = torch.tensor([1.0, -0.5, 2.0]).double(), torch.tensor([0.2, 1.0, 0.5]).double()
     drawn = mean + 0.4 * torch.randn(400_000, 3, generator=generator, dtype=torch.float64)
@@ -24,7 +24,7 @@ def test_the_moment_of_a_quadratic_form_is_that_of_samples():
     assert float(_log_moment(mean[None], values, 0.4, 3.0)) == pytest.approx(float(sampled), abs=0.1)
 
 
-def test_it_tells_the_images_of_a_noisy_span_better_than_their_distance():
+def test_it_finds_the_images_of_a_noisy_span_better_than_their_distance():
     generator = torch.Generator().manual_seed(1)
     pixels, held, deviation = 120, 15, 4.0
     # Images are large in few directions, as real ones.

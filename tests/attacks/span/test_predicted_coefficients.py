@@ -1,4 +1,4 @@
-"""The predicted coefficients against those that a real meta-gradient has."""
+"""The predicted coefficients equal those of a real meta-gradient."""
 
 import subprocess
 import sys
@@ -80,14 +80,14 @@ support_direction(model, MAML(), parameters, parameters, images, torch.arange(2)
 """
 
 
-def test_nothing_deprecated_is_called():
-    """In a process of its own: what torch warns of as it loads, it says once."""
+def test_no_deprecated_function_is_called():
+    """In a process of its own, since torch issues some warnings only once, while it is imported."""
     done = subprocess.run([sys.executable, "-c", _STRICT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 class TwoBranches:
-    """A model of a user's own: the outputs of its first layer go two ways, squared and as they are."""
+    """A user's model, which uses the outputs of its first layer in two ways: squared and unchanged."""
 
     @property
     def input_weight(self):
@@ -146,7 +146,7 @@ def test_without_a_known_activation_a_unit_is_active_where_a_logit_depends_on_it
     assert torch.equal(activity(model, parameters, support), expected)
 
 
-def test_a_class_derived_from_one_with_a_known_activation_speaks_for_itself():
+def test_a_subclass_does_not_inherit_a_known_activation():
     class Doubled(MLP):
         @property
         def input_weight(self):

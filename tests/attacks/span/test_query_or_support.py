@@ -1,4 +1,4 @@
-"""Which set holds an image: told by the two answers together, learned from shadow learners."""
+"""Which set an image is in, from both scores together and a discriminant learned from shadow learners."""
 
 import math
 
@@ -17,7 +17,7 @@ from metaleak.clients.rules import MAML
 LEARNERS, WAYS, EACH = 8, 2, 3
 
 
-def test_the_odds_are_those_of_two_normal_laws_and_of_how_often_images_are_of_each_set():
+def test_the_odds_are_those_of_two_normal_distributions_and_the_prior():
     generator = torch.Generator().manual_seed(0)
     query, support = (torch.randn(40_000, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     query[:, 0] += 2
@@ -29,7 +29,7 @@ def test_the_odds_are_those_of_two_normal_laws_and_of_how_often_images_are_of_ea
     assert torch.allclose(fewer, log_odds_of_query(at, query, support) + math.log(4), atol=0.15)
 
 
-def test_the_set_of_an_image_is_named():
+def test_the_set_of_an_image_is_found():
     federation = Federation(
         seed=5,
         data=Digits(),

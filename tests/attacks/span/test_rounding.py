@@ -1,4 +1,4 @@
-"""What is not shared must not show in the rounding of what is."""
+"""Data that is not shared must not show in the rounding of shared gradients."""
 
 import torch
 
@@ -16,7 +16,7 @@ from metaleak.clients.rules import batch_meta_gradients, first_order_maml
 LEARNERS, WAYS = 20, 5
 
 
-def test_many_learners_computed_at_once_by_first_order_maml_do_not_give_their_support_images_away():
+def test_first_order_maml_on_many_learners_at_once_does_not_reveal_support_images():
     made = Federation(
         1,
         EmbeddedMNIST(),

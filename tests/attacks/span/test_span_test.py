@@ -1,4 +1,4 @@
-"""The span test on real MNIST digits, and what must hold of it whatever the data."""
+"""The span test on real MNIST digits, and its invariants for any data."""
 
 import dataclasses
 import functools
@@ -74,7 +74,7 @@ def noise(place, scale):
     return (Noise(place=place, scale=scale),)
 
 
-def test_it_is_an_attack_that_says_what_it_requires():
+def test_it_is_an_attack_and_states_what_it_requires():
     assert isinstance(SpanTest(), Attack)
     assert SpanTest().requires == frozenset()
     assert SpanTest(knows_defenses=True).requires == {"defenses", "own examples"}
@@ -85,12 +85,12 @@ def test_it_is_an_attack_that_says_what_it_requires():
 
 @pytest.mark.parametrize("asks", ["query", "support"])
 @pytest.mark.parametrize("coefficients", ["free", "predicted"])
-def test_members_of_an_undefended_gradient_are_told_without_an_error(asks, coefficients):
+def test_members_of_an_undefended_gradient_are_all_found(asks, coefficients):
     assert found(asks, coefficients=coefficients)[0] == 1
 
 
-def test_the_exact_span_is_told_exactly():
-    """Float64 gradients made of known images: a member's residual is rounding, an outsider's is its own."""
+def test_members_of_an_exact_span_have_no_residual():
+    """With float64 gradients made of known images, a member's residual is rounding and a non-member's is not."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(30, 60, generator=generator, dtype=torch.float64)
     gradient = torch.randn(3, 40, 10, generator=generator, dtype=torch.float64) @ images[:30].reshape(3, 10, 60)
@@ -138,7 +138,7 @@ def test_under_noise_it_beats_the_threshold_on_the_distance():
         assert 1 - predicted < (1 - threshold) / 3
 
 
-def test_the_law_of_noisy_images_finds_what_the_span_alone_does_not():
+def test_the_likelihood_of_noisy_images_finds_members_that_the_span_alone_does_not():
     for asks in ("query", "support"):
         both = noise("query", 0.3) + noise("support", 0.3)
         adaptive, threshold = found(asks, both, knows_defenses=True)
@@ -147,7 +147,7 @@ def test_the_law_of_noisy_images_finds_what_the_span_alone_does_not():
         assert adaptive > found(asks, both)[0] + 0.1
 
 
-def test_shadow_learners_tell_what_the_evidence_is_worth():
+def test_weights_learned_from_shadow_learners_improve_the_scores():
     for asks, defenses in (("query", noise("shared", 8.0)), ("support", noise("shared", 3.0))):
         targets, member = asked(asks)
         test, observation = SpanTest(asks=asks, knows_defenses=True), observe(defenses)
@@ -156,11 +156,11 @@ def test_shadow_learners_tell_what_the_evidence_is_worth():
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
-def test_noise_in_the_inner_gradient_hides_nothing(scale):
+def test_noise_on_the_inner_gradient_hides_no_member(scale):
     assert min(found(asks, noise("inner", scale))[0] for asks in ("query", "support")) > 0.999
 
 
-def test_it_tells_query_from_support():
+def test_it_distinguishes_query_from_support_images():
     query, support = asked("query")[0], asked("support")[0]
     observation = observe()
     for asks, mine, others in (("query", query, support), ("support", support, query)):
@@ -197,8 +197,8 @@ def test_first_order_support_images_are_not_in_the_span():
     assert 0.3 < found("support", rule=MAML(order=1))[0] < 0.7
 
 
-def test_several_rounds_add_up():
-    """Rounds of the same episodes, each with its own noise: together they tell more than one does on average."""
+def test_several_rounds_find_more_than_one():
+    """Rounds of the same episodes, each with its own noise, find more together than one does on average."""
     observation, (targets, member) = observe(), asked("query")
     generator, scores = torch.Generator().manual_seed(0), []
     for _ in range(4):
@@ -211,14 +211,14 @@ def test_several_rounds_add_up():
     assert auc(sum(scores), member) > sum(auc(one, member) for one in scores) / 4 + 0.01
 
 
-def test_a_learner_that_sends_nothing_of_the_layer_says_nothing():
+def test_a_gradient_of_zeros_gives_no_evidence():
     targets, _ = asked("query")
     answers = SpanTest()(observe((Selection(),)), targets, seed=0)
     assert answers.scores.tolist() == [0] * len(targets.rows)
     assert answers.statistics["outside"].tolist() == [1] * len(targets.rows)
 
 
-def test_a_guarantee_is_used_by_its_deviation():
+def test_the_noise_of_a_private_mechanism_is_used():
     defenses = (GaussianMechanism(clip=1e6, noise_multiplier=1e-10),)
     assert found("query", defenses, knows_defenses=True)[0] == pytest.approx(found("query", defenses)[0], abs=0.01)
 
@@ -243,15 +243,15 @@ def test_progress_counts_learners():
 
 @pytest.mark.parametrize("model", [LeNet(filters=2), Conv4(filters=2, normalization="none")])
 def test_models_without_a_dense_first_layer_are_refused(model):
-    with pytest.raises(ValueError, match=f"needs a dense first layer, {type(model).__name__} has none"):
+    with pytest.raises(ValueError, match=f"needs a dense first layer, which {type(model).__name__} does not have"):
         SpanTest()(dataclasses.replace(observe(), model=model), asked("query")[0], 0)
 
 
-def test_what_does_not_fit_is_named():
+def test_inputs_that_do_not_fit_are_named():
     observation, (targets, _) = observe(), asked("query")
-    with pytest.raises(ValueError, match=r"196 values, 'layer1\.weight' takes 784"):
+    with pytest.raises(ValueError, match=r"must have 784 values, as 'layer1\.weight' takes, got 196"):
         SpanTest()(observation, dataclasses.replace(targets, examples=targets.examples[:, :, ::2, ::2]), 0)
-    with pytest.raises(ValueError, match=r"outside \[0, 6\)"):
+    with pytest.raises(ValueError, match=r"targets\.rows: must be in \[0, 6\)"):
         SpanTest()(observation, dataclasses.replace(targets, rows=targets.rows + 6), 0)
     with pytest.raises(ValueError, match="observation's defenses, which are None"):
         SpanTest(knows_defenses=True)(dataclasses.replace(observation, defenses=None), targets, 0)
@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_named():
         SpanTest(knows_defenses=True)(blind, targets, 0)
 
 
-def test_a_mean_that_stands_in_every_row_is_scored_as_the_one_gradient_that_it_is():
+def test_a_mean_in_every_row_is_scored_as_one_gradient():
     targets, _ = asked("query")
     seen = observe(noise("shared", 0.3))
     mean = {name: value.mean(dim=0, keepdim=True) for name, value in seen.gradients.items()}
@@ -272,7 +272,7 @@ def test_a_mean_that_stands_in_every_row_is_scored_as_the_one_gradient_that_it_i
 
 
 class Squares:
-    """A model of a user's own that meets the images by a dense layer: no MLP."""
+    """A user's model whose first layer is dense, but which is not an MLP."""
 
     @property
     def input_weight(self):
@@ -289,7 +289,7 @@ class Squares:
 
 @pytest.mark.parametrize("asks", ["query", "support"])
 @pytest.mark.parametrize("coefficients", ["free", "predicted"])
-def test_it_works_on_a_model_of_ones_own_that_names_its_input_weight(asks, coefficients):
+def test_it_works_on_a_users_model_that_names_its_input_weight(asks, coefficients):
     assert SpanTest().applies_to(Squares())
     assert found(asks, model=Squares(), coefficients=coefficients)[0] > 0.99
 
@@ -303,7 +303,7 @@ class Normalize(torch.nn.Module):
 
 @functools.cache
 def own_module(normalized=False):
-    """A module of a user's own, which metaleak knows nothing of."""
+    """A user's module, unknown to metaleak."""
     before = [Normalize()] if normalized else []
     layers = [torch.nn.Flatten(), torch.nn.Linear(784, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)]
     return TorchModule(torch.nn.Sequential(*before, *layers))
@@ -320,13 +320,13 @@ def test_it_works_on_a_torch_module_whose_first_layer_is_dense(asks, coefficient
     assert found(asks, model=model, rule=rule, coefficients=coefficients)[0] > 0.99
 
 
-def test_the_law_of_noisy_images_holds_for_normalized_ones():
+def test_the_likelihood_of_noisy_images_holds_for_normalized_ones():
     both, rule = noise("query", 0.3) + noise("support", 0.3), MAML(inner_rate=0.03)
     adaptive, _ = found("query", both, own_module(normalized=True), rule, knows_defenses=True)
     assert adaptive > 0.95
 
 
-def test_the_noise_that_a_defense_of_ones_own_promises_is_used():
+def test_the_noise_that_a_users_defense_states_is_used():
     class Own:
         place = "shared"
 
@@ -356,8 +356,8 @@ def test_it_applies_to_dense_first_layers_only():
 
 
 @pytest.mark.parametrize("settings", [{}, {"coefficients": "free"}, {"asks": "support"}, {"knows_defenses": True}])
-def test_it_makes_its_tensors_where_its_inputs_are(settings):
-    """Made by default where no numbers are, what it makes itself would show in its answers or fail."""
+def test_it_creates_tensors_on_the_device_of_its_inputs(settings):
+    """The default device is set to one without data: a tensor created there would fail or show in the scores."""
     test = SpanTest(**settings)
     given = observe((Noise(place=test.asks, scale=0.1),)), asked(test.asks)[0], 0
     plain = test(*given)

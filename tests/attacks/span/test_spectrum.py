@@ -1,4 +1,4 @@
-"""The Marchenko-Pastur floor against simulated matrices."""
+"""The noise level by the Marchenko-Pastur edge, on simulated matrices."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def low_rank(rows, columns, rank, seed=1):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(60, 400), (200, 200), (400, 60)])
-def test_the_largest_value_of_noise_stands_at_the_edge(rows, columns):
+def test_the_largest_singular_value_of_noise_is_at_the_edge(rows, columns):
     largest = [float(torch.linalg.svdvals(3 * noise(rows, columns, seed))[0]) for seed in range(5)]
     edge = marchenko_pastur_edge(rows, columns, 3.0)
     # Tracy and Widom: fluctuations of the order edge * size^(-2/3), the mean a little inside.
@@ -32,18 +32,18 @@ def test_the_floor_finds_deviation_and_rank_together(rank):
     assert floor.deviation == pytest.approx(1e-3, rel=0.02)
 
 
-def test_a_known_deviation_is_taken():
+def test_a_known_deviation_is_used():
     values = torch.linalg.svdvals(1e-3 * noise(80, 500) + low_rank(80, 500, 20))
     assert noise_floor(values, 80, 500, deviation=1e-3).deviation == 1e-3
     assert noise_floor(values, 80, 500, deviation=1e-3).rank == 20
     assert noise_floor(values, 80, 500, deviation=1.0).rank < 20
 
 
-def test_float32_rounding_is_no_signal():
+def test_float32_rounding_does_not_count_as_signal():
     assert noise_floor(torch.linalg.svdvals(low_rank(80, 500, 20).float()), 80, 500).rank == 20
 
 
-def test_a_matrix_that_is_signal_throughout_keeps_one_value_for_noise():
+def test_of_a_matrix_without_noise_one_value_counts_as_noise():
     assert noise_floor(torch.ones(10), 10, 1000).rank in (0, 9)
     assert noise_floor(torch.logspace(0, -3, 10), 10, 1000).rank == 9
     assert noise_floor(torch.zeros(10), 10, 1000).rank == 0

@@ -67,7 +67,7 @@ def test_what_learners_drew_in_any_round_is_a_member_and_its_chance_is_known(tmp
         learner = int(truth.learner[place])
         drawn = [federation.learner(learner).drawn(round).query for round in there]
         assert any(bool((one == truth.example[place]).any()) for one in drawn)
-    assert not rounds[0].sets_last
+    assert not rounds[0].fixed_sets
     assert rounds[0].chances.tolist() == [2 / 8] * len(rounds[0].rows)
     assert chances_of_a_draw(experiment_from(SMALL, "test").federation(), [3], "query").tolist() == [1]
 
@@ -131,7 +131,7 @@ def test_a_run_is_attacked_over_its_rounds(tmp_path, changes):
 def test_an_attack_that_sees_one_round_is_not_applicable_to_several():
     experiment = experiment_from(SMALL, "test")
     assert reason_against(experiment, experiment.attacks[0]) is None
-    reason = "span sees one round, and is asked about 4 (targets.rounds): knows_defenses must be true"
+    reason = "span uses one round only, but targets.rounds is 4: knows_defenses must be true"
     assert reason_against(experiment, Plugin(name="span")).startswith(reason)
     recorded = experiment_from({**SMALL, "record": {"rounds": 1}}, "test")
     assert reason_against(recorded, Plugin(name="span")) is None
@@ -143,7 +143,7 @@ def test_an_inversion_takes_rounds_together_where_sets_last():
     three = {"learners": 10, "held_out": 0.4, "classes_per_learner": 3}
     for partition in (REDRAWN["partition"], UNEQUAL["partition"], three):
         redrawn = experiment_from({**SMALL, "partition": partition}, "test")
-        assert reason_against(redrawn, dlg).startswith("dlg is asked about 4 rounds (targets.rounds), in which")
+        assert reason_against(redrawn, dlg).startswith("dlg needs the same sets in all 4 rounds (targets.rounds)")
 
 
 @pytest.mark.parametrize("changes", [{}, FEW])
@@ -189,6 +189,6 @@ class GrayLasting(GraySets):
     """The same of one set that all rounds are about."""
 
     def reconstruct_over_rounds(self, rounds, seed, progress=None):
-        assert rounds[0].sets_last
+        assert rounds[0].fixed_sets
         learners = len(rounds[0].rows)
         return Reconstructions(torch.full((learners, 4, 1, 8, 8), 0.5), torch.zeros(learners, 4))

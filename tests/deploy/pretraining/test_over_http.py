@@ -80,7 +80,7 @@ def test_answers_arrive_as_they_were_sent_and_are_counted():
     assert asked == [4, 4]
     assert metered.spent == 8
     assert torch.allclose(found.probabilities[:8], INPUTS[:8, :3].double().softmax(1))
-    assert found.complaint == "predict: 2 of 10 queries have no answer (2: the budget of 8 queries is spent)"
+    assert found.complaint == "predict: 2 of 10 queries have no answer (2: the budget of 8 queries is used up)"
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_a_victim_over_http_gets_the_scores_that_it_gets_here(tmp_path):
     scores = attack_victim(study, models, "head", GaussianRatio(), whole, Work())
     assert (len(whole.examples), whole.complaint) == (40, "")
     assert read_column(tmp_path / "victim/GaussianRatio.parquet") == pytest.approx(scores.tolist())
-    with pytest.raises(ValueError, match="needs answers of the start"):
+    with pytest.raises(ValueError, match="needs answers of the pretrained model itself"):
         attack_victim(study, models, "head", WhiteBoxLiRA(), whole, Work())
     part = ask_victim(study, Opaque())
     assert torch.equal(part.examples, whole.examples[:30])
-    assert "the budget of 30 queries is spent" in part.complaint
+    assert "the budget of 30 queries is used up" in part.complaint
     assert attack_victim(study, models, "head", GaussianRatio(), part, Work()).isfinite().all()
 
 
@@ -151,4 +151,4 @@ def test_a_budget_is_counted_once_over_all_attacks_and_finetunings(tmp_path):
         lines = attack_over_http(study, tmp_path, url)
     assert sum(asked) == 30
     assert len(lines) == 4
-    assert all("30 points" in line and "the budget of 30 queries is spent" in line for line in lines)
+    assert all("30 points" in line and "the budget of 30 queries is used up" in line for line in lines)

@@ -69,7 +69,7 @@ def test_the_span_test_needs_the_first_layer_alone(tmp_path):
         held = federation.learner(0).episode(1).query_inputs
         targets = Targets(held, torch.zeros(len(held), dtype=torch.int64), torch.arange(len(held)))
         if refused:
-            with pytest.raises(ValueError, match=r"^shares: the attack needs the gradient of 'layer1.weight'"):
+            with pytest.raises(ValueError, match=r"^the span test needs the gradient of 'layer1.weight'"):
                 attack(observation, targets, 0)
         else:
             assert torch.isfinite(attack(observation, targets, 0).scores).all()

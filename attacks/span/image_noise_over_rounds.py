@@ -1,10 +1,10 @@
-"""Image noise over rounds: the intersection of a learner's row spaces, and the evidence in the rest of each.
+"""Noise on images over several rounds: the intersection of a learner's row spaces, and the rest of each of them.
 
-Noise that is drawn anew in every round changes the noisy images of a learner and not its clean ones. So the
-intersection of the learner's row spaces is the span of the set without noise. What remains of each row space
-without it is the span of the noisy images alone, and the rounds' noise is independent: given the image that is
-asked about, the likelihoods of the rounds' spaces multiply. The intersection is taken from the first rounds: once a
-network has learned a clean image well, the image's contribution to the gradient is lost in rounding.
+Noise that is drawn anew in every round changes the set that it is added to, but not the other set. So the
+intersection of a learner's row spaces is the span of the set without noise. The rest of each row space is the span of
+the noisy images. Given the target, the noise of different rounds is independent, so the likelihoods of the rounds
+multiply. The intersection is computed from the first rounds: once a network has learned a clean image well, the
+image's contribution to the gradient is lost in rounding.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from metaleak.attacks.span.noisy_images import evidence_of_projection, noisy_pre
 from metaleak.attacks.span.predicted_coefficients import dense_input
 from metaleak.attacks.span.spectrum import row_space_above_noise
 
-_LASTS = 0.99
-"""A direction lasts where this part of its length, at least, is in another round's row space."""
+_COMMON = 0.99
+"""A direction is in the intersection if at least this fraction of its length is in another round's row space."""
 
 _ENOUGH = 3
-"""The rounds of a learner from which the intersection of its row spaces is computed."""
+"""The number of a learner's rounds from which the intersection of its row spaces is computed."""
 
 _OWN = 300
-"""Own images whose mean evidence is a learner's null."""
+"""The number of the adversary's own images whose mean evidence is the baseline for a learner."""
 
 
 def noisy_images_over_rounds(
@@ -38,18 +38,17 @@ def noisy_images_over_rounds(
     deviation: float,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Return the log-likelihood ratio of each target, `(T,)`, where the set that is asked about is noisy.
+    """Return the log-likelihood ratio of each target, `(T,)`, if the attacked set is noisy.
 
-    `deviation` is that of the noise on the images asked about, in pixel values. Each ratio is relative to the mean of
-    own images under the same learner. The observations need `own_examples`.
+    `deviation` is the standard deviation of the noise on the attacked set's images, in pixel values. Each ratio is
+    relative to the mean over the adversary's own images for the same learner. The observations need `own_examples`.
     """
-    lasting, answers = lasting_spans(rounds)
-    # An intersection takes two rounds.
-    lasting = [
-        None if span is None else span[: len(span) * (count > 1)]
-        for span, count in zip(lasting, answers, strict=True)
+    found, answers = intersections(rounds)
+    # An intersection needs two rounds.
+    spans = [
+        None if span is None else span[: len(span) * (count > 1)] for span, count in zip(found, answers, strict=True)
     ]
-    spaces = _NoisySpaces(rounds[0].observation, lasting, deviation)
+    spaces = _NoisySpaces(rounds[0].observation, spans, deviation)
 
     def of_round(round: Round) -> Evidence:
         return {"ratios": spaces.of_round(round, targets, asks)}
@@ -63,11 +62,11 @@ def noisy_images_over_rounds(
 
 
 def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progress | None = None) -> Tensor:
-    """Return how close each target is to the span that lasts, `(T,)`, where only the other set is noisy.
+    """Return how close each target is to the intersection of row spaces, `(T,)`, if only the other set is noisy.
 
-    The score is minus the logarithm of the part of the target's squared norm that lies outside.
+    The score is minus the logarithm of the fraction of the target's squared norm that lies outside.
     """
-    spans, _ = lasting_spans(rounds, progress)
+    spans, _ = intersections(rounds, progress)
     first = dense_input(rounds[0].observation.model)
     images = first.inputs(targets.examples.double())
     scores = torch.zeros(len(images), dtype=torch.float64, device=images.device)
@@ -81,11 +80,11 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
     return scores
 
 
-def lasting_spans(rounds: Rounds, progress: Progress | None = None) -> tuple[list[Tensor | None], list[int]]:
-    """Return orthonormal rows `(n, P)` of the intersection of each learner's first three row spaces, or `None`.
+def intersections(rounds: Rounds, progress: Progress | None = None) -> tuple[list[Tensor | None], list[int]]:
+    """Return each learner's intersection of row spaces, and the number of rounds that it is computed from.
 
-    Of a learner that answered once it is the whole row space, of one that never did `None`. Beside them stands how
-    often each learner answered, up to three times.
+    Intersections have orthonormal rows `(n, P)` and are over the learner's first three answers at most. For a learner
+    that answered once it is the whole row space, for one that never did it is `None`.
     """
     spans: list[Tensor | None] = []
     seen: list[int] = []
@@ -114,11 +113,11 @@ def lasting_spans(rounds: Rounds, progress: Progress | None = None) -> tuple[lis
 
 
 @dataclass(frozen=True)
-class _Lasting:
-    """A learner's span that lasts, orthonormal `rows (n, P)`, and what it changes of the noisy images' distribution.
+class _Intersection:
+    """The intersection of a learner's row spaces, orthonormal `rows (n, P)`, and its effect on the rest.
 
-    `reduction (n, P)` is a factor of what the span subtracts from the precision W, `reduction' reduction`; see
-    `_NoisySpaces`. `null (m,)` are the squared norms of what of own images is orthogonal to the span.
+    Orthogonal to it, noisy images have the precision W - `reduction' reduction`, with `reduction (n, P)`; see
+    `_NoisySpaces`. `null (m,)` are the squared norms of own images' components orthogonal to it.
     """
 
     rows: Tensor
@@ -127,9 +126,9 @@ class _Lasting:
 
 
 class _NoisySpaces:
-    """Learners' noisy images in each round: their span, without the span that lasts."""
+    """The evidence of each round's row space without the intersection: the span of the noisy images."""
 
-    def __init__(self, observation: Observation, lasting: list[Tensor | None], deviation: float) -> None:
+    def __init__(self, observation: Observation, spans: list[Tensor | None], deviation: float) -> None:
         if observation.own_examples is None:
             raise ValueError("knows_defenses needs the observation's own_examples, which are None")
         first = dense_input(observation.model)
@@ -137,31 +136,31 @@ class _NoisySpaces:
         self._first = first
         self._null = own[:: -(-len(own) // _OWN)]
         if first.affine is not None:
-            # Scaled with the pixels; by one number, where channels are scaled by several of much the same size.
+            # Noise is scaled like the pixels; one factor stands for those of all channels, which are similar.
             deviation *= float(first.affine.gain.double().square().mean().sqrt())
         self._deviation = deviation
         self._precision = noisy_precision(own.mT @ own / len(own), deviation)
         self._without_span = self._orthogonal_to(own[:0])
-        self._lasting: list[_Lasting | None] = [None] * len(lasting)
+        self._intersections: list[_Intersection | None] = [None] * len(spans)
 
         def orthogonal(learner: int) -> None:
-            span = lasting[learner]
-            self._lasting[learner] = None if span is None else self._orthogonal_to(span)
+            span = spans[learner]
+            self._intersections[learner] = None if span is None else self._orthogonal_to(span)
 
-        for_each(range(len(lasting)), orthogonal)
+        for_each(range(len(spans)), orthogonal)
 
-    def _orthogonal_to(self, span: Tensor) -> _Lasting:
-        """Return a span S `(n, P)` with what it changes of W, the inverse of the noisy images' second moment.
+    def _orthogonal_to(self, span: Tensor) -> _Intersection:
+        """Return a span S `(n, P)` with its effect on W, the inverse of the noisy images' second moment.
 
-        For images orthogonal to the span that is the inverse of a block: W - W S' (S W S')^-1 S W.
+        For components orthogonal to the span W becomes the inverse of a block: W - W S' (S W S')^-1 S W.
         """
         through = span @ self._precision
         root = torch.linalg.cholesky(through @ span.mT)
         reduction = torch.linalg.solve_triangular(root, through, upper=False)
-        return _Lasting(span, reduction, _squares(self._null) - _squares(self._null @ span.mT))
+        return _Intersection(span, reduction, _squares(self._null) - _squares(self._null @ span.mT))
 
     def of_round(self, round: Round, targets: Targets, asks: Literal["query", "support"]) -> Tensor:
-        """Return the log-likelihood ratios `(T,)` in one round, 0 where it cannot hold a target."""
+        """Return the log-likelihood ratios in one round, `(T,)`, 0 for targets that cannot be in its sets."""
         rows = round.rows.tolist()
         found = torch.zeros(len(targets.rows), dtype=torch.float64, device=targets.rows.device)
 
@@ -178,41 +177,39 @@ class _NoisySpaces:
     def _evidence(
         self, observation: Observation, learner: int, row: int, examples: Tensor, asks: Literal["query", "support"]
     ) -> Tensor:
-        """Return the log-likelihood ratios of `examples (t, ...)` in one round, less the mean of own images."""
-        lasting = self._lasting[learner]
-        assert lasting is not None
+        """Return the log-likelihood ratios of `examples (t, ...)` in one round, minus the mean over own images."""
+        common = self._intersections[learner]
+        assert common is not None
         basis = row_space_above_noise(_weights(observation)[row]).basis
         held = observation.ways * (observation.shots + observation.queries)
         asked = observation.ways * observation.queries if asks == "query" else held
-        if len(lasting.rows):
-            basis = _without(basis[:held], lasting.rows)
+        if len(common.rows):
+            basis = _without(basis[:held], common.rows)
         else:
-            # Nothing lasts, or there is one round only: the query images make up the largest directions.
-            lasting, basis = self._without_span, basis[:asked]
+            # There is no intersection, or one round only: the query images dominate the largest directions.
+            common, basis = self._without_span, basis[:asked]
         if not len(basis):
             return examples.new_zeros(len(examples), dtype=torch.float64)
         images = self._first.inputs(examples.double())
-        rest = torch.cat([_squares(images) - _squares(images @ lasting.rows.mT), lasting.null])
-        # The basis is orthogonal to the span, whose part of the images does not enter their projections.
+        rest = torch.cat([_squares(images) - _squares(images @ common.rows.mT), common.null])
+        # The basis is orthogonal to the span, so components along the span do not affect the projections.
         projection = torch.cat([images, self._null]) @ basis.mT
-        reduction = basis @ lasting.reduction.mT
+        reduction = basis @ common.reduction.mT
         form = basis @ self._precision @ basis.mT - reduction @ reduction.mT
         distance = (rest - _squares(projection)).clamp(min=0)
-        found = evidence_of_projection(
-            projection, distance, form, self._deviation, basis.shape[1] - len(lasting.rows)
-        )
+        found = evidence_of_projection(projection, distance, form, self._deviation, basis.shape[1] - len(common.rows))
         return found[: len(images)] - found[len(images) :].mean()
 
 
 def _weights(observation: Observation) -> Tensor:
-    """Return the first layer's gradients `(L, H, P)`, without the bias: the 1 of every image bears no noise."""
+    """Return the first layer's gradients `(L, H, P)` without the bias, whose input of 1 has no noise."""
     return observation.gradients[dense_input(observation.model).weight]
 
 
 def _intersection(span: Tensor, basis: Tensor) -> Tensor:
-    """Return orthonormal rows of what `span (n, P)` and `basis (m, P)` have in common, up to noise; at most n."""
+    """Return orthonormal rows of the intersection of `span (n, P)` and `basis (m, P)`, up to noise; at most n."""
     left, values, _ = torch.linalg.svd(span @ basis.mT, full_matrices=False)
-    common: Tensor = left[:, values > _LASTS].mT @ span
+    common: Tensor = left[:, values > _COMMON].mT @ span
     return common
 
 
@@ -221,12 +218,12 @@ def _squares(vectors: Tensor) -> Tensor:
 
 
 def _without(basis: Tensor, span: Tensor) -> Tensor:
-    """Return orthonormal rows of what is left of `basis (m, P)` when `span (n, P)` is taken off.
+    """Return orthonormal rows of the part of `basis (m, P)` that is orthogonal to `span (n, P)`.
 
-    They are fewer than m by as many directions of the span as are in the basis, which need not have all of them.
+    There are fewer than m by the number of the span's directions that lie in the basis.
     """
     left = basis - basis @ span.mT @ span
     values, vectors = torch.linalg.eigh(left @ left.mT)
-    kept = values > 1 - _LASTS**2
+    kept = values > 1 - _COMMON**2
     rest: Tensor = (vectors[:, kept] / values[kept].sqrt()).mT @ left
     return rest

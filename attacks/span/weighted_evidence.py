@@ -1,4 +1,4 @@
-"""Evidence, weighed by what it tells of shadow learners in the same rounds."""
+"""Evidence weighted by a discriminant that is learned from shadow learners in the same rounds."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,15 +14,15 @@ from metaleak.attacks.seeding import generator_for, random_for
 from metaleak.attacks.shadows.discriminant import fit_discriminant
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.attacks.shadows.shadow_learners import among_shadows, shadow_learners
-from metaleak.attacks.shadows.weighed_rounds import RoundRatios, weighed_over
+from metaleak.attacks.shadows.weighted_rounds import RoundRatios, weighted_over
 
 _SHADOWS = 32
 
 Features = Callable[[Observation, Targets, int], Tensor]
-"""Called with an observation, targets and the number of rows that are real learners'; returns features `(T, F)`."""
+"""Called with an observation, targets and the number of rows of real learners; returns features `(T, F)`."""
 
 
-def weighed_over_rounds(
+def weighted_over_rounds(
     rounds: Rounds,
     targets: Targets,
     asks: Literal["query", "support"],
@@ -32,13 +32,14 @@ def weighed_over_rounds(
 ) -> Tensor:
     """Return the log-likelihood ratio of each target from its features in all rounds, `(T,)`.
 
-    In every round the same shadow learners are simulated with own images, at the parameters that were sent in it and
-    with fresh noise; see `weighed` for what is learned from them. The observations need own examples and defenses.
+    In every round the same shadow learners are simulated with the adversary's own images, at that round's parameters
+    and with fresh noise; see `weighted` for how the rounds are combined. The observations need own examples and
+    defenses.
     """
-    return weighed_over(rounds, lambda round: _ratios(round, targets, asks, features, seed), progress)
+    return weighted_over(rounds, lambda round: _ratios(round, targets, asks, features, seed), progress)
 
 
-def weighed_evidence(
+def weighted_evidence(
     observation: Observation, targets: Targets, asks: Literal["query", "support"], features: Features, seed: int
 ) -> Tensor:
     """Return the log-likelihood ratio of each target from its features in one round, `(T,)`."""
@@ -63,7 +64,7 @@ def _learned(
     seed: int,
     round: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the log-likelihood ratios of targets, and of the images that shadow learners hold and do not hold."""
+    """Return the log-likelihood ratios of targets, and of images that shadow learners hold and do not hold."""
     own = OwnExamples.of(observation)
     classes = own.tasks(observation.ways, _SHADOWS, generator_for(seed, "classes"))
     shadows = shadow_learners(

@@ -1,4 +1,4 @@
-"""The span that lasts over rounds of fresh image noise, also where clean images leave the gradient."""
+"""Intersections of row spaces over rounds of fresh image noise, also if clean images leave the gradient."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,11 @@ from metaleak.attacks.attack import Targets
 from metaleak.attacks.evaluation.membership import evaluate
 from metaleak.attacks.observation import Observation
 from metaleak.attacks.rounds import Round
-from metaleak.attacks.span.lasting_span import clean_images_over_rounds, lasting_spans, noisy_images_over_rounds
+from metaleak.attacks.span.image_noise_over_rounds import (
+    clean_images_over_rounds,
+    intersections,
+    noisy_images_over_rounds,
+)
 from metaleak.attacks.span.predicted_coefficients import dense_input
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.models import MLP
@@ -24,7 +28,7 @@ FIRST = dense_input(MODEL).weight
 
 
 class Faded(Sequence[Round]):
-    """Rounds whose gradients hold five noisy images each and, from the fourth on, three of ten clean ones alone."""
+    """Rounds of five noisy images each, and of ten clean images, of which only three are left from the fourth on."""
 
     def __init__(self, count: int, targets: Targets, remaining: int = 3) -> None:
         self.count, self.targets, self.remaining = count, targets, remaining
@@ -56,7 +60,7 @@ class Faded(Sequence[Round]):
 
 
 def asked(images: torch.Tensor) -> tuple[Targets, torch.Tensor]:
-    """Return questions about each learner's `images (L, n, ...)` and as many others, and which are its own."""
+    """Return each learner's `images (L, n, ...)` and as many others as targets, and which are members."""
     each = images.shape[1]
     examples = torch.cat([images.flatten(0, 1), OTHERS[: LEARNERS * each]])
     rows = torch.arange(LEARNERS).repeat_interleave(each).repeat(2)
@@ -67,7 +71,7 @@ def auc(scores: torch.Tensor, member: torch.Tensor) -> float:
     return evaluate(scores.numpy(), member.numpy(), resamples=1).auc.value
 
 
-def test_rounds_that_lost_clean_images_still_tell_of_noisy_ones():
+def test_noisy_images_are_found_in_rounds_without_clean_ones():
     targets, member = asked(HELD[:, CLEAN:])
     three, fifteen = (
         auc(noisy_images_over_rounds(Faded(count, targets), targets, "support", NOISE), member) for count in (3, 15)
@@ -75,7 +79,7 @@ def test_rounds_that_lost_clean_images_still_tell_of_noisy_ones():
     assert fifteen > three + 0.02
 
 
-def test_clean_images_are_found_though_later_rounds_lost_them():
+def test_clean_images_are_found_though_later_rounds_lack_them():
     targets, member = asked(HELD[:, :CLEAN])
     assert auc(clean_images_over_rounds(Faded(8, targets), targets), member) > 0.99
 
@@ -83,7 +87,7 @@ def test_clean_images_are_found_though_later_rounds_lost_them():
 @pytest.mark.parametrize("remaining", [0, 3])
 def test_the_span_is_that_of_the_clean_images_of_the_first_rounds(remaining):
     targets, _ = asked(HELD[:, :CLEAN])
-    spans, answers = lasting_spans(Faded(6, targets, remaining))
+    spans, answers = intersections(Faded(6, targets, remaining))
     assert answers == [3] * LEARNERS
     clean = HELD[:, :CLEAN].flatten(2).double()
     for span, images in zip(spans, clean, strict=True):
@@ -92,8 +96,8 @@ def test_the_span_is_that_of_the_clean_images_of_the_first_rounds(remaining):
         assert (images - images @ span.mT @ span).norm() < 1e-3 * images.norm()
 
 
-def test_of_one_round_alone_the_whole_row_space_lasts():
+def test_the_intersection_of_one_round_is_its_row_space():
     targets, _ = asked(HELD[:, :CLEAN])
-    spans, answers = lasting_spans(Faded(1, targets))
+    spans, answers = intersections(Faded(1, targets))
     assert answers == [1] * LEARNERS
     assert [len(span) for span in spans if span is not None] == [CLEAN + NOISY] * LEARNERS
