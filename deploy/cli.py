@@ -1,12 +1,17 @@
 """The command line: `metaleak init | simulate | attack | benchmark | pretraining | report | audit`."""
 
+import inspect
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
+from typer.core import TyperArgument
+from typer.main import get_command
+from typer.models import ParameterInfo
 
 from metaleak.deploy.audit_cli import audits
 from metaleak.deploy.cli_options import AsJson, Changes, Wide
@@ -204,6 +209,21 @@ def _with_data(changes: list[str] | None, data_dir: Path | None, download: bool)
     return (*(changes or ()), *extra)
 
 
+def command_line() -> click.Command:
+    """Return the commands, with the help of their arguments, which typer 0.20 loses with click 8.5 and later."""
+    built = get_command(app)
+    waiting = [built]
+    while waiting:
+        command = waiting.pop()
+        waiting += command.commands.values() if isinstance(command, click.Group) else ()
+        signature = inspect.signature(command.callback or (lambda: None))
+        for parameter in command.params:
+            if isinstance(parameter, TyperArgument):
+                written = getattr(signature.parameters[str(parameter.name)].annotation, "__metadata__", ())
+                parameter.help = next((one.help for one in written if isinstance(one, ParameterInfo)), None)
+    return built
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM)."""
     given = sys.argv[1:] if arguments is None else arguments
@@ -211,7 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     rest = [argument for argument in given if argument != "--debug"]
     # For a user's own `module:Name`; last, so that no file in this folder shadows a library.
     sys.path.append(str(Path.cwd()))
-    sys.exit(_exit_code(lambda: app(rest, standalone_mode=True), debug=len(rest) < len(given)))
+    sys.exit(_exit_code(lambda: command_line()(rest, standalone_mode=True), debug=len(rest) < len(given)))
 
 
 def _exit_code(command: Callable[[], object], debug: bool) -> int:

@@ -112,7 +112,7 @@ def attack_command(
     say(_sentence(name, found))
     alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in found.statistics.items())
     if alone:
-        say(f"AUC by each statistic alone, small for members: {alone}")
+        say(f"AUC of each statistic by itself, where small values count as members: {alone}")
     show(comparison_table(read(path), wide))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 
 from metaleak.attacks.work import Work
 from metaleak.clients.randomness import derived_seed
@@ -17,12 +16,12 @@ from metaleak.deploy.pretraining.over_http import HTTPQuery
 from metaleak.deploy.pretraining.reading import read_study
 from metaleak.deploy.pretraining.shadow_models import make_models, map_of_models
 from metaleak.deploy.pretraining.study import Study
+from metaleak.deploy.pretraining.study_state import noted
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
 from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.schema import AttackResult
-from metaleak.deploy.results.study_file import STUDY_FILE
-from metaleak.deploy.simulate.run_directory import held, write_text
+from metaleak.deploy.simulate.run_directory import held
 from metaleak.deploy.terminal import Grid, show
 
 
@@ -54,10 +53,9 @@ def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackR
     path.mkdir(parents=True, exist_ok=True)
     folder = path / "models"
     with held(path, "this study"), shown_progress() as progress:
-        write_text(path / STUDY_FILE, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
         seed = derived_seed(study.seed, "attack")
         bar = progress.add_task("models", total=None)
-        with map_of_models(study, here) as mapped:
+        with noted(study, path, folder), map_of_models(study, here) as mapped:
             make_models(study, folder, Work(seed, shown_speed(progress, bar), mapped))
         attacks = progress.add_task("attacks", total=None)
         advance = Work(seed, lambda done, total: progress.update(attacks, completed=done, total=total))

@@ -18,9 +18,19 @@ from metaleak.deploy.terminal import Grid
 LEVELS = ("0.001", "0.01")
 """The false-positive rates whose true-positive rates stand in the tables."""
 
+_EPSILON = {
+    "≥": "≥ is what the attacks prove at 95 % confidence",
+    "Gaussian": "Gaussian ≥ is a sharper bound, for defenses that add Gaussian noise",
+    "audit": "audit ≥ is what an audit with inputs of the adversary's choice proves",
+    "≤": "≤ is what the defense promises for the whole run",
+    "attacked": "attacked ≤ is what it promises for the rounds up to the last that was attacked",
+}
+"""What the parts of `epsilon_text` mean."""
+
 _TPR = "TPR at {} FPR"
 _MEASURED = ("set", "attack", "measure", "value", "95% interval")
 _WORDS = frozenset(("set", "attack", "measure"))
+_KEYS = frozenset(("set", "attack"))
 _WIDE_ALONE = ("bytes a learner", "members + non-members", "intervals of TPR")
 """The columns that `--wide` adds."""
 
@@ -35,9 +45,13 @@ def setting_tables(result: Results, wide: bool = False) -> list[Grid]:
     tables = [table for setting in found for table in (_leaks(setting), _costs(setting))]
     if not tables:
         return []
-    notes = [f"{attack} knows {known}" for attack, known in sorted(knows(rows).items())]
+    notes = [f"the adversary of {attack} knows {known}" for attack, known in sorted(knows(rows).items())]
     if any(setting.frontier() for setting in found):
-        notes.append("* no other defense has both more accuracy and a weaker strongest attacker")
+        notes.append("* no other defense has both more accuracy and a weaker strongest attack")
+    shown = [epsilon_text(line) for setting in found for line in setting.lines]
+    meanings = [meaning for part, meaning in _EPSILON.items() if any(part in text for text in shown)]
+    if meanings:
+        notes.append(f"epsilon: {'; '.join(meanings)}")
     tables[-1] = replace(tables[-1], notes=[*tables[-1].notes, *notes, *condition_of_epsilon(rows)])
     return [table if wide else _narrower(table) for table in tables]
 
@@ -63,7 +77,7 @@ def comparison_table(result: Results, wide: bool = False) -> Grid:
     if levels:
         needed = "; ".join(f"at {_tight(level_text(level))} FPR {needs_text(level)}" for level in levels)
         notes.append(f"TPR, the members found while at most that share of non-members is accused, {needed}.")
-    table = Grid("What the attacks learn", columns, lines, notes, _WORDS)
+    table = Grid("What the attacks learn", columns, lines, notes, _WORDS, _KEYS)
     alike = {name for place, name in enumerate(columns) if len({line[place] for line in lines}) == 1}
     table = _without_measure(table)
     return table if wide else _narrower(table).without_columns(alike & {"defense", "accuracy"})
@@ -86,7 +100,7 @@ def _leaks(setting: Setting) -> Grid:
     columns = ["defense", *_MEASURED, *(_TPR.format(_tight(level_text(level))) for level in LEVELS)]
     columns += ["members + non-members", "intervals of TPR"]
     title = f"What the strongest attacks learn: {setting.title}"
-    return _without_measure(Grid(title, columns, lines, words=_WORDS))
+    return _without_measure(Grid(title, columns, lines, words=_WORDS, keys=_KEYS))
 
 
 def _costs(setting: Setting) -> Grid:

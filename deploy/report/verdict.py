@@ -28,10 +28,10 @@ def answer(found: Sequence[Setting]) -> list[str]:
         return []
     sentences = []
     # Model, data and task; the rest of the title stands above the table.
-    where = f"{', '.join(setting.title.split(', ')[:2])}: without" if len(found) > 1 else "Without"
+    where = f" ({', '.join(setting.title.split(', ')[:2])})" if len(found) > 1 else ""
     bare = next((line for line in setting.lines if line.rows[0].defense == UNDEFENDED), None)
     if bare is not None and (strongest := bare.strongest()):
-        sentences.append(f"{where} a defense, the {strongest.row.attack} attack {describe(strongest.row)}.")
+        sentences.append(f"Without a defense{where}, the {strongest.row.attack} attack {describe(strongest.row)}.")
     defended = [line for line in setting.lines if line is not bare and line.strongest()]
     if defended:
         sentences.append(_least_costly(bare, defended))

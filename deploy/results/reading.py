@@ -159,7 +159,8 @@ def read_run(root: Path, inside: str = "") -> RunResult:
     file = STUDY_FILE if studied else "experiment.yaml"
     written = _bytes(root, _name(inside, file), MAX_FILE)
     if studied:
-        state = RunState(status="done")
+        # A study that was made by an earlier version has no run.json.
+        state = state or RunState(status="done")
     attacks = plain_folders(root, _name(inside, "attacks"), MAX_ATTACKS)
     if state is None and written is None:
         if not attacks:

@@ -78,11 +78,7 @@ class RunDirectory:
             with held(beside, "this run"):
                 run = cls(beside)
                 write_text(beside / _EXPERIMENT, yaml.safe_dump(experiment.resolved(), sort_keys=False))
-                run._write_state(
-                    started=now(),
-                    seed=experiment.seed,
-                    versions={"python": platform.python_version()} | {name: version(name) for name in _REPORTED},
-                )
+                run._write_state(**_first_state(experiment.seed))
                 beside.rename(path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -135,6 +131,10 @@ class RunDirectory:
     def begin(self) -> None:
         """Note that the run is computed from now on; it started when it was first computed."""
         self._write_state(status="running", error=None, started=self.state().started or now())
+
+    def begin_study(self, seed: int) -> None:
+        """Note that the models of a study of pretraining are made from now on, with this seed and these versions."""
+        self._write_state(**_first_state(seed), status="running", error=None, finished=None, seconds=None)
 
     def keep_chunk(self, chunk: int) -> None:
         """Note how many learners are computed at once, which the run goes on with."""
@@ -225,6 +225,12 @@ def read_parameters(path: Path, like: Parameters) -> Parameters:
     if shapes != expected:
         raise ValueError(f"{path}: holds {shapes}, the model has {expected}")
     return {name: torch.from_numpy(found[name]).to(like[name].dtype) for name in like}
+
+
+def _first_state(seed: int) -> dict[str, object]:
+    """Return what `run.json` holds when a run begins: its time, its seed, and the versions that compute it."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in _REPORTED}
+    return {"started": now(), "seed": seed, "versions": versions}
 
 
 def now() -> str:

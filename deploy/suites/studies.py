@@ -19,10 +19,11 @@ from metaleak.deploy.pretraining.assessment import assess_attack
 from metaleak.deploy.pretraining.reading import studies_of
 from metaleak.deploy.pretraining.shadow_models import answers_of, make_models, map_of_models
 from metaleak.deploy.pretraining.study import Study
+from metaleak.deploy.pretraining.study_state import noted
 from metaleak.deploy.results.json_file import write_json
 from metaleak.deploy.results.reading import SUITE_FILE
 from metaleak.deploy.results.schema import MAX_CELLS, Cell, SuiteState
-from metaleak.deploy.results.study_file import STUDY_FILE, described_study
+from metaleak.deploy.results.study_file import described_study
 from metaleak.deploy.simulate.run_directory import held, write_text
 from metaleak.deploy.suites.benchmark import WRITTEN
 from metaleak.deploy.suites.plan import Key, labels
@@ -127,8 +128,8 @@ def _ended(
     seed = derived_seed(study.seed, "attack")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / STUDY_FILE, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
-        make_models(study, folder, Work(seed, on_model, mapped))
+        with noted(study, path, folder):
+            make_models(study, folder, Work(seed, on_model, mapped))
         answers = answers_of(study, folder, finetuning)
     except Exception as trouble:  # noqa: BLE001 (one run's trouble, of whatever kind, is not the others')
         yield from ((name, one_line(trouble)) for name in names)
