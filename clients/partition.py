@@ -149,7 +149,7 @@ def shard_sizes(partition: Partition, task: TaskShape, seed: int) -> list[int]:
 def _deal(
     pools: dict[int, Tensor], partition: Partition, classes_each: int, sizes: list[int], seed: int
 ) -> DealtShards:
-    """Return one shard a learner, dealt in the order of learner ids from every class's shuffled pool."""
+    """Return one shard per learner, dealt in the order of learner ids from every class's shuffled pool."""
     left = {label: len(pool) for label, pool in pools.items()}
 
     def step(size: int) -> int:

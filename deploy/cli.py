@@ -5,11 +5,10 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
-from typer.core import TyperArgument
+from typer.core import TyperArgument, TyperGroup
 from typer.main import get_command
 from typer.models import ParameterInfo
 
@@ -209,13 +208,13 @@ def _with_data(changes: list[str] | None, data_dir: Path | None, download: bool)
     return (*(changes or ()), *extra)
 
 
-def command_line() -> click.Command:
-    """Return the commands, with the help of their arguments, which typer 0.20 loses with click 8.5 and later."""
+def command_line() -> Any:
+    """Return the click group of all commands, with the help of arguments, which typer 0.20 loses with click 8.5."""
     built = get_command(app)
-    waiting = [built]
+    waiting: list[Any] = [built]
     while waiting:
         command = waiting.pop()
-        waiting += command.commands.values() if isinstance(command, click.Group) else ()
+        waiting += command.commands.values() if isinstance(command, TyperGroup) else ()
         signature = inspect.signature(command.callback or (lambda: None))
         for parameter in command.params:
             if isinstance(parameter, TyperArgument):

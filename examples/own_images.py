@@ -1,4 +1,4 @@
-"""Images of one's own: a folder a class, in color, 84 x 84 pixels. Usage: own_images.py FOLDER"""
+"""Images of one's own: one folder per class, in color, 84 x 84 pixels. Usage: own_images.py FOLDER"""
 
 import sys
 

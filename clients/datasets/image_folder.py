@@ -18,7 +18,7 @@ _SMALLEST, _LARGEST = 4, 1024
 
 
 class ImageFolder(BaseModel):
-    """Images laid out one folder a class: `path/<class>/<image>`.
+    """Images laid out one folder per class: `path/<class>/<image>`.
 
     `size: null` keeps the images' own size, which must be one square for all of them; with a number, every image's
     central square is resized to so many pixels. `gray: true` makes one channel, `false` three, `null` one where all

@@ -98,7 +98,7 @@ class FashionMNIST(MNIST):
 
 
 def _promised_size(head: bytes, source: Path) -> int:
-    """Return the size of an idx file that begins with `head`: magic, dimensions, then one byte an item."""
+    """Return the size of an idx file that begins with `head`: magic, dimensions, then one byte per item."""
     if len(head) >= 4 and head[:3] == b"\0\0\x08" and 1 <= head[3] <= 3:
         length = 4 + 4 * head[3]
         if len(head) >= length:

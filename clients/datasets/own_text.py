@@ -16,7 +16,7 @@ class OwnText(TextData):
     """Sentences of the user's own.
 
     `path` is a CSV file (TSV by its name) whose first row names its columns, of which `sentence` and `label` say
-    which are meant; or a folder with a folder a class, and a sentence a `.txt` file.
+    which are meant; or a folder with one folder per class, and a sentence a `.txt` file.
     """
 
     path: Path

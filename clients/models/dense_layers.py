@@ -30,7 +30,7 @@ class OnlyDense(Protocol):
     def dense_layers(self) -> Mapping[str, str | None] | None:
         """Return the bias's name, or `None`, for the name of each layer's weight; `None` where the promise fails.
 
-        Each pair enters one call of `torch.nn.functional.linear` with inputs `(B, n)`, one row an example, and
+        Each pair enters one call of `torch.nn.functional.linear` with inputs `(B, n)`, one row per example, and
         nothing else. An example's logits depend on its own row alone.
         """
         ...

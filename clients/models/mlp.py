@@ -14,7 +14,7 @@ from metaleak.clients.models.model import Activation, activate, image_sides, uni
 
 
 class MLP(BaseModel):
-    """Fully connected layers: pixels, `hidden` units each, then one logit a way.
+    """Fully connected layers: pixels, `hidden` units each, then one logit per way.
 
     `bias: false` leaves the biases of the hidden layers out (the proposition's "possibly unbiased" layer); the
     classifier always has one.

@@ -63,7 +63,7 @@ def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackR
 
 
 def attack_over_http(study: Study, path: Path, url: str) -> list[str]:
-    """Ask the model behind `url` about the points, once for all attacks; return a line a result.
+    """Ask the model behind `url` about the points, once for all attacks; return one line per result.
 
     `path/victim/<finetuning>-<attack>.parquet` has the place in the data set and the score of each point. Which
     points are members is not known here. Attacks that see the start are left out.
@@ -88,7 +88,7 @@ def attack_over_http(study: Study, path: Path, url: str) -> list[str]:
 
 
 def study_table(name: str, results: dict[str, AttackResult]) -> Grid:
-    """Return a row a result: AUC and true-positive rates with their intervals."""
+    """Return one row per result: AUC and true-positive rates with their intervals."""
     rows = []
     for key, result in results.items():
         evaluation = result.evaluation

@@ -49,7 +49,7 @@ class ModelAnswers:
 
 
 def missing_jobs(study: Study, folder: Path) -> list[ModelJob]:
-    """Return what is still to be made: a model a job on CPUs, on a GPU many together."""
+    """Return what is still to be made: one model per job on CPUs, on a GPU many together."""
     kept = Kept(folder)
     missing = [
         model

@@ -118,7 +118,7 @@ def render(result: Results, progress: Progress | None = None) -> str:
 
 
 def frontiers(found: Sequence[Setting], colors: Colors) -> Iterable[Drawn]:
-    """Yield one panel a setting and headline: the strongest attack against accuracy, a point a line."""
+    """Yield one panel per setting and headline: the strongest attack against accuracy, one point per line."""
     for setting in found:
         for measure in setting.measures:
             best = setting.frontier(measure)
@@ -139,7 +139,7 @@ def frontiers(found: Sequence[Setting], colors: Colors) -> Iterable[Drawn]:
 
 
 def rocs(rows: Sequence[Row], colors: Colors) -> Iterable[Drawn]:
-    """Yield one panel an attack and setting: the ROC curves on logarithmic axes."""
+    """Yield one panel per attack and setting: the ROC curves on logarithmic axes."""
     for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
         curves = []
         for row in group:

@@ -1,4 +1,4 @@
-"""The comparison: one row a defense, scale and attack, from a run or a suite."""
+"""The comparison: one row per defense, scale and attack, from a run or a suite."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

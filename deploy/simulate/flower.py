@@ -59,7 +59,7 @@ def flower_server(folder: Path) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        # A node starts a process a message, and needs none of this.
+        # A node starts one process per message, and needs none of this.
         from metaleak.deploy.simulate.run_directory import RunDirectory
         from metaleak.deploy.simulate.simulation import Simulation
 

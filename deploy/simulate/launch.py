@@ -92,7 +92,7 @@ def _on_ray(simulation: Simulation, engine: RayEngine) -> RunDirectory:
     settings, arriving = simulation.experiment.engine, ArrivingReplies(simulation.run.arriving)
     # The actors of a cluster need not see this machine's disk.
     folder = arriving.folder if settings.ray_address is None else None
-    # Ray's actors are there, and share out the rest of the work better; a SuperNode starts a process a message.
+    # Ray's actors are there, and share out the rest of the work better; a SuperNode starts one process per message.
     engine.run(
         client_app(simulation.federation, settings.device, folder),
         lambda grid: simulation.serve(grid, check, shares_per_node=2, arriving=arriving),

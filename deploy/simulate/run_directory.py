@@ -3,7 +3,7 @@
 RUN/
     experiment.yaml         the experiment, every default written out
     run.json                status, times, seed, versions
-    metrics.jsonl           a line a round
+    metrics.jsonl           one line per round
     checkpoint.safetensors  all that is needed to go on, after every round
     parameters.safetensors  the trained initialization
     record/                 what the server saw (see metaleak.server.record.reader)

@@ -1,4 +1,4 @@
-"""Worker processes on Ray: one job a core, of this machine or of a cluster."""
+"""Worker processes on Ray: one job per core, of this machine or of a cluster."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout

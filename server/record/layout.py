@@ -4,7 +4,7 @@
         format.json                     {"format": "metaleak-record", "version": 3, "message-type": ..., "holds": ...}
         sent/<round>-<n>.safetensors    the parameters that went out, by name
         replies/<round>-<n>.safetensors one reply: arrays by name, with a leading axis of its learners
-        index/<round>-<n>.parquet       a row a learner and reply: round, learner, node, sent, reply, row, received
+        index/<round>-<n>.parquet       one row per learner and reply: round, learner, node, sent, reply, row, received
 
 `holds` says what replies are: "gradient", "delta" (weights after training minus those that were sent), "weights", or
 null where the recorder was not told; `message-type` of which messages they are the replies.
@@ -76,7 +76,7 @@ class Entry:
 class Reply:
     """What a reply's header says; `name` is its path inside the record, `learners` an int64 array in row order.
 
-    `mean_of` are the learners whose mean the only row is, empty for a reply with a row a learner. `config` is what
+    `mean_of` are the learners whose mean the only row is, empty for a reply with one row per learner. `config` is what
     was stated beside the arrays of the message that it answers, `metrics` what it states beside its own: by name a
     list in row order.
     """

@@ -150,7 +150,7 @@ def our_side(case: Case, targets: int, iterations: int, passes: int, chunk: int,
         started = time.perf_counter()
         answers = run(iterations)()
         seconds.append(time.perf_counter() - started)
-    # With one image a gradient the nearest image is the only one.
+    # With one image per gradient the nearest image is the only one.
     np.savez(result.with_suffix(".npz"), found=answers.reconstructions.numpy())
     versions = {name: version(name) for name in ("metaleak", "torch")}
     result.write_text(json.dumps({"seconds": seconds, "done": targets * iterations, "versions": versions}))

@@ -121,7 +121,7 @@ def _text(estimate: Estimate | None) -> str:
 
 
 def main() -> None:
-    """Print a table a case, as soon as it is measured; with `--json` one list a line."""
+    """Print one table per case, as soon as it is measured; with `--json` one list per line."""
     torch.set_num_threads(1)
     words = [word for word in sys.argv[1:] if word != "--json"]
     data, hidden = words[0], tuple(int(width) for width in words[1].split(","))
