@@ -29,7 +29,7 @@ def client_app(
 
     A training message holds the shared parameters under `arrays` and, under `config`, `server-round`, `learner-ids`
     and `chunk` (how many learners are computed at once). The reply holds the meta-gradients of the learners that
-    answer under `arrays`, one array per parameter with a leading learner dimension in the order of `learner-ids`, which
+    answer under `arrays`, one array per parameter with a leading learner axis in the order of `learner-ids`, which
     stand under `config`; there also `missing-ids` of those who do not answer, with `missing-kinds` (`dropped`,
     `late`, `failed` or `refused`) and `missing-reasons` (the type of the error). Neither ever holds an image or a
     label; a learner's loss, which no defense covers, stays with it too.

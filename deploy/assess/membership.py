@@ -50,7 +50,7 @@ class Asked:
         return {name: self._evaluated(-values).auc for name, values in self.answers.statistics.items()}
 
     def write(self, scores: Path, gallery: Path, attacked: Attacked) -> None:
-        """Write one row per target to the Parquet file `scores`, and some images, where there are any, to `gallery`."""
+        """Write one row per target to the Parquet file `scores`, and some images, if there are any, to `gallery`."""
         columns = {
             "learner": self.truth.learner,
             "round": torch.full_like(self.truth.learner, attacked.rounds[0]),
