@@ -1,4 +1,4 @@
-"""What is printed for people: tables and sentences that break at spaces, never inside a word, at any width."""
+"""Tables and sentences for the terminal: at any width, lines break at spaces and never inside a word."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 _GAP = 2
-"""Blank columns between two columns of a table."""
+"""The number of blanks between two columns of a table."""
 
 _NAME = 22
-"""The least width of the column that names rows, if its names are that long: readers look there first."""
+"""The least width of the column that names rows, if its names are that long."""
 
 
 @dataclass(frozen=True)

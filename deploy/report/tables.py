@@ -36,9 +36,9 @@ _WIDE_ALONE = ("bytes a learner", "members + non-members", "intervals of TPR")
 
 
 def setting_tables(result: Results, wide: bool = False) -> list[Grid]:
-    """Return two tables for each setting, what attacks learn and what defenses cost; with `wide` all their columns.
+    """Return two tables per setting, what attacks learn and what defenses cost; with `wide` all their columns.
 
-    The notes below the last say what each attack knows and, where an epsilon is promised, on which condition.
+    The notes below the last table say what each attack's adversary knows, and what the parts of an epsilon mean.
     """
     rows = rows_of(result)
     found = settings(rows)
@@ -57,7 +57,7 @@ def setting_tables(result: Results, wide: bool = False) -> list[Grid]:
 
 
 def comparison_table(result: Results, wide: bool = False) -> Grid:
-    """Return a table with a row for each headline of an attack on a run or a suite; `wide` adds all rates' intervals.
+    """Return a table with one row per attack and headline, of a run or a suite; `wide` adds the rates' intervals.
 
     True-positive rates are dashes where there are too few non-members.
     """
@@ -157,7 +157,7 @@ def _resolved(row: Row) -> list[str]:
 
 
 def _without_measure(table: Grid) -> Grid:
-    """Return the table with the measure's name as the heading of its values, where all rows have the same measure."""
+    """Return the table with the measure's name as the heading of the values, if all rows have the same measure."""
     place = list(table.columns).index("measure")
     names = {str(row[place]) for row in table.rows} - {"–"}
     if len(names) != 1:
@@ -171,7 +171,7 @@ def _narrower(table: Grid) -> Grid:
 
 
 def _tight(text: str) -> str:
-    """Return `text` without spaces between numbers and units, so that no line ends there."""
+    """Return `text` without spaces between numbers and units, so that no line breaks there."""
     return text.replace(" %", "%").replace(" MB", "MB").replace(" KB", "KB").replace(" GB", "GB").replace(" B", "B")
 
 
@@ -184,10 +184,10 @@ def bytes_text(line: Line) -> str:
 
 
 def epsilon_text(line: Line) -> str:
-    """Return the lower bounds on epsilon and what is accounted for, "≥ 0.31, Gaussian ≥ 0.62, ≤ 8, attacked ≤ 2".
+    """Return the lower bounds on epsilon and the promised one: "≥ 0.31, Gaussian ≥ 0.62, ≤ 8, attacked ≤ 2".
 
-    What is accounted for is for the whole run; "attacked" is for the rounds up to the last that was attacked, where
-    these are fewer. Lower bounds that could be no higher with so few learners or targets are marked.
+    The promise is for the whole run; "attacked" is that for the rounds up to the last one that was attacked, if these
+    are fewer. A lower bound that could not be higher with so few learners or targets is marked.
     """
     if (privacy := line.privacy) is None:
         return "–"
