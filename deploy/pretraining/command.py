@@ -28,7 +28,7 @@ from metaleak.deploy.terminal import Grid, show
 def study_command(
     file: Path, changes: tuple[str, ...], out: Path | None, victim: str | None, here: bool, as_json: bool
 ) -> None:
-    """Make the models of the study in `file` that are missing in `out`, attack them, and print a table.
+    """Train the models of the study in `file` that are missing in `out`, attack them, and print a table.
 
     With the URL of a `victim` that model is attacked, too; see `attack_over_http`.
     """
@@ -45,10 +45,10 @@ def study_command(
 
 
 def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackResult]:
-    """Make the models of `study` that are missing in the directory `path`, attack them, and return the results.
+    """Train the models of `study` that are missing in the directory `path`, attack them, and return the results.
 
-    Models are made on Ray, or with `here` and on a GPU in this process. Every model is kept once it is made: after an
-    interruption the same call goes on.
+    Models are trained on Ray, or, with `here` and on a GPU, in this process. Every finished model is kept, so that
+    after an interruption the same call continues. Returns the results by name.
     """
     path.mkdir(parents=True, exist_ok=True)
     folder = path / "models"
@@ -65,8 +65,8 @@ def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackR
 def attack_over_http(study: Study, path: Path, url: str) -> list[str]:
     """Ask the model behind `url` about the points, once for all attacks; return one line per result.
 
-    `path/victim/<finetuning>-<attack>.parquet` has the place in the data set and the score of each point. Which
-    points are members is not known here. Attacks that see the start are left out.
+    `path/victim/<finetuning>-<attack>.parquet` has the place in the data set and the score of each point. It is not
+    known which points are members. Attacks that need the pretrained model are left out.
     """
     attacks = {
         name: (finetuning, attack)
@@ -104,7 +104,7 @@ def study_table(name: str, results: dict[str, AttackResult]) -> Grid:
 
 
 def shown_speed(progress: Shown, bar: Any) -> Callable[[int, int], None]:
-    """Return what shows how many models are made, and how many a minute, from a call with none of them on."""
+    """Return a function that shows how many models are made, and how many per minute since it was called with 0."""
     began = time.monotonic()
 
     def show(done: int, total: int) -> None:

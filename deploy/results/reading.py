@@ -1,4 +1,4 @@
-"""Reading what runs and suites left on disk: checked for size and shape before memory is taken."""
+"""Reading the files of runs and suites; sizes and shapes are checked before memory is taken."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class AttackFiles:
 
 
 class Results(Protocol):
-    """What a report is about: `runs` by their path, and the `cells` of a suite, `None` for a single run."""
+    """The subject of a report: `runs` by their path, and the `cells` of a suite, `None` for a single run."""
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class RunResult:
 
     @property
     def cells(self) -> None:
-        """A run by itself is no cell."""
+        """`None`, since a single run has no cells."""
         return
 
     @property

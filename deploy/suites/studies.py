@@ -1,4 +1,4 @@
-"""Running a suite of pretraining studies: every model and every attack that is not there yet, none twice."""
+"""Running a suite of pretraining studies: every missing model and attack, none twice."""
 
 import hashlib
 import json
@@ -50,12 +50,12 @@ def benchmark_studies(
     changes: Sequence[str] = (),
     models: Callable[[Study], AbstractContextManager[Map]] = map_of_models,
 ) -> list[Cell]:
-    """Make all cells of a `suite` of pretraining that `out` does not hold yet, and return all, the failed ones too.
+    """Run all cells of a `suite` of pretraining that are missing in `out`, and return all, including failed ones.
 
-    Each finetuning of each combination is a run. Its models lie in `out/models` under a hash of what decides them, so
-    that runs share what they have in common. `suite.json` lists all cells from the start and is written after each; a
-    cell that fails is reported with its error and tried again by the next call. When nothing is missing, no worker
-    is started. Raises `ValueError` while another process works on the suite in `out`.
+    Each finetuning of each combination is a run. Its models are kept in `out/models` under a hash of what decides
+    them, so that runs share models. `suite.json` lists all cells from the start and is written after each one. A cell
+    that fails is returned with its error and tried again by the next call. When nothing is missing, no worker is
+    started. Raises `ValueError` while another process works on the suite in `out`.
     """
     runs, cells = planned_studies(studies_of(suite, changes))
     out.mkdir(parents=True, exist_ok=True)
