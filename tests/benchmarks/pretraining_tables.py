@@ -1,4 +1,4 @@
-"""What finetuned models give away about the images behind their start: the tables of docs/pretraining.md.
+"""What finetuned models reveal about the images that they were pretrained on: the tables of docs/pretraining.md.
 
     python tests/benchmarks/pretraining_tables.py cifar10 --seeds 11 12 13 14 15 > lines.jsonl
     python tests/benchmarks/pretraining_tables.py --combine lines.jsonl

@@ -1,4 +1,4 @@
-"""What the span test finds behind which noise: members of the query and of the support set against outsiders.
+"""What the span test finds under which noise: members of the query and of the support set against non-members.
 
     METALEAK_DATA=../shared/data python tests/benchmarks/span_quality.py mnist 256,256 [CASE ...] [--json]
 
