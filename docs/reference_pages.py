@@ -29,10 +29,10 @@ GROUPS: Mapping[str, tuple[Kind, str]] = {
 }
 
 OF_ALL = """\
-Every command has `--help` with an example, and `metaleak --debug COMMAND` shows the traceback of an error. All commands
-that compute have `--json`. Tables fit the terminal, `--wide` shows all columns, and `NO_COLOR=1` turns colors off.
-`metaleak --version` prints the version. The option `--install-completion` of `metaleak` installs completion of commands
-and options for your shell.
+Every command has `--help` with an example, and `metaleak --debug COMMAND` shows the traceback of an error. All
+commands that compute have `--json`. Tables fit the terminal, `--wide` shows all columns, and `NO_COLOR=1` turns
+colors off. `metaleak --version` prints the version. The option `--install-completion` of `metaleak` installs
+completion of commands and options for your shell.
 
 | exit code | meaning |
 |---|---|
@@ -41,10 +41,10 @@ and options for your shell.
 | 2 | wrong usage, including a wrong file or value |
 | 130 | interrupted, by Ctrl-C or SIGTERM |
 
-**What is safe to open.** The experiment and suite files that you pass may name code (`module:Name`), which is run: read
-files from strangers first, as you would read their scripts. Run and suite directories are safe to open: code that they
-name is run, and a Ray cluster that they name is joined, only with `--trust` (in Python `run.experiment(trust=True)`), and
-links in them are refused.
+**What is safe to open.** The experiment and suite files that you pass may name code (`module:Name`), which is
+run: read files from strangers first, as you would read their scripts. Run and suite directories are safe to
+open: code that they name is run, and a Ray cluster that they name is joined, only with `--trust` (in Python
+`run.experiment(trust=True)`), and links in them are refused.
 """
 
 

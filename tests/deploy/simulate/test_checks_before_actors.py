@@ -74,7 +74,7 @@ def of(model, **changes):
 
 
 def test_a_model_that_says_what_it_does_not_do_is_found(tmp_path, no_ray):
-    with pytest.raises(ValueError, match=r"another in the span .* input_weight") as caught:
+    with pytest.raises(ValueError, match=r"differs when computed in the span .* input_weight") as caught:
         simulate(of("Normalizing"), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -126,7 +126,7 @@ def test_of_two_troubles_the_experiments_own_is_told(tmp_path, monkeypatch):
         raise ConnectionError("no cluster there")
 
     monkeypatch.setattr(launch, "RayEngine", unreachable)
-    with pytest.raises(ValueError, match="another in the span"):
+    with pytest.raises(ValueError, match="differs when computed in the span"):
         simulate(of("Normalizing"), tmp_path / "run")
     with pytest.raises(ConnectionError):
         simulate(experiment_from(SMALL, "test"), tmp_path / "run")
