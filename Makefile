@@ -23,10 +23,10 @@ install: .venv/installed ## install into .venv
 test: install ## run the tests, about five minutes on two cores
 	$(PYTEST)
 
-test-clusters: install ## run the slow tests that start clusters, kill processes and use Flower's own tools
+test-clusters: install ## run the slow tests with clusters, killed processes and Flower's own tools
 	$(PYTEST) -m slow tests/deploy
 
-test-slow: install ## run the minutes of arithmetic that make test leaves out
+test-slow: install ## run the slow tests that make test leaves out
 	$(PYTEST) -m slow
 
 # In an environment of its own; not the checks of code and pages by ruff, mypy and mkdocs, which differ by version.
@@ -58,8 +58,8 @@ docs: install ## build the documentation site into build/site; a warning is an e
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: install ## simulate, attack and defend on digits and sentences, and write runs/demo/report.html
-	@echo "Learners train a model together and send gradients alone; the server tells whose images they hold, and rebuilds them."
-	@echo "First without a defense, then with two."
+	@echo "Learners train a model together and send only gradients. From these the server tells which images they hold, and rebuilds"
+	@echo "them: first without a defense, then with each of two defenses. It takes about three minutes."
 	@$(BIN)/metaleak benchmark deploy/experiments/demo.yaml --out runs/demo
 
 clean: ## remove what the commands above have made

@@ -1,4 +1,4 @@
-"""The Flower client: a node that hosts learners and answers with their meta-gradients, stacked."""
+"""The Flower client: a node that hosts learners and replies with their stacked meta-gradients."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -25,22 +25,22 @@ _LOG = logging.getLogger("metaleak")
 def client_app(
     federation: Federation | Callable[[Context], Federation], device: Device = "auto", arriving: Path | None = None
 ) -> ClientApp:
-    """Return the `ClientApp` of every node of `federation`, which may also be found from the node's context.
+    """Return the `ClientApp` of every node of `federation`, which may also be a function of the node's context.
 
     A training message holds the shared parameters under `arrays` and, under `config`, `server-round`, `learner-ids`
     and `chunk` (how many learners are computed at once). The reply holds the meta-gradients of the learners that
-    answer under `arrays`, one array a parameter with a leading learner dimension in the order of `learner-ids`, which
-    stand under `config`; there also `missing-ids` of those who do not answer, with `missing-kinds` (`dropped`,
-    `late`, `failed` or `refused`) and `missing-reasons` (the type of the error). Neither ever holds an image or a
-    label; a learner's loss, which no defense covers, stays with it too.
+    answer under `arrays`: one array per parameter, whose leading axis is over the learners in the order of the
+    reply's `learner-ids` under `config`. There are also the `missing-ids` of learners that do not answer, with
+    `missing-kinds` (`dropped`, `late`, `failed` or `refused`) and `missing-reasons` (the type of the error). No
+    message holds an image, a label, or a learner's loss, which no defense covers.
 
-    A message that says under `sum-from` at which position of the round its first learner stands is answered with
-    partial sums of the meta-gradients, see `SummedArrays`, and `summed` is then true under `config`. A node on the
-    server's machine lays single meta-gradients down in the folder `arriving`, where there is room, and replies with
-    the file's name, see `ReplyFile`.
+    A message with `sum-from`, the position in the round of its first learner, is answered with partial sums of the
+    meta-gradients, see `SummedArrays`; `summed` is then true under `config`. A node on the server's machine writes
+    single meta-gradients into the folder `arriving`, if there is room, and replies with the file's name, see
+    `ReplyFile`.
     """
     app = ClientApp()
-    # A function of this module goes to an actor as its name, a function made here would go with all it knows.
+    # A function of this module is pickled as its name, a function made here with everything that it refers to.
     app.train()(partial(_train, federation, device, arriving))
     return app
 
@@ -52,7 +52,7 @@ def _train(
     message: Message,
     context: Context,
 ) -> Message:
-    # One thread an actor: Ray already runs as many actors as there are cores.
+    # One thread per actor: Ray already runs as many actors as there are cores.
     torch.set_num_threads(1)
     asked = _asked(message)
     known = federation if isinstance(federation, Federation) else federation(context)
@@ -104,7 +104,7 @@ def _asked(message: Message) -> _Asked:
 
 
 def _answer(federation: Federation, asked: _Asked, device: torch.device, arriving: Path | None) -> _Answer:
-    """Return what the asked learners say, chunk by chunk; who is missing changes no other chunk's numbers."""
+    """Return the answer of the asked learners, chunk by chunk; a missing learner changes no other chunk's numbers."""
     absent = {
         number: absence
         for number in asked.learners
@@ -120,14 +120,14 @@ def _answer(federation: Federation, asked: _Asked, device: torch.device, arrivin
             answers.add(numbers, _computed(federation, numbers, parameters, asked.round))
         except Exception as trouble:
             if _is_of_memory(trouble) or isinstance(trouble, OSError):
-                # The node's trouble, not a learner's: to be asked again, with the same chunks and so the same bits.
+                # An error of the node, not of a learner: it is asked again, with the same chunks and the same bits.
                 raise
-            # One learner's trouble is not that of its cohort: let each of them try alone.
+            # One learner's error must not affect the others of its chunk: each is computed alone.
             for number in numbers:
                 try:
                     answers.add([number], _computed(federation, [number], parameters, asked.round))
                 except Exception as alone:  # noqa: BLE001 (whatever a learner's model or rule raises)
-                    # The type alone: a message may quote a label, a path, a number of the learner's.
+                    # Only the type: an error's message may quote a label, a path or a number of the learner.
                     absent[number] = Absence("failed", type(alone).__name__)
                     _LOG.warning("learner %d failed", number, exc_info=alone)
     absent |= {number: Absence("refused", reason) for number, reason in answers.refused.items()}
@@ -135,7 +135,7 @@ def _answer(federation: Federation, asked: _Asked, device: torch.device, arrivin
 
 
 class _Gradients:
-    """What learners send, in the form that was asked for: each one's, stacked, or partial sums."""
+    """The learners' meta-gradients in the form that was asked for: stacked, or as partial sums."""
 
     def __init__(self, asked: _Asked, rows: int, like: Parameters, arriving: Path | None) -> None:
         self.present: list[int] = []
@@ -146,7 +146,7 @@ class _Gradients:
         self._sums = None if asked.sum_from is None else SummedArrays(asked.sum_from, len(asked.learners), like)
 
     def add(self, numbers: Sequence[int], parts: Iterator[Parameters]) -> None:
-        """Add what these learners send, in parts of some learners each."""
+        """Add the meta-gradients of these learners, in parts of some learners each."""
         done = 0
         for gradients in parts:
             count = len(next(iter(gradients.values())))
@@ -170,7 +170,7 @@ class _Gradients:
 
 
 def _stack(rows: int, like: Parameters, arriving: Path | None) -> StackedArrays | ReplyFile:
-    """Return where gradients are laid down: in the folder `arriving`, if it has room for them."""
+    """Return where gradients are written: into a file in `arriving` if it has room for them, or else to memory."""
     if arriving is not None and rows:
         try:
             return ReplyFile(arriving, rows, like)

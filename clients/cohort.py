@@ -1,4 +1,4 @@
-"""A cohort: many learners of one node computed together."""
+"""A cohort: many learners of one node, computed together."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,12 +16,12 @@ from metaleak.defenses import Place
 def cohort_meta_gradients(
     learners: Sequence[TaskLearner], parameters: Parameters, round: int, chunk: int = 16
 ) -> tuple[Parameters, Tensor]:
-    """Return the meta-gradients of `learners`, stacked `(L, ...)`, of what is shared, and their query losses `(L,)`.
+    """Return the shared meta-gradients of `learners`, stacked `(L, ...)`, and their query losses `(L,)`.
 
-    `parameters` are all of the model, shared or not. All learners share one model, rule and task shape. `chunk`
-    episodes are computed at once, see `batch_meta_gradients`; a learner's numbers depend, in their last bits, on the
-    chunk it is in, so a caller who wants the same bits again passes the same chunks. The arithmetic is done where
-    `parameters` are (CPU or GPU).
+    `parameters` are all parameters of the model, shared or not. All learners have one model, rule and task shape.
+    `chunk` episodes are computed at once, see `batch_meta_gradients`. The last bits of a learner's numbers depend on
+    the chunk that it is in, so the same chunks must be passed to get the same bits again. The computation runs on
+    the device of `parameters`.
     """
     parts = [
         _chunk_meta_gradients(learners[start : start + chunk], parameters, round)
@@ -36,8 +36,8 @@ def cohort_meta_gradients(
 def cohort_in_parts(learners: Sequence[TaskLearner], parameters: Parameters, round: int) -> Iterator[Parameters]:
     """Return the meta-gradients of `learners`, computed as one chunk, some learners at a time and in their order.
 
-    The bits are those of `cohort_meta_gradients`. What can go wrong with a learner does so here; a part is good until
-    the next one is asked for.
+    The bits are those of `cohort_meta_gradients`. Errors of a learner are raised by this call; a part may be used
+    until the next one is asked for.
     """
     learners = [learner.told(parameters) for learner in learners]
     first = learners[0]
@@ -57,7 +57,7 @@ def _chunk_meta_gradients(
     first = learners[0]
     means = [learner.means(round) for learner in learners]
     model, moving = computed_part(first.shares, first.model, first.rule, parameters)
-    # One episode of every learner at once: a chunk takes no more memory where messages average several.
+    # One episode of every learner at a time, so that messages that average several episodes take no more memory.
     gradients, losses = mean_of_episodes(
         [
             batch_meta_gradients(
@@ -78,7 +78,7 @@ def _chunk_meta_gradients(
 
 
 def _batches(learners: Sequence[TaskLearner], parameters: Parameters, round: int) -> list[Episode]:
-    """Return of each of a message's episodes those of all learners, where the `parameters` are."""
+    """Return, for each episode of a message, the batch of all learners' episodes, on the device of `parameters`."""
     first, device = learners[0], next(iter(parameters.values())).device
     count = first.task.episodes_per_message
     if _any_at(learners, "support", "query"):

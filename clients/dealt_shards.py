@@ -1,4 +1,4 @@
-"""Shards as numbers, made when they are asked for: of a million learners a process meets a part."""
+"""Learners' shards, built only when they are used: a process needs only some of a million learners."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _KEPT = 16384
-"""Shards that stay made."""
+"""How many shards are kept after they were built."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +25,11 @@ class ShardIndices:
 
 
 class DealtShards(Sequence[ShardIndices]):
-    """One shard a learner: of each of its `classes (L, c)` the `sizes[l]` images from `starts (L, c)` on in the pool.
+    """The shards of L learners, each of c classes.
 
-    `pools` hold the images of a class in the order in which they are dealt.
+    Learner l holds `sizes[l]` images of each of its `classes[l]`, from the places `starts[l]` on in the classes'
+    `pools`, which list the images of each class in the order in which they are dealt. `classes` and `starts` are
+    `(L, c)`.
     """
 
     def __init__(

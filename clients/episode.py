@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 Parameters = dict[str, Tensor]
-"""A model's parameters by name; also the shape of a meta-gradient."""
+"""A model's parameters by name; a meta-gradient has the same form."""
 
 
 class Episode(NamedTuple):

@@ -14,7 +14,7 @@ Missing = Literal["dropped", "late", "failed", "refused"]
 
 @dataclass(frozen=True)
 class Absence:
-    """Why a reply holds nothing from a learner: the `kind`, and for a failure or a refusal the `reason` in a line."""
+    """Why a learner is missing in a reply: the `kind`, and for a failure or a refusal the `reason` in one line."""
 
     kind: Missing
     reason: str = ""
@@ -23,9 +23,10 @@ class Absence:
 class Faults(BaseModel):
     """The probabilities of simulated faults, drawn for each learner and round independently.
 
-    `dropout`: probability that a learner never answers. `failure`: that it fails with an error. `straggler`: that
-    it is slow by an exponentially distributed time of mean `delay` seconds; a learner slower than the `deadline`
-    (`null`: none) is late and its answer is not waited for. The time is simulated: nothing waits for it.
+    `dropout`: the probability that a learner does not answer. `failure`: that it fails with an error. `straggler`:
+    that it is delayed by an exponentially distributed time with a mean of `delay` seconds; a learner that is delayed
+    by more than the `deadline`, in seconds (`null`: no deadline), is late, and its answer does not count. The delay
+    is simulated: the simulation does not wait for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,7 +38,7 @@ class Faults(BaseModel):
     deadline: Annotated[float, Field(gt=0)] | None = None
 
     def absence(self, seed: int, round: int, learner: int) -> Absence | None:
-        """Return why `learner` does not answer in `round`, or `None`; the same for the same arguments."""
+        """Return why `learner` does not answer in `round`, or `None` if it does; a function of the arguments only."""
         if self.dropout == self.failure == self.straggler == 0:
             return None
         dropout, failure, straggler, chance = keyed_uniforms(4, seed, round, learner, "faults")

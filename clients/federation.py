@@ -1,4 +1,4 @@
-"""All learners of an experiment, each built only in the process that needs it."""
+"""All learners of an experiment; each is built only in the process that needs it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,13 +19,14 @@ from metaleak.defenses import CLIP_NAME, Defense, RandomSource
 
 @dataclass(frozen=True)
 class Federation:
-    """What every learner of an experiment has in common; small enough to send to an actor.
+    """What all learners of an experiment have in common; small enough to send to an actor.
 
-    The images are loaded and the shards drawn in the process that asks for a learner, once a process. `secret` keys
-    the defenses' noise in the place of `seed`: only the nodes of a deployment have one, see `TaskLearner`.
+    Each process that uses a learner loads the images and draws the shards once. `secret` replaces `seed` as the key
+    of the defenses' noise; only the nodes of a deployment have one, see `TaskLearner`.
 
-    `shares` are patterns of the names of the parameters that are shared. The others are in no message: every learner
-    has them from the initialization on, and they stay as they are but for what a rule adapts for an episode.
+    `shares` are patterns of the names of the parameters that are shared. The other parameters are in no message:
+    every learner has them from the initialization on, and they never change, except that a rule may adapt them
+    within an episode.
     """
 
     seed: int
@@ -44,7 +45,7 @@ class Federation:
         return _images(self.data)
 
     def split(self) -> Split:
-        """Return which learner holds which examples: the truth, which only learners and the evaluation may use."""
+        """Return which learner holds which examples; this is the truth, for learners and the evaluation only."""
         return _split(self.data, self.partition, self.task, self.seed)
 
     def learner(self, learner: int) -> TaskLearner:
@@ -76,10 +77,10 @@ class Federation:
         ]
 
     def answering(self, parameters: Parameters) -> "Federation":
-        """Return the federation whose learners answer to `parameters`: with a secret they draw noise for these alone.
+        """Return the federation for answers to `parameters`; with a secret, its learners' noise depends on these.
 
-        The server names the round. If it asks twice in a round with different parameters, the noise must differ too,
-        or it would cancel in the difference; the same message has the same answer.
+        The server chooses the round's number. If it sends different parameters twice in one round, the noise must
+        differ, or it would cancel in the difference of the answers. The same message always gets the same answer.
         """
         if self.secret is None:
             return self
@@ -90,9 +91,9 @@ class Federation:
         return replace(self, secret=RandomSource.of(self.secret, digest.digest()).key)
 
     def initial_parameters(self) -> Parameters:
-        """Return the initialization, by the experiment's seed: of all parameters, shared or not.
+        """Return the initialization of all parameters, shared or not, which the experiment's seed determines.
 
-        With the clipping norm of a defense that adapts it (`CLIP_NAME`), which goes with the parameters.
+        It includes the clipping norm of a defense that adapts it, under `CLIP_NAME`.
         """
         return with_clip(self.defenses, _initialized(self.model, self.data, self.task.ways, self.seed))
 
@@ -101,7 +102,7 @@ class Federation:
         return shared_part(self.shares, parameters)
 
     def whole(self, shared: Parameters) -> Parameters:
-        """Return all parameters, where the `shared` ones are given: the others are those of the initialization."""
+        """Return all parameters: the given `shared` ones, and the others from the initialization."""
         if self.shares == EVERYTHING:
             return shared
         device = next(iter(shared.values())).device
@@ -110,7 +111,7 @@ class Federation:
         return {**whole, CLIP_NAME: shared[CLIP_NAME]} if CLIP_NAME in shared else whole
 
     def computed(self, parameters: Parameters) -> tuple[Model, Parameters]:
-        """Return the model and the part of all `parameters` that learners compute meta-gradients with."""
+        """Return the model and the part of `parameters` with which learners compute meta-gradients."""
         return computed_part(self.shares, self.model, self.rule, parameters)
 
 

@@ -1,4 +1,4 @@
-"""The task-learner: a private shard, a rule, and the defenses that are applied before anything is sent."""
+"""The learner: a private shard, a rule, and the defenses that are applied before anything is sent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,12 +20,11 @@ from metaleak.defenses import CLIP_NAME, Defense, ExampleMechanism, Place, Rando
 
 @dataclass(frozen=True)
 class TaskLearner:
-    """A learner: number `learner` of the federation, with its own images and its own order of classes.
+    """Learner number `learner` of the federation, with its own images and its own order of classes.
 
-    It sends the meta-gradients of the parameters whose names a pattern of `shares` matches.
-
-    Its defenses draw under `secret`, which no server has; without one (a simulation that can be repeated) under the
-    experiment's seed.
+    It sends the meta-gradients of the parameters whose names match a pattern of `shares`. The noise of its defenses
+    is keyed by `secret`, which the server does not have, or without a secret, as in a simulation that can be
+    repeated, by the experiment's seed.
     """
 
     learner: int
@@ -40,15 +39,15 @@ class TaskLearner:
     secret: bytes | None = field(default=None, repr=False)
 
     def drawn(self, round: int) -> Draw:
-        """Return which images this round's episode is made of."""
+        """Return the images of this round's episode, by their places in the data set."""
         return draw(self.shard, self.task, self.seed, self.learner, round)
 
     def episode(self, round: int) -> Episode:
-        """Return the first of this round's `episodes`: there is one, unless messages average several."""
+        """Return the first of this round's `episodes`; it is the only one unless messages average several."""
         return Episode(*(part[0] for part in self.episodes(round)))
 
     def episodes(self, round: int) -> Episode:
-        """Return this round's episodes as the rule will see them, with a leading axis: their images defended."""
+        """Return this round's episodes as the rule gets them, after the defenses of images, with a leading axis."""
         drawn = episodes(self.data, self.drawn(round).parts(self.task.episodes_per_message))
         return drawn._replace(
             support_inputs=self._defended("support", drawn.support_inputs, round),
@@ -56,14 +55,14 @@ class TaskLearner:
         )
 
     def meta_gradient(self, parameters: Parameters, round: int) -> tuple[Parameters, Tensor]:
-        """Return what the learner sends, shaped like the shared of `parameters`, and the query loss that it keeps.
+        """Return what the learner sends, in the shapes of the shared parameters, and its scalar query loss.
 
-        `parameters` are all of the model, the loss is a scalar.
+        `parameters` are all parameters of the model. The loss is not sent.
         """
         return self.told(parameters)._meta_gradient(parameters, round)
 
     def told(self, parameters: Parameters) -> Self:
-        """Return the learner with the adaptive clipping norm that is among `parameters`, if there is one."""
+        """Return the learner with the clipping norm that the server sent among `parameters`, if there is one."""
         return replace(self, defenses=told_clip(self.defenses, parameters)) if CLIP_NAME in parameters else self
 
     def _meta_gradient(self, parameters: Parameters, round: int) -> tuple[Parameters, Tensor]:
@@ -92,7 +91,7 @@ class TaskLearner:
     def perturb(self, round: int, number: int = 0) -> Perturb | None:
         """Return the function that applies the defenses of inner gradients, or `None` without such a defense.
 
-        `number` is the episode's in the message, counted from 0.
+        `number` is the number of the episode in the message, counted from 0.
         """
         if not any(defense.place == "inner" for defense in self.defenses):
             return None

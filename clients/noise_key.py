@@ -14,7 +14,7 @@ def noise_key(path: Path) -> bytes:
 
     The key must stay the same: a learner that is asked again must draw the same noise, or two releases reveal more
     than was accounted for. Only the file's owner may read it. Raises `ValueError` in one line for a file of another
-    length, or that others may read, and `OSError` when it can be neither read nor made.
+    length or that others may read, and `OSError` when the file can be neither read nor created.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ def noise_key(path: Path) -> bytes:
         try:
             with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(_BYTES))
-            # A link and no rename: of several processes that start together, the first one's key is kept.
+            # A link instead of a rename: if several processes start together, the first one's key is kept.
             with suppress(FileExistsError):
                 os.link(beside, path)
         finally:

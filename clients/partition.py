@@ -19,7 +19,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class TaskShape(BaseModel):
     """The size of every task: `ways` classes with `shots` support and `queries` query images each.
 
-    A learner averages `episodes_per_message` episodes in what it sends: of the same classes, its images drawn anew.
+    Each message of a learner is the mean over `episodes_per_message` episodes of the same classes, for each of which
+    it draws images anew.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,12 +35,13 @@ class Partition(BaseModel):
     """How a data set is divided among learners.
 
     `classes_per_learner: null` means the task's `ways`, `examples_per_class: null` its `shots + queries`. `held_out`
-    and `non_members` are fractions of every class's images; `held_out` is ignored for a data set that keeps whole
-    classes for evaluation. With `most_examples_per_class` shards are of unequal size: each learner has a number of
-    its own, drawn between the two. With `dirichlet` a learner's classes are drawn with chances that come, for each
-    learner anew, from the Dirichlet distribution of that concentration, the smaller the more skewed (Hsu et al.
-    2019); else they are those with the most images left. `overlap` is the fraction of a shard's images of a class
-    that the next learner with this class holds, too. Raises `ValueError` when the fractions leave nothing.
+    and `non_members` are fractions of each class's images; `held_out` is ignored for a data set that keeps whole
+    classes for evaluation. With `most_examples_per_class` shards differ in size: each learner's number of examples
+    per class is drawn between the two limits. With `dirichlet` each learner draws its classes with probabilities of
+    its own, which come from the Dirichlet distribution of that concentration: the smaller, the more skewed (Hsu et
+    al. 2019). Otherwise it gets the classes with the most images left. `overlap` is the fraction of a shard's images
+    of a class that the next learner with this class also holds. Raises `ValueError` when the fractions leave no
+    images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,9 +65,9 @@ class Partition(BaseModel):
         return self
 
     def fixed_sets(self, task: TaskShape) -> bool:
-        """Return whether every learner holds the same sets in every round: its shard is just as large as an episode.
+        """Return whether every learner holds the same sets in every round, because its shard is one episode.
 
-        By the settings alone: with sizes drawn between two numbers it is `False`, whatever is drawn.
+        This depends on the settings only: with sizes drawn between two limits it is `False`, whatever is drawn.
         """
         needed = task.shots + task.queries
         return self.classes_per_learner in (None, task.ways) and all(
@@ -75,10 +77,10 @@ class Partition(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A data set dealt out: learners' `shards` by learner id, and ascending int64 indices of the rest.
+    """The division of a data set: the learners' `shards` by learner id, and ascending int64 indices of the rest.
 
     `non_members (n,)` are images of the learners' classes that no learner ever holds; `held_out (m,)` are for
-    evaluation tasks. Every index stands in at most one place, or with an overlap in several shards.
+    evaluation tasks. Each index is in at most one of these places; with an overlap it may be in several shards.
     """
 
     shards: Sequence[ShardIndices]
@@ -91,10 +93,10 @@ def split(
 ) -> Split:
     """Return the split of a data set with `labels (n,)` int64.
 
-    Every class is shuffled by its own key; its first images are held out, the next are non-members, learners
-    draw from the rest in the order of their ids, each taking the classes with the most images left. So a
-    learner's shard does not change when learners are added after it. Raises `ValueError` when a shard is too
-    small for the task, or the data for the learners.
+    Every class is shuffled by its own key. Its first images are held out and the next are non-members. Learners take
+    theirs from the rest in the order of their ids, each from the classes with the most images left, so that a
+    learner's shard does not change when learners are added after it. Raises `ValueError` when a shard is too small
+    for the task, or the data set too small for the learners.
     """
     classes_each, _ = _shard_size(partition, task)
     sizes = shard_sizes(partition, task, seed)
@@ -133,7 +135,7 @@ def _shard_size(partition: Partition, task: TaskShape) -> tuple[int, int]:
 
 
 def shard_sizes(partition: Partition, task: TaskShape, seed: int) -> list[int]:
-    """Return how many images of each of its classes every learner holds; checked against the task."""
+    """Return for every learner how many images it holds of each of its classes; checked against the task."""
     least = _shard_size(partition, task)[1]
     most = least if partition.most_examples_per_class is None else partition.most_examples_per_class
     if most < least:
@@ -149,7 +151,7 @@ def shard_sizes(partition: Partition, task: TaskShape, seed: int) -> list[int]:
 def _deal(
     pools: dict[int, Tensor], partition: Partition, classes_each: int, sizes: list[int], seed: int
 ) -> DealtShards:
-    """Return one shard a learner, dealt in the order of learner ids from every class's shuffled pool."""
+    """Return one shard per learner, dealt in the order of learner ids from every class's shuffled pool."""
     left = {label: len(pool) for label, pool in pools.items()}
 
     def step(size: int) -> int:
@@ -184,7 +186,7 @@ def _deal(
 
 
 class _Fullest:
-    """Chooses the classes with the most images `left`: for shards of one size this serves the most learners."""
+    """Chooses the classes with the most images `left`, which for shards of one size serves the most learners."""
 
     def __init__(self, left: dict[int, int], seed: int) -> None:
         self._left, self._seed = left, seed
@@ -197,7 +199,7 @@ class _Fullest:
         return sorted(label for label in fullest if self._left[label] >= size)
 
     def put_back(self, labels: list[int]) -> None:
-        """Offer these classes again, with what is left of them."""
+        """Make these classes available again, with the images that are left of them."""
         for label in labels:
             if self._left[label] > 0:
                 heapq.heappush(self._heap, self._entry(label))
@@ -209,7 +211,7 @@ class _Fullest:
 
 
 class _DirichletClasses:
-    """Classes drawn without replacement, by chances from a Dirichlet distribution, for each learner anew."""
+    """Draws classes without replacement, with probabilities from a Dirichlet distribution for each learner."""
 
     def __init__(self, left: dict[int, int], concentration: float, seed: int) -> None:
         self._left, self._concentration, self._seed = left, concentration, seed
@@ -218,7 +220,7 @@ class _DirichletClasses:
         """Return at most `count` classes, ascending, with `size` images left each."""
         random = np.random.default_rng(derived_seed(self._seed, "partition", "classes", learner))
         shape = len(self._left)
-        # Logarithms, as a gamma number of a small shape is 0 in floating point: G(a) is G(a + 1) U^(1/a).
+        # Logarithms, since a gamma variate with a small shape is 0 in floating point: G(a) = G(a + 1) U^(1/a).
         chances = np.log(random.standard_gamma(self._concentration + 1, shape))
         chances += np.log1p(-random.random(shape)) / self._concentration
         order = np.argsort(-(chances + random.gumbel(size=shape)), kind="stable")
@@ -227,11 +229,11 @@ class _DirichletClasses:
         return sorted(able[:count])
 
     def put_back(self, labels: list[int]) -> None:
-        """Nothing to do: every draw is of all classes."""
+        """Do nothing, since every draw is from all classes."""
 
 
 def _learners_possible(portions: list[int], classes_each: int) -> int:
-    """Return the largest n for which n learners can each have portions of `classes_each` classes.
+    """Return the largest n for which n learners can each have a portion of `classes_each` different classes.
 
     That is the largest n with sum over classes of min(portions, n) >= n * classes_each.
     """

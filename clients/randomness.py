@@ -1,4 +1,4 @@
-"""Random numbers keyed by what they are for, never by the order in which they are drawn."""
+"""Random numbers that depend on a key, which says what they are for, and never on the order of draws."""
 
 import torch
 

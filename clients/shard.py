@@ -1,4 +1,4 @@
-"""The episode that a learner draws from its shard each round; the evaluation rebuilds it with the same functions."""
+"""The episode that a learner draws from its shard each round; the evaluation rebuilds it by the same functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from metaleak.clients.randomness import keyed_generator
 class Draw:
     """The images of one episode, as int64 indices into the data set.
 
-    `classes (ways,)`; `support (ways, shots)`; `query (ways, queries)`. Row p is label position p, and holds
-    images of `classes[p]`. Of a message of m episodes it holds them side by side, `(ways, m shots)` and `(ways,
-    m queries)`; an image may stand in several.
+    `classes (ways,)`; `support (ways, shots)`; `query (ways, queries)`. Row p is label position p, with images of
+    `classes[p]`. For a message of m episodes the sets are side by side, `(ways, m shots)` and `(ways, m queries)`; an
+    image may be in several episodes.
     """
 
     classes: Tensor
@@ -36,12 +36,12 @@ class Draw:
 
 
 def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: int) -> Draw:
-    """Return the episode of `learner` in `round`, or those of its message; the same arguments give the same.
+    """Return the episode of `learner` in `round`, or all episodes of its message; a function of the arguments only.
 
-    A shard with no more classes than `ways` gives them the same positions in every round; a larger one draws
-    `ways` of them a round, in random order. Likewise the split into support and query is the same in every
-    round when the shard has just `shots + queries` images a class, and drawn without replacement otherwise.
-    Raises `ValueError` when the shard is too small for the task.
+    In a shard with exactly `ways` classes these have the same positions in every round; from a larger one `ways`
+    classes are drawn each round, in random order. Likewise the split into support and query set is the same in every
+    round if the shard has exactly `shots + queries` images per class; otherwise images are drawn without replacement
+    each round. Raises `ValueError` when the shard is too small for the task.
     """
     held, images_each = shard.examples.shape
     needed = task.shots + task.queries
@@ -50,7 +50,7 @@ def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: i
             f"a shard of {held} classes x {images_each} images is too small "
             f"for a task of {task.ways} ways x {needed} images"
         )
-    # With a key that has no round in it, a choice stays the same in all rounds.
+    # A choice whose key does not contain the round is the same in all rounds.
     class_key: tuple[int | str, ...] = (seed, learner, "positions")
     image_key: tuple[int | str, ...] = (seed, learner, "roles")
     if held > task.ways:
@@ -67,7 +67,7 @@ def draw(shard: ShardIndices, task: TaskShape, seed: int, learner: int, round: i
     return Draw(drawn[0].classes, support, query)
 
 
-# Such a choice is cached: it takes longer than a small network's meta-gradient.
+# Cached, because drawing takes longer than a small network's meta-gradient.
 @lru_cache(maxsize=16384)
 def _drawn(
     shard: ShardIndices, task: TaskShape, class_key: tuple[int | str, ...], image_key: tuple[int | str, ...]

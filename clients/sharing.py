@@ -1,4 +1,4 @@
-"""Which parameters a federation shares, and with which of the others its learners compute."""
+"""Which parameters a federation shares, and which others its learners compute with."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,9 +25,9 @@ _LARGEST_LOG = 27.0
 
 
 def matching(patterns: Patterns, names: Iterable[str], key: str = "shares") -> tuple[str, ...]:
-    """Return those of `names` that a pattern matches, in their order.
+    """Return those of `names` that match a pattern, in their order.
 
-    Raises `ValueError` in one line, which begins with `key`, for a pattern that matches none.
+    Raises `ValueError` in one line, which begins with `key`, for a pattern that matches no name.
     """
     known = tuple(names)
     for pattern in patterns:
@@ -42,7 +42,7 @@ def matching(patterns: Patterns, names: Iterable[str], key: str = "shares") -> t
 def shared_part(shares: Patterns, parameters: Parameters) -> Parameters:
     """Return the `parameters` that are shared; raises `ValueError` as `matching` does.
 
-    The clipping norm of a defense always is.
+    The clipping norm of a defense is always shared.
     """
     if shares == EVERYTHING:
         return parameters
@@ -51,7 +51,7 @@ def shared_part(shares: Patterns, parameters: Parameters) -> Parameters:
 
 
 def with_clip(defenses: Iterable[Defense], parameters: Parameters) -> Parameters:
-    """Return all `parameters`, and beside them the clipping norm of a defense where that adapts."""
+    """Return all `parameters`, together with the clipping norm of a defense that adapts it, if there is one."""
     adapts = adapting(defenses)
     if adapts is None or CLIP_NAME in parameters:
         return parameters
@@ -60,7 +60,7 @@ def with_clip(defenses: Iterable[Defense], parameters: Parameters) -> Parameters
 
 
 def without_clip(parameters: Parameters) -> Parameters:
-    """Return the `parameters` of the model alone."""
+    """Return the `parameters` of the model, without a clipping norm."""
     return {name: value for name, value in parameters.items() if name != CLIP_NAME}
 
 
@@ -82,10 +82,10 @@ def told_clip(defenses: Sequence[Defense], parameters: Parameters) -> tuple[Defe
 
 
 def computed_part(shares: Patterns, model: Model, rule: Rule, parameters: Parameters) -> tuple[Model, Parameters]:
-    """Return what `rule` computes a learner's meta-gradient with: a model, and the parameters that are its arguments.
+    """Return the model and the parameters with which `rule` computes a learner's meta-gradient.
 
-    These are the shared ones and those that the rule adapts. All others are constants of the model that is returned:
-    their derivatives are not needed.
+    The parameters are the shared ones and those that the rule adapts. All others become constants of the returned
+    model, since their derivatives are not needed.
     """
     parameters = without_clip(parameters)
     if shares == EVERYTHING:
@@ -99,19 +99,19 @@ def computed_part(shares: Patterns, model: Model, rule: Rule, parameters: Parame
 
 @dataclass(frozen=True, eq=False)
 class WithConstants:
-    """A `model` some of whose parameters are `constants`."""
+    """A `model` with some of its parameters held constant."""
 
     model: Model
     constants: Parameters = field(repr=False)
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Return the names of the classifier's parameters, without those that are constants."""
+        """The names of the classifier's parameters that are not constants."""
         return tuple(name for name in head_of(self.model) if name not in self.constants)
 
     @property
     def dense_layers(self) -> Mapping[str, str | None] | None:
-        """Return the model's dense layers whose weights are no constants; `None` where only a bias of one is none."""
+        """The dense layers whose weights are not constants; `None` if a layer has a constant weight but not bias."""
         layers = dense_layers_of(self.model) or {}
         moving = {weight: bias for weight, bias in layers.items() if weight not in self.constants}
         others = {bias for weight, bias in layers.items() if weight in self.constants and bias is not None}
@@ -119,7 +119,7 @@ class WithConstants:
         return None if alone or not moving else moving
 
     def initialize(self, input_shape: tuple[int, ...], ways: int, generator: object) -> Parameters:
-        """Refuse: the constants belong to one initialization. Raises `RuntimeError`."""
+        """Raise `RuntimeError`, because the constants belong to one initialization."""
         raise RuntimeError("a model with constants is not initialized again")
 
     def __call__(self, parameters: Parameters, inputs: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""The way in: experiment files, launching, benchmark grids, reports, the command line.
+"""The public interface: experiment files, simulations, benchmark grids, reports, the command line.
 
-Importing this package asks Flower and Ray to send no telemetry and to look for no updates: a privacy tool makes no
-network connection that its user did not ask for, and it may run where there is none. Processes that are started after
-it, Ray's actors among them, keep the memory that they have once had. Set the variables to override.
+Importing this package sets environment variables, unless they are set already. They tell Flower and Ray to send no
+telemetry and to look for no updates, because a privacy tool must not make network connections that its user did not
+ask for. They also let processes that are started afterwards, such as Ray's actors, keep the memory that they have
+once allocated.
 """
 
 import os
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 _SETTINGS = {
     # Large pages for the actors' large tensors: on a virtual machine every new small page costs a microsecond.
-    # And memory that is given back is only asked for again.
+    # Memory is not given back to the system, since it would soon be requested again.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"
     ":glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=2147483648",
     "FLWR_TELEMETRY_ENABLED": "0",

@@ -13,7 +13,7 @@ _DEFENSES = sorted({point.name for point in entry_points(group="metaleak.defense
 
 audits = typer.Typer(
     no_args_is_help=True,
-    help="Analyze what a network's gradient gives away, or test a defense's guarantee; nothing is simulated.",
+    help="Analyze what a network's gradient reveals, or test a defense's guarantee; nothing is simulated.",
 )
 
 
@@ -26,7 +26,7 @@ def audit_model(
     ] = "3x32x32",
     ways: Annotated[
         int | None,
-        typer.Option("--ways", min=1, max=10_000, help="Number of classes; default: a module's own, otherwise 5."),
+        typer.Option("--ways", min=1, max=10_000, help="Number of classes; default: a module's own, or else 5."),
     ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Seed of the parameters, and of the image that I2F is computed at.")
@@ -36,15 +36,18 @@ def audit_model(
     report: Annotated[
         Path | None,
         typer.Option(
-            "--report", help="Write a page with what is rebuilt of the image after each layer, beside the truth."
+            "--report", help="Write a page that shows the image as rebuilt after each layer, beside the true one."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say layer by layer what a network's gradient gives away, and how safe its architecture is.
+    """Show layer by layer what a network's gradient reveals, and how safe its architecture is.
 
-    Example: `metaleak audit model lenet --input 1x28x28`; any network `metaleak audit model my_networks:Net`; with
-    the inversion of an image `metaleak audit model lenet --input 1x28x28 --image shoe.png --report page.html`
+    Example: `metaleak audit model lenet --input 1x28x28`
+
+    A network of your own: `metaleak audit model my_networks:Net`
+
+    With the inversion of an image: `metaleak audit model lenet --input 1x28x28 --image shoe.png --report page.html`
     """
     from metaleak.deploy.audits.model_command import AskedPage, audit_command
 
@@ -58,29 +61,29 @@ def audit_model(
 def defense(
     name: Annotated[str, typer.Argument(help="A defense with a guarantee, by name.", metavar="DEFENSE")],
     changes: Changes = None,
-    rule: Annotated[str, typer.Option("--rule", help="The rule, for a record-level defense.")] = "fomaml",
+    rule: Annotated[str, typer.Option("--rule", help="For a record-level defense: the learner's rule.")] = "fomaml",
     asks: Annotated[
         Literal["query", "support"],
-        typer.Option("--asks", help="The set whose examples are tested, for a record-level defense."),
+        typer.Option("--asks", help="For a record-level defense: the set whose examples are tested."),
     ] = "query",
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, max=1000, help="Rounds that a learner takes part in.")
+        int, typer.Option("--rounds", min=1, max=1000, help="Number of rounds in which a learner takes part.")
     ] = 1,
     trials: Annotated[
-        int, typer.Option("--trials", help="Number of learners, or with --one-run of canaries.")
+        int, typer.Option("--trials", help="Number of simulated learners, or with --one-run of canaries.")
     ] = 10_000,
     confidence: Annotated[float, typer.Option("--confidence", help="Confidence of the lower bounds.")] = 0.95,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the trials.")] = 0,
     one_run: Annotated[
-        bool, typer.Option("--one-run", help="Test with canaries in one run: seconds, not minutes.")
+        bool, typer.Option("--one-run", help="Test with many canaries in one run, in seconds instead of minutes.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the epsilon that a defense promises with what the worst-case adversary proves of it.
+    """Compare the epsilon that a defense promises with the lower bound that a worst-case adversary proves.
 
-    It needs no data: the adversary chooses the inputs, and the learner's own code computes what is sent for them.
-    `--set` changes the defense (`--set epsilon=8`) or the rule (`--set rule.inner_steps=3`). Exits with 1 when more
-    is proven than promised.
+    No data are needed: the adversary chooses the inputs, and the learner's own code computes what is sent for them.
+    `--set` changes a setting of the defense (`--set epsilon=8`) or of the rule (`--set rule.inner_steps=3`). The exit
+    code is 1 when more is proven than promised.
 
     Example: `metaleak audit defense gaussian --set clip=1 --set epsilon=8 --rounds 2`
     """

@@ -1,12 +1,16 @@
 """The command line: `metaleak init | simulate | attack | benchmark | pretraining | report | audit`."""
 
+import inspect
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperGroup
+from typer.main import get_command
+from typer.models import ParameterInfo
 
 from metaleak.deploy.audit_cli import audits
 from metaleak.deploy.cli_options import AsJson, Changes, Wide
@@ -20,13 +24,13 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Simulate federated meta-learning, attack what the server sees, and measure what the gradients leak.\n\n"
+    help="Simulate federated meta-learning, attack what the server sees, and measure what gradients leak.\n\n"
     "Example: `metaleak init && metaleak simulate experiment.yaml && metaleak attack runs/experiment query`",
 )
 
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Where the data set lies; default: the variable METALEAK_DATA."),
+    typer.Option("--data-dir", help="The folder of data sets; default: the variable METALEAK_DATA."),
 ]
 Download = Annotated[
     bool, typer.Option("--download", help="Allow the data set to be fetched from its publisher when missing.")
@@ -35,8 +39,8 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Let the run directory name code of its own (module:Name) and run it. Only for runs that you made, or "
-        "whose author you trust as you would to run a script.",
+        help="Run code that the run directory names (module:Name). Use it only for runs that you made, or whose "
+        "author you trust enough to run a script of theirs.",
     ),
 ]
 app.add_typer(audits, name="audit")
@@ -79,7 +83,7 @@ def simulate(
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; default `runs/<name>`.")] = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="RUN", help="Instead of a file: resume this run after its last round."),
+        typer.Option("--resume", metavar="RUN", help="Resume this run after its last round, instead of a file."),
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option("--ray-address", help="Run on this Ray cluster: auto, or HOST:PORT of its head.")
@@ -91,8 +95,9 @@ def simulate(
 ) -> None:
     """Simulate the experiment and record what the server sees.
 
-    Example: `metaleak simulate experiment.yaml --set rounds=50 --out runs/first`; after a kill
-    `metaleak simulate --resume runs/first`
+    Example: `metaleak simulate experiment.yaml --set rounds=50 --out runs/first`
+
+    After a kill: `metaleak simulate --resume runs/first`
     """
     from metaleak.deploy.commands import simulate_command
 
@@ -111,7 +116,7 @@ def attack(
     changes: Changes = None,
     result: Annotated[str | None, typer.Option("--as", help="Name of the result; default: the attack's.")] = None,
     app_file: Annotated[
-        Path | None, typer.Option("--app", help="A file that states what the adversary knows of the app.")
+        Path | None, typer.Option("--app", help="The file that states what the adversary knows of a Flower app.")
     ] = None,
     data_dir: DataDir = None,
     download: Download = False,
@@ -119,14 +124,14 @@ def attack(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Attack a run's record: tell which images were in learners' sets, or rebuild them.
+    """Attack a run's record: tell which examples were in learners' sets, or rebuild them.
 
-    `--set` changes the attack (`--set iterations=100`), the targets (`--set targets.round=last`) or the engine
-    (`--set engine.longest_hours=48`).
+    `--set` changes a setting of the attack (`--set iterations=100`), of the targets (`--set targets.round=last`) or
+    of the engine (`--set engine.longest_hours=48`).
 
     Example: `metaleak attack runs/first support --set knows=other --as support-query-known`
 
-    Another Flower app's record: `metaleak attack runs/mine/record span --app app.yaml`
+    The record of another Flower app: `metaleak attack runs/mine/record span --app app.yaml`
     """
     from metaleak.deploy.commands import app_attack_command, attack_command
 
@@ -148,7 +153,7 @@ def benchmark(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a grid of experiments and attacks, or of pretraining studies; a second call runs only what is missing.
+    """Run a grid of experiments and attacks, or of pretraining studies. A second call runs only what is missing.
 
     Example: `metaleak benchmark deploy/experiments/demo.yaml --out runs/demo`
     """
@@ -168,10 +173,10 @@ def pretraining(
     here: Annotated[bool, typer.Option("--here", help="Train in this process, without Ray.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what finetuned models give away about the examples that they were pretrained on.
+    """Measure what finetuned models reveal about the examples that they were pretrained on.
 
-    Models are pretrained on random halves of a pool, finetuned, and attacked through their predictions; a second call
-    trains only what is missing.
+    Models are pretrained on random halves of a pool, finetuned, and attacked through their predictions. A second call
+    trains only the models that are missing.
 
     Example: `metaleak pretraining deploy/experiments/pretraining-cifar10.yaml --out runs/pretraining`
     """
@@ -204,14 +209,29 @@ def _with_data(changes: list[str] | None, data_dir: Path | None, download: bool)
     return (*(changes or ()), *extra)
 
 
+def command_line() -> Any:
+    """Return the click group of all commands, with the help of arguments, which typer 0.20 loses with click 8.5."""
+    built = get_command(app)
+    waiting: list[Any] = [built]
+    while waiting:
+        command = waiting.pop()
+        waiting += command.commands.values() if isinstance(command, TyperGroup) else ()
+        signature = inspect.signature(command.callback or (lambda: None))
+        for parameter in command.params:
+            if isinstance(parameter, TyperArgument):
+                written = getattr(signature.parameters[str(parameter.name)].annotation, "__metadata__", ())
+                parameter.help = next((one.help for one in written if isinstance(one, ParameterInfo)), None)
+    return built
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM)."""
     given = sys.argv[1:] if arguments is None else arguments
-    # It may stand anywhere, so it is taken out before the commands look at their options.
+    # The option may be anywhere, so it is removed before the commands parse theirs.
     rest = [argument for argument in given if argument != "--debug"]
-    # For a user's own `module:Name`; last, so that no file in this folder shadows a library.
+    # So that a user's own `module:Name` is found; last, so that no file in this folder shadows a library.
     sys.path.append(str(Path.cwd()))
-    sys.exit(_exit_code(lambda: app(rest, standalone_mode=True), debug=len(rest) < len(given)))
+    sys.exit(_exit_code(lambda: command_line()(rest, standalone_mode=True), debug=len(rest) < len(given)))
 
 
 def _exit_code(command: Callable[[], object], debug: bool) -> int:

@@ -1,4 +1,4 @@
-"""Options that several commands of the command line have."""
+"""Options that several commands have in common."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What the commands do: progress while they work, a table when they are done."""
+"""The work of the commands: they show progress while they compute, and print tables when they are done."""
 
 import json
 import math
@@ -112,7 +112,7 @@ def attack_command(
     say(_sentence(name, found))
     alone = ", ".join(f"{key} {auc.value:.3f}" for key, auc in found.statistics.items())
     if alone:
-        say(f"AUC by each statistic alone, small for members: {alone}")
+        say(f"AUC of each statistic by itself, where small values count as members: {alone}")
     show(comparison_table(read(path), wide))
 
 
@@ -136,7 +136,7 @@ def app_attack_command(
     if as_json:
         typer.echo(found.model_dump_json())
     elif found.evaluation is None:
-        say(f"{name} attack: no member is known in the candidates, so there is nothing to compare with")
+        say(f"{name} attack: the candidates' file does not state who is a member, so the scores are not evaluated")
     else:
         say(_sentence(name, found))
     if not as_json:
@@ -204,9 +204,9 @@ def _report(path: Path, out: Path | None) -> Path:
 
 
 def _asking(run: RunDirectory, name: str, changes: tuple[str, ...], data: tuple[str, ...], trust: bool) -> Experiment:
-    """Return the run's experiment with one attack: its own of this name, or a default one, after `changes`.
+    """Return the run's experiment with one attack: the run's own of this name, or a default one, after `changes`.
 
-    Code that the run names needs `trust`, the user's own does not.
+    Code that the run names requires `trust`; code that the user names does not.
     """
     source = f"attack {name} on {run.path}"
     plain = in_long_form(run.stored(), source)
@@ -219,12 +219,12 @@ def _asking(run: RunDirectory, name: str, changes: tuple[str, ...], data: tuple[
 
 
 def _tell_of_large_record(experiment: Experiment, path: Path) -> None:
-    """Print how much the simulation will write, where it is much, and how to write less."""
+    """Print how much the simulation will write, if that is much, and how to write less."""
     size, free = record_bytes(experiment), free_bytes(path)
     if size >= _LARGE_RECORD or size > free:
         say(
             f"metaleak: the record will take about {size_text(size)} of the {size_text(free)} free at {path}; "
-            "--set record.rounds=1 keeps the first round alone",
+            "--set record.rounds=1 records only the first round",
             error=True,
         )
 

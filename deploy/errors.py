@@ -1,4 +1,4 @@
-"""Errors, in one line for people to read."""
+"""Errors, and their messages in one line."""
 
 from metaleak.deploy.printable import printable
 
@@ -6,7 +6,7 @@ from metaleak.deploy.printable import printable
 class Interrupted(BaseException):
     """Raised after Ctrl-C or SIGTERM; whatever was complete is kept on disk.
 
-    It is no `Exception`, so that no handler on the way treats it as a failure.
+    It is not an `Exception`, so that no handler treats it as a failure.
     """
 
 

@@ -1,4 +1,4 @@
-"""Running an experiment and attacking a run, in a call each."""
+"""Running an experiment and attacking a run, each by one call."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +14,16 @@ from metaleak.deploy.simulate.run_directory import RunDirectory
 
 
 def run_experiment(experiment: Experiment | Mapping[str, Any], out: Path | str) -> RunDirectory:
-    """Simulate an experiment, or one from the keys of its YAML file, and return the run directory `out`.
+    """Simulate an experiment and return its run directory.
 
-    Raises `ValueError` in one line for a key or a value that is not allowed, or when `out` holds a run already.
+    >>> run = run_experiment({"data": "digits", "server": {"rounds": 5}}, "runs/digits")  # doctest: +SKIP
+
+    Args:
+        experiment: An `Experiment`, or a mapping with the keys of its YAML file.
+        out: The run directory to write.
+
+    Raises:
+        ValueError: In one line, for a key or a value that is not allowed, or when `out` already holds a run.
     """
     if not isinstance(experiment, Experiment):
         experiment = experiment_from(dict(experiment), "the experiment")
@@ -26,11 +33,21 @@ def run_experiment(experiment: Experiment | Mapping[str, Any], out: Path | str) 
 def attack_run(
     run: RunDirectory, attack: str, targets: Mapping[str, Any] | None = None, trust: bool = False, **settings: Any
 ) -> AttackResult:
-    """Attack a run with the attack of this name, or `module:Name`, after its `settings`; return what was found.
+    """Attack a run and return the result, which is also kept in `attacks/<name>/` of the run.
 
-    `targets` are the keys of that part of the YAML file, and otherwise the run's own. A run that names code of its
-    own needs `trust`. The result is kept in `attacks/<name>/` of the run. Raises `ValueError` in one line for a
-    setting that is not allowed, an attack that does not apply, or one whose result is there already.
+    >>> found = attack_run(run, "span", targets={"members": 60})  # doctest: +SKIP
+    >>> found.evaluation.auc.value                                # doctest: +SKIP
+
+    Args:
+        run: The run to attack.
+        attack: An attack by name, or `module:Name` of your own.
+        targets: Keys of the part `targets` of the YAML file that replace those of the run.
+        trust: Whether code that the run directory names (`module:Name`) may be imported and run.
+        settings: The attack's settings, by name.
+
+    Raises:
+        ValueError: In one line, for a setting that is not allowed, an attack that does not apply to the run, or one
+            whose result exists already.
     """
     experiment = run.experiment(trust=trust)
     if targets:

@@ -1,14 +1,14 @@
-"""Text from elsewhere as a terminal may print it: no control characters, with which it could be rewritten."""
+"""Making foreign text safe to print: no control characters, which could change what a terminal shows."""
 
 import re
 from typing import Any
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters but for tabs and ends of lines, and halves of surrogate pairs, which cannot be printed."""
+"""Control characters except tabs and line ends, and halves of surrogate pairs, which cannot be printed."""
 
 
 def unprintable(text: str) -> bool:
-    """Return whether `text` holds what must not be printed."""
+    """Return whether `text` has a character that must not be printed."""
     return _UNPRINTABLE.search(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""Progress of a command: bars on a terminal, plain lines from time to time elsewhere."""
+"""Progress of a command: bars on a terminal, and occasional plain lines elsewhere."""
 
 import math
 import time
@@ -22,7 +22,7 @@ _SECONDS = 60.0
 
 
 class PlainLines:
-    """Progress as lines: the first after ten seconds, then one a minute, as long as there are updates."""
+    """Progress as lines: the first after ten seconds, then one per minute, as long as there are updates."""
 
     def __init__(self, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._clock = say, clock
@@ -31,7 +31,7 @@ class PlainLines:
         self._task: dict[str, Any] = {}
 
     def add_task(self, description: str, total: float | None = None, **fields: Any) -> TaskID:
-        """Begin a task; the field `left` is the time left in words, where the caller knows it."""
+        """Begin a task; the field `left` is the time left in words, if the caller knows it."""
         self._began = self._clock()
         self._next = self._began + _FIRST_SECONDS
         self._first = None
@@ -43,7 +43,7 @@ class PlainLines:
         self._task |= what
         now, done = self._clock(), self._task["completed"]
         if self._first is None and done is not None:
-            # Steps that were done before this call say nothing about its speed.
+            # Steps that were done before this call do not count for its speed.
             self._first, self._began = done, now
         if now >= self._next and done is not None and self._task["total"]:
             self._next = now + _SECONDS

@@ -1,4 +1,4 @@
-"""What is printed for people: tables and sentences that break at spaces, never inside a word, at any width."""
+"""Tables and sentences for the terminal: at any width, lines break at spaces and never inside a word."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -11,19 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 _GAP = 2
-"""Blank columns between two columns of a table."""
+"""The number of blanks between two columns of a table."""
 
 _NAME = 22
-"""The least width of the column that names rows, if its names are that long: readers look there first."""
+"""The least width of the column that names rows, if its names are that long."""
 
 
 @dataclass(frozen=True)
 class Grid:
     """A table that fits the terminal: cells break at spaces, and a table that is still too wide becomes several.
 
-    `rows` have a cell for each of the `columns`; the first column names the row, stands in every table, and is
-    aligned to the left, as are `words`. Below the last table stand the `notes`, a paragraph each. Only a word that
-    is longer than the terminal is wide is broken.
+    `rows` have a cell for each of the `columns`. The first column names the row; it and the columns in `keys` are
+    repeated in every table where there is room. The first column and those in `words` are aligned to the left. The
+    `notes` follow below the last table, each as a paragraph. Only a word that is longer than the terminal is wide is
+    broken.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Grid:
     rows: Sequence[Sequence[Text | str]]
     notes: Sequence[str] = ()
     words: frozenset[str] = field(default_factory=frozenset)
+    keys: frozenset[str] = field(default_factory=frozenset)
 
     @property
     def row_count(self) -> int:
@@ -49,7 +51,8 @@ class Grid:
         columns = list(zip(*cells, strict=True))
         least = [max(map(_longest_word, column)) for column in columns]
         least[0] = max(least[0], min(max(map(_longest_line, columns[0])), _NAME))
-        parts = _parts(least, options.max_width)
+        keys = [place for place, name in enumerate(self.columns) if place == 0 or name in self.keys]
+        parts = _parts(least, options.max_width, keys)
         for number, places in enumerate(parts):
             yield _title(self.title, number, len(parts))
             table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -94,13 +97,16 @@ def _title(title: str, number: int, parts: int) -> Text:
     return Text(f"{title} ({number + 1} of {parts})" if parts > 1 else title, style="bold")
 
 
-def _parts(least: Sequence[int], width: int) -> list[list[int]]:
-    """Return the columns of each table: the first, and as many more as fit with their longest words."""
-    parts = [[0]]
-    for place in range(1, len(least)):
+def _parts(least: Sequence[int], width: int, keys: Sequence[int]) -> list[list[int]]:
+    """Return the columns of each table: the `keys`, and as many more as fit with their longest words."""
+    others = [place for place in range(len(least)) if place not in keys]
+    if sum(least[at] + _GAP for at in keys) + max((least[at] for at in others), default=0) > width:
+        keys, others = [0], list(range(1, len(least)))
+    parts = [list(keys)]
+    for place in others:
         taken = sum(least[at] + _GAP for at in parts[-1]) + least[place]
-        if taken > width and len(parts[-1]) > 1:
-            parts.append([0])
+        if taken > width and len(parts[-1]) > len(keys):
+            parts.append(list(keys))
         parts[-1].append(place)
     return parts
 

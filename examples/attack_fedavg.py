@@ -1,4 +1,4 @@
-"""Attack the record of a FedAvg app, as `metaleak.server.CuriousServer` has written it.
+"""Attack the record of a FedAvg app that `metaleak.server.CuriousServer` has written.
 
 Usage: attack_fedavg.py RECORD APP.YAML
 """

@@ -1,4 +1,4 @@
-"""Does a mechanism keep its promise? What it promises, beside what its worst case proves."""
+"""Does a mechanism keep its promise? Compare the epsilon that it promises with the one that its worst case proves."""
 
 from metaleak.clients.rules import first_order_maml
 from metaleak.defenses import GaussianMechanism

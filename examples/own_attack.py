@@ -1,4 +1,4 @@
-"""An attack of one's own: is the image like a row of the first layer's gradient?"""
+"""An attack of your own: is the image similar to a row of the first layer's gradient?"""
 
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +12,7 @@ class Likeness(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     asks: str = "query"
-    requires: frozenset = frozenset()  # what it must know beside what the server sees: nothing
+    requires: frozenset = frozenset()  # what its adversary must know besides what the server sees: nothing
 
     def __call__(self, observation, targets, seed, progress=None):
         rows = observation.gradients["layer1.weight"][targets.rows]  # (T, units, pixels)

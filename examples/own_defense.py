@@ -1,4 +1,4 @@
-"""A defense of one's own: what it costs, and what it leaves to the span attack."""
+"""A defense of your own, and what the span attack finds with and without it."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,4 +1,4 @@
-"""Images of one's own: a folder a class, in color, 84 x 84 pixels. Usage: own_images.py FOLDER"""
+"""Your own images, in one folder per class, as 84 x 84 pixels in color. Usage: own_images.py FOLDER"""
 
 import sys
 

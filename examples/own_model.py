@@ -1,4 +1,4 @@
-"""A network of one's own: any `torch.nn.Module` that takes images and returns logits."""
+"""A network of your own: any `torch.nn.Module` that takes images and returns logits."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""What do finetuned models give away about the examples that their start was trained on?"""
+"""What do finetuned models reveal about the examples that they were pretrained on?"""
 
 from pathlib import Path
 

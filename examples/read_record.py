@@ -1,4 +1,4 @@
-"""What did a learner send? Read with pandas and safetensors alone. Usage: read_record.py RECORD"""
+"""What did a learner send? Read a record with pandas and safetensors only. Usage: read_record.py RECORD"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Private sentences, rebuilt from the gradient of one matrix of a small transformer."""
+"""Rebuild private sentences from the gradient of one matrix of a small transformer."""
 
 from metaleak.deploy import attack_run, run_experiment
 

@@ -1,4 +1,4 @@
-"""The meta-learner's side: the Flower strategy, the curious server, and the record it writes."""
+"""The server's side: the meta-learner as a Flower strategy, the curious server, and the record that it writes."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

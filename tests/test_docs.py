@@ -34,6 +34,7 @@ def test_the_reference_is_that_of_the_code():
     again = "python docs/reference_pages.py"
     assert (ROOT / "docs/commands.md").read_text() == reference_pages.commands(), again
     assert (ROOT / "docs/settings.md").read_text() == reference_pages.settings(), again
+    assert (ROOT / "docs/plugins.md").read_text() == reference_pages.plugins(), again
 
 
 def test_the_catalog_names_every_plug_in():

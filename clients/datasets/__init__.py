@@ -1,4 +1,4 @@
-"""Data sets: where the learners' images and sentences come from."""
+"""Data sets: the images and sentences that are divided among learners."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
-"""The user's cache directory, where what is slow to decode or must be unpacked is kept between runs.
+"""The user's cache directory, for data that are slow to decode or have to be unpacked.
 
-Several processes may ask for the same entry at once: each writes its own temporary one and moves it into
-place in one step, so that no process ever reads half an entry.
+Several processes may ask for the same entry at once: each writes a temporary entry of its own and moves it into
+place in one step, so that no process reads an incomplete entry.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ def cache_directory() -> Path:
 
 
 def digest(*parts: str | Path) -> str:
-    """Return a name for an entry made from `parts`: texts as they are, and the contents of files (`Path`).
+    """Return a name for a cache entry that depends on `parts`: on texts, and on the contents of files (`Path`).
 
     Raises `OSError` when a file cannot be read.
     """
@@ -38,7 +38,7 @@ def digest(*parts: str | Path) -> str:
 
 
 def kept_directory(name: str, fill: Callable[[Path], None]) -> Path:
-    """Return the cached directory `name`, which `fill` writes into an empty one when it is missing.
+    """Return the cached directory `name`; if it is missing, `fill` is called with an empty directory to fill.
 
     Raises what `fill` raises, and `OSError` when the cache cannot be written; neither leaves anything behind.
     """
@@ -61,10 +61,9 @@ def kept_directory(name: str, fill: Callable[[Path], None]) -> Path:
 
 
 def kept_images(name: str, make: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-    """Return the uint8 array that `make` returns, from the cached file `name`.npy when there is one.
+    """Return the cached uint8 array `name`; if it is missing, the one that `make` returns, which is then cached.
 
-    A cached file that cannot be read is made again, and without a writable cache the array is made each time: the
-    cache only saves time.
+    A cached file that cannot be read is made again. If the cache cannot be written, `make` is called each time.
     """
     entry = cache_directory() / f"{name}.npy"
     try:

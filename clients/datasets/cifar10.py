@@ -22,10 +22,11 @@ _FOLDERS = ("cifar10", "cifar-10-batches-bin", ".")
 
 
 class CIFAR10(Published):
-    """CIFAR-10 (Krizhevsky 2009), 32x32 in color: 10 000 images a batch, by default those of the test batch.
+    """CIFAR-10 (Krizhevsky 2009): 32x32 color images, 10 000 in each of its `batches`, by default the test batch.
 
     `data_dir` holds the files of the binary version, `test_batch.bin` and `data_batch_1.bin` to `data_batch_5.bin`,
-    packed (`.bin.gz`) or not, directly or in `cifar10/` or `cifar-10-batches-bin/`. Nothing is fetched.
+    packed (`.bin.gz`) or not, directly or in `cifar10/` or `cifar-10-batches-bin/`. Nothing is fetched, whatever
+    `download` says.
     """
 
     batches: Annotated[tuple[Batch, ...], Field(min_length=1)] = ("test_batch",)
@@ -52,7 +53,7 @@ class CIFAR10(Published):
 
 
 def _rows(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return a batch's rows `(10000, 3073)`, the label first, never more of the file than these."""
+    """Return a batch's rows `(10000, 3073)`, each with its label first; no more of the file is read."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read(_ROWS * _ROW + 1)

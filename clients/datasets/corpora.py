@@ -14,7 +14,7 @@ from metaleak.clients.datasets.published import VARIABLE, Published
 from metaleak.clients.datasets.text import LabeledText, TextData
 
 _LARGEST = 64 << 20
-"""Bytes of text that are unpacked from an archive."""
+"""The most bytes of text that are unpacked from an archive."""
 
 
 class Corpus(TextData):
@@ -65,7 +65,7 @@ class CoLA(Corpus):
 class SST2(Corpus):
     """The training sentences and phrases of SST-2 (Socher et al. 2013), from `train.tsv.gz`.
 
-    A line has two columns, set apart by a tab: the label, 0 or 1, and the sentence.
+    A line of the file has two columns separated by a tab: the label, 0 or 1, and the sentence.
     """
 
     _name = "SST-2"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 Modality = Literal["image", "tokens"]
-"""What the examples of a data set are: it decides how they are stored, computed with, compared and shown."""
+"""The kind of a data set's examples; it decides how they are stored, computed with, compared and shown."""
 
-# What is stored of one example: type of the numbers, axes, and how both are written.
+# For each modality: the type of the stored numbers, the number of axes, and both in words.
 _STORED: dict[Modality, tuple[torch.dtype, int, str]] = {
     "image": (torch.uint8, 4, "uint8 (n, C, H, W)"),
     "tokens": (torch.int64, 2, "int64 (n, T)"),
@@ -21,12 +21,12 @@ _STORED: dict[Modality, tuple[torch.dtype, int, str]] = {
 class LabeledExamples:
     """All examples of a data set, in an order that is the same on every machine.
 
-    `examples` of the modality `image` are uint8 in 0..255 `(n, C, H, W)`, of the modality `tokens` the numbers of a
-    vocabulary's tokens, int64 from 0 on `(n, T)`. `labels (n,)` int64 in [0, len(classes)); `classes` are their
-    names. `held_out_classes` are kept for evaluation tasks only; when there are none, evaluation holds out
-    examples of the learners' own classes. `names` are those of the examples, such as their files, where they have
-    any. Of tokens, `padding` is the one that makes sentences equally long, and `text_of` turns the tokens of a
-    sentence into what can be read. Raises `ValueError` when these do not fit together.
+    `examples` of the modality `image` are uint8 `(n, C, H, W)` in 0..255; those of the modality `tokens` are int64
+    `(n, T)`, the numbers of a vocabulary's tokens from 0 on. `labels (n,)` are int64 in [0, len(classes)), and
+    `classes` are their names. `held_out_classes` are kept for evaluation tasks only; when there are none, evaluation
+    holds out examples of the learners' own classes. `names` are the names of the examples, such as their files, if
+    they have any. For tokens, `padding` is the token that makes sentences equally long, and `text_of` turns the
+    tokens of a sentence into text. Raises `ValueError` when these do not fit together.
     """
 
     examples: Tensor
@@ -54,9 +54,9 @@ class LabeledExamples:
         if self.modality != "tokens" and (self.padding, self.text_of) != (None, None):
             raise ValueError("padding and text_of are for the modality tokens")
         if len(self.examples) != len(self.labels):
-            raise ValueError(f"{len(self.examples)} examples do not go with {len(self.labels)} labels")
+            raise ValueError(f"there are {len(self.examples)} examples, but {len(self.labels)} labels")
         if self.names and len(self.names) != len(self.labels):
-            raise ValueError(f"{len(self.names)} names do not go with {len(self.labels)} examples")
+            raise ValueError(f"there are {len(self.names)} names, but {len(self.labels)} examples")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.classes):
             raise ValueError(f"labels lie in [{low}, {high}], not in [0, {len(self.classes)}), the number of classes")
@@ -70,9 +70,9 @@ class LabeledExamples:
         return tuple(self.examples.shape[1:])
 
     def inputs(self, places: Tensor) -> Tensor:
-        """Return the examples at `places (m,)` as learners compute with them.
+        """Return the examples at `places (m,)` in the form in which learners compute with them.
 
-        Images as float32 `(m, C, H, W)` in [0, 1], tokens as they are, int64 `(m, T)`.
+        Images are float32 `(m, C, H, W)` in [0, 1]; tokens stay int64 `(m, T)`.
         """
         chosen = self.examples.index_select(0, places)
         return chosen.to(torch.float32).div_(255.0) if self.modality == "image" else chosen
@@ -90,5 +90,5 @@ class DataSet(Protocol):
         ...
 
     def __hash__(self) -> int:
-        """Return the same number for equal data sets, so that a loaded one can be kept."""
+        """Return the same number for equal data sets, so that a loaded data set can be cached."""
         ...

@@ -1,4 +1,4 @@
-"""Decoding of an image file to a small square, within limits that keep a hostile file from filling memory."""
+"""Decoding an image file to a small square, with limits, so that a hostile file cannot fill the memory."""
 
 import struct
 import warnings
@@ -16,7 +16,7 @@ _DAMAGE = (OSError, SyntaxError, EOFError, ValueError, TypeError, IndexError, Ov
 
 
 class Head(NamedTuple):
-    """The properties in an image file's header; `gray` when its pixel format has no colors."""
+    """The properties of an image in its file's header; `gray` if its pixel format has no colors."""
 
     width: int
     height: int
@@ -24,9 +24,9 @@ class Head(NamedTuple):
 
 
 def head(file: IO[bytes], source: str) -> Head:
-    """Return the header of the image in `file`; raises as `decode` does for what the header shows.
+    """Return the header of the image in `file`; raises the errors of `decode` that the header shows.
 
-    Pillow reads an image with a palette as a whole, of any other only the header.
+    Only the header is read, except that Pillow reads an image with a palette as a whole.
     """
     image = _opened(file, source)
     if image.mode == "P":
@@ -43,8 +43,8 @@ def head(file: IO[bytes], source: str) -> Head:
 def decode(file: IO[bytes], source: str, size: int, gray: bool) -> npt.NDArray[np.uint8]:
     """Return the image in `file` as `(1 or 3, size, size)` uint8: its central square, antialiased.
 
-    `source` names the file in errors. Raises `ValueError` when it is damaged, has more than `MAX_PIXELS`, or
-    more than 8 bits a channel.
+    `source` names the file in errors. Raises `ValueError` when it is damaged, or has more than `MAX_PIXELS` pixels or
+    more than 8 bits per channel.
     """
     image = _opened(file, source)
     try:
@@ -57,7 +57,7 @@ def decode(file: IO[bytes], source: str, size: int, gray: bool) -> npt.NDArray[n
 
 
 def _opened(file: IO[bytes], source: str) -> Image.Image:
-    """Return the image of which only the head has been read, checked against the limits."""
+    """Return the opened image, checked against the limits; only its header has been read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -69,7 +69,7 @@ def _opened(file: IO[bytes], source: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{source} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{source} has more than 8 bits a channel (mode {image.mode}): convert it first")
+        raise ValueError(f"{source} has more than 8 bits per channel (mode {image.mode}): convert it first")
     return image
 
 

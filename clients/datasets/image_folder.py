@@ -18,13 +18,14 @@ _SMALLEST, _LARGEST = 4, 1024
 
 
 class ImageFolder(BaseModel):
-    """Images laid out one folder a class: `path/<class>/<image>`.
+    """Images in one folder per class: `path/<class>/<image>`.
 
-    `size: null` keeps the images' own size, which must be one square for all of them; with a number, every image's
-    central square is resized to so many pixels. `gray: true` makes one channel, `false` three, `null` one where all
-    files have a gray pixel format and three otherwise. `held_out_classes` are kept for evaluation tasks only: a list
-    of class names, or the fraction of the classes to draw by `held_out_seed`; an empty list holds out images of every
-    class instead. Hidden files and files that are not images by their name are left out.
+    With `size: null` the images keep their own size, which must be the same square for all of them; with a number,
+    the central square of every image is resized to that many pixels. `gray: true` makes one channel, `false` three;
+    `null` makes one if all files have a gray pixel format, and three otherwise. `held_out_classes` are kept for
+    evaluation tasks only: a list of class names, or the fraction of the classes that is drawn by `held_out_seed`.
+    With an empty list, images of every class are held out instead. Hidden files, and files whose names are not those
+    of images, are left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,9 +55,8 @@ class ImageFolder(BaseModel):
     def load(self) -> LabeledExamples:
         """Return `images (n, 1 or 3, size, size)`, ordered by class and file name.
 
-        Raises `ValueError` when there are fewer than two classes, a class without an image, too many images
-        for memory, an image that cannot be read, images of several sizes and no `size`, or a held-out class that is
-        not there.
+        Raises `ValueError` for fewer than two classes, a class without an image, too many images for the memory, an
+        image that cannot be read, images of several sizes without a `size`, and a held-out class that does not exist.
         """
         folders = self._class_folders()
         classes = tuple(folder.name for folder in folders)
@@ -121,7 +121,7 @@ class ImageFolder(BaseModel):
         return images
 
     def _form(self, files: list[Path]) -> tuple[int, bool]:
-        """Return the size in pixels, and whether the images are gray: by the heads of the files where not chosen."""
+        """Return the size in pixels, and whether the images are gray; where not set, the files' headers decide."""
         if self.size is not None and self.gray is not None:
             return self.size, self.gray
         heads = []
@@ -137,7 +137,7 @@ class ImageFolder(BaseModel):
             if first.width != first.height or not _SMALLEST <= first.width <= _LARGEST:
                 raise ValueError(
                     f"{files[0]} has {first.width}x{first.height} pixels, "
-                    f"and no square of {_SMALLEST} to {_LARGEST}: {choose}"
+                    f"which is no square of {_SMALLEST} to {_LARGEST}: {choose}"
                 )
         return self.size or first.width, all(one.gray for one in heads) if self.gray is None else self.gray
 

@@ -24,8 +24,8 @@ _KNOWN_CONTENT = {3925137587: "MNIST", 3035799336: "FashionMNIST"}
 class MNIST(Published):
     """The 60 000 training images of MNIST (LeCun et al. 1998), 28x28 gray.
 
-    `data_dir` holds torchvision's own layout (`MNIST/raw/`), or the four published `.gz` archives directly or
-    in `mnist/`; archives are unpacked into the cache directory.
+    `data_dir` holds torchvision's own layout (`MNIST/raw/`), or the four published `.gz` archives, directly or in
+    `mnist/`. Archives are unpacked into the cache directory.
     """
 
     _name: ClassVar[str] = "MNIST"
@@ -56,7 +56,7 @@ class MNIST(Published):
         )
 
     def _root(self) -> Path:
-        """Return the folder that torchvision calls root: the user's own, or one in the cache."""
+        """Return the folder that torchvision calls root: the user's folder, or one in the cache."""
         layout = f"{self._name}/raw"
         if self.find((layout,), _FILES):
             return self.folder() or Path()
@@ -90,7 +90,7 @@ class MNIST(Published):
 class FashionMNIST(MNIST):
     """The 60 000 training images of Fashion-MNIST (Xiao et al. 2017), 28x28 gray.
 
-    As `MNIST`, from `FashionMNIST/raw/`, or the archives directly or in `fashion_mnist/`.
+    `data_dir` is as for `MNIST`: it holds `FashionMNIST/raw/`, or the archives, directly or in `fashion_mnist/`.
     """
 
     _name: ClassVar[str] = "FashionMNIST"
@@ -98,7 +98,7 @@ class FashionMNIST(MNIST):
 
 
 def _promised_size(head: bytes, source: Path) -> int:
-    """Return the size of an idx file that begins with `head`: magic, dimensions, then one byte an item."""
+    """Return the size of an idx file that begins with `head`: magic, dimensions, then one byte per item."""
     if len(head) >= 4 and head[:3] == b"\0\0\x08" and 1 <= head[3] <= 3:
         length = 4 + 4 * head[3]
         if len(head) >= length:
@@ -108,7 +108,7 @@ def _promised_size(head: bytes, source: Path) -> int:
 
 
 def _check_idx(path: Path) -> None:
-    """Raise `ValueError` when the idx file `path` is not as long as its own head says."""
+    """Raise `ValueError` when the idx file `path` is not as long as its header says."""
     with path.open("rb") as file:
         promised = _promised_size(file.read(16), path)
     size = path.stat().st_size
@@ -117,7 +117,7 @@ def _check_idx(path: Path) -> None:
 
 
 def _unpack_idx(archive: Path, target: Path) -> None:
-    """Write the idx file that is packed in `archive`, never more of it than its own head promises."""
+    """Write the idx file that is packed in `archive`, but no more bytes than its header says."""
     try:
         with gzip.open(archive) as packed, target.open("wb") as file:
             piece = packed.read(16)

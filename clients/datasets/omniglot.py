@@ -25,11 +25,11 @@ _MAX_BYTES = 1 << 20
 
 
 class Omniglot(Published):
-    """All 1 623 characters: the background set's 964 for learners, the 659 others held out for evaluation.
+    """Omniglot's 1 623 characters (Lake et al. 2015): 964 of the background set for learners, 659 for evaluation.
 
-    `rotations: true` makes four classes of every background character, turned by 0, 90, 180 and 270 degrees
-    (Santoro et al. 2016); evaluation characters stay upright. `data_dir` holds the two published archives
-    directly, in `omniglot/` or in torchvision's `omniglot-py/`.
+    `rotations: true` makes four classes of each background character, rotated by 0, 90, 180 and 270 degrees
+    (Santoro et al. 2016); evaluation characters stay upright. `data_dir` holds the two published archives, directly,
+    in `omniglot/` or in torchvision's `omniglot-py/`.
     """
 
     size: Annotated[int, Field(ge=4, le=105)] = 28

@@ -1,4 +1,4 @@
-"""Sentences of the user's own, and a small set of made-up ones that needs no file."""
+"""The user's own sentences, and a small set of made-up ones that needs no file."""
 
 import csv
 from itertools import product
@@ -9,14 +9,15 @@ from pydantic import field_validator
 from metaleak.clients.datasets.text import LabeledText, TextData
 
 _LARGEST = 256 << 20
-"""Bytes of a file of text that are read."""
+"""The most bytes of text that are read."""
 
 
 class OwnText(TextData):
-    """Sentences of the user's own.
+    """The user's own sentences.
 
-    `path` is a CSV file (TSV by its name) whose first row names its columns, of which `sentence` and `label` say
-    which are meant; or a folder with a folder a class, and a sentence a `.txt` file.
+    `path` is a CSV file (or TSV, by its name) whose first row names its columns; `sentence` and `label` are the
+    names of the columns that are used. Or `path` is a folder with one folder per class, and in these one `.txt` file
+    per sentence.
     """
 
     path: Path
@@ -31,8 +32,8 @@ class OwnText(TextData):
     def text(self) -> LabeledText:
         """Return the sentences, with the classes in the order of their names.
 
-        Raises `ValueError` for a path that is missing, too large, no text, without the columns, with a row without a
-        label or with fewer than two classes.
+        Raises `ValueError` for a path that is missing, too large or not text, that lacks a column, or that has a row
+        without a label or fewer than two classes.
         """
         pairs = self._of_folder() if self.path.is_dir() else self._of_table()
         classes = tuple(sorted({label for _, label in pairs}))
@@ -49,7 +50,7 @@ class OwnText(TextData):
         if self.path.stat().st_size > _LARGEST:
             raise ValueError(f"{self.path} has more than {_LARGEST >> 20} MiB")
         try:
-            # Spreadsheets begin a file with a mark of its encoding, and TSV has no quotes.
+            # Files from spreadsheets begin with a byte-order mark, and TSV has no quotes.
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 if self.path.suffix == ".tsv":
                     rows = csv.DictReader(file, dialect="excel-tab", quoting=csv.QUOTE_NONE)
@@ -88,10 +89,10 @@ _JUDGMENTS = {
 
 
 class MadeUpSentences(TextData):
-    """3 360 short sentences that are put together from parts, such as "the film was very dull", of two classes."""
+    """3 360 short sentences of two classes, composed of parts, such as "the film was very dull"."""
 
     def text(self) -> LabeledText:
-        """Return all sentences that the parts give, ordered by class."""
+        """Return all sentences that can be composed, ordered by class."""
         pairs = [
             (f"{subject} {verb} {degree}{judgment} .", label)
             for label, judgments in enumerate(_JUDGMENTS.values())

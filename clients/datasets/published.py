@@ -1,4 +1,4 @@
-"""The search for published archives on this machine, and the error when they are missing."""
+"""Finding published archives on this machine, and the error when they are missing."""
 
 import os
 from pathlib import Path
@@ -12,9 +12,9 @@ VARIABLE = "METALEAK_DATA"
 class Published(BaseModel):
     """The fields of a data set that is published as archives.
 
-    `data_dir` is the folder of data sets, by default the environment variable `METALEAK_DATA` of the process
-    that loads; it is only ever read. `download: true` is the user's consent to fetch what is missing, into
-    the cache directory.
+    `data_dir` is the folder of data sets, by default the one that the environment variable `METALEAK_DATA` of the
+    loading process names; nothing is written there. `download: true` allows missing archives to be fetched into the
+    cache directory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +51,7 @@ class Published(BaseModel):
         return None
 
     def missing(self, name: str, subfolders: tuple[str, ...], files: tuple[str, ...]) -> ValueError:
-        """Return the error that says where `name` was looked for and how to get it."""
+        """Return an error that says where `name` was looked for and how to get it."""
         folder = self.folder()
         if folder is None:
             place = f"no data_dir is given and {VARIABLE} is not set"

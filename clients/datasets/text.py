@@ -25,9 +25,9 @@ class LabeledText:
 class TextData(BaseModel):
     """Labeled sentences as tokens.
 
-    `tokenizer` is a model's directory with a `tokenizer.json` in it; `null`: every word of the data is a token, in
-    lower case. A sentence has at most `length` tokens, special ones included, and is padded to so many; what is
-    `longer` is left out, or cut.
+    `tokenizer` is a model's directory that holds a `tokenizer.json`; with `null` every word of the data, in lower
+    case, is a token. A sentence has at most `length` tokens, including special ones, and is padded to that length.
+    `longer` says whether longer sentences are left out or cut.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

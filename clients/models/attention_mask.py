@@ -1,13 +1,13 @@
-"""Attention masks as plain additions, which can be differentiated twice and vectorized."""
+"""Attention masks as plain additions, so that they can be differentiated twice and vectorized."""
 
 import torch
 from torch import Tensor, nn
 
 
 def additive_mask(present: Tensor, dtype: torch.dtype, later: bool) -> Tensor:
-    """Return what is added to the scores of attention, `(B, 1, T, T)`: 0 where a token is seen, else very little.
+    """Return what is added to attention scores, `(B, 1, T, T)`: 0 where a token is seen, else the lowest number.
 
-    `present (B, T)` tells which tokens are no padding; with `later` a token sees also those after it.
+    `present (B, T)` is true for tokens that are not padding. With `later` a token also sees those after it.
     """
     seen = present[:, None, None, :].expand(-1, 1, present.shape[1], -1)
     if not later:
@@ -16,7 +16,7 @@ def additive_mask(present: Tensor, dtype: torch.dtype, later: bool) -> Tensor:
 
 
 def sees_later_tokens(module: nn.Module) -> bool:
-    """Return whether in this model of `transformers` a token sees those after it, found out by computing."""
+    """Return whether a token sees those after it in this model of `transformers`, found out by computing."""
     # Tokens of any vocabulary.
     zeros = torch.zeros(1, 3, dtype=torch.int64)
     other = torch.tensor([[0, 0, 1]])

@@ -24,9 +24,9 @@ _BLOCKS = 4
 class Conv4(BaseModel):
     """Four blocks of 3x3 convolution, normalization and ReLU, each halving the image, and a linear classifier.
 
-    `normalization: batch` uses the statistics of the batch at hand, never a running average: what MAML does.
-    `downsample: stride` halves by a stride of two (Finn et al. for Omniglot), `max` by max-pooling (for larger
-    images).
+    `normalization: batch` uses the statistics of the current batch, never a running average, as MAML does.
+    `downsample: stride` halves the image by a stride of two (as Finn et al. for Omniglot), `max` by max-pooling (for
+    larger images). `filters` is the number of channels of each block.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,9 +70,10 @@ class Conv4(BaseModel):
         return self._logits(parameters, images, lambda block, features: batch_statistics(features))
 
     def decoupled(self, parameters: Parameters, reference: Tensor) -> Model:
-        """Return the model with the batch statistics of the images `reference (B, C, H, W)` at `parameters`.
+        """Return the model with fixed statistics: those of the batch `reference (B, C, H, W)` at `parameters`.
 
-        Each image's logits then depend on that image alone. Itself unless `normalization` is `batch`.
+        Each image's logits then depend on that image only. Unless `normalization` is `batch`, this is the model
+        itself.
         """
         if self.normalization != "batch":
             return self
@@ -112,7 +113,7 @@ class Conv4(BaseModel):
 
 @dataclass(frozen=True)
 class _FixedStatistics:
-    """A `Conv4` whose batch normalization uses given statistics, one pair a block."""
+    """A `Conv4` whose batch normalization uses fixed statistics, one pair per block."""
 
     model: Conv4
     statistics: tuple[Statistics, ...]

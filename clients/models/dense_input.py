@@ -1,4 +1,4 @@
-"""Finding the dense first layer of a module: by following random images, and by computing without them."""
+"""Finding the dense first layer of a module, by following random images through it and by computing without them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,10 +20,11 @@ _TOLERANCE = 1e-4
 
 
 def dense_input_of_module(model: Compute, parameters: Parameters) -> tuple[DenseInput, tuple[int, int, int]] | None:
-    """Return the dense first layer of `model`, and a shape of images that it takes, or `None` where none is shown.
+    """Return the dense first layer of `model` and a shape of images that it takes, or `None` where not verified.
 
-    Shown is: every image goes, flattened and perhaps scaled and shifted pixel by pixel, into one linear layer and
-    nowhere else; its weight is used for nothing else; images of another size are not taken, so they are not resized.
+    Verified is that every image goes, flattened and perhaps scaled and shifted pixel by pixel, into one linear layer
+    and nowhere else; that this layer's weight is used for nothing else; and that images of another size are refused,
+    so that none are resized.
     """
     widths = dict.fromkeys(value.shape[1] for value in parameters.values() if value.ndim == 2)
     for shape in (shape for width in widths for shape in _shapes(width)):
@@ -64,7 +65,7 @@ def _dense_input(model: Compute, parameters: Parameters, shape: tuple[int, int, 
     larger = torch.rand(2, shape[0], 2 * shape[1], 2 * shape[2], generator=generator)
     if _tried(lambda: model(parameters, larger)) is not None:
         return None
-    # One image by itself, too: so will attacks ask.
+    # A single image is tried, too, because attacks use single images.
     logits = _tried(lambda: model(parameters, others[:1]))
     without = _tried(lambda: without_images(model, parameters, found.inputs(others[:1]), weight, shape))
     if logits is None or without is None or not torch.allclose(logits, without, rtol=_TOLERANCE, atol=_TOLERANCE):
@@ -73,7 +74,7 @@ def _dense_input(model: Compute, parameters: Parameters, shape: tuple[int, int, 
 
 
 def _only_weight(followed: Followed) -> str | None:
-    """Return the weight of the linear layer that alone takes the example, if there is one."""
+    """Return the weight of the only layer that takes the example, if there is one and it is linear."""
     layers = followed.layers()
     first, *later = layers.layers or (None,)
     if first is None or first.kind != "linear" or first.weight is None or first.takes != (INPUT,):
@@ -88,7 +89,7 @@ def _first_input(model: Compute, parameters: Parameters, images: Tensor) -> Tens
 
 
 def _tried(compute: Callable[[], _T]) -> _T | None:
-    """Return what `compute` returns, or `None` when it raises: a module may refuse images of other shapes anyhow."""
+    """Return what `compute` returns, or `None` when it raises: a module may refuse images by any exception."""
     try:
         with torch.no_grad():
             return compute()
@@ -105,7 +106,7 @@ def without_images(
 
 
 class _Fed(TorchFunctionMode):
-    """Gives the linear layer of this weight these inputs, whatever it is called with."""
+    """Replaces the inputs of the linear layer with this weight."""
 
     def __init__(self, weight: Tensor, inputs: Tensor) -> None:
         super().__init__()

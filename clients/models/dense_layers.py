@@ -1,4 +1,4 @@
-"""Networks whose parameters all stand in dense layers, and what enters and leaves these layers."""
+"""Networks whose parameters are all in dense layers, and the inputs and gradients of these layers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,31 +15,31 @@ from metaleak.clients.models.layers import ACTIVATIONS, Compute, follow
 from metaleak.clients.models.model import Model
 
 _TOLERANCE = 1e-4
-"""Part of a value that float32 may lose on its way through a network."""
+"""The largest relative rounding error of float32 that is allowed in a network."""
 
 
 @runtime_checkable
 class OnlyDense(Protocol):
-    """A model whose parameters all stand in dense layers, and which computes each example by itself.
+    """A model whose parameters are all in dense layers, and which computes each example by itself.
 
-    So the gradient of one example is an outer product for each layer, and need not be formed: its norm is the product
-    of two norms (Goodfellow 2015, "Efficient Per-Example Gradient Computations").
+    The gradient of one example is then an outer product for each layer, and need not be formed to compute its norm,
+    which is a product of two norms (Goodfellow 2015, "Efficient Per-Example Gradient Computations").
     """
 
     @property
     def dense_layers(self) -> Mapping[str, str | None] | None:
-        """Return the bias's name, or `None`, for the name of each layer's weight; `None` where the promise fails.
+        """The names of each layer's weight and bias (`None` without one); `None` if the model has other parameters.
 
-        Each pair enters one call of `torch.nn.functional.linear` with inputs `(B, n)`, one row an example, and
-        nothing else. An example's logits depend on its own row alone.
+        Each pair is used in one call of `torch.nn.functional.linear` with inputs `(B, n)`, one row per example, and
+        nowhere else. An example's logits depend on its own row only.
         """
         ...
 
 
 def dense_layers_of(model: Model) -> Mapping[str, str | None] | None:
-    """Return the dense layers of which the model consists; `None` for a model that does not promise it.
+    """Return the dense layers of which the model consists; `None` for a model that does not declare them.
 
-    Each class speaks for itself: one derived from it may compute otherwise.
+    A declaration is not inherited, since a derived class may compute something else.
     """
     return cast(OnlyDense, model).dense_layers if "dense_layers" in vars(type(model)) else None
 
@@ -47,10 +47,11 @@ def dense_layers_of(model: Model) -> Mapping[str, str | None] | None:
 def dense_layers_of_module(
     model: Compute, parameters: Parameters, shape: tuple[int, ...]
 ) -> Mapping[str, str | None] | None:
-    """Return the dense layers of which `model` consists, for inputs `(B, *shape)`, or `None` where that is not shown.
+    """Return the dense layers of which `model` consists, for inputs `(B, *shape)`, or `None` where not verified.
 
-    Shown is: each example goes through a chain of linear layers and activations and nothing else, alone as among
-    others; each parameter is used once; and what passes the layers gives the gradient that differentiation gives.
+    Verified is that each example goes through a chain of linear layers and activations and nothing else, with the
+    same result alone and among others; that each parameter is used once; and that the layers' inputs and output
+    gradients reproduce the gradient.
     """
     images = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     followed = follow(model, parameters, images)
@@ -77,7 +78,7 @@ def dense_layers_of_module(
 def _gives_the_gradient(
     model: Compute, layers: Mapping[str, str | None], parameters: Parameters, images: Tensor
 ) -> bool:
-    """Return whether the layers' inputs and slopes make up the gradient, and the Hessian times a direction."""
+    """Return whether the layers' inputs and slopes reproduce the gradient, and the Hessian times a direction."""
     moving = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     weights, direction = [moving[name] for name in layers], {name: value.detach() for name, value in moving.items()}
 
@@ -92,7 +93,7 @@ def _gives_the_gradient(
     try:
         seen = passed(model, layers, parameters, frozenset(parameters), images, loss, direction)
     except (KeyError, NotImplementedError):
-        # A weight that is computed with before it meets the inputs, or an activation without a forward derivative.
+        # The weight is changed before it is multiplied with the inputs, or an activation has no forward derivative.
         return False
     made = [(one.slopes.mT @ one.inputs, _moved(one)) for one in seen]
     return all(
@@ -112,9 +113,9 @@ def _moved(layer: "Passed") -> Tensor:
 
 @dataclass(frozen=True)
 class Passed:
-    """What passed a dense layer: its `inputs (B, n)` and the `slopes (B, h)` of each example's loss in its outputs.
+    """A dense layer's `inputs (B, n)`, and `slopes (B, h)`: the gradient of each example's loss in its outputs.
 
-    `inputs_moved` and `slopes_moved` are the derivatives of both along a direction of the parameters, where one was
+    `inputs_moved` and `slopes_moved` are the derivatives of both along a direction in parameter space, if one was
     given.
     """
 
@@ -135,10 +136,11 @@ def passed(
     loss: Callable[[Tensor], Tensor],
     direction: Parameters | None = None,
 ) -> list[Passed]:
-    """Return what `inputs (B, ...)` leave in each of the dense `layers` that have a parameter in `names`.
+    """Return the inputs and slopes, for `inputs (B, ...)`, of the dense `layers` with a parameter in `names`.
 
-    `loss` makes the sum of the examples' losses, a scalar, of the logits `(B, ways)`. With a `direction`, shaped like
-    `parameters`, its derivatives along it too, by one pass forward beside the one backward (Pearlmutter 1994).
+    `loss` computes the sum of the examples' losses, a scalar, from the logits `(B, ways)`. With a `direction`, shaped
+    like `parameters`, the derivatives along it are computed too, by one forward pass in addition to the backward
+    pass (Pearlmutter 1994).
     """
     fixed = {name: value.detach() for name, value in parameters.items()}
     asked = {weight: bias for weight, bias in layers.items() if weight in names or bias in names}
@@ -165,7 +167,7 @@ def _dual(value: Tensor, moved: Tensor) -> Tensor:
 
 
 def _apart(dual: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the value of a dual number and its derivative, `None` for one that does not move."""
+    """Return the value of a dual number and its derivative, which is `None` for a constant."""
     value, moved = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
     return value.detach(), None if moved is None else moved.detach()
 
@@ -177,7 +179,7 @@ def _calls(
     inputs: Tensor,
     loss: Callable[[Tensor], Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return what each layer took, and the derivatives of the loss in what it made."""
+    """Return each layer's inputs, and the derivatives of the loss in its outputs."""
     with _Tapped({id(parameters[weight]): weight for weight in asked}) as tapped:
         total = loss(model(parameters, inputs))
     taken, made = zip(*(tapped.calls[weight] for weight in asked), strict=True)
@@ -186,7 +188,7 @@ def _calls(
 
 
 class _Tapped(TorchFunctionMode):
-    """Keeps what the linear layers of some weights take and make, as the start of what is differentiated."""
+    """Keeps the inputs and outputs of the linear layers with some weights; the outputs require gradients."""
 
     def __init__(self, weights: Mapping[int, str]) -> None:
         super().__init__()

@@ -23,10 +23,11 @@ _LORA = (".lora_a", ".lora_b")
 class LanguageModel(BaseModel):
     """A transformer with a classifier of sentences, as a pure function of its parameters.
 
-    Parameters have the names that `transformers` gives them. `learns` are patterns of the names of those that are
-    learned; the others are constants of the model, which no message holds. With `lora` every query and value weight W
-    becomes W + B A with learned factors of that rank (Hu et al. 2022), called `<layer>.lora_a` and `<layer>.lora_b`.
-    Dropout is off. Attention is computed from plain operations: the fused ones have no second derivatives.
+    Parameters have the names that `transformers` gives them. `learns` are patterns of the names of the parameters
+    that are learned; the others are constants of the model and are in no message. With `lora` every query and value
+    weight W becomes W + B A with learned factors of that rank (Hu et al. 2022), called `<layer>.lora_a` and
+    `<layer>.lora_b`. Dropout is off. Attention is computed from plain operations, because fused attention has no
+    second derivatives.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,14 +37,14 @@ class LanguageModel(BaseModel):
 
     @abstractmethod
     def build(self, ways: int) -> nn.Module:
-        """Return a new model of `transformers`, what is random of it drawn from torch's global generator.
+        """Return a new model of `transformers`; random parameters are drawn from torch's global generator.
 
         Raises `ValueError` in one line when it cannot be made.
         """
 
     @property
     def module(self) -> nn.Module:
-        """The model of `transformers` that computes, one a process."""
+        """The model of `transformers` that is used for computing, one per process."""
         return _built(self, 2, 0)
 
     @property
@@ -53,17 +54,17 @@ class LanguageModel(BaseModel):
 
     @property
     def begin(self) -> int | None:
-        """The token that every sentence begins with, `None` where there is none or it is not known."""
+        """The token with which every sentence begins; `None` if there is none or it is not known."""
         return None
 
     @property
     def end(self) -> int | None:
-        """The token that every sentence ends with, `None` where there is none or it is not known."""
+        """The token with which every sentence ends; `None` if there is none or it is not known."""
         return None
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What turns sentences into the model's tokens, `None` where it is not known."""
+        """The tokenizer that turns sentences into the model's tokens; `None` if it is not known."""
         return None
 
     @property
@@ -78,14 +79,14 @@ class LanguageModel(BaseModel):
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Return the names of the last layer's parameters that are learned."""
+        """The names of the last layer's parameters that are learned."""
         return tuple(name for name in self._last() if name in self._names())
 
     def initialize(self, input_shape: tuple[int, ...], ways: int, generator: torch.Generator) -> Parameters:
-        """Return the learned parameters for sentences `(T,)` and `ways` classes, what is random of them seeded.
+        """Return the learned parameters for sentences `(T,)` and `ways` classes; `generator` seeds random ones.
 
-        Raises `ValueError` in one line for examples that are no tokens, sentences that are longer than the model
-        allows, another number of classes than two with a classifier that is not learned, and a pattern of `learns`
+        Raises `ValueError` in one line for examples that are not tokens, for sentences longer than the model allows,
+        for a number of classes other than two with a classifier that is not learned, and for a pattern of `learns`
         that matches no parameter.
         """
         if len(input_shape) != 1:
@@ -98,7 +99,7 @@ class LanguageModel(BaseModel):
         if ways != 2 and not set(self._last()) <= set(self._names()):
             raise ValueError(f"learns: a classifier that is not learned has 2 classes, and the task has {ways}")
         seed = int(torch.randint(2**62, (), generator=generator))
-        # Not one that is kept: every experiment has its own.
+        # A new module and not a cached one, because every experiment has its own.
         module = _seeded(self, ways, seed)
         known = dict(module.named_parameters())
         for pattern in self.learns:
@@ -123,19 +124,19 @@ class LanguageModel(BaseModel):
         return self._called(parameters, tokens).logits  # type: ignore[no-any-return]
 
     def logits_of(self, parameters: Parameters, tokens: Tensor, embeddings: Tensor) -> Tensor:
-        """Return logits `(B, ways)` where `embeddings (B, T, d)` stand in the place of the tokens' word embeddings.
+        """Return logits `(B, ways)` with `embeddings (B, T, d)` in the place of the tokens' word embeddings.
 
-        The `tokens (B, T)` tell where the padding is and nothing else. Differentiable twice by both.
+        The `tokens (B, T)` only show where the padding is. Twice differentiable in parameters and embeddings.
         """
         return self._called(parameters, tokens, embeddings).logits  # type: ignore[no-any-return]
 
     def inputs_of(
         self, weight: str, parameters: Parameters, tokens: Tensor, embeddings: Tensor | None = None
     ) -> Tensor:
-        """Return what the layer with the parameter `weight` takes of `tokens (B, T)`, `(B, T, d)`; differentiable.
+        """Return the inputs `(B, T, d)` of the layer with the parameter `weight` for `tokens (B, T)`; differentiable.
 
-        With `embeddings (B, T, d)` these stand in the place of the word embeddings of the tokens, which then tell
-        where the padding is and nothing else. Layers after it are not computed.
+        With `embeddings (B, T, d)` these replace the word embeddings of the tokens, which then only show where the
+        padding is. Later layers are not computed.
         """
         caught: list[Tensor] = []
 
@@ -143,7 +144,7 @@ class LanguageModel(BaseModel):
             caught.append(arguments[0])
             raise _Caught
 
-        # Found out by computing, which the hook would end.
+        # Determined first, because it is found out by computing, which the hook would end.
         _bidirectional(self)
         layer = self.module.get_submodule(weight.rpartition(".")[0])
         handle = layer.register_forward_pre_hook(catch)
@@ -155,9 +156,10 @@ class LanguageModel(BaseModel):
         return caught[0]
 
     def embedding_of(self, weight: str, parameters: Parameters, length: int) -> Embedding | None:
-        """Return what the layer with the parameter `weight` takes of single tokens at the first `length` places.
+        """Return the inputs of the layer with the parameter `weight` as a function of a token and its place.
 
-        `None` where this is not of the form of an `Embedding`: what a later layer takes depends on all tokens.
+        `None` where they do not have the form of an `Embedding`: the inputs of later layers depend on all tokens.
+        Places are the first `length` ones.
         """
         seen: list[tuple[nn.LayerNorm, Tensor, Tensor]] = []
 
@@ -167,7 +169,7 @@ class LanguageModel(BaseModel):
 
         norms = [layer for layer in self.module.modules() if isinstance(layer, nn.LayerNorm)]
         handles = [layer.register_forward_hook(see) for layer in norms]
-        # Three tokens, one of them among the others: of the padding alone nothing would be seen.
+        # Three tokens, one of them among others, and no padding, which would be masked.
         other = [token for token in range(4) if token != self.padding]
         tokens = torch.tensor(other)[:, None].repeat(1, length)
         tokens[2, 1::2] = other[0]
@@ -199,7 +201,7 @@ class LanguageModel(BaseModel):
         return gradient.mT if type(layer).__name__ == "Conv1D" and not weight.endswith(_LORA) else gradient
 
     def attention_of(self, weight: str) -> Attention | None:
-        """Return the attention whose query, key or value weight is `weight`, `None` where it cannot be told."""
+        """Return the attention whose query, key or value weight is `weight`; `None` if the names do not show it."""
         layer, _, kind = weight.removesuffix(".weight").rpartition(".")
         names = {name: f"{layer}.{name}.weight" for name in ("query", "key")}
         if kind not in ("query", "key", "value") or not set(names.values()) <= set(self._every()):
@@ -208,7 +210,7 @@ class LanguageModel(BaseModel):
         return Attention(names["query"], names["key"], heads)
 
     def every_parameter(self, parameters: Parameters) -> Parameters:
-        """Return `parameters`, and with them those that are constants of the model."""
+        """Return `parameters` together with those that are constants of the model."""
         device = next((value.device for value in parameters.values()), None)
         return {name: value.to(device) for name, value in self._every().items()} | parameters
 
@@ -249,13 +251,13 @@ class LanguageModel(BaseModel):
         return {} if self.lora is None else _factors_of(self, self.lora)
 
     def _names(self) -> tuple[str, ...]:
-        """Return the names of the learned parameters, in order: with LoRA the factors and what `learns` names."""
+        """Return the names of the learned parameters in order: those that `learns` names, and LoRA's factors."""
         own = [name for name in self._every() if any(fnmatchcase(name, pattern) for pattern in self.learns)]
         return (*own, *self._factors())
 
 
 class _Caught(Exception):
-    """Ends a forward computation at the layer whose input was asked for."""
+    """Raised to end a forward computation at the layer whose inputs are wanted."""
 
 
 @lru_cache(maxsize=4)

@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 from metaleak.clients.episode import Parameters
 
 Compute = Callable[[Parameters, Tensor], Tensor]
-"""Logits from parameters and images: what a model is when it is called."""
+"""A model as a function: logits from parameters and images."""
 
 INPUT = "input"
-"""Stands for the example among the names of layers."""
+"""The name that stands for the example among the names of layers."""
 
 _RESHAPES = frozenset(
     {"flatten", "reshape", "view", "contiguous", "permute", "transpose", "squeeze", "unsqueeze", "to"}
@@ -23,7 +23,7 @@ _RESHAPES = frozenset(
 ACTIVATIONS = frozenset(
     {"relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "sigmoid", "tanh", "hardtanh", "relu6"}
 )
-"""Functions of torch that take each number by itself."""
+"""Functions of torch that act on each number by itself."""
 
 _CONSTANTS: dict[str, dict[str, float]] = {
     "leaky_relu": {"negative_slope": 0.01},
@@ -31,7 +31,7 @@ _CONSTANTS: dict[str, dict[str, float]] = {
     "softplus": {"beta": 1.0, "threshold": 20.0},
     "hardtanh": {"min_val": -1.0, "max_val": 1.0},
 }
-"""What activations are called with after the input, in torch's order, with torch's defaults."""
+"""The arguments of activations after the input, in torch's order, with torch's defaults."""
 
 _BIASED = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 """Functions whose arguments after the input are a weight and perhaps a bias."""
@@ -51,12 +51,13 @@ class Sliding:
 class Layer:
     """One call of a torch function with parameters.
 
-    `name` is what the names of its parameters begin with, made unique by the function's name; `kind` is the torch
-    function: `linear`, `conv2d`, `batch_norm`. `takes` names the layers whose outputs it is called with, `INPUT` for
-    the example itself; `after` the functions that its own output passes before the next layer, reshapes left out.
-    Shapes are those of one example. `sliding` is that of a `conv2d`, `None` where its padding is no pair of numbers.
-    `constants` are the numbers that the activation is called with, in torch's order and with its defaults: the slope
-    of `leaky_relu`, alpha of `elu`, beta and threshold of `softplus`, and the limits of `hardtanh`.
+    `name` is the common beginning of its parameters' names, made unique by the function's name. `kind` is the torch
+    function, such as `linear`, `conv2d` or `batch_norm`. `takes` names the layers whose outputs are its inputs, with
+    `INPUT` for the example itself. `after` lists the functions that are applied to its output before the next layer,
+    without reshapes. Shapes are those of one example. `sliding` describes a `conv2d`; it is `None` if its padding is
+    not a pair of numbers. `constants` are the numbers with which the activation is called, in torch's order and with
+    its defaults: the slope of `leaky_relu`, alpha of `elu`, beta and threshold of `softplus`, the limits of
+    `hardtanh`.
     """
 
     name: str
@@ -72,15 +73,16 @@ class Layer:
 
     @property
     def activation(self) -> str | None:
-        """The activation that its output passes, as torch calls the function."""
+        """The activation that is applied to its output, by the name of the torch function."""
         return next((name for name in self.after if name in ACTIVATIONS), None)
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of a model in the order of their calls, and the names of those that the logits are made of.
+    """The layers of a model in the order of their calls.
 
-    `before` are the functions that the example passes before its first layer, reshapes left out.
+    `output` names the layers from whose outputs the logits are computed. `before` lists the functions that are
+    applied to the example before the first layer, without reshapes.
     """
 
     layers: tuple[Layer, ...]
@@ -88,9 +90,9 @@ class Layers:
     before: tuple[str, ...] = ()
 
     def chain(self) -> tuple[Layer, ...]:
-        """Return the layers, each of which takes the output of the one before and nothing else.
+        """Return the layers of a chain, in which each layer takes the output of the one before and nothing else.
 
-        Raises `ValueError` in one line where the model is no such chain.
+        Raises `ValueError` in one line if the model is not such a chain.
         """
         expected = INPUT
         for layer in self.layers:
@@ -109,15 +111,16 @@ class Layers:
 
 
 def layers_of(model: Compute, parameters: Parameters, images: Tensor) -> Layers:
-    """Return the layers that `images (B, C, H, W)` pass in `model`, of which only `parameters` count.
+    """Return the layers of `model`, which are found by computing with `images (B, C, H, W)`.
 
-    What a model does by conditions on values is seen as far as these images show it.
+    Only functions called with some of `parameters` count as layers. Where the model branches on values, only the
+    branches that these images take are seen.
     """
     return follow(model, parameters, images).layers()
 
 
 def follow(model: Compute, parameters: Parameters, images: Tensor) -> "Followed":
-    """Return what became of `images (B, C, H, W)` in `model`."""
+    """Compute `model` with `images (B, C, H, W)` and return what was noted on the way."""
     followed = Followed(parameters, images)
     with torch.no_grad(), followed:
         logits = model(parameters, images)
@@ -133,9 +136,9 @@ class _Call:
 
 
 class Followed(TorchFunctionMode):
-    """Notes which tensors are made of the example, of which layers' outputs, and with which parameters.
+    """Notes from which layers' outputs, and with which parameters, each tensor is computed.
 
-    `first_input` is what the first layer was called with; `uses` counts the calls that each parameter took part in.
+    `first_input` is the input of the first layer; `uses` counts the calls in which each parameter took part.
     """
 
     def __init__(self, parameters: Parameters, images: Tensor) -> None:
@@ -147,18 +150,18 @@ class Followed(TorchFunctionMode):
         self._before: list[str] = []
         self._sources: dict[int, tuple[str, ...]] = {id(images): (INPUT,)}
         self._parameters: dict[int, tuple[str, ...]] = {id(value): (name,) for name, value in parameters.items()}
-        # A tensor that ended would give its identity to another.
+        # Tensors are kept alive, because Python may give the id of a deleted one to another.
         self._alive: list[Tensor] = []
 
     def layers(self) -> Layers:
-        """Return the layers of what was followed."""
+        """Return the layers that were noted."""
         layers = (
             replace(call.layer, after=tuple(call.after), constants=call.constants) for call in self._calls.values()
         )
         return Layers(tuple(layers), self.output, tuple(self._before))
 
     def takes_of(self, tensors: list[Tensor]) -> tuple[str, ...]:
-        """Return the names of the layers that `tensors` are made of."""
+        """Return the names of the layers from whose outputs `tensors` are computed."""
         return tuple(dict.fromkeys(name for one in tensors for name in self._sources.get(id(one), ())))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -196,7 +199,7 @@ class Followed(TorchFunctionMode):
     def _layer(
         self, kind: str, takes: tuple[str, ...], named: list[str | None], given: list[Tensor], made: Tensor
     ) -> tuple[str, ...]:
-        """Note a layer, or the bias of the layer before, and return what its output is made of."""
+        """Note a layer, or the bias of the previous layer, and return the names of the layers in its output."""
         before = self._calls.get(takes[0]) if len(takes) == 1 else None
         names = [name for name in named if name is not None]
         if before and kind in ("add", "iadd", "radd") and before.layer.bias is None and not before.after:

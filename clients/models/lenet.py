@@ -14,8 +14,8 @@ from metaleak.clients.models.model import Activation, activate, image_sides, uni
 class LeNet(BaseModel):
     """Three 5x5 convolutions with strides 2, 2, 1, an activation after each, and a linear classifier.
 
-    `weight_bound` is the bound of the uniform start of every weight and bias; `null` takes 1 / sqrt(fan-in) and
-    zero biases. DLG draws from [-0.5, 0.5].
+    Weights and biases are drawn uniformly from [-`weight_bound`, `weight_bound`]; DLG uses 0.5. With `null` the bound
+    is 1 / sqrt(fan-in) and biases are zero. `filters` is the number of channels of each convolution.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -14,9 +14,9 @@ from metaleak.clients.models.model import Activation, activate, image_sides, uni
 
 
 class MLP(BaseModel):
-    """Fully connected layers: pixels, `hidden` units each, then one logit a way.
+    """Fully connected layers: from the pixels through layers of `hidden` units to one logit per way.
 
-    `bias: false` leaves the biases of the hidden layers out (the proposition's "possibly unbiased" layer); the
+    `bias: false` leaves out the biases of the hidden layers (the proposition's "possibly unbiased" layer); the
     classifier always has one.
     """
 
@@ -45,7 +45,7 @@ class MLP(BaseModel):
 
     @property
     def input_weight(self) -> str:
-        """Return the name of the one parameter that the pixels meet."""
+        """Return the name of the weight that is multiplied with the pixels."""
         return "layer1.weight" if self.hidden else "head.weight"
 
     @property
@@ -57,7 +57,7 @@ class MLP(BaseModel):
         }
 
     def first_activation(self, values: Tensor) -> Tensor:
-        """Return what the network makes of each output of its first layer."""
+        """Return the activation of the first layer's outputs `values`."""
         return activate(self.activation, values) if self.hidden else values
 
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a few-shot model is: how to start its parameters, and how to compute logits from them."""
+"""The protocol of a model, which initializes its parameters and computes logits from them."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class Model(Protocol):
     """A classifier as a pure function of its parameters.
 
-    A model is also its configuration: a frozen pydantic model whose fields are what the experiment file says.
+    A model is also its configuration: a frozen pydantic model whose fields are settings in the experiment file.
     It may name its classifier (`NamesHead`), which head-only rules need, and its dense first layer (`LinearInput`).
     """
 
@@ -46,7 +46,7 @@ class NamesHead(Protocol):
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Return the names of the parameters that make logits of features."""
+        """Return the names of the parameters that compute logits from features."""
         ...
 
 
@@ -61,34 +61,34 @@ def head_of(model: Model) -> tuple[str, ...]:
 
 @runtime_checkable
 class Decoupled(Protocol):
-    """A model whose examples depend on one another through the batch, and can be taken apart."""
+    """A model whose logits depend on the whole batch, as with batch norm, and can be made independent of it."""
 
     def decoupled(self, parameters: Parameters, reference: Tensor) -> Model:
-        """Return the model with the batch's part held as it is for the images `reference` at `parameters`.
+        """Return the model with the batch's statistics fixed to those of the images `reference` at `parameters`.
 
-        In what is returned, each image's logits depend on that image alone.
+        In the returned model each image's logits depend on that image only.
         """
         ...
 
 
 @runtime_checkable
 class LinearInput(Model, Protocol):
-    """A model that meets an image only as the product of one weight with its flattened pixels as they are."""
+    """A model that uses an image only in the product of one weight with its flattened, unchanged pixels."""
 
     @property
     def input_weight(self) -> str:
         """Return the name of that weight, a parameter `(units, pixels)`.
 
-        The model computes with `(units, n)` and images `(B, n)` as well, and in float64. If that layer has a bias,
-        `(units,)`, its name is that of the weight with `bias` for the last part, `weight`; no other parameter may
-        have this name.
+        The model must also compute with a weight `(units, n)` and images `(B, n)`, and in float64. If that layer has
+        a bias, `(units,)`, its name is that of the weight with `bias` in place of `weight` at the end; no other
+        parameter may have this name.
         """
         ...
 
 
 @runtime_checkable
 class ElementwiseFirst(LinearInput, Protocol):
-    """A `LinearInput` model whose first layer passes every output through one function, each by itself."""
+    """A `LinearInput` model that applies one function to every output of its first layer by itself."""
 
     def first_activation(self, values: Tensor) -> Tensor:
         """Return that function of `values`, any shape, differentiable."""
@@ -109,13 +109,13 @@ class Affine:
 
 @dataclass(frozen=True)
 class DenseInput:
-    """A dense first layer: its `weight`, a parameter `(units, pixels)`, and what becomes of an image before it."""
+    """A dense first layer: its `weight`, a parameter `(units, pixels)`, and what is applied to images before it."""
 
     weight: str
     affine: Affine | None = None
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Return what the weight meets of `images (B, C, H, W)`, `(B, pixels)`."""
+        """Return the layer's inputs `(B, pixels)` for `images (B, C, H, W)`."""
         flat = images.flatten(1)
         return flat if self.affine is None else self.affine(flat)
 
@@ -124,19 +124,19 @@ class DenseInput:
 class FindsDenseInput(Protocol):
     """A model that finds out whether its first layer is dense.
 
-    If so it takes `(units, n)` for that layer's weight with that layer's inputs `(B, n)` in the images' place.
+    If so, it must also compute with a weight `(units, n)` of that layer and its inputs `(B, n)` in place of images.
     """
 
     @property
     def dense_input(self) -> DenseInput | None:
-        """Return its dense first layer, `None` where it has none."""
+        """Return its dense first layer, or `None` if it has none."""
         ...
 
 
 def dense_input_of(model: Model) -> DenseInput | None:
-    """Return the model's dense first layer, or `None` for a model that says of none.
+    """Return the model's dense first layer, or `None` for a model that declares none.
 
-    Each class speaks for itself: one derived from it may compute otherwise.
+    A declaration is not inherited, since a derived class may compute something else.
     """
     if isinstance(model, FindsDenseInput) and "dense_input" in vars(type(model)):
         return model.dense_input
@@ -146,7 +146,7 @@ def dense_input_of(model: Model) -> DenseInput | None:
 
 
 def input_weight_of(model: Model) -> str | None:
-    """Return the name of the weight that alone meets the pixels as they are, or `None` for a model without."""
+    """Return the weight of the only layer that takes the pixels, unchanged, or `None` if there is no such layer."""
     dense = dense_input_of(model)
     return None if dense is None or dense.affine is not None else dense.weight
 
@@ -157,7 +157,7 @@ def bias_of(weight: str) -> str:
 
 
 def image_sides(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return `(C, H, W)` of a shape that is an image's; raises `ValueError` for another's."""
+    """Return `(C, H, W)` of an image's shape; raises `ValueError` for a shape that is not an image's."""
     if len(input_shape) != 3:
         raise ValueError(f"the model takes images (C, H, W), and the data's examples have shape {input_shape}")
     channels, height, width = input_shape

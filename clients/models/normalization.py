@@ -1,7 +1,7 @@
 """Normalization written from plain operations, so that derivatives of every order are right.
 
 torch's native batch, layer and instance norm give wrong third derivatives (torch 2.15: by 2 to 46 % and more), and in
-torch 2.13 wrong second ones under `vmap`; these are held by finite differences in the tests.
+torch 2.13 wrong second ones under `vmap`. The tests compare the functions of this module with finite differences.
 """
 
 import math

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-MISSING = "text needs `transformers`, which the extra brings: pip install 'metaleak[text]'"
-"""What is said where the extra is missing."""
+MISSING = "text needs `transformers`, which an extra installs: pip install 'metaleak[text]'"
+"""The error message where the extra is missing."""
 
 _WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 _PAD, _UNKNOWN, _BEGIN, _END = range(4)
@@ -34,8 +34,8 @@ class Tokenizer:
 def tokenizer_in(directory: Path) -> Tokenizer:
     """Return the tokenizer that a model's `directory` holds as `tokenizer.json`.
 
-    Raises `ValueError` in one line where the extra is missing, there is no such file, it cannot be read, or it has no
-    token for padding.
+    Raises `ValueError` in one line when the extra is missing, when there is no such file, when it cannot be read, and
+    when it has no token for padding.
     """
     try:
         import tokenizers
@@ -53,7 +53,7 @@ def tokenizer_in(directory: Path) -> Tokenizer:
     padding = next((number for name in _PADDING_NAMES if (number := found.token_to_id(name)) is not None), None)
     if padding is None:
         raise ValueError(f"tokenizer: {path} has no token for padding, such as {', '.join(_PADDING_NAMES[:2])}")
-    # What an empty sentence is made of stands around every one: on which side, a word tells.
+    # The tokens of an empty sentence are those around every sentence; a word shows on which side they are.
     around, word = found.encode("").ids, found.encode("a").ids
     begins = bool(around) and word[0] == around[0]
     ends = bool(around) and len(word) > 1 and word[-1] == around[-1]

@@ -26,21 +26,22 @@ class TorchModule:
     """A `torch.nn.Module` that takes images, or tokens, and returns logits, as a pure function of its parameters.
 
     A copy of the module is used, in evaluation mode: dropout is off. Batch and instance norm use the statistics of
-    the batch at hand, never running ones. Parameters that do not require a gradient stay as they are and are not
+    the current batch, never running ones. Parameters that do not require a gradient stay as they are and are not
     learned; buffers are constants.
 
     Parameters have the module's own names. The classifier, for head-only rules, is the last layer that has parameters
-    to learn. Whether its first layer is dense is found out by computing, see `dense_input`.
-    Third derivatives through native batch, layer and instance norm are wrong, see
-    `metaleak.clients.models.normalization`: what learners send is right, but an attack that asks about support images
-    through second-order MAML is misled.
+    to learn. Whether the first layer is dense is found out by computing, see `dense_input`.
 
-    Raises `ValueError` when the module has nothing to learn, or cannot be copied.
+    Third derivatives through native batch, layer and instance norm are wrong, see
+    `metaleak.clients.models.normalization`. The meta-gradients of learners are right all the same, but an attack
+    that asks about support images through second-order MAML gets wrong gradients.
+
+    Raises `ValueError` when the module has nothing to learn or cannot be copied.
     """
 
     def __init__(self, module: nn.Module) -> None:
         norms = [layer for layer in module.modules() if isinstance(layer, _NormBase)]
-        # Running statistics are left out of the copy: those of a lazy layer could not even be copied.
+        # Running statistics are left out of the copy; those of a lazy layer cannot be copied.
         left_out = {id(buffer): None for layer in norms for buffer in layer.buffers(recurse=False)}
         try:
             self.module = copy.deepcopy(module, left_out).eval()
@@ -52,7 +53,7 @@ class TorchModule:
         for layer in self.module.modules():
             if isinstance(layer, _NormBase):
                 layer.track_running_stats = False
-        # A call turns lazy layers into plain ones, of sizes that the next start may not have.
+        # A call turns lazy layers into plain ones, whose sizes may be wrong for the next initialization.
         self._called = copy.deepcopy(self.module) if _is_lazy(self.module) else self.module
         layers = [
             name
@@ -70,20 +71,20 @@ class TorchModule:
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Return the names of the last layer's parameters, of those that are learned."""
+        """The names of the last layer's parameters that are learned."""
         return self._head
 
     @property
     def dense_input(self) -> DenseInput | None:
-        """Return the first layer if every image goes into it alone, flattened and perhaps scaled and shifted.
+        """The first layer, if images go into it only, flattened and perhaps scaled and shifted; else `None`.
 
-        Lazy layers have no size before the first start, and none is found among them.
+        It is `None` for a module with lazy layers, which have no size before the first initialization.
         """
         return None if self._found is None else self._found[0]
 
     @property
     def dense_layers(self) -> Mapping[str, str | None] | None:
-        """Return the dense layers of which the module consists, where it is a plain chain of them."""
+        """The dense layers of the module, if it is a plain chain of dense layers and activations; else `None`."""
         return self._dense_layers
 
     @cached_property
@@ -138,14 +139,14 @@ class TorchModule:
         return {name: value.detach().clone() for name, value in learned.items()}
 
     def __call__(self, parameters: Parameters, images: Tensor) -> Tensor:
-        """Return logits `(B, ways)` for `images (B, C, H, W)`, or for `(B, n)` as `dense_input` says."""
+        """Return logits `(B, ways)` for `images (B, C, H, W)`, or for inputs `(B, n)` of the dense first layer."""
         if images.ndim == 2 and self._found is not None:
             return without_images(self._computed, parameters, images, self._found[0].weight, self._found[1])
         return self._computed(parameters, images)
 
     def _computed(self, parameters: Parameters, images: Tensor) -> Tensor:
         def constant(value: Tensor) -> Tensor:
-            # In float64 throughout, where that is asked for.
+            # Computed in float64 throughout if the images are float64.
             widened = images.dtype == torch.float64 and value.is_floating_point()
             return value.to(images.device, torch.float64 if widened else value.dtype)
 
@@ -171,7 +172,7 @@ def _say_once(message: str) -> None:
 
 
 def _first_call(module: nn.Module, inputs: Tensor) -> object:
-    """Return what `module` makes of `inputs (B, ...)`; raises `ValueError` when it cannot take them."""
+    """Return the output of `module` for `inputs (B, ...)`; raises `ValueError` when it cannot take them."""
     try:
         inspect.signature(module.forward).bind(inputs)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Models of `transformers`: any BERT- or GPT-like one from a directory, and a BERT of random parameters."""
+"""Models of `transformers`: any BERT- or GPT-like model from a directory, and a BERT with random parameters."""
 
 import contextlib
 import json
@@ -14,14 +14,15 @@ from torch import nn
 from metaleak.clients.models.language_model import LanguageModel
 from metaleak.clients.models.tokenizer import Tokenizer, tokenizer_in
 
-MISSING = "a transformer needs `transformers`, which the extra brings: pip install 'metaleak[text]'"
-"""What is said where the extra is missing."""
+MISSING = "a transformer needs `transformers`, which an extra installs: pip install 'metaleak[text]'"
+"""The error message where the extra is missing."""
 
 
 class Transformer(LanguageModel):
     """A transformer from a local `directory`, as `transformers` saves it: `config.json` and `model.safetensors`.
 
-    `layers` takes the first so many. Nothing is downloaded, no pickle is read and no code of the directory is run.
+    `layers` is how many of its layers are used, from the first on; `null` uses all. Nothing is downloaded, no pickle
+    is read, and no code from the directory is run.
     """
 
     directory: Path
@@ -34,12 +35,12 @@ class Transformer(LanguageModel):
 
     @property
     def begin(self) -> int | None:
-        """The token that every sentence begins with, by the directory's tokenizer, if it has one."""
+        """The token with which every sentence begins according to the directory's tokenizer, if it has one."""
         return None if self.tokenizer is None else self.tokenizer.begin
 
     @property
     def end(self) -> int | None:
-        """The token that every sentence ends with, by the directory's tokenizer, if it has one."""
+        """The token with which every sentence ends according to the directory's tokenizer, if it has one."""
         return None if self.tokenizer is None else self.tokenizer.end
 
     @property
@@ -48,10 +49,10 @@ class Transformer(LanguageModel):
         return tokenizer_in(self.directory) if (self.directory / "tokenizer.json").is_file() else None
 
     def build(self, ways: int) -> nn.Module:
-        """Return the model of the directory; a classifier that it lacks is drawn, or that has other classes.
+        """Return the model of the directory; a classifier that is missing or has other classes is drawn at random.
 
-        Raises `ValueError` in one line for files that are missing or cannot be read, weights that are not those of
-        the configuration, and `layers` of a model whose configuration does not count them.
+        Raises `ValueError` in one line for files that are missing or cannot be read, for weights that do not fit the
+        configuration, and for `layers` when the configuration does not state their number.
         """
         path = self.directory / "config.json"
         try:
@@ -99,7 +100,11 @@ class Transformer(LanguageModel):
 
 
 class TinyBERT(LanguageModel):
-    """A BERT (Devlin et al. 2019) of any size with random parameters; the default is small enough for tests."""
+    """A BERT (Devlin et al. 2019) of any size with random parameters; the default size is small enough for tests.
+
+    `layers`, `width` (the dimension of its embeddings), attention `heads`, `vocabulary` and `positions` give its
+    size. Weights are drawn with the standard deviation `deviation`.
+    """
 
     layers: Annotated[int, Field(ge=1, le=96)] = 2
     width: Annotated[int, Field(ge=2, le=8192)] = 32
@@ -110,12 +115,12 @@ class TinyBERT(LanguageModel):
 
     @property
     def begin(self) -> int | None:
-        """That of a data set's own words, see `word_tokenizer`."""
+        """The begin token of `word_tokenizer`."""
         return 2
 
     @property
     def end(self) -> int | None:
-        """That of a data set's own words, see `word_tokenizer`."""
+        """The end token of `word_tokenizer`."""
         return 3
 
     def build(self, ways: int) -> nn.Module:
@@ -138,7 +143,7 @@ class TinyBERT(LanguageModel):
             attn_implementation="eager",
         )
         module: nn.Module = library.BertForSequenceClassification(settings).eval()
-        # Those of trained models are no 1 and 0 either.
+        # In trained models they are not 1 and 0 either.
         for layer in module.modules():
             if isinstance(layer, nn.LayerNorm):
                 nn.init.normal_(layer.weight, 1.0, self.deviation)
@@ -147,7 +152,7 @@ class TinyBERT(LanguageModel):
 
 
 def _of_classifier(module: nn.Module, name: str) -> bool:
-    """Return whether a parameter is of what a model for classification has beside, or after, the layers."""
+    """Return whether a parameter belongs to the classifier or the pooler, and not to the model's layers."""
     return not name.startswith(f"{module.base_model_prefix}.") or "pooler" in name.split(".")
 
 
@@ -161,7 +166,7 @@ def _library() -> Any:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Leave out what the library reports on the way: that the classifier is new is as it should be."""
+    """Silence the library's report that the classifier is new, which is intended."""
     log = logging.getLogger("transformers")
     before = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What attacks ask of a transformer: its attention, what its first layer takes, and what its other layers take."""
+"""The parts of a transformer that attacks use: its attention, and the inputs of its layers."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -22,10 +22,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Embedding:
-    """What the first layers take of a token at a place: `norm(tokens[v] + places[p]) * gain + offset`.
+    """The inputs of the first layers for token v at place p: `norm(tokens[v] + places[p]) * gain + offset`.
 
-    `tokens (V, d)`, `places (T, d)`, `gain` and `offset (d,)`; `norm` takes mean and deviation of the d values, with
-    `epsilon` under the root.
+    `tokens (V, d)`, `places (T, d)`, `gain` and `offset (d,)`. `norm` subtracts the mean of the d values and divides
+    by their standard deviation, with `epsilon` under the root.
     """
 
     tokens: Tensor
@@ -35,14 +35,14 @@ class Embedding:
     epsilon: float
 
     def inputs(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Return what the layer takes of the `tokens (n,)` at the `places (n,)`, `(n, d)` float64."""
+        """Return the layer's inputs `(n, d)`, in float64, for the `tokens (n,)` at the `places (n,)`."""
         added = self.tokens[tokens].double() + self.places[places].double()
         return F.layer_norm(added, added.shape[-1:], self.gain.double(), self.offset.double(), self.epsilon)
 
 
 @runtime_checkable
 class TextModel(Model, Protocol):
-    """A classifier of sentences that shows what its layers take, which is what attacks on text ask of a model."""
+    """A classifier of sentences that shows the inputs of its layers, as attacks on text need."""
 
     @property
     def padding(self) -> int:
@@ -51,17 +51,17 @@ class TextModel(Model, Protocol):
 
     @property
     def begin(self) -> int | None:
-        """The token that every sentence begins with, `None` where there is none or it is not known."""
+        """The token with which every sentence begins; `None` if there is none or it is not known."""
         ...
 
     @property
     def end(self) -> int | None:
-        """The token that every sentence ends with, `None` where there is none or it is not known."""
+        """The token with which every sentence ends; `None` if there is none or it is not known."""
         ...
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What turns sentences into the model's tokens, `None` where it is not known."""
+        """The tokenizer that turns sentences into the model's tokens; `None` if it is not known."""
         ...
 
     @property
@@ -75,29 +75,29 @@ class TextModel(Model, Protocol):
         ...
 
     def every_parameter(self, parameters: Parameters) -> Parameters:
-        """Return `parameters`, and with them those that are constants of the model."""
+        """Return `parameters` together with those that are constants of the model."""
         ...
 
     def logits_of(self, parameters: Parameters, tokens: Tensor, embeddings: Tensor) -> Tensor:
-        """Return logits `(B, ways)` where `embeddings (B, T, d)` stand in the place of the tokens' word embeddings.
+        """Return logits `(B, ways)` with `embeddings (B, T, d)` in the place of the tokens' word embeddings.
 
-        The `tokens (B, T)` tell where the padding is and nothing else.
+        The `tokens (B, T)` only show where the padding is.
         """
         ...
 
     def inputs_of(
         self, weight: str, parameters: Parameters, tokens: Tensor, embeddings: Tensor | None = None
     ) -> Tensor:
-        """Return what the layer with the parameter `weight` takes of `tokens (B, T)`, `(B, T, d)`; differentiable.
+        """Return the inputs `(B, T, d)` of the layer with the parameter `weight` for `tokens (B, T)`; differentiable.
 
-        With `embeddings (B, T, d)` these stand in the place of the word embeddings, as above.
+        With `embeddings (B, T, d)` these replace the word embeddings, as in `logits_of`.
         """
         ...
 
     def embedding_of(self, weight: str, parameters: Parameters, length: int) -> Embedding | None:
-        """Return what the layer with the parameter `weight` takes of single tokens at the first `length` places.
+        """Return the inputs of the layer with the parameter `weight` as a function of a token and its place.
 
-        `None` where this is not of the form of an `Embedding`.
+        `None` where they do not have the form of an `Embedding`. Places are the first `length` ones.
         """
         ...
 
@@ -106,5 +106,5 @@ class TextModel(Model, Protocol):
         ...
 
     def attention_of(self, weight: str) -> Attention | None:
-        """Return the attention whose query, key or value weight is `weight`, `None` where it cannot be told."""
+        """Return the attention whose query, key or value weight is `weight`; `None` if the names do not show it."""
         ...

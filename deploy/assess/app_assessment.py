@@ -34,9 +34,9 @@ MAX_CANDIDATES = 10_000_000
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Questions about an app's learners: `example (T,)` places in the data, `learner (T,)`, and who is a member.
+    """Questions about an app's learners: `example (T,)`, as places in the data, and `learner (T,)`.
 
-    `member (T,)` is bool, `None` where membership is not known.
+    `member (T,)` is bool, or `None` where membership is not known.
     """
 
     example: Tensor
@@ -47,10 +47,24 @@ class Candidates:
 def assess_app(
     record: Path, app: App, attack: Plugin, name: str | None = None, progress: Progress | None = None
 ) -> tuple[Path, AttackResult]:
-    """Run `attack` on a round of `record` and write `attacks/<name>/` beside it; return that folder and the result.
+    """Attack a round of the `record` of a Flower app, and write the result into `attacks/<name>/` beside the record.
 
-    Without the truth in the candidates' file the result has no evaluation, and `scores.parquet` holds plain scores.
-    Raises `ValueError` when the attack cannot be made, or what `app` states does not go with the record.
+    >>> folder, found = assess_app(Path("runs/mine/record"), read_app(Path("app.yaml")), Plugin(name="span"))
+    ... # doctest: +SKIP
+
+    Args:
+        record: The record of the app.
+        app: What the adversary knows of the app.
+        attack: The attack and its settings.
+        name: The name of the result; by default that of the attack.
+        progress: Called with (done, total) while the attack runs.
+
+    Returns:
+        The folder of the result, and the result. It has an evaluation only where the candidates' file states who is a
+        member.
+
+    Raises:
+        ValueError: When the attack cannot be made, or when the statements of `app` do not fit the record.
     """
     torch.set_num_threads(1)
     made = attack.built("attacks")
@@ -134,7 +148,7 @@ def _typical_examples(record: Record, round: int) -> int:
     numbers = [value for value in stated if isinstance(value, int | float) and value >= 1]
     if not numbers:
         raise ValueError(
-            "no reply states num-examples: the app's description must say examples, how many a learner has"
+            "no reply states num-examples: the app's file must state examples, the number of examples of a learner"
         )
     return int(median(numbers))
 
@@ -143,7 +157,10 @@ def _candidates(app: App, data: LabeledExamples, update: Update) -> Candidates:
     if app.candidates is None:
         count, learners = len(data.labels), len(update.learners)
         if count * learners > MAX_CANDIDATES:
-            raise ValueError(f"{count} examples asked of {learners} learners are too many: name candidates in a file")
+            raise ValueError(
+                f"{count} examples for each of {learners} learners are more than {MAX_CANDIDATES} questions: list "
+                "the candidates in a file"
+            )
         return Candidates(
             torch.arange(count).repeat(learners), torch.tensor(update.learners).repeat_interleave(count), None
         )
@@ -161,7 +178,7 @@ def _candidates(app: App, data: LabeledExamples, update: Update) -> Candidates:
 
 
 def _own(path: Path, data: LabeledExamples, candidates: Candidates) -> Tensor:
-    """Return the places of the adversary's own images, of which none may be a candidate."""
+    """Return the places of the adversary's own images, none of which may be a candidate."""
     with _naming(path):
         own = _columns(path, data, ("example",))["example"]
         both = set(own.tolist()) & set(candidates.example.tolist())
@@ -213,7 +230,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _evaluation(candidates: Candidates, scores: Tensor) -> Evaluation | None:
-    """Return how well the scores tell members, by resampling learners where there are several."""
+    """Return how well the scores tell members from non-members; intervals resample learners if there are several."""
     if candidates.member is None or candidates.member.all() or not candidates.member.any():
         return None
     learners = candidates.learner.numpy()

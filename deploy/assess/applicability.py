@@ -1,4 +1,4 @@
-"""Which attacks can be made on which experiments; one that cannot is not applicable, which is no failure."""
+"""Which attacks can be made on which experiments; one that cannot is not applicable, which is not a failure."""
 
 from metaleak.attacks.refusal import refusal
 from metaleak.clients.sharing import EVERYTHING
@@ -10,7 +10,7 @@ def reason_against(experiment: Experiment, attack: Plugin) -> str | None:
     """Return in one line why `attack` cannot be made on `experiment`, or `None` when it can."""
     made = attack.built("attacks")
     if experiment.task.episodes_per_message > 1 and "rest of the set" in made.requires:
-        return f"{attack.name} is of one episode a message, task.episodes_per_message is above 1"
+        return f"{attack.name} is for one episode per message, task.episodes_per_message is above 1"
     reason = refusal(
         made,
         experiment.model.built("models"),

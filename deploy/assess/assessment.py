@@ -1,4 +1,4 @@
-"""One attack on one run: read the record, attack, compare with the truth, write what was found."""
+"""One attack on one run: reading the record, attacking, comparing with the truth, writing the result."""
 
 import hashlib
 import inspect
@@ -42,21 +42,26 @@ def assess(
     progress: Progress | None = None,
     spread: Map = map_here,
 ) -> AttackResult:
-    """Run `attack` on what the server recorded in `run` and write `attacks/<name>/`; return what was found.
+    """Attack the record of `run`, write the result into `attacks/<name>/`, and return it.
 
-    `spread` computes the independent parts of an attack, perhaps on other machines.
+    An attack that asks for membership scores the experiment's targets; one that reconstructs rebuilds the sets of
+    some learners, see `rebuild`; one that can do both does both. If it only reconstructs, the score of a target is
+    its distance to the nearest reconstruction of its learner. The attack computes on `engine.device` if it can, see
+    `Attack`. If its targets can be split, finished parts are kept, and the same call resumes it after an
+    interruption.
 
-    An attack that asks for membership is asked about the experiment's targets, one that reconstructs to rebuild the
-    sets of some learners, see `rebuild`, one that is both does both. Of one that only reconstructs the distance to
-    the nearest reconstruction is the score of targets, of the learners that it rebuilds.
+    Args:
+        run: The run to attack.
+        experiment: The run's experiment, perhaps with other targets or another place of the data.
+        attack: The attack and its settings.
+        name: The name of the result; by default that of the attack.
+        progress: Called with (done, total) while the attack runs.
+        spread: Computes the independent parts of the attack, perhaps on other machines.
 
-    The finished parts of an attack are kept, where its targets can be split, so that the same call goes on after an
-    interruption. It computes on `engine.device` where it can, see `Attack`.
-
-    `experiment` is the run's, perhaps with other targets or another place of the data; `name` defaults to that of the
-    attack. Raises `ValueError` when the run has no such record, has an attack of this name already, or when the
-    attack would take more than `engine.longest_hours`, and `PrivacyViolation`, with the result written, when the
-    scores prove a greater epsilon than is accounted for.
+    Raises:
+        ValueError: When the run has no such record, already has a result of this name, or when the attack would take
+            more than `engine.longest_hours`.
+        PrivacyViolation: When the scores prove a greater epsilon than is accounted for; the result is written.
     """
     # Two threads on small batched tensors were 15 times slower than one on a busy machine of two cores.
     torch.set_num_threads(1)
@@ -74,7 +79,7 @@ def assess(
     attacked = _attacked(run, experiment)
     engine = experiment.engine
     device = torch_device(engine.device if getattr(made, "on_any_device", False) else "cpu")
-    # Before the attack, so that an error here loses no long computation.
+    # Before the attack, so that an error here does not waste a long computation.
     audited = run_audit(experiment, made.asks)
     rebuilds = isinstance(made, Reconstructs) and targets.learners
     lpips = perceptual_distance(targets.lpips, attacked.federation.data) if rebuilds else None
@@ -128,7 +133,7 @@ def assess(
 
 
 def _source_of(attack: Attack) -> str:
-    """Return a digest of the module that defines the attack, so that parts of an earlier version are not reused."""
+    """Return a hash of the module that defines the attack, so that parts of an earlier version are not reused."""
     try:
         source = inspect.getsource(inspect.getmodule(type(attack)) or type(attack))
     except (OSError, TypeError):
@@ -155,7 +160,7 @@ def planned_attacks(experiment: Experiment) -> dict[str, Plugin]:
 
 
 def _lowers(attack: Attack) -> str:
-    """Return in words the settings that shorten the attack."""
+    """Return in words the settings that can be lowered to shorten the attack."""
     own = [f"the attack's {name}" for name in ("iterations", "fit") if hasattr(attack, name)]
     return ", ".join(["targets.members", "targets.non_members", *own])
 
@@ -193,5 +198,5 @@ def _rounds(record: Record, targets: TargetSettings) -> list[int]:
     if targets.round == "last":
         return rounds[-targets.rounds :]
     first = rounds[0] if targets.round == "first" else targets.round
-    # A first round that is not there is the record's to name.
+    # If the first round does not exist, the record reports it.
     return [first, *(round for round in rounds if round > first)][: targets.rounds]

@@ -26,7 +26,7 @@ def is_unfinished(name: str) -> bool:
 class KeptParts:
     """The finished parts of an attack, each a safetensors file in the directory `out` of its results.
 
-    A part is found again only for the same `decides`, on which its result depends, and the same part. `count` is the
+    A part is reused only if `decides`, the text of everything that its result depends on, is the same. `count` is the
     number of parts kept so far.
     """
 
@@ -35,7 +35,7 @@ class KeptParts:
         self.count = 0
 
     def answers(self, round: int, places: Tensor, ask: Callable[[], Answers]) -> Answers:
-        """Return the answers to the targets at `places (n,)` in `round`, on the CPU: those kept or those of `ask`."""
+        """Return the answers to the targets at `places (n,)` in `round`, on the CPU: kept ones, or those of `ask`."""
 
         def tensors() -> dict[str, Tensor]:
             answers = ask().to("cpu")
@@ -56,9 +56,9 @@ class KeptParts:
     def tensors(
         self, part: object, find: Callable[[], Mapping[str, Tensor]], count: int | None = None
     ) -> dict[str, Tensor]:
-        """Return the tensors of a `part`, which its `repr` names, on the CPU: those kept or what `find` returns.
+        """Return the tensors of a `part`, identified by its `repr`, on the CPU: kept ones, or those of `find`.
 
-        With `count` kept tensors of another length are not taken.
+        With `count` kept tensors of another length are not used.
         """
         name = self._name(part)
         found = self._read(name, count)
@@ -76,7 +76,7 @@ class KeptParts:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Add to an interruption inside the block how much is kept."""
+        """Add the number of kept parts to the message of an interruption inside the block."""
         try:
             yield
         except Interrupted:
@@ -91,7 +91,7 @@ class KeptParts:
         return _PREFIX + hashlib.blake2b(key.encode(), digest_size=16).hexdigest() + _SUFFIX
 
     def _read(self, name: str, count: int | None) -> dict[str, Tensor] | None:
-        """Return what the file holds; `None` where there is none, or none that can be read."""
+        """Return the tensors in the file, or `None` when it does not exist or cannot be read."""
         try:
             with plain_file(self._out, name) as file:
                 header = read_header(file)

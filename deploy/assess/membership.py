@@ -1,4 +1,4 @@
-"""Membership: an attack's answers to the targets, or its reconstructions' distances, and how well they separate."""
+"""Membership: an attack's scores of the targets, or distances to its reconstructions, and how well they separate."""
 
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -29,9 +29,9 @@ _SHOWN = 8
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """The targets that an attack is judged by, with the truth, its answers, and what they prove of a guarantee.
+    """The targets of an attack with the truth, its answers, and what they prove about a guarantee.
 
-    `mean_of` is the number of learners of whom the server saw the mean alone, 1 where it saw each one's gradient.
+    `mean_of` is the number of learners of whom the server saw only the mean, 1 if it saw each one's gradient.
     """
 
     truth: Truth
@@ -41,16 +41,16 @@ class Asked:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """How well the scores tell members from non-members."""
+        """The evaluation of how well the scores tell members from non-members."""
         return self._evaluated(self.answers.scores)
 
     @cached_property
     def statistics(self) -> dict[str, Estimate]:
-        """The AUC of every statistic by itself, taking small values for "member"."""
+        """The AUC of every statistic by itself, where small values count as "member"."""
         return {name: self._evaluated(-values).auc for name, values in self.answers.statistics.items()}
 
     def write(self, scores: Path, gallery: Path, attacked: Attacked) -> None:
-        """Write a row a target to the Parquet file `scores`, and some images, where there are any, to `gallery`."""
+        """Write one row per target to the Parquet file `scores`, and some images, if there are any, to `gallery`."""
         columns = {
             "learner": self.truth.learner,
             "round": torch.full_like(self.truth.learner, attacked.rounds[0]),
@@ -76,7 +76,7 @@ class Asked:
             write_whole(gallery, save(tensors))
 
     def _evaluated(self, scores: torch.Tensor) -> Evaluation:
-        # The images of all learners of one mean hide one another: together these learners are one cluster.
+        # The scores of all learners in one mean depend on each other, so together they are one cluster.
         groups = self.truth.learner if self.mean_of == 1 else torch.zeros_like(self.truth.learner)
         return evaluate(scores.numpy(), self.truth.member.numpy(), groups=groups.numpy())
 
@@ -92,10 +92,10 @@ def ask_membership(
     kept: KeptParts,
     advance: Advance,
 ) -> Asked:
-    """Return what `attack` answers about the targets that `settings` draw.
+    """Return the answers of `attack` to the targets that `settings` draw.
 
-    A guarantee is accounted for `releases` messages and for those of the `whole` run. All answers are kept until the
-    whole attack has ended. Raises `ValueError` when there are no targets.
+    A guarantee is accounted for `releases` messages, and for the number of the `whole` run. All answers are kept on
+    disk until the whole attack has ended. Raises `ValueError` when there are no targets.
     """
     answered = {round: attacked.answered(round) for round in attacked.rounds}
     truth = ask_over(attacked.federation, answered, attack.asks, settings)
@@ -118,10 +118,11 @@ def ask_nearest(
     releases: int,
     whole: int,
 ) -> Asked | None:
-    """Return how well the distance to the nearest of what was `rebuilt` tells who held a target.
+    """Return how well the distance to the nearest reconstruction tells members from non-members.
 
-    The targets that `settings` draw are of the learners that were rebuilt, in the first attacked round. For
-    `releases` and `whole` see `ask_membership`. `None` where no image is held by nobody, or nothing was rebuilt.
+    The targets that `settings` draw belong to the learners that were `rebuilt`, in the first attacked round. For
+    `releases` and `whole` see `ask_membership`. Returns `None` when every image is held by some learner, or when
+    nothing was rebuilt.
     """
     federation, learners = attacked.federation, rebuilt.learner.tolist()
     if not rebuilt.made.examples.shape[1]:
@@ -145,9 +146,9 @@ def _answers(
     kept: KeptParts,
     advance: Advance,
 ) -> Answers:
-    """Return the attack's answers: those over all rounds, or those in the one that there is.
+    """Return the attack's answers over all rounds, or in the only one.
 
-    Raises `ValueError` for several rounds and an attack that uses only one.
+    Raises `ValueError` for an attack on several rounds that can use only one.
     """
     asked = truth.targets(attacked.federation, attacked.learners).to(device)
     if len(attacked.rounds) > 1:

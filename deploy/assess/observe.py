@@ -1,4 +1,4 @@
-"""The observation of a run: its record, and, from the truth, what the attack's adversary knows beyond it."""
+"""The observation that an attack gets: from the record, and from the truth what its adversary knows besides."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ _SURROUNDED: frozenset[Capability] = frozenset({"rest of the set", "both candida
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
-    """The attacked part of a run: `rounds` of its `record`, and the `learners` that answered in any of them."""
+    """The attacked part of a run: `rounds` of its `record`, and the `learners` that answered in any of these."""
 
     record: Record
     rounds: Sequence[int]
@@ -39,18 +39,18 @@ class Attacked:
     federation: Federation
 
     def answered(self, round: int) -> list[int]:
-        """Return the attacked learners that answered in `round`, or of whose mean the server saw it, in order."""
+        """Return, in order, the attacked learners that answered in `round`, by themselves or within a mean."""
         there = set(self.record.mean_of(round) or self.record.learners(round))
         return [learner for learner in self.learners if learner in there]
 
     @property
     def mean_of(self) -> int:
-        """Return of how many learners the server saw the mean alone, 1 where it saw each one's gradient."""
+        """The number of learners of whom the server saw only the mean; 1 if it saw each one's gradient."""
         return max(1, *(len(self.record.mean_of(round)) for round in self.rounds))
 
 
 class RecordedRounds(Sequence[Round]):
-    """The attacked rounds, each read from the record when it is asked for; see `KeepsEvidence`.
+    """The attacked rounds, each read from the record when it is used; see `KeepsEvidence`.
 
     Without `truth` there are no targets.
     """
@@ -94,7 +94,7 @@ class RecordedRounds(Sequence[Round]):
         ).to(self._device)
 
     def kept(self, place: int, find: Callable[[Round], Evidence]) -> Evidence:
-        """Return what `find` computes of one round, or what is kept of it since an interruption."""
+        """Return what `find` computes from one round, or what was kept of it before an interruption."""
         if self._parts is None:
             return find(self[place])
         part = ("evidence", self._attacked.rounds[place], self._device.type)
@@ -103,12 +103,12 @@ class RecordedRounds(Sequence[Round]):
 
 
 def observe(attacked: Attacked, round: int, attack: Attack, truth: Truth | None = None) -> Observation:
-    """Return what the adversary holds about the learners in `round`, row for row.
+    """Return what the adversary of `attack` has about the learners in `round`, one row per learner.
 
-    It sent the parameters that are shared and knows the model with its initialization, which the others keep, the
-    rule and the task's shape; all else only as far as the attack requires it. Defenses have the clipping norm that
-    was sent in the round. Its own images are those kept for evaluation, which are the server's. Of the `truth` it
-    takes what surrounds the targets of an attack that requires the rest of the set.
+    It always has the shared parameters, which it sent, the initialization, which holds the others, the model, the
+    rule and the task's shape. Everything else it has only if the attack requires it. Its own images are those that
+    are held out for evaluation. Defenses have the clipping norm that was sent in the round. For an attack that
+    requires the rest of the set, this is taken from the `truth`.
     """
     federation, learners = attacked.federation, list(attacked.learners)
     update = Update.of_record(attacked.record, round, learners)

@@ -8,10 +8,11 @@ _FOLDERS, _FILE = ("lpips_alexnet", "."), "lpips_v0.1_alexnet.npz"
 
 
 def perceptual_distance(wanted: bool | None, data: DataSet) -> Lpips | None:
-    """Return LPIPS where it is to be measured: if `wanted`, never if that is false, else where its weights are.
+    """Return LPIPS, or `None` if it is not to be measured: always if `wanted`, never if that is false.
 
-    They are looked for where `data` lies, and in the folder that METALEAK_DATA names. Raises `ValueError` in one line
-    for weights that are wanted and not there, and for damaged ones.
+    If `wanted` is `None`, it is measured if its weights are found, in the folder of `data` or in the one that
+    METALEAK_DATA names. Raises `ValueError` in one line for weights that are wanted and missing, and for damaged
+    ones.
     """
     if wanted is False:
         return None

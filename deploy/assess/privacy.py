@@ -1,4 +1,4 @@
-"""What a defense promises beside what an attack proves, and what a learner's message costs."""
+"""The epsilon that a defense promises and the one that an attack proves, and the size of a learner's message."""
 
 import math
 
@@ -23,13 +23,12 @@ _DELTA = 1e-5
 def measured_privacy(
     federation: Federation, releases: int, truth: Truth, scores: torch.Tensor, together: bool, whole: int
 ) -> Privacy:
-    """Return what the federation's defenses promise after `releases`, beside what `scores (T,)` prove.
+    """Return what the federation's defenses promise after `releases` messages, and what `scores (T,)` prove.
 
-    `whole` are the releases of the whole run.
-
-    The best of several guarantees counts: what stands before or after a mechanism takes nothing from it. Targets of
-    one learner share its noise, and where the server saw learners `together`, in a mean, all targets share all noise:
-    then nothing but `one_run` can be told, and the lower bound is 0.
+    `whole` is the number of messages of the whole run. Of several guarantees the best one counts, since other
+    defenses before or after a mechanism do not weaken it. Targets of one learner share its noise. Where the server
+    saw learners `together`, in a mean, all targets share all noise; then only `one_run` can be computed, and the
+    lower bound is 0.
     """
     accounted, delta, gaussian = min(_promised(federation, releases), default=(None, _DELTA, False))
     accounted_run, _, _ = min(_promised(federation, whole), default=(None, _DELTA, False))
@@ -54,14 +53,14 @@ def measured_privacy(
 
 
 def with_audit(privacy: Privacy, audit: Audit | None) -> Privacy:
-    """Return `privacy` with what an audit of the whole run proves, and what is accounted for of the same set."""
+    """Return `privacy` with what an audit of the whole run proves, and the epsilon accounted for the same set."""
     if audit is None:
         return privacy
     return privacy.model_copy(update={"audited": audit.lower_bound, "accounted_audited": audit.accounted})
 
 
 def _promised(federation: Federation, releases: int) -> list[tuple[float, float, bool]]:
-    """Return each finite guarantee: epsilon, delta, and whether it is the Gaussian mechanism's."""
+    """Return epsilon and delta of each finite guarantee, and whether it is that of a Gaussian mechanism."""
     return [
         (epsilon, defense.delta, _gaussian(defense))
         for defense in federation.defenses
@@ -87,7 +86,7 @@ def _gaussian(defense: Defense) -> bool:
 
 
 def message_cost(federation: Federation) -> Cost:
-    """Return what one learner's message costs with the federation's defenses, without Flower's envelope."""
+    """Return the bytes of one learner's message with the federation's defenses, without Flower's envelope."""
     shared = federation.shared(federation.initial_parameters())
     shapes = {name: tuple(value.shape) for name, value in shared.items()}
     return Cost(bytes_per_learner=bytes_sent(federation.defenses, shapes), dense_bytes=dense_bytes(shapes))

@@ -1,4 +1,4 @@
-"""An attack that rebuilds what learners held, compared with what they held."""
+"""Comparing an attack's reconstructions with what learners held."""
 
 import json
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from metaleak.server.record.whole_file import write_whole
 
 @dataclass(frozen=True, eq=False)
 class Rebuilt:
-    """What an attack rebuilt of L learners with m examples each, as far as it is paired with what they held.
+    """What an attack rebuilt of L learners with m examples each, paired with what they held.
 
-    `learner (L,)` int64; `truth (L, m, ...)`; of the example that each is paired with `reconstruction (L, m, ...)`,
-    zeros where there is none, `confidence (L, m)` and how alike the two are, `alike (L, m)`. `made` is all that was
-    rebuilt. `words` are what tokens stand for, empty where that is not known. `rounds` is from how many rounds they
-    are rebuilt.
+    `learner (L,)` are int64 numbers and `truth (L, m, ...)` the examples that they held. For each of these,
+    `reconstruction (L, m, ...)` is the one that it is paired with (zeros if there is none), `confidence (L, m)` the
+    attack's confidence in it, and `alike (L, m)` the similarity of the two. `made` holds everything that was rebuilt.
+    `words` maps tokens to text, as far as that is known. `rounds` is the number of rounds that were used.
     """
 
     measures: tuple[Measure, ...]
@@ -41,7 +41,7 @@ class Rebuilt:
     rounds: int
 
     def write(self, path: Path) -> None:
-        """Write the pairs, a row each, to a safetensors file; what tokens stand for is in its metadata, as JSON."""
+        """Write the pairs, one per row, to a safetensors file, with the text of tokens in its metadata, as JSON."""
         rows = {
             "learner": self.learner[:, None].expand(self.alike.shape).flatten(),
             "truth": self.truth.flatten(0, 1),
@@ -62,11 +62,11 @@ def rebuild(
     progress: Progress | None = None,
     lpips: Lpips | None = None,
 ) -> Rebuilt:
-    """Return what `attack` rebuilds of at most `most` learners, drawn at random, that answered in the first round.
+    """Return what `attack` rebuilds of at most `most` learners, drawn at random from those of the first round.
 
-    From all of the rounds where it sees several and learners hold the same sets in each, else from the first. With
-    `lpips` that distance of images is measured, too.
-    Raises `ValueError` when its reconstructions are not those of the learners' kind of examples.
+    It uses all rounds if it can use several and learners hold the same sets in each; otherwise only the first. With
+    `lpips` this distance of images is measured, too. Raises `ValueError` when the reconstructions do not have the
+    form of the learners' examples.
     """
     federation, round = attacked.federation, attacked.rounds[0]
     fixed_sets = federation.partition.fixed_sets(federation.task)

@@ -1,4 +1,4 @@
-"""An attack on personal models that learners publish, of a run that is done: no record is read."""
+"""Attacks on personal models that learners publish after a run; no record is read."""
 
 import logging
 import time
@@ -40,7 +40,7 @@ class AskedPoints:
 
 @dataclass(frozen=True)
 class ShadowRun:
-    """A federation that the adversary simulates into `folder`: the run's experiment, dealt anew by another seed."""
+    """A federation that the adversary simulates into `folder`: the run's experiment with another seed."""
 
     experiment: Experiment
     folder: Path
@@ -51,10 +51,10 @@ def assess_released(
 ) -> AttackResult:
     """Ask the personal models of some learners of `run` about images of the others, and write the result to `out`.
 
-    Members are images that the training used, of other learners (see `used_in_training`); non-members such that no
-    learner holds, of the same classes. The adversary's federations are simulated once, beside the run, and kept.
-    Intervals are over points, for this one initialization. Raises `ValueError` for a run that is not done, and for
-    defenses of the inner loop.
+    Members are images of other learners that the training used (see `used_in_training`). Non-members are images of
+    the same classes that no learner holds. The adversary's federations are simulated once, inside the run's
+    directory, and kept. Intervals are over points, for this one initialization. Raises `ValueError` for a run that is
+    not done, and for defenses of the inner loop.
     """
     began = time.monotonic()
     if not run.done:
@@ -117,7 +117,7 @@ def held_by_any(federation: Federation) -> Tensor:
 
 
 def _shadows(run: RunDirectory, experiment: Experiment, count: int) -> list[ShadowRun]:
-    """Return the adversary's federations: nothing is recorded of them, and their accuracy is hardly measured."""
+    """Return the adversary's federations, which are not recorded and whose accuracy is measured only roughly."""
     found = []
     for number in range(count):
         seed = derived_seed(experiment.seed, "shadow federation", number) % 2**31
@@ -134,7 +134,7 @@ def _shadows(run: RunDirectory, experiment: Experiment, count: int) -> list[Shad
 
 
 def _trained(run: RunDirectory, federation: Federation) -> Parameters:
-    """Return all parameters of the trained model, where the server keeps the shared ones alone."""
+    """Return all parameters of the trained model; the server keeps only the shared ones."""
     shared = federation.shared(federation.initial_parameters())
     return without_clip(federation.whole(read_parameters(run.path / "parameters.safetensors", shared)))
 
@@ -162,7 +162,7 @@ def _own_classes(federation: Federation, learner: int) -> tuple[int, ...]:
 
 
 def _published(federation: Federation, parameters: Parameters, learner: int) -> ReleasedModel:
-    """Return a learner's personal model: adapted to the support set of its first round, as its defenses leave it."""
+    """Return a learner's personal model: adapted to the support set of its first round, after its defenses."""
     personal = federation.rule.adapt(federation.model, parameters, federation.learner(learner).episode(1))
     return ReleasedModel(federation.model, {name: value.detach() for name, value in personal.items()})
 

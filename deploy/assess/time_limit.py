@@ -1,4 +1,4 @@
-"""Refusing what would take days, once its pace is known."""
+"""Refusing computations that would take days, once their speed is known."""
 
 import time
 from collections.abc import Callable
@@ -6,19 +6,19 @@ from collections.abc import Callable
 from metaleak.attacks.attack import Progress
 
 _MEASURED_SECONDS = 10.0
-"""How long the pace is measured before anything is said of it."""
+"""How long the speed is measured before the total time is estimated."""
 
 Advance = Callable[[float, float], None]
-"""Called with (done, total), in any unit, of which parts count too."""
+"""Called with (done, total), in any unit; fractions of a unit are allowed."""
 
 
 def within_hours(
     progress: Progress | None, hours: float, lower: str, clock: Callable[[], float] = time.monotonic
 ) -> Advance:
-    """Return what to call as a computation goes on; it passes whole numbers on to `progress`.
+    """Return a function to call during a computation, which passes whole numbers on to `progress`.
 
-    After the first ten seconds, once, it raises `ValueError` when the whole would take more than `hours`, with the
-    estimate and the settings to `lower`.
+    Once, after the first ten seconds, it raises `ValueError` if the whole computation would take more than `hours`;
+    the message has the estimate and the settings to `lower`.
     """
     first: tuple[float, float] | None = None
     judged = False

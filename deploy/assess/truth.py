@@ -1,4 +1,4 @@
-"""The truth about membership, rebuilt from the experiment's seed: only the evaluation may ask for it."""
+"""The truth about membership, rebuilt from the experiment's seed; for the evaluation only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from metaleak.server import MetaLearner
 
 
 class NoNonMembers(ValueError):
-    """No image is held by nobody, so that members cannot be told from others."""
+    """Raised when every image is held by some learner, so that there are no non-members."""
 
 
 SETS: tuple[Literal["query", "support"], ...] = ("query", "support")
@@ -25,11 +25,11 @@ SETS: tuple[Literal["query", "support"], ...] = ("query", "support")
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """The questions that an attack is asked, with their answers kept apart.
+    """The targets of an attack, together with the truth about them.
 
-    All tensors are `(T,)` int64 and speak of the same target, but `member`, which is bool: `learner` by number,
-    `position` in the learner's task, `example` as an index into the data set, its class `label`, and `held`, the
-    example that the learner really holds at that position.
+    All tensors are `(T,)` int64, except `member`, which is bool. For each target they have the number of its
+    `learner`, the `position` in the learner's task, the `example` as an index into the data set, its class `label`,
+    and `held`, the example that the learner really holds at that position.
     """
 
     learner: Tensor
@@ -40,7 +40,7 @@ class Truth:
     member: Tensor
 
     def targets(self, federation: Federation, learners: Sequence[int]) -> Targets:
-        """Return the questions as an attack sees them; `learners` are the rows of its observation."""
+        """Return the targets as an attack gets them; `learners` are the rows of its observation."""
         row_of = {learner: row for row, learner in enumerate(learners)}
         return Targets(
             examples=inputs(federation, self.example),
@@ -76,10 +76,10 @@ def ask_over(
 ) -> Truth:
     """Return the targets of one attack on the rounds of `answered`, which gives the learners that answered in each.
 
-    Members are drawn from what learners held in any round in which they answered, at most `settings.members`.
-    Non-members are images that no learner ever holds: each takes a drawn learner and position, and an image of the
-    class that stands there, so that members and non-members have the same classes while the images last; a position
-    is that of the first round that holds the image. Raises `NoNonMembers` when there is none.
+    At most `settings.members` members are drawn from what learners held in any round in which they answered.
+    Non-members are images that no learner ever holds. Each is assigned to a drawn learner and position with an image
+    of its class, so that members and non-members have the same classes as long as there are enough images. A position
+    is that of the first round in which the learner holds the image. Raises `NoNonMembers` when there are none.
     """
     generator = keyed_generator(federation.seed, next(iter(answered)), "targets", asks)
     first: dict[tuple[int, int], tuple[int, int, int, int]] = {}
@@ -104,11 +104,11 @@ def ask_over(
 
 
 def used_in_training(experiment: Experiment) -> Tensor:
-    """Return which examples of the data set had a part in the training of a run that is done, booleans `(N,)`.
+    """Return which examples of the data set the training of a finished run used, booleans `(N,)`.
 
-    These are in the support or query set of a learner that was sampled, in a round in which it answered. What a
-    learner holds and never used is not among them. A learner that failed by itself, and not by the experiment's
-    `faults`, is taken to have answered.
+    These are the examples in the support or query set of a sampled learner in a round in which it answered, and not
+    everything that learners hold. A learner that failed by itself, and not by the experiment's `faults`, is assumed
+    to have answered.
     """
     federation, server = experiment.federation(), experiment.server
     used = torch.zeros(len(federation.examples().labels), dtype=torch.bool)
@@ -129,10 +129,10 @@ def used_in_training(experiment: Experiment) -> Tensor:
 def _outsiders(
     federation: Federation, held: list[tuple[int, int, int, int]], count: int, generator: torch.Generator
 ) -> list[tuple[tuple[int, int, int, int], int]]:
-    """Return at most `count` of `held` (learner, position, image, class), each with an image of its class to ask of.
+    """Return at most `count` of `held` (learner, position, image, class), each with a non-member of its class.
 
-    No image is asked about twice, so that every non-member is a new piece of evidence; places are taken in turn while
-    their class has images left.
+    No image is used twice, so that every non-member is new evidence. The entries of `held` are used in turn, as long
+    as their class has images left.
     """
     indices = federation.split().non_members
     labels = federation.examples().labels[indices]
@@ -161,9 +161,10 @@ def positions_in(federation: Federation, truth: Truth, round: int, learners: Seq
 
 
 def chances_of_a_draw(federation: Federation, learners: Sequence[int], which: Literal["query", "support"]) -> Tensor:
-    """Return how likely an image of each learner's shard is in one set of a round whose task has its class, `(L,)`.
+    """Return for each learner the probability that an image of its shard is in the set `which` of a round, `(L,)`.
 
-    Of a message of several episodes it is the chance that any of them has the image.
+    This is for rounds whose task has the image's class. With several episodes per message, it is the probability that
+    any of them has the image.
     """
     task = federation.task
     drawn, needed = (task.queries if which == "query" else task.shots), task.shots + task.queries
@@ -178,17 +179,18 @@ def chances_of_a_draw(federation: Federation, learners: Sequence[int], which: Li
 def held_inputs(
     federation: Federation, learners: Sequence[int], round: int, which: Literal["query", "support"]
 ) -> Tensor:
-    """Return one set of every learner, `(L, n, C, H, W)`, for a threat model in which the adversary knows it."""
+    """Return the set `which` of every learner, `(L, n, C, H, W)`, for an adversary that knows it."""
     indices = [_asked(federation.learner(learner).drawn(round), which).flatten() for learner in learners]
     return torch.stack([inputs(federation, images) for images in indices])
 
 
 def rest_of_sets(federation: Federation, truth: Truth, round: int, which: Literal["query", "support"]) -> Rest:
-    """Return what surrounds every target in `round`, for a threat model in which all but one image is known.
+    """Return the rest of every target's set in `round`, for a threat model in which all but one image is known.
 
-    The alternative to a non-member is the image that the learner holds, the one to a member an image of its class
-    that nobody holds: always the two of which one is held, and never which. Raises `ValueError` when there is none,
-    or a learner does not hold the image in that place in `round`, as it draws other episodes from round to round.
+    The adversary gets two candidates for the missing image, one of which the learner holds. The alternative to a
+    non-member is the image that the learner holds; the alternative to a member is an image of its class that nobody
+    holds. Raises `ValueError` when there is no alternative, or when a learner does not hold the image at that place
+    in `round` because it draws new episodes from round to round.
     """
     drawn = {
         learner: _asked(federation.learner(learner).drawn(round), which) for learner in set(truth.learner.tolist())
@@ -210,7 +212,7 @@ def rest_of_sets(federation: Federation, truth: Truth, round: int, which: Litera
 
 
 def _alternatives(federation: Federation, truth: Truth) -> Tensor:
-    """Return for each target the other of the two images of which the learner holds one, the same in every round."""
+    """Return for each target the other one of its two candidates, which is the same in every round."""
     indices = federation.split().non_members
     labels = federation.examples().labels[indices]
     generator = keyed_generator(federation.seed, "alternatives")
@@ -225,12 +227,12 @@ def _alternatives(federation: Federation, truth: Truth) -> Tensor:
 
 
 def held_classes(federation: Federation, learners: Sequence[int], round: int) -> Tensor:
-    """Return the class at each of every learner's positions, `(L, ways)` int64."""
+    """Return every learner's class at each position of its task, `(L, ways)` int64."""
     return torch.stack([federation.learner(learner).drawn(round).classes for learner in learners])
 
 
 def held_lengths(federation: Federation, learners: Sequence[int], round: int) -> Tensor:
-    """Return how many tokens the sentences of support and query set have, `(L, n)` int64, each set by positions."""
+    """Return the number of tokens of each sentence, `(L, n)` int64: the support sets, then the query sets."""
     sentences = torch.cat([held_inputs(federation, learners, round, which) for which in ("support", "query")], dim=1)
     padding = federation.examples().padding
     if padding is None:

@@ -43,7 +43,7 @@ Changes = Mapping[str, Any]
 
 
 def combinations(grid: Mapping[str, list[Any]], axes: Axes = OF_EXPERIMENTS) -> Iterator[list[Changes]]:
-    """Yield what each combination of the axes sets, one entry an axis, the last axis varying fastest.
+    """Yield what each combination of the axes sets, one entry per axis, the last axis varying fastest.
 
     Raises `ValueError` that begins with the axis at fault, and for more than `LARGEST_SUITE` of them, which are
     counted before any is made.

@@ -50,10 +50,10 @@ DEFAULT_NAMES: Mapping[str, str] = {"data": "mnist-5k", "model": "mlp", "rule": 
 
 
 class ServerSettings(BaseModel):
-    """How the meta-learner trains: `fraction` of the learners each round, one outer step a round.
+    """How the meta-learner trains: in each round it samples a `fraction` of the learners and takes one outer step.
 
-    `start_from` is a safetensors file, such as another run's, with the parameters to start from. With `largest_norm`
-    a learner's gradient is refused when its L2 norm, over all parameters together, is larger.
+    `start_from` is a safetensors file with the parameters to start from, such as another run's. A learner's gradient
+    is refused when its L2 norm, over all parameters together, is larger than `largest_norm`.
     """
 
     model_config = _STRICT
@@ -66,9 +66,9 @@ class ServerSettings(BaseModel):
 
 
 class EvaluationSettings(BaseModel):
-    """Adapted accuracy on held-out tasks: `tasks` of them after every `every` rounds and at the end.
+    """How adapted accuracy is measured: on `tasks` held-out tasks, after every `every` rounds and at the end.
 
-    `queries` are the query images a class; `inner_steps` defaults to the rule's own.
+    `queries` is the number of query images per class; `inner_steps` defaults to the rule's own.
     """
 
     model_config = _STRICT
@@ -83,12 +83,12 @@ class TargetSettings(BaseModel):
     """The examples that an attack is asked about, and the recorded rounds that are attacked.
 
     At most `members` examples that learners hold are drawn, and at most `non_members` of the same classes that no
-    learner holds. Several `rounds` (from `round` on, or up to the last) are attacked together, by attacks that can
-    use several: a member is then what a learner held in any of those in which it answered. An attack that
-    reconstructs rebuilds the sets of at most `learners` learners in the first of these rounds; if it only
-    reconstructs, all targets belong to these learners. `lpips`: whether LPIPS of images is measured beside PSNR and
-    SSIM (`null`: if the folder of data sets has its weights). `audit`: trials of an audit of the defense's
-    guarantee, made beside each attack (`null`: no audit).
+    learner holds. With `rounds` above 1 that many rounds are attacked together, from `round` on or up to the last, by
+    attacks that can use several; a member is then an example that a learner held in any of these in which it
+    answered. An attack that reconstructs rebuilds the sets of at most `learners` learners in the first of these
+    rounds; if it only reconstructs, all targets belong to these learners. `lpips`: whether LPIPS of images is
+    measured, too (`null`: if the folder of data sets has its weights). `audit`: the trials of an audit of the
+    defense's guarantee, which is made with each attack (`null`: no audit).
     """
 
     model_config = _STRICT
@@ -102,7 +102,7 @@ class TargetSettings(BaseModel):
 
 
 class RecordSettings(BaseModel):
-    """What the curious server records: the first `rounds` rounds, or all (`null`); 0 records nothing."""
+    """How many `rounds` the curious server records, from the first on; `null` records all, 0 none."""
 
     model_config = _STRICT
 
@@ -112,12 +112,12 @@ class RecordSettings(BaseModel):
 class EngineSettings(BaseModel):
     """How the simulation is executed, which changes at most the last bits of its numbers.
 
-    `actors`: Ray actors (`null`: one a core; on a cluster always one a CPU of it). `learners_per_node`: how many
-    learners a Flower node hosts; with `auto` any node computes for any learner, which is fastest. `chunk`: how many
-    learners are computed at once (`auto`: measured, then kept for the run). `device`: where actors and attacks
-    compute; `auto` distributes the GPUs, if there are any. `timeout`: seconds to wait for a round's replies.
-    `ray_address`: an existing Ray cluster, such as `auto`. `longest_hours`: an attack that would take longer,
-    as estimated from its first steps, is refused.
+    `actors`: the number of Ray actors (`null`: one per core; on a cluster always one per CPU). `learners_per_node`:
+    how many learners a Flower node hosts; with `auto` any node computes for any learner, which is fastest. `chunk`:
+    how many learners are computed at once (`auto`: measured, then kept for the run). `device`: where actors and
+    attacks compute; `auto` distributes the GPUs, if there are any. `timeout`: seconds to wait for a round's replies.
+    `ray_address`: an existing Ray cluster, or `auto`. An attack that would take more than `longest_hours`, as
+    estimated from its first steps, is refused.
     """
 
     model_config = _STRICT
@@ -134,7 +134,8 @@ class EngineSettings(BaseModel):
 class Experiment(BaseModel):
     """One experiment: a federation, its training, its record, and the attacks on it.
 
-    `shares` are patterns of the names of the parameters that learners share; see `Federation`.
+    `seed` decides all random numbers. `shares` are patterns of the names of the parameters that learners share, such
+    as `layer1.*`; the others are in no message and never change.
     """
 
     model_config = _STRICT
@@ -207,30 +208,32 @@ class Experiment(BaseModel):
         built = [defense.built("defenses") for defense in self.defenses]
         acting = [defense.place for defense in built]
         if acting.count("example") + ("inner" in acting and "example" in acting) > 1:
-            raise ValueError("defenses: one of the place 'example' excludes another, and those of the place 'inner'")
+            raise ValueError(
+                "defenses: at most one may be of the place 'example', and then none of the place 'inner'"
+            )
         if "example" in acting and any(
             defense.place in ("support", "query") and not getattr(defense, "acts_on_each_example", False)
             for defense in built
         ):
             raise ValueError(
-                "defenses: beside one of the place 'example' only noise may act on the sets: another could let one "
-                "example change what all others contribute"
+                "defenses: with a defense of the place 'example' only noise may act on the support and query sets; "
+                "others could let one example change what all others contribute"
             )
         adapts = adapting(built)
         if adapts is not None and any(
             one is not adapts and (one.place == "shared" or adapting([one]) is not None) for one in built
         ):
-            raise ValueError("defenses: beside one whose clipping norm adapts no other may act on what is sent")
+            raise ValueError("defenses: with an adaptive clipping norm no other defense may act on what is sent")
         if "example" in acting and self.task.episodes_per_message > 1:
             raise ValueError(
-                "defenses: one of the place 'example' is accounted for one episode a message, "
+                "defenses: a defense of the place 'example' is accounted for one episode per message, "
                 f"task.episodes_per_message is {self.task.episodes_per_message}"
             )
         if self.partition.overlap > 0 and any(isinstance(defense, Accounted) for defense in built):
             # An image of two learners changes two messages, which the epsilon of one learner does not bound.
             raise ValueError(
-                "defenses: a guarantee is accounted for images that one learner alone holds, "
-                f"partition.overlap is {self.partition.overlap:g}"
+                "defenses: a guarantee is accounted for images that only one learner holds, so partition.overlap "
+                f"must be 0, got {self.partition.overlap:g}"
             )
         readings = reads_means(self.rule.built("rules")).readings if "example" in acting else {}
         for place, defense in enumerate(built):
@@ -241,10 +244,7 @@ class Experiment(BaseModel):
                     if "aggregate" not in acting:
                         raise ValueError("name: its guarantee is about the sum of a round; add secure-aggregation")
                     if "shared" in (acting[place + 1 :] if acting[place] == "shared" else acting):
-                        raise ValueError(
-                            "name: its guarantee is about a sum of noisy messages; no defense may change a learner's "
-                            "message after its share of the noise is added"
-                        )
+                        raise ValueError("name: no defense may change a message after noise is added to it")
                     defense = defense.for_learners(self._answering())
                 if isinstance(defense, Accounted):
                     defense = defense.for_releases(self.releases())
@@ -256,7 +256,7 @@ class Experiment(BaseModel):
     def _answering(self) -> int:
         """Return how many learners answer in every round; raises `ValueError` where faults leave that open."""
         if self.faults != Faults():
-            raise ValueError("least_learners: with faults no number of learners answers for sure in every round")
+            raise ValueError("least_learners: with faults it is not certain how many learners answer in every round")
         return sample_size(self.partition.learners, self.server.fraction)
 
     def resolved(self) -> dict[str, Any]:

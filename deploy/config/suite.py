@@ -14,18 +14,18 @@ from metaleak.deploy.errors import WrongUsage
 
 
 class Suite(BaseModel):
-    """A base experiment and the axes along which it is varied; the suite is all combinations.
+    """A base experiment and the axes along which it is varied; the suite consists of all combinations.
 
-    Of the `kind` `pretraining` the base is a study of pretraining, and its keys are the axes.
+    With the `kind` `pretraining` the base is a study of pretraining, and its keys are the axes.
 
     `grid` maps a key of the experiment, such as `defenses`, `model` or `server.rounds`, to the list of its values:
 
     - `models`, `rules`, `learners`, `ways`, `shots` and `queries` are short for `model`, `rule`,
       `partition.learners`, `task.ways`, `task.shots` and `task.queries`;
-    - a name is short for `{name: ...}`, one defense or attack for a list of it, null for none;
-    - `{each: [...]}` in the place of any setting stands for each of the values;
-    - the axis `settings` has mappings, whose keys (short or dotted) change together;
-    - so has a value of `defenses` without a `name`: a structural defense, such as `{rule.name: fomaml}`.
+    - a name is short for `{name: ...}`, a single defense or attack for a list of one, and null for none;
+    - `{each: [...]}` in the place of any setting stands for each of these values in turn;
+    - the values of the axis `settings` are mappings whose keys (short or dotted) change together;
+    - so are values of `defenses` without a `name`: structural defenses, such as `{rule.name: fomaml}`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,1 +1,1 @@
-"""Studies of what finetuned models give away about the examples behind their start."""
+"""Studies of what finetuned models reveal about the examples that they were pretrained on."""

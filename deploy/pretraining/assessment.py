@@ -26,7 +26,7 @@ from metaleak.deploy.results.schema import AttackResult, ReleasedModels
 
 @dataclass(frozen=True, eq=False)
 class Pooled:
-    """The raw scores of all victims: `scores (V * P,)`, `member`, `victim` and `point` alike."""
+    """The scores of all V victims for all P points; `scores`, `member`, `victim` and `point` are `(V * P,)`."""
 
     scores: Tensor
     member: Tensor
@@ -38,8 +38,8 @@ class Pooled:
 class Victim:
     """The answers `probabilities (p, A, K)` of a third party's model about p of the study's P points.
 
-    These are the points that have an answer to every query: `answered (P,)` booleans, `examples (p,)` their places
-    in the data set. `complaint` is a line on the other queries, empty where there are none.
+    These are the points with an answer to every query: `answered (P,)` are booleans, `examples (p,)` their places in
+    the data set. `complaint` is one line about the other queries, or empty.
     """
 
     examples: Tensor
@@ -90,7 +90,7 @@ def attack_models(study: Study, answers: list[ModelAnswers], attack: Pretraining
 def assess_study(study: Study, folder: Path, out: Path, work: Work, resamples: int = 1000) -> dict[str, AttackResult]:
     """Attack the models in `folder` with every attack of `study`; write `out/attacks/<name>/` and return the results.
 
-    What is there already is written again. Intervals are of so many `resamples`.
+    Existing results are written again. Intervals are computed from that many `resamples`.
     """
     answers = {name: answers_of(study, folder, name) for name in study.finetunings}
     return {
@@ -177,7 +177,7 @@ def attack_victim(
 
 
 def _released(study: Study, finetuning: str, answers: list[ModelAnswers]) -> ReleasedModels:
-    """Return how good the models were."""
+    """Return the mean accuracies of the models."""
     private = study.finetunings[finetuning].private
     promised = private is not None and private.epsilon is not None
     inside, outside = (fmean(one.start_accuracies[place] for one in answers) for place in (0, 1))

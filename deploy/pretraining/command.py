@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 
 from metaleak.attacks.work import Work
 from metaleak.clients.randomness import derived_seed
@@ -17,19 +16,19 @@ from metaleak.deploy.pretraining.over_http import HTTPQuery
 from metaleak.deploy.pretraining.reading import read_study
 from metaleak.deploy.pretraining.shadow_models import make_models, map_of_models
 from metaleak.deploy.pretraining.study import Study
+from metaleak.deploy.pretraining.study_state import noted
 from metaleak.deploy.printable import printable
 from metaleak.deploy.progress import Shown, shown_progress
 from metaleak.deploy.results.arrays import write_columns
 from metaleak.deploy.results.schema import AttackResult
-from metaleak.deploy.results.study_file import STUDY_FILE
-from metaleak.deploy.simulate.run_directory import held, write_text
+from metaleak.deploy.simulate.run_directory import held
 from metaleak.deploy.terminal import Grid, show
 
 
 def study_command(
     file: Path, changes: tuple[str, ...], out: Path | None, victim: str | None, here: bool, as_json: bool
 ) -> None:
-    """Make the models of the study in `file` that are missing in `out`, attack them, and print a table.
+    """Train the models of the study in `file` that are missing in `out`, attack them, and print a table.
 
     With the URL of a `victim` that model is attacked, too; see `attack_over_http`.
     """
@@ -46,18 +45,17 @@ def study_command(
 
 
 def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackResult]:
-    """Make the models of `study` that are missing in the directory `path`, attack them, and return the results.
+    """Train the models of `study` that are missing in the directory `path`, attack them, and return the results.
 
-    Models are made on Ray, or with `here` and on a GPU in this process. Every model is kept once it is made: after an
-    interruption the same call goes on.
+    Models are trained on Ray, or, with `here` and on a GPU, in this process. Every finished model is kept, so that
+    after an interruption the same call continues. Returns the results by name.
     """
     path.mkdir(parents=True, exist_ok=True)
     folder = path / "models"
     with held(path, "this study"), shown_progress() as progress:
-        write_text(path / STUDY_FILE, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
         seed = derived_seed(study.seed, "attack")
         bar = progress.add_task("models", total=None)
-        with map_of_models(study, here) as mapped:
+        with noted(study, path, folder), map_of_models(study, here) as mapped:
             make_models(study, folder, Work(seed, shown_speed(progress, bar), mapped))
         attacks = progress.add_task("attacks", total=None)
         advance = Work(seed, lambda done, total: progress.update(attacks, completed=done, total=total))
@@ -65,10 +63,10 @@ def run_study(study: Study, path: Path, here: bool = False) -> dict[str, AttackR
 
 
 def attack_over_http(study: Study, path: Path, url: str) -> list[str]:
-    """Ask the model behind `url` about the points, once for all attacks; return a line a result.
+    """Ask the model behind `url` about the points, once for all attacks; return one line per result.
 
-    `path/victim/<finetuning>-<attack>.parquet` has the place in the data set and the score of each point. Which
-    points are members is not known here. Attacks that see the start are left out.
+    `path/victim/<finetuning>-<attack>.parquet` has the place in the data set and the score of each point. It is not
+    known which points are members. Attacks that need the pretrained model are left out.
     """
     attacks = {
         name: (finetuning, attack)
@@ -90,7 +88,7 @@ def attack_over_http(study: Study, path: Path, url: str) -> list[str]:
 
 
 def study_table(name: str, results: dict[str, AttackResult]) -> Grid:
-    """Return a row a result: AUC and true-positive rates with their intervals."""
+    """Return one row per result: AUC and true-positive rates with their intervals."""
     rows = []
     for key, result in results.items():
         evaluation = result.evaluation
@@ -106,7 +104,7 @@ def study_table(name: str, results: dict[str, AttackResult]) -> Grid:
 
 
 def shown_speed(progress: Shown, bar: Any) -> Callable[[int, int], None]:
-    """Return what shows how many models are made, and how many a minute, from a call with none of them on."""
+    """Return a function that shows how many models are made, and how many per minute since it was called with 0."""
     began = time.monotonic()
 
     def show(done: int, total: int) -> None:

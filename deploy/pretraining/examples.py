@@ -23,7 +23,7 @@ class Chosen:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Brings images to mean 0 and deviation 1, by channel: `mean` and `deviation` `(C, 1, 1)`."""
+    """Scales images to mean 0 and standard deviation 1 per channel; `mean` and `deviation` are `(C, 1, 1)`."""
 
     mean: Tensor
     deviation: Tensor
@@ -58,7 +58,7 @@ def points(study: Study) -> Tensor:
 
 
 def scale_of(study: Study) -> Scale | None:
-    """Return how images are scaled before a model meets them; `None` where they, or tokens, are left as they are."""
+    """Return how images are scaled before they enter a model; `None` if they are not scaled, or for tokens."""
     inputs = pool_of(study).inputs
     if not study.standardized or not inputs.is_floating_point():
         return None

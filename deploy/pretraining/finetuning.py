@@ -24,9 +24,9 @@ _HEAD = MLP(hidden=())
 
 @dataclass(frozen=True, eq=False)
 class ReleasedModel:
-    """A `Query` of a model: probabilities for inputs as they are in the data, which it scales before.
+    """A `Query` of a model: probabilities for unscaled inputs, which it scales itself.
 
-    It computes where its parameters lie, each input by itself, 1 000 at once.
+    It computes on the device of its parameters, 1 000 inputs at once.
     """
 
     _model: Model
@@ -45,7 +45,7 @@ class ReleasedModel:
 
 
 def with_statistics(model: Model, parameters: Parameters, reference: Tensor) -> Model:
-    """Return the model with any batch normalization held as it is for `reference (B, ...)`, of which 1 000 count."""
+    """Return the model with batch-norm statistics fixed to those of the first 1 000 of `reference (B, ...)`."""
     return model.decoupled(parameters, reference[:_REFERENCE]) if isinstance(model, Decoupled) else model
 
 
@@ -59,11 +59,11 @@ def finetuned(
     finetuning: Finetuning,
     keys: Sequence[tuple[int | str, ...]],
 ) -> list[tuple[Model, Parameters]]:
-    """Return what becomes of each of M `pretrained` models on its part of `inputs (N, ...)`, `labels (N,)`.
+    """Finetune each of M `pretrained` models on its part of `inputs (N, ...)`, `labels (N,)`, and return the results.
 
-    `references` are inputs that each was pretrained on, for the statistics of a batch normalization; `keys` those of
-    the models' random numbers. Where the classifier alone moves, the features that it is given are computed once. It
-    computes where `inputs` lies.
+    `references` are inputs that each model was pretrained on, for the statistics of batch normalization; `keys` are
+    the keys of the models' random numbers. If only the classifier is trained, its features are computed once. The
+    computation runs on the device of `inputs`.
     """
     device = inputs.device
     count = max(1, round(finetuning.part * len(labels)))

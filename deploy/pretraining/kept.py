@@ -22,7 +22,7 @@ class Kept:
         return self.read(key) is not None
 
     def read(self, key: str) -> dict[str, Tensor] | None:
-        """Return the tensors of `key`; `None` where there is no file, or none that can be read."""
+        """Return the tensors of `key`, or `None` when the file does not exist or cannot be read."""
         try:
             with plain_file(self._folder, _name(key)) as file:
                 header = read_header(file)

@@ -15,9 +15,9 @@ _BYTES_A_NUMBER = 40
 class HTTPQuery:
     """A `Query` of a model behind a URL.
 
-    Inputs are sent by POST as `{"inputs": [...]}`, nested lists as the data has them, images in [0, 1]; the answer
-    is `{"probabilities": [[...], ...]}`. Raises `ValueError` in one line for what cannot be read, and for an answer
-    longer than `classes` numbers an input could be.
+    Inputs are sent by POST as `{"inputs": [...]}`, as nested lists in the form of the data, images in [0, 1]. The
+    answer must be `{"probabilities": [[...], ...]}`. Raises `ValueError` in one line for an answer that cannot be
+    read, or that is longer than `classes` numbers per input can be.
     """
 
     def __init__(self, url: str, classes: int, timeout: float = 60.0) -> None:

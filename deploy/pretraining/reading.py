@@ -16,7 +16,7 @@ from metaleak.deploy.config.suite import Suite
 from metaleak.deploy.errors import WrongUsage
 from metaleak.deploy.pretraining.study import Study
 
-# All studies of a suite share one map of models, so where it computes is no axis.
+# All studies of a suite share one map of models, so the place of computation is not an axis.
 _OF_STUDIES = Axes(frozenset({*Study.model_fields, "settings"} - {"engine"}))
 
 

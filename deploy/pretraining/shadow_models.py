@@ -1,4 +1,4 @@
-"""The models of a study: pretrained, finetuned and asked, each once, on Ray or in this process."""
+"""The models of a study: each is pretrained, finetuned and queried once, on Ray or in this process."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ _TOGETHER_ON_GPU = 64
 
 @dataclass(frozen=True)
 class ModelJob:
-    """The models of these numbers, to be made side by side and kept in `folder`."""
+    """The models of these numbers, to be trained together and kept in `folder`."""
 
     study: Study
     models: tuple[int, ...]
@@ -49,7 +49,7 @@ class ModelAnswers:
 
 
 def missing_jobs(study: Study, folder: Path) -> list[ModelJob]:
-    """Return what is still to be made: a model a job on CPUs, on a GPU many together."""
+    """Return the jobs for models that are missing: one model per job on CPUs, many together on a GPU."""
     kept = Kept(folder)
     missing = [
         model
@@ -64,7 +64,7 @@ def missing_jobs(study: Study, folder: Path) -> list[ModelJob]:
 
 
 def make_models(study: Study, folder: Path, work: Work) -> int:
-    """Make all models of `study` that `folder` does not hold; return how many were missing."""
+    """Train all models of `study` that are missing in `folder`; return how many were missing."""
     jobs = missing_jobs(study, folder)
     total = sum(len(job.models) for job in jobs)
     done = 0
@@ -77,7 +77,7 @@ def make_models(study: Study, folder: Path, work: Work) -> int:
 
 @contextmanager
 def map_of_models(study: Study, here: bool = False) -> Iterator[Map]:
-    """Yield where models are made: on Ray, or with `here` and on a GPU in this process."""
+    """Yield the map that runs jobs: on Ray, or, with `here` and on a GPU, in this process."""
     if here or torch_device(study.engine.device).type == "cuda":
         yield map_here
         return
@@ -86,7 +86,7 @@ def map_of_models(study: Study, here: bool = False) -> Iterator[Map]:
 
 
 def answers_of(study: Study, folder: Path, finetuning: str) -> list[ModelAnswers]:
-    """Return what every model answered; raises `ValueError` where one was not made."""
+    """Return the answers of every model; raises `ValueError` if one is missing."""
     kept = Kept(folder)
     found = []
     for model in range(study.models):
@@ -107,7 +107,7 @@ def answers_of(study: Study, folder: Path, finetuning: str) -> list[ModelAnswers
 
 
 def make(job: ModelJob) -> int:
-    """Pretrain, finetune and ask the models of a job, as far as they are missing; return how many there are."""
+    """Pretrain, finetune and query the models of a job, as far as they are missing; return how many there are."""
     torch.set_num_threads(1)
     study, kept = job.study, Kept(job.folder)
     device = torch_device(study.engine.device)
@@ -119,7 +119,7 @@ def make(job: ModelJob) -> int:
     references = [given[members(study, number).to(device)] for number in job.models]
     asked = queries_about(pool.inputs[chosen], study)
     own_labels = pool.labels[chosen]
-    # Made where the first finetuning that is missing needs them, once for all finetunings.
+    # Computed for the first missing finetuning that needs them, once for all finetunings.
     after: Tensor | None = None
     starts: dict[int, tuple[Tensor, Tensor]] = {}
     for name, finetuning in study.finetunings.items():

@@ -19,9 +19,9 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,99}")
 
 
 class Source(BaseModel):
-    """Examples of a data set: those of `classes` (default all), at most `examples` of them, drawn at random.
+    """Examples of a data set: of its `classes` (default all), at most `examples`, drawn at random.
 
-    With `rotations` each image is used in so many orientations, and each orientation of a class is a class of its
+    Each image is used in as many orientations as `rotations` says, and each orientation of a class is a class of its
     own.
     """
 
@@ -34,11 +34,11 @@ class Source(BaseModel):
 
 
 class PrivateSteps(BaseModel):
-    """Finetuning by `steps` of gradient descent over all examples, private in each of them (DP-SGD without sampling).
+    """Finetuning by `steps` of gradient descent over all examples, with privacy for each (DP-SGD without sampling).
 
     Each example's gradient is clipped to the L2 norm `clip`, and Gaussian noise is added to the mean, so that all
-    steps together are (`epsilon`, `delta`)-differentially private. In the place of `epsilon` the `noise_multiplier`
-    of each step can be given; with 0 there is no noise, only the clipping.
+    steps together are (`epsilon`, `delta`)-differentially private. Instead of `epsilon` the `noise_multiplier` of
+    each step can be given; with 0 there is no noise, only clipping.
     """
 
     model_config = _STRICT
@@ -58,12 +58,13 @@ class PrivateSteps(BaseModel):
 
 
 class Finetuning(BaseModel):
-    """How the pretrained model becomes the one that is released.
+    """How a pretrained model is finetuned into the one that is released.
 
-    The classifier is replaced by a new one and trained on a random `part` of the downstream examples: it alone
-    (`moves: head`), or the whole network. With `private` steps `training` is not used. `statistics` are those of a
-    batch normalization: of the examples that it was pretrained or finetuned on, held fixed in the released model.
-    With `private` steps they are those of pretraining: the others would be released without noise.
+    The classifier is replaced by a new one. It (`moves: head`) or the whole network (`moves: all`) is trained on a
+    random `part` of the downstream examples. With `private` steps `training` is not used. `statistics` says on which
+    examples the statistics of batch normalization are computed, those of pretraining or of finetuning; they are fixed
+    in the released model. With `private` steps they must be those of pretraining, because the others would be
+    released without noise.
     """
 
     model_config = _STRICT
@@ -82,11 +83,12 @@ class Finetuning(BaseModel):
 
 
 class Queries(BaseModel):
-    """The queries of a released model about each point.
+    """The queries to a released model about each point.
 
-    Asked are the point itself and `augmented` random flips and shifts of it. `access` is the visible part of an
-    answer: `all` probabilities, the k largest, or the `label`. The model behind `--victim` is asked at most `budget`
-    times for all attacks together, and at most `per_second`.
+    The model is asked about the point itself and about `augmented` random flips and shifts of it. `access` is the
+    part of an answer that is visible: `all` probabilities, the k largest (a number k), or only the `label`. The model
+    behind `--victim` is asked at most `budget` times for all attacks together, and at most `per_second` times per
+    second.
     """
 
     model_config = _STRICT
@@ -98,12 +100,13 @@ class Queries(BaseModel):
 
 
 class Study(BaseModel):
-    """Models that are pretrained on random halves of a pool and finetuned, each in turn attacked with the others.
+    """Models that are pretrained on random halves of a pool and finetuned; each in turn is attacked with the others.
 
-    `models` are pretrained, each with a start of its own on a half of the pool of its own. The first `victims` of
-    them (default all) are attacked, each with `shadows` of the others, drawn at random (default all). `points` of
-    the pool are asked about. Each of the named `finetunings` makes a released model of its own. With
-    `standardized` inputs have mean 0 and standard deviation 1 over the pool.
+    As many `models` are pretrained, each from its own initialization and on its own half of the pool. The first
+    `victims` of them (default all) are attacked, each with the help of `shadows` of the others, drawn at random
+    (default all). `points` is the number of examples of the pool that are asked about. Each of the named
+    `finetunings` makes a released model. With `standardized` inputs have mean 0 and standard deviation 1 over the
+    pool.
     """
 
     model_config = _STRICT

@@ -87,7 +87,7 @@ class Drawing:
 
 @contextmanager
 def figure(title: str, entries: int, about: str = "") -> Iterator[tuple[Axes, Drawing]]:
-    """Open a figure with room for a legend of `entries` lines below; it is drawn when the block ends."""
+    """Open a figure with room for a legend of `entries` lines below it; it is drawn when the block ends."""
     drawing = Drawing()
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # matplotlib warns of letters that its font lacks; the browser draws them with its own fonts.
@@ -112,7 +112,7 @@ def figure(title: str, entries: int, about: str = "") -> Iterator[tuple[Axes, Dr
 
 
 def _inline(svg: str, title: str) -> str:
-    """Return the `<svg>` element alone, in the page's colors and fonts, with a name for screen readers."""
+    """Return only the `<svg>` element, in the page's colors and fonts, with a name for screen readers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"^<svg [^>]*(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1>", svg).replace("xlink:href", "href")
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
@@ -130,7 +130,7 @@ def _inline(svg: str, title: str) -> str:
 
 
 def _with_tips(svg: str, drawing: Drawing, width: float, height: float) -> str:
-    """Return the figure with what each point shows; all of that comes last, above everything that is drawn."""
+    """Return the figure with the hover texts of its points, at the end, so that they are drawn above everything."""
     for number, (tip, (_, _, _, said)) in enumerate(zip(drawing.tips(width, height), drawing.points, strict=True)):
         begin = svg.index(f'<g data-point="{number}">')
         depth, end = 0, begin

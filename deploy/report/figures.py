@@ -1,5 +1,6 @@
 """The figures: the same numbers always give the same bytes."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -219,5 +220,5 @@ def _percent(value: float, _position: int | None = None) -> str:
 
 
 def _fitting(text: str) -> str:
-    """Return `text` cut to what fits the figure's width; the page's table has it whole."""
-    return text if len(text) <= 62 else text[:61] + "…"
+    """Return `text` cut to what fits the figure's width, between words; the page's table has it whole."""
+    return textwrap.shorten(text, 62, placeholder=" …")

@@ -115,7 +115,7 @@ def write_leaderboard(suite: SuiteResult) -> Path:
 
 
 def leaderboard(suite: SuiteResult) -> list[dict[str, Any]]:
-    """Return one row a cell, with a value for each of `COLUMNS`, in the order of the suite."""
+    """Return one row per cell, with a value for each of `COLUMNS`, in the order of the suite."""
     return [_row(cell, row) for cell, row in zip(suite.cells, rows_of(suite), strict=True)]
 
 

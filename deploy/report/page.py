@@ -17,7 +17,7 @@ from metaleak.deploy.report.rows import Row, comparison_rows, describe_run, rows
 from metaleak.deploy.report.settings import Setting, ceilings, condition_of_epsilon, knows, settings
 from metaleak.deploy.report.tables import LEVELS, bytes_text, epsilon_text
 from metaleak.deploy.report.verdict import answer, verdict
-from metaleak.deploy.report.wording import level_text, measure_text, needs_text, rate_text
+from metaleak.deploy.report.wording import level_text, measure_text, needs_text, rate_text, unbroken
 from metaleak.deploy.results.reading import AttackFiles, Results, RunResult, read
 from metaleak.deploy.results.schema import Round
 from metaleak.server.record.whole_file import write_whole
@@ -68,11 +68,12 @@ def render(result: Results, progress: Progress | None = None) -> str:
             progress(index + 1, len(runs))
     code, code_hash = script("report.js")
     drawn = list(frontiers(found, colors))
+    known = [line.privacy for setting in found for line in setting.lines if line.privacy]
     anchors = {id(page.run): page.anchor for page in pages}
     return page_template("report.html.j2").render(
         title=result.name,
         made=made(result),
-        answer=answer(found),
+        answer=[unbroken(sentence) for sentence in answer(found)],
         headline=drawn[:1],
         script=code,
         script_hash=code_hash,
@@ -91,6 +92,8 @@ def render(result: Results, progress: Progress | None = None) -> str:
         settings=found,
         knows=sorted(knows(rows).items()),
         conditions=condition_of_epsilon(rows),
+        gaussian=any(one.gaussian_lower_bound is not None for one in known),
+        attacked=any(one.accounted not in (None, one.accounted_run) for one in known),
         groups=[(attack, list(group)) for attack, group in groupby(rows, key=lambda row: row.attack)],
         verdict=verdict(rows),
         # A run may be complete without an attack; a suite's cell is not.
@@ -115,7 +118,7 @@ def render(result: Results, progress: Progress | None = None) -> str:
 
 
 def frontiers(found: Sequence[Setting], colors: Colors) -> Iterable[Drawn]:
-    """Yield one panel a setting and headline: the strongest attack against accuracy, a point a line."""
+    """Yield one panel per setting and headline: the strongest attack against accuracy, one point per line."""
     for setting in found:
         for measure in setting.measures:
             best = setting.frontier(measure)
@@ -136,7 +139,7 @@ def frontiers(found: Sequence[Setting], colors: Colors) -> Iterable[Drawn]:
 
 
 def rocs(rows: Sequence[Row], colors: Colors) -> Iterable[Drawn]:
-    """Yield one panel an attack and setting: the ROC curves on logarithmic axes."""
+    """Yield one panel per attack and setting: the ROC curves on logarithmic axes."""
     for (attack, setting), group in groupby(rows, key=lambda row: (row.attack, row.setting)):
         curves = []
         for row in group:
@@ -188,8 +191,11 @@ def made(result: Results) -> list[str]:
     said += [f"metaleak {', '.join(versions)}"] if versions else []
     if suite:
         return [*said, "metaleak benchmark suite.yaml"]
-    studied = any(row.is_study for row in rows_of(result))
-    return [*said, "metaleak pretraining study.yaml" if studied else "metaleak simulate experiment.yaml"]
+    if any(row.is_study for row in rows_of(result)):
+        return [*said, "metaleak pretraining study.yaml"]
+    if any(run.config for run in result.runs.values()):
+        return [*said, "metaleak simulate experiment.yaml"]
+    return [*said, "metaleak attack record ATTACK --app app.yaml"]
 
 
 def _asked(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The comparison: one row a defense, scale and attack, from a run or a suite."""
+"""The comparison: one row per defense, scale and attack, from a run or a suite."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +18,10 @@ from metaleak.deploy.results.reading import AttackFiles, Results, RunResult
 from metaleak.deploy.results.schema import AttackResult, Cell
 
 _CLEARLY_MORE = 0.05
-"""A statistic is named beside the score when its AUC is larger by this much."""
+"""A statistic is shown beside the score when its AUC is larger by this much."""
 
 _OUTSIDE = frozenset({"name", "defenses", "attacks", "engine", "record", *(f"rule.{key}" for key in RULE_STRUCTURE)})
-"""Keys that are not listed as differences of rows: they have columns of their own, or change no number."""
+"""Keys that are not listed as differences between rows: they have columns of their own, or change no number."""
 
 _TARGET_WORDS = {
     "targets.round": "round attacked",
@@ -36,10 +36,11 @@ _TARGET_WORDS = {
 class Row:
     """One line of the comparison.
 
-    `defense` and `scale` are for display, `UNDEFENDED` and "" without any; `strength` has both in one phrase, "no
-    defense" without any. `differences` are other differences between the rows of one attack, such as "ways 5".
-    `status` is "done" or says what went wrong, and then `error` why. `config` is the experiment's, as far as it is
-    known, with this attack's targets. `run` and `attack_files` are the results behind the row, where there are any.
+    `defense` and `scale` are for display; without a defense they are `UNDEFENDED` and "". `strength` has both in one
+    phrase, or "no defense". `differences` are other differences between the rows of one attack, such as "ways 5".
+    `status` is "done", or names what went wrong, and then `error` says why. `config` is the experiment's, as far as
+    it is known, with this attack's targets. `run` and `attack_files` are the results behind the row, if there are
+    any.
     """
 
     defense: str
@@ -65,12 +66,12 @@ class Row:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """How well the attack tells members from non-members, if it was evaluated."""
+        """The evaluation of how well the attack tells members from non-members, if there is one."""
         return self.attack_result.evaluation if self.attack_result else None
 
     @property
     def resampled(self) -> str | None:
-        """What the intervals resample, where that is not single targets: "40 learners resampled"."""
+        """What the intervals resample, if not single targets: "40 learners resampled"."""
         if self.attack_result is None or self.evaluation is None or self.evaluation.clusters is None:
             return None
         if self.attack_result.mean_of > 1:
@@ -82,7 +83,7 @@ class Row:
 
     @property
     def headline(self) -> Measure | None:
-        """The measure of what the attack is made for, if it was measured."""
+        """The measure of the attack's main purpose, if it was measured."""
         return self.attack_result.headline if self.attack_result else None
 
     @property
@@ -125,7 +126,7 @@ class Row:
 
     @property
     def revealing(self) -> tuple[str, float] | None:
-        """The attack's statistic that leaks clearly more than its score, with its AUC; `None` when none does."""
+        """The attack's statistic that reveals clearly more than its score, with its AUC, or `None`."""
         if self.evaluation is None or self.attack_result is None or not self.attack_result.statistics:
             return None
         by_leak = {name: leak(auc.value) for name, auc in self.attack_result.statistics.items()}
@@ -150,7 +151,7 @@ def leak(auc: float) -> float:
 
 
 def rows_of(result: Results) -> list[Row]:
-    """Return the rows of a run (one an attack) or a suite (one a cell, failed ones too), in their own order."""
+    """Return the rows of a run (one per attack) or a suite (one per cell, including failed ones), in their order."""
     if result.cells is not None:
         rows = [_cell_row(cell, result.runs.get(cell.run)) for cell in result.cells]
     else:

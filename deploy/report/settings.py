@@ -1,4 +1,4 @@
-"""A suite by setting: for every defense the strongest attack on it, and its costs."""
+"""A suite divided into settings: for every defense the strongest attack on it, and its costs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ class Found:
 
     @property
     def strength(self) -> Measure:
-        """How much it learned; of an AUC, whichever of both kinds it ranks higher."""
+        """How much the attack learned; see `strength`."""
         return strength(self.headline)
 
     @property
@@ -90,10 +90,9 @@ class Line:
         return best and best.model_copy(update={"gaussian_lower_bound": max(gaussian, default=None)})
 
     def strongest(self, asked: Asked | None = None, measure: str = AUC) -> Found | None:
-        """Return the strongest attack on the set `asked`, or on any, of those with the headline `measure`.
+        """Return the strongest attack on the set `asked` (or on any set) by the headline `measure`, or `None`.
 
-        `None` when there is none.
-        The best of several on the same targets: chance favors the attacker a little.
+        It is chosen on the targets that it is measured on, which favors it a little.
         """
         found = [
             Found(row, headline)
@@ -114,7 +113,7 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """A setting: everything but defenses and attacks is the same in its `lines`, targets included."""
+    """A setting: in its `lines` everything except defenses and attacks is the same, including targets."""
 
     title: str
     lines: tuple[Line, ...]
@@ -127,7 +126,7 @@ class Setting:
 
     @property
     def asked(self) -> tuple[Asked, ...]:
-        """Which of `query`, `support` and `start` its attacks ask about."""
+        """The sets that its attacks ask about: some of `query`, `support` and `start`."""
         kinds = {row.attack_result.asks for line in self.lines for row in line.rows if row.attack_result}
         return tuple(one for one in _SETS if one in kinds) or _SETS[:2]
 
@@ -137,9 +136,9 @@ class Setting:
         return [name for name in self.measures if name != AUC]
 
     def frontier(self, measure: str = AUC) -> list[Line]:
-        """Return the lines that no other beats in both accuracy and strongest attack, by rising accuracy.
+        """Return the lines that no other beats in both accuracy and strongest attack, ordered by accuracy.
 
-        Only attacks that have the headline `measure` count.
+        Only attacks with the headline `measure` count.
         """
         known = [(line, line.accuracy.value, found.leak) for line in self.lines
                  if line.accuracy and (found := line.strongest(measure=measure))]  # fmt: skip
@@ -155,7 +154,7 @@ class Setting:
 def strength(headline: Measure) -> Measure:
     """Return how much an attack with this headline learned.
 
-    An AUC that is below 0.5 with its whole interval counts as its reverse; others, which may be chance, as they are.
+    An AUC whose whole interval is below 0.5 is reversed; others below 0.5, which may be chance, stay as they are.
     """
     if headline.name != AUC or headline.high >= 0.5:
         return headline
@@ -183,7 +182,7 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
 
 
 def knows(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the threat model of every attack among `rows`: what its adversary holds beside what the server sees."""
+    """Return the threat model of every attack among `rows`: what its adversary has besides what the server sees."""
     return {row.attack: row.attack_result.knows for row in rows if row.attack_result and row.attack_result.knows}
 
 
@@ -201,10 +200,10 @@ def ceilings(found: Sequence[Setting]) -> list[str]:
     if not reached:
         return []
     return [
-        f"An epsilon of {' or '.join(reached)} is all that a perfect attack can prove of so few targets or learners: "
-        "even without a single error, error rates of a few per cent cannot be ruled out with 95 % confidence, and "
-        "epsilon is the logarithm of how much likelier the attack is right than wrong. How much more leaks is not "
-        "known; more targets, of more learners, raise the ceiling."
+        f"An epsilon of {' or '.join(reached)} is all that a perfect attack can prove with so few targets or "
+        "learners: even without a single error, error rates of a few per cent cannot be ruled out with 95 % "
+        "confidence, and epsilon is the logarithm of how much likelier the attack is right than wrong. The true "
+        "epsilon may be larger; more targets, of more learners, raise this ceiling."
     ]
 
 

@@ -18,32 +18,46 @@ from metaleak.deploy.terminal import Grid
 LEVELS = ("0.001", "0.01")
 """The false-positive rates whose true-positive rates stand in the tables."""
 
+_EPSILON = {
+    "≥": "≥ is what the attacks prove at 95 % confidence",
+    "Gaussian": "Gaussian ≥ is a sharper bound, for defenses that add Gaussian noise",
+    "audit": "audit ≥ is what an audit with inputs of the adversary's choice proves",
+    "≤": "≤ is what the defense promises for the whole run",
+    "attacked": "attacked ≤ is what it promises for the rounds up to the last that was attacked",
+}
+"""What the parts of `epsilon_text` mean."""
+
 _TPR = "TPR at {} FPR"
 _MEASURED = ("set", "attack", "measure", "value", "95% interval")
 _WORDS = frozenset(("set", "attack", "measure"))
+_KEYS = frozenset(("set", "attack"))
 _WIDE_ALONE = ("bytes a learner", "members + non-members", "intervals of TPR")
 """The columns that `--wide` adds."""
 
 
 def setting_tables(result: Results, wide: bool = False) -> list[Grid]:
-    """Return two tables for each setting, what attacks learn and what defenses cost; with `wide` all their columns.
+    """Return two tables per setting, what attacks learn and what defenses cost; with `wide` all their columns.
 
-    The notes below the last say what each attack knows and, where an epsilon is promised, on which condition.
+    The notes below the last table say what each attack's adversary knows, and what the parts of an epsilon mean.
     """
     rows = rows_of(result)
     found = settings(rows)
     tables = [table for setting in found for table in (_leaks(setting), _costs(setting))]
     if not tables:
         return []
-    notes = [f"{attack} knows {known}" for attack, known in sorted(knows(rows).items())]
+    notes = [f"the adversary of {attack} knows {known}" for attack, known in sorted(knows(rows).items())]
     if any(setting.frontier() for setting in found):
-        notes.append("* no other defense has both more accuracy and a weaker strongest attacker")
+        notes.append("* no other defense has both more accuracy and a weaker strongest attack")
+    shown = [epsilon_text(line) for setting in found for line in setting.lines]
+    meanings = [meaning for part, meaning in _EPSILON.items() if any(part in text for text in shown)]
+    if meanings:
+        notes.append(f"epsilon: {'; '.join(meanings)}")
     tables[-1] = replace(tables[-1], notes=[*tables[-1].notes, *notes, *condition_of_epsilon(rows)])
     return [table if wide else _narrower(table) for table in tables]
 
 
 def comparison_table(result: Results, wide: bool = False) -> Grid:
-    """Return a table with a row for each headline of an attack on a run or a suite; `wide` adds all rates' intervals.
+    """Return a table with one row per attack and headline, of a run or a suite; `wide` adds the rates' intervals.
 
     True-positive rates are dashes where there are too few non-members.
     """
@@ -63,7 +77,7 @@ def comparison_table(result: Results, wide: bool = False) -> Grid:
     if levels:
         needed = "; ".join(f"at {_tight(level_text(level))} FPR {needs_text(level)}" for level in levels)
         notes.append(f"TPR, the members found while at most that share of non-members is accused, {needed}.")
-    table = Grid("What the attacks learn", columns, lines, notes, _WORDS)
+    table = Grid("What the attacks learn", columns, lines, notes, _WORDS, _KEYS)
     alike = {name for place, name in enumerate(columns) if len({line[place] for line in lines}) == 1}
     table = _without_measure(table)
     return table if wide else _narrower(table).without_columns(alike & {"defense", "accuracy"})
@@ -86,7 +100,7 @@ def _leaks(setting: Setting) -> Grid:
     columns = ["defense", *_MEASURED, *(_TPR.format(_tight(level_text(level))) for level in LEVELS)]
     columns += ["members + non-members", "intervals of TPR"]
     title = f"What the strongest attacks learn: {setting.title}"
-    return _without_measure(Grid(title, columns, lines, words=_WORDS))
+    return _without_measure(Grid(title, columns, lines, words=_WORDS, keys=_KEYS))
 
 
 def _costs(setting: Setting) -> Grid:
@@ -143,7 +157,7 @@ def _resolved(row: Row) -> list[str]:
 
 
 def _without_measure(table: Grid) -> Grid:
-    """Return the table with the measure's name as the heading of its values, where all rows have the same measure."""
+    """Return the table with the measure's name as the heading of the values, if all rows have the same measure."""
     place = list(table.columns).index("measure")
     names = {str(row[place]) for row in table.rows} - {"–"}
     if len(names) != 1:
@@ -157,7 +171,7 @@ def _narrower(table: Grid) -> Grid:
 
 
 def _tight(text: str) -> str:
-    """Return `text` without spaces between numbers and units, so that no line ends there."""
+    """Return `text` without spaces between numbers and units, so that no line breaks there."""
     return text.replace(" %", "%").replace(" MB", "MB").replace(" KB", "KB").replace(" GB", "GB").replace(" B", "B")
 
 
@@ -170,10 +184,10 @@ def bytes_text(line: Line) -> str:
 
 
 def epsilon_text(line: Line) -> str:
-    """Return the lower bounds on epsilon and what is accounted for, "≥ 0.31, Gaussian ≥ 0.62, ≤ 8, attacked ≤ 2".
+    """Return the lower bounds on epsilon and the promised one: "≥ 0.31, Gaussian ≥ 0.62, ≤ 8, attacked ≤ 2".
 
-    What is accounted for is for the whole run; "attacked" is for the rounds up to the last that was attacked, where
-    these are fewer. Lower bounds that could be no higher with so few learners or targets are marked.
+    The promise is for the whole run; "attacked" is that for the rounds up to the last one that was attacked, if these
+    are fewer. A lower bound that could not be higher with so few learners or targets is marked.
     """
     if (privacy := line.privacy) is None:
         return "–"

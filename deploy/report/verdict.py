@@ -1,4 +1,4 @@
-"""The verdict in plain words: what attacks find without a defense, which defenses stop them, and at what cost."""
+"""The verdict in plain words: what attacks find without a defense, which defenses stop them, and what these cost."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -28,10 +28,10 @@ def answer(found: Sequence[Setting]) -> list[str]:
         return []
     sentences = []
     # Model, data and task; the rest of the title stands above the table.
-    where = f"{', '.join(setting.title.split(', ')[:2])}: without" if len(found) > 1 else "Without"
+    where = f" ({', '.join(setting.title.split(', ')[:2])})" if len(found) > 1 else ""
     bare = next((line for line in setting.lines if line.rows[0].defense == UNDEFENDED), None)
     if bare is not None and (strongest := bare.strongest()):
-        sentences.append(f"{where} a defense, the {strongest.row.attack} attack {describe(strongest.row)}.")
+        sentences.append(f"Without a defense{where}, the {strongest.row.attack} attack {describe(strongest.row)}.")
     defended = [line for line in setting.lines if line is not bare and line.strongest()]
     if defended:
         sentences.append(_least_costly(bare, defended))
@@ -76,14 +76,20 @@ def _guaranteed(promised: Sequence[Line]) -> str:
     if line.privacy is None or line.privacy.accounted_run is None:
         raise ValueError(f"{line.defense}: promises nothing")
     others = f" ({len(promised)} defenses have a guarantee)" if len(promised) > 1 else ""
+    proven = line.privacy.proven
+    proof = (
+        f"the attacks prove that it is at least {proven:.2f}"
+        if proven >= 0.005
+        else "the attacks here prove no lower bound"
+    )
     return (
-        f"A guarantee holds against attacks that nobody has made yet: {line.defense} promises epsilon "
-        f"≤ {line.privacy.accounted_run:.3g} over the run, and the attacks prove ≥ {line.privacy.proven:.2f}{others}."
+        f"A guarantee also holds against attacks that nobody has tried yet: {line.defense} promises epsilon "
+        f"≤ {line.privacy.accounted_run:.3g} for the whole run; {proof}{others}."
     )
 
 
 def _leaked(line: Line) -> float:
-    """Return how far the strongest membership attack is from guessing, an AUC in [0.5, 1]."""
+    """Return how far the strongest membership attack is from guessing, as an AUC in [0.5, 1]."""
     return max((row.leak for row in line.rows if row.evaluation and not row.is_ceiling), default=0.5)
 
 

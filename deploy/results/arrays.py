@@ -1,4 +1,4 @@
-"""Reading an attack's scores and galleries: shapes are known, and bounded, before anything is loaded."""
+"""Reading an attack's scores and galleries; shapes are checked and limited before anything is loaded."""
 
 import json
 import math
@@ -37,8 +37,8 @@ Images = NDArray[np.float32]
 class Gallery:
     """Some targets of an attack: the file's first members and first non-members, at most 8 of each.
 
-    `prior`, `reconstruction` and `truth` are `(n, C, H, W)` float32, meant to lie in [0, 1], C 1 or 3;
-    `truth` is the image that the learner really held at that position. `member (n,)` booleans, `score (n,)`.
+    `prior`, `reconstruction` and `truth` are float32 `(n, C, H, W)` in [0, 1] with C 1 or 3; `truth` is the image
+    that the learner really held at that position. `member (n,)` are booleans, `score (n,)` float32.
     """
 
     prior: Images

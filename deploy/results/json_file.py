@@ -1,4 +1,4 @@
-"""JSON files of the schema's classes: written whole, read with a limit and one line about what is wrong."""
+"""JSON files of the schema's classes: written in one step, read with a size limit and errors in one line."""
 
 import json
 from pathlib import Path
@@ -22,9 +22,10 @@ def write_json(path: Path, content: BaseModel) -> None:
 
 
 def read_json(root: Path, name: str, shape: type[Shape], limit: int = MAX_JSON_FILE) -> Shape | None:
-    """Return what the plain file `root/name` of at most `limit` bytes holds, `None` when there is none.
+    """Return the content of the plain file `root/name` of at most `limit` bytes, or `None` if it does not exist.
 
-    What must not be printed is blanked. Raises `ValueError` in one line that names the file and the field at fault.
+    Characters that must not be printed are replaced by blanks. Raises `ValueError` in one line that names the file
+    and the field at fault.
     """
     path = root / name
     try:

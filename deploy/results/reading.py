@@ -1,4 +1,4 @@
-"""Reading what runs and suites left on disk: checked for size and shape before memory is taken."""
+"""Reading the files of runs and suites; sizes and shapes are checked before memory is taken."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class AttackFiles:
 
 
 class Results(Protocol):
-    """What a report is about: `runs` by their path, and the `cells` of a suite, `None` for a single run."""
+    """The subject of a report: `runs` by their path, and the `cells` of a suite, `None` for a single run."""
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class RunResult:
 
     @property
     def cells(self) -> None:
-        """A run by itself is no cell."""
+        """`None`, since a single run has no cells."""
         return
 
     @property
@@ -159,7 +159,8 @@ def read_run(root: Path, inside: str = "") -> RunResult:
     file = STUDY_FILE if studied else "experiment.yaml"
     written = _bytes(root, _name(inside, file), MAX_FILE)
     if studied:
-        state = RunState(status="done")
+        # A study that was made by an earlier version has no run.json.
+        state = state or RunState(status="done")
     attacks = plain_folders(root, _name(inside, "attacks"), MAX_ATTACKS)
     if state is None and written is None:
         if not attacks:

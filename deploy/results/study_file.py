@@ -7,10 +7,10 @@ STUDY_FILE = "study.yaml"
 
 
 def described_study(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the study `plain` (parsed YAML) with whatever protects the pretraining data as `defenses`.
+    """Return the study `plain` (parsed YAML) with its private finetuning and truncated answers as `defenses`.
 
-    A single finetuning is moved to `finetuning`, and its private steps to the defenses; so are truncated answers.
-    Several finetunings are kept as they are, and so is whatever a study would not have.
+    The settings of a single finetuning are moved to the key `finetuning`, without its private steps, which become a
+    defense. Several finetunings, and keys that a study does not have, are kept as they are.
     """
     described = dict(plain)
     defenses: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Adapted accuracy: the accuracy of the initialization after adaptation to tasks that no learner has."""
+"""Adapted accuracy: the accuracy of the initialization after adaptation to held-out tasks."""
 
 import math
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ class Accuracy:
 
 
 class HeldOutTasks:
-    """Evaluation tasks made of held-out images, the same ones every time.
+    """Evaluation tasks of held-out images, the same ones each time.
 
-    The learners' defenses are not applied: nothing is sent when a learner adapts for its own use.
+    The learners' defenses are not applied, since nothing is sent when a learner adapts a model for its own use.
     """
 
     def __init__(self, federation: Federation, settings: EvaluationSettings) -> None:
@@ -50,9 +50,9 @@ class HeldOutTasks:
         self._rule = _with_steps(federation.rule, settings.inner_steps)
 
     def accuracy(self, parameters: Parameters, chunk: int = 16) -> Accuracy:
-        """Return the accuracy after adaptation to each task's support set, from the shared `parameters` on.
+        """Return the accuracy after adaptation to each task's support set, starting at the shared `parameters`.
 
-        `chunk` tasks at most are computed at once, fewer of a model that would take too much memory.
+        At most `chunk` tasks are computed at once, and fewer if the model would take too much memory.
         """
         parameters = without_clip(self._federation.whole(parameters))
         model = self._federation.model

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the one that it resumes from, and those after every round."""
+"""The checkpoints of a run: the one from which it is resumed, and those after every round."""
 
 from metaleak.clients.episode import Parameters
 from metaleak.deploy.simulate.run_directory import RunDirectory
@@ -10,8 +10,8 @@ from metaleak.server.record.whole_file import write_whole
 class Checkpoints:
     """The checkpoint from which a run begins, and the last one written.
 
-    `begin` is the checkpoint that it goes on from; `None` for a new run, and for one whose first round was never
-    done. Raises `ValueError` for a checkpoint that cannot be read or is of another model than the `initial`
+    `begin` is the checkpoint from which it is resumed; `None` for a new run, and for one whose first round was not
+    finished. Raises `ValueError` for a checkpoint that cannot be read or is of another model than the `initial`
     parameters.
     """
 

@@ -1,4 +1,4 @@
-"""How many learners a run computes at once: the experiment's number, or the fastest by measurement."""
+"""How many learners a run computes at once: the experiment's number, or the one that was measured as fastest."""
 
 from metaleak.clients.device import torch_device
 from metaleak.deploy.simulate.measured_chunk import measured_chunk
@@ -7,9 +7,9 @@ from metaleak.server.learning.meta_learner import LARGEST_SHARE, sample_size
 
 
 def chosen_chunk(ready: Prepared, known: int | None) -> int:
-    """Return how many learners are computed at once; `known` is what the run was begun with, if it was.
+    """Return how many learners are computed at once; `known` is the number that the run began with, if it did.
 
-    It decides the last bits of every number, so a run keeps what was measured once.
+    It decides the last bits of every number, so a run keeps the first measurement.
     """
     experiment = ready.experiment
     if experiment.engine.chunk != "auto":
@@ -17,7 +17,7 @@ def chosen_chunk(ready: Prepared, known: int | None) -> int:
     if known is not None:
         return known
     chunk = measured_chunk(ready.federation, torch_device(experiment.engine.device))
-    # A round needs several chunks to distribute, for any number of actors, and none that fills the memory.
+    # A round needs several chunks, to distribute them to any number of actors, and none may fill the memory.
     sampled = sample_size(experiment.partition.learners, experiment.server.fraction)
     size = sum(value.numel() * value.element_size() for value in ready.initial.values())
     while chunk > 1 and (4 * chunk > sampled or chunk * size > LARGEST_SHARE):

@@ -1,4 +1,4 @@
-"""metaleak as a Flower app: what `flwr run` starts, on its simulation or on its deployment engine."""
+"""metaleak as a Flower app, which `flwr run` starts on Flower's simulation or deployment engine."""
 
 import logging
 import os
@@ -52,14 +52,15 @@ def flower_client(folder: Path) -> ClientApp:
 
 
 def flower_server(folder: Path) -> ServerApp:
-    """Return the app's `ServerApp`; the run directory is `out` of the run configuration, or the first of `<out>-2`,
-    `<out>-3` and so on that is free.
+    """Return the app's `ServerApp`.
+
+    The run directory is `out` of the run configuration, or the first of `<out>-2`, `<out>-3` and so on that is free.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        # A node starts a process a message, and needs none of this.
+        # A node starts one process per message, and needs none of this.
         from metaleak.deploy.simulate.run_directory import RunDirectory
         from metaleak.deploy.simulate.simulation import Simulation
 
@@ -88,7 +89,7 @@ def _with_secret(experiment: Experiment, context: Context) -> Federation:
     ):
         raise ValueError(
             "engine.learners_per_node: must be a number on the deployment engine with a defense that promises an "
-            "epsilon: a learner that is asked again elsewhere would send once more, under another node's noise"
+            "epsilon; otherwise a learner that is asked again on another node would send its gradient with new noise"
         )
     home = Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
     key = noise_key(Path(str(context.node_config.get("noise-key", home / "metaleak-noise-key"))))

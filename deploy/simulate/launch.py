@@ -25,12 +25,12 @@ def simulate(experiment: Experiment, out: Path, on_round: OnRound | None = None)
 def simulate_here(experiment: Experiment, out: Path) -> RunDirectory:
     """Simulate `experiment` in this process into `out` and return the run.
 
-    What is there already goes on, and what is done is returned as it is; see `resume`.
+    An unfinished run in `out` is resumed, and a finished one is returned as it is; see `resume`.
     """
     if not (out / "experiment.yaml").exists():
         return _in_this_process(Simulation(experiment, out))
     run = RunDirectory.open(out)
-    # What the run was stored as is compared as it stands: it may name code, and only the experiment's own is run.
+    # The stored experiment is compared as plain data: it may name code, and only the caller's may be run.
     _must_go_on_as_it_began(run, run.stored(), experiment)
     return run if run.done else _in_this_process(Simulation(experiment, out, resume=True))
 
@@ -41,12 +41,13 @@ def resume(
     on_round: OnRound | None = None,
     trust: bool = False,
 ) -> RunDirectory:
-    """Go on with the run in `out` from its last round, and return it; one that is done is returned as it is.
+    """Resume the run in `out` after its last round, and return it; a finished run is returned as it is.
 
-    The final parameters and the record are those of a run that was never disturbed, bit for bit. `changes` may
-    concern where it runs, `engine.` and the data's place, and nothing that decides what is computed: raises
-    `ValueError`, and for a run that names code unless you `trust` it, see `RunDirectory.experiment`. Without trust it
-    goes on here, or on the cluster that `changes` name, and not on the one that the run names.
+    The final parameters and the record are those of a run without an interruption, bit for bit. `changes` may concern
+    where the simulation runs (`engine.` and the place of the data), but nothing that decides what is computed.
+    Without `trust` the run goes on here, or on the cluster that `changes` name, and not on the one that the run
+    names. Raises `ValueError` for other changes, and for a run that names code unless you `trust` it, see
+    `RunDirectory.experiment`.
     """
     run = RunDirectory.open(out)
     # Joining a stranger's cluster would mean running the code that it sends.
@@ -63,8 +64,8 @@ def simulated_on_ray(
 ) -> RunDirectory:
     """Simulate `experiment` to the end on Ray actors, into `out`; return the run."""
     with ThreadPoolExecutor(max_workers=1) as beside:
-        # Ray takes longer to start, most of it waiting, and its processes die with the thread that started them. What
-        # is done beside it leaves nothing behind but a warm process, whatever happens.
+        # Meanwhile Ray starts, which takes longer and is mostly waiting. Its processes die with the thread that
+        # started them, so it is the trial that runs in another thread.
         tried = beside.submit(try_out, experiment.federation())
         try:
             engine = RayEngine(experiment.engine, experiment.partition.learners)
@@ -92,7 +93,8 @@ def _on_ray(simulation: Simulation, engine: RayEngine) -> RunDirectory:
     settings, arriving = simulation.experiment.engine, ArrivingReplies(simulation.run.arriving)
     # The actors of a cluster need not see this machine's disk.
     folder = arriving.folder if settings.ray_address is None else None
-    # Ray's actors are there, and share out the rest of the work better; a SuperNode starts a process a message.
+    # Several messages per actor distribute the rest of a round's work better. A SuperNode, which starts a process for
+    # each message, gets one.
     engine.run(
         client_app(simulation.federation, settings.device, folder),
         lambda grid: simulation.serve(grid, check, shares_per_node=2, arriving=arriving),
@@ -104,7 +106,7 @@ def _on_ray(simulation: Simulation, engine: RayEngine) -> RunDirectory:
 
 
 def _in_this_process(simulation: Simulation) -> RunDirectory:
-    """Simulate to the end in this process, without Ray; return the run, the same but for `seconds`."""
+    """Simulate to the end in this process, without Ray; return the run, which differs only in `seconds`."""
     experiment = simulation.experiment
     per_node = experiment.engine.learners_per_node
     nodes = 1 if per_node == "auto" else -(-experiment.partition.learners // per_node)
@@ -112,7 +114,7 @@ def _in_this_process(simulation: Simulation) -> RunDirectory:
 
 
 def _must_go_on_as_it_began(run: RunDirectory, before: object, experiment: Experiment) -> None:
-    """Refuse an experiment that computes something else than the resolved one `before`."""
+    """Raise `ValueError` for an experiment that computes something else than the resolved one `before`."""
     engine = before.get("engine") if isinstance(before, dict) else None
     same = isinstance(engine, dict) and all(
         engine.get(key) == getattr(experiment.engine, key) for key in ("chunk", "learners_per_node", "device")

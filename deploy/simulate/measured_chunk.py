@@ -1,8 +1,8 @@
-"""How many episodes are computed at once: measured once for a model, rule and machine, and remembered.
+"""How many episodes are computed at once: measured once for each model, rule and machine, and remembered.
 
-One at a time is a plain loop; more is `vmap`. On a CPU an MLP wants many, a wide convolution few or one: `vmap` turns
-it into a grouped convolution. The choice decides the last bits of every number, so whoever wants the
-same bits again keeps it: a run writes it down.
+A chunk of one episode is computed in a plain loop, larger ones by `vmap`. On a CPU an MLP is fastest in large chunks,
+and a wide convolution in chunks of few or one, because `vmap` turns it into a grouped convolution. The chunk decides
+the last bits of every number, so a run writes it down to get the same bits again.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _METHODS = "loop, vmap, own span"
 """The methods of `batch_meta_gradients`, part of the cache's key: measurements of other methods do not apply."""
 
 _WORTH = 0.95
-"""A larger chunk is chosen only if it needs at most this fraction of the time per episode: memory is not free."""
+"""A larger chunk, which takes more memory, is chosen only if it needs at most this fraction of the time."""
 
 
 def measured_chunk(
@@ -58,7 +58,7 @@ def measured_chunk(
 
 
 def bytes_per_episode(federation: Federation, parameters: Parameters) -> int:
-    """Return what all intermediate tensors of one episode's meta-gradient take together: an upper bound."""
+    """Return the bytes of all intermediate tensors of one episode's meta-gradient: an upper bound of its memory."""
     batch = _batch(federation, parameters, 1)
     with _Allocations() as allocations:
         batch_meta_gradients(federation.model, federation.rule, parameters, batch)
@@ -66,7 +66,7 @@ def bytes_per_episode(federation: Federation, parameters: Parameters) -> int:
 
 
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of what the operations inside return."""
+    """Adds up the bytes of the tensors that operations inside the block return."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

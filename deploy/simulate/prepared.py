@@ -1,4 +1,4 @@
-"""An experiment that is ready to be simulated: its data are loaded, its model and rule were tried out."""
+"""An experiment that is ready to be simulated: the data are loaded, the model and the rule have been tried."""
 
 from dataclasses import dataclass
 
@@ -26,8 +26,7 @@ class Prepared:
 def prepared(experiment: Experiment) -> Prepared:
     """Return `experiment`, ready to be simulated.
 
-    Everything that can be wrong with the data or the models is found here: raises `ValueError` or `OSError` in one
-    line.
+    All errors in the data or the models are raised here, as `ValueError` or `OSError` in one line.
     """
     federation = experiment.federation()
     initial = federation.shared(federation.initial_parameters())

@@ -10,8 +10,8 @@ from metaleak.server.learning.meta_learner import sample_size
 def record_bytes(experiment: Experiment) -> int:
     """Return about how many bytes the record of `experiment` will have: float32, without headers and index.
 
-    Of every recorded round: the parameters that were sent, and the meta-gradient of each learner that is sampled, or
-    under secure aggregation the mean alone. Raises `ValueError` or `OSError` for data that cannot be loaded.
+    Each recorded round has the parameters that are sent and the meta-gradient of each sampled learner, or under
+    secure aggregation only the mean. Raises `ValueError` or `OSError` for data that cannot be loaded.
     """
     federation = experiment.federation()
     # Too little data for the learners is reported first.
@@ -32,7 +32,7 @@ def free_bytes(path: Path) -> int:
 
 
 def size_text(size: float) -> str:
-    """Return a number of bytes as a reader would write it, such as "635 MB"."""
+    """Return a number of bytes as text, such as "635 MB"."""
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -3,11 +3,11 @@
 RUN/
     experiment.yaml         the experiment, every default written out
     run.json                status, times, seed, versions
-    metrics.jsonl           a line a round
-    checkpoint.safetensors  all that is needed to go on, after every round
+    metrics.jsonl           one line per round
+    checkpoint.safetensors  all that is needed to resume the run, written after every round
     parameters.safetensors  the trained initialization
     record/                 what the server saw (see metaleak.server.record.reader)
-    arriving/               replies on their way into it, while the simulation runs
+    arriving/               replies that are about to be recorded, while the simulation runs
     attacks/<name>/         attack.json, scores.parquet, gallery.safetensors
 """
 
@@ -70,7 +70,7 @@ class RunDirectory:
         """Make the directory and write the experiment; raises `ValueError` when there is something already."""
         cls.must_be_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Made beside its place and moved there: half a run, which could neither go on nor begin, never exists.
+        # Made beside its place and then moved there, so that an incomplete run never exists.
         _remove_unfinished(path)
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
         beside.mkdir()
@@ -78,11 +78,7 @@ class RunDirectory:
             with held(beside, "this run"):
                 run = cls(beside)
                 write_text(beside / _EXPERIMENT, yaml.safe_dump(experiment.resolved(), sort_keys=False))
-                run._write_state(
-                    started=now(),
-                    seed=experiment.seed,
-                    versions={"python": platform.python_version()} | {name: version(name) for name in _REPORTED},
-                )
+                run._write_state(**_first_state(experiment.seed))
                 beside.rename(path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -96,20 +92,20 @@ class RunDirectory:
         return cls(path)
 
     def experiment(self, changes: tuple[str, ...] = (), trust: bool = False) -> Experiment:
-        """Return the run's experiment, after `changes`.
+        """Return the run's experiment, after `changes` such as `targets.round=last`.
 
-        A run may be a stranger's: unless you `trust` it, an experiment that names code (`module:Name`) is refused
-        before any of it is imported. Raises `ValueError` in one line.
+        A run may come from a stranger: unless you `trust` it, an experiment that names code (`module:Name`) is
+        refused before any of it is imported. Raises `ValueError` in one line.
         """
         return experiment_from(self.stored(), str(self.path / _EXPERIMENT), changes, code=trust)
 
     def stored(self) -> object:
-        """Return the run's experiment as the plain data that it was stored as; nothing is built."""
+        """Return the run's experiment as plain data, as it was stored; nothing is built."""
         return yaml_from(read_plain(self.path, _EXPERIMENT, MAX_FILE), self.path / _EXPERIMENT)
 
     @property
     def record(self) -> Path:
-        """Where the record lies, or will; raises `ValueError` when a link stands there."""
+        """The path of the record, which may not exist yet; raises `ValueError` if it is a link."""
         path = self.path / "record"
         if path.is_symlink():
             raise ValueError(f"{path}: a link, which is not followed: a run's record lies in the run")
@@ -136,8 +132,12 @@ class RunDirectory:
         """Note that the run is computed from now on; it started when it was first computed."""
         self._write_state(status="running", error=None, started=self.state().started or now())
 
+    def begin_study(self, seed: int) -> None:
+        """Note that the models of a study of pretraining are made from now on, with this seed and these versions."""
+        self._write_state(**_first_state(seed), status="running", error=None, finished=None, seconds=None)
+
     def keep_chunk(self, chunk: int) -> None:
-        """Note how many learners are computed at once, which the run goes on with."""
+        """Note how many learners are computed at once; the run keeps this number."""
         self._write_state(chunk=chunk)
 
     def end(self, status: Status, error: str | None = None) -> None:
@@ -152,7 +152,7 @@ class RunDirectory:
             lines.write(json.dumps(line.model_dump(mode="json")) + "\n")
 
     def forget_metrics(self, last_round: int) -> None:
-        """Keep the lines of the rounds up to `last_round`, whole ones."""
+        """Keep only the complete lines of the rounds up to `last_round`."""
         path = self.path / "metrics.jsonl"
         try:
             lines = read_plain(self.path, path.name, _LARGEST_METRICS).splitlines(keepends=True)[:last_round]
@@ -167,7 +167,7 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the run, so that no second process writes into it; raises `ValueError` when one does already."""
+        """Lock the run, so that no second process writes into it; raises `ValueError` if one does already."""
         with held(self.path, "this run"):
             remove_parts(self.path, _WRITTEN)
             yield
@@ -179,10 +179,10 @@ class RunDirectory:
 
 @contextmanager
 def held(path: Path, what: str) -> Iterator[None]:
-    """Hold the directory `path`; raises `ValueError`, with `what` it is, when another process does."""
+    """Lock the directory `path`; raises `ValueError`, which says `what` it is, if another process has locked it."""
     with open(path / ".held", "w", opener=through_no_link) as lock:
         try:
-            # The system lets go of it when this process ends, however it ends.
+            # The system releases the lock when this process ends, however it ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"{path}: another process is working on {what}") from None
@@ -190,7 +190,7 @@ def held(path: Path, what: str) -> Iterator[None]:
 
 
 def _remove_unfinished(path: Path) -> None:
-    """Remove what a process left that died while it made `path`."""
+    """Remove the unfinished directory of a process that died while it made `path`."""
     for beside in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         process = beside.name.removeprefix(f".{path.name}.").removesuffix(".part")
         if not process.isdecimal() or not beside.is_dir() or beside.is_symlink() or _alive(int(process)):
@@ -216,7 +216,7 @@ def read_parameters(path: Path, like: Parameters) -> Parameters:
     Raises `ValueError` in one line when it cannot be read, or differs from `like` in names or shapes.
     """
     try:
-        # The path is the user's, and may be a link; what it leads to is a plain file.
+        # The path is the user's and may be a link; the file that it leads to must be a plain one.
         _, found = read_tensors(path.resolve())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
@@ -225,6 +225,12 @@ def read_parameters(path: Path, like: Parameters) -> Parameters:
     if shapes != expected:
         raise ValueError(f"{path}: holds {shapes}, the model has {expected}")
     return {name: torch.from_numpy(found[name]).to(like[name].dtype) for name in like}
+
+
+def _first_state(seed: int) -> dict[str, object]:
+    """Return what `run.json` holds when a run begins: its time, its seed, and the versions that compute it."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in _REPORTED}
+    return {"started": now(), "seed": seed, "versions": versions}
 
 
 def now() -> str:

@@ -22,10 +22,10 @@ from metaleak.server.record.background_writer import BackgroundWriter
 
 
 class Simulation:
-    """One experiment being simulated into a run directory.
+    """One experiment that is simulated into a run directory.
 
-    Everything that can be wrong with the data or the models is found here, before any actor starts: raises
-    `ValueError` or `OSError` with one line. `resume` goes on with the run in `out`.
+    All errors in the data or the models are raised by the constructor, before any actor starts, as `ValueError` or
+    `OSError` with one line. With `resume` the run in `out` is resumed.
     """
 
     def __init__(
@@ -61,11 +61,12 @@ class Simulation:
         shares_per_node: int = 1,
         arriving: ArrivingReplies | None = None,
     ) -> RunDirectory:
-        """Be the server on `grid` until the last round; return the run.
+        """Run the server on `grid` until the last round, and return the run.
 
-        `check` is called while it waits and may raise; a round's work is cut into `shares_per_node`, see
-        `MetaLearner`. Nodes of this machine may hand their replies over as files that are `arriving`. However it
-        ends, `run.json` says so. Raises `ValueError` before the first round when that file is damaged.
+        `check` is called while waiting, and may raise. Each node gets `shares_per_node` messages per round, see
+        `MetaLearner`. Nodes on this machine may write their replies as files into the folder of `arriving`.
+        `run.json` states how the simulation ended. Raises `ValueError` before the first round if that file is
+        damaged.
         """
         with self.run.held(), arriving or nullcontext():
             self.run.begin()

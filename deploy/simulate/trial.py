@@ -1,4 +1,4 @@
-"""The trial before a simulation: one learner computed in every way that the rounds will take."""
+"""The trial before a simulation: one learner is computed in every way that the rounds will use."""
 
 import textwrap
 
@@ -11,16 +11,15 @@ from metaleak.clients.rules import Rule, batch_meta_gradients, own_span_pays
 from metaleak.deploy.errors import one_line
 
 _OWN_SPAN_ERROR = 1e-3
-"""The largest part of a tensor's meta-gradient that may change when it is computed in the span of the own images."""
+"""The largest relative difference of a tensor's meta-gradient when it is computed in the span of the own images."""
 
 
 def try_out(federation: Federation) -> None:
-    """Compute one learner's meta-gradient, so that a model or rule that cannot is found before any actor starts.
+    """Compute one learner's meta-gradient, to find models and rules that cannot before any actor starts.
 
-    Also that of two at once, as rounds and held-out tasks do. Where rounds would compute it in the span of the
-    learner's images, this is compared in float64, since the declaration of a model or a rule may be wrong.
-
-    Raises `ValueError` in one line.
+    Two learners are also computed at once, as rounds and held-out tasks do. Where rounds would compute in the span of
+    a learner's images, the result is compared in float64, since the declaration of the model or the rule may be
+    wrong. Raises `ValueError` in one line.
     """
     learner, parameters = federation.learner(0), federation.initial_parameters()
     episode = learner.episode(1)
@@ -56,9 +55,9 @@ def _compare_in_span(model: Model, rule: Rule, parameters: Parameters, episode: 
     for name, value in alone.items():
         if float((together[name][0] - value).norm()) > max(_OWN_SPAN_ERROR * float(value.norm()), least):
             raise _LeavesSpan(
-                f"the meta-gradient of {name} is another in the span of the learner's images: the model does not "
-                "meet them by its input_weight alone (are they normalized first?), or what the rule sends leaves "
-                "their span, though it says stays_in_span (has it weight decay?)"
+                f"the meta-gradient of {name} differs when computed in the span of the learner's images: either the "
+                "model does not use them only through its input_weight (are they normalized first?), or what the "
+                "rule sends leaves their span, though it declares stays_in_span (does it use weight decay?)"
             )
 
 

@@ -1,4 +1,4 @@
-"""Running a suite: all missing cells, several at a time, none twice."""
+"""Running the missing cells of a suite, several at a time and none twice."""
 
 import threading
 import time
@@ -47,13 +47,22 @@ def benchmark(
     changes: Sequence[str] = (),
     workers: Callable[[EngineSettings], AbstractContextManager[Workers]] = RayWorkers,
 ) -> list[Cell]:
-    """Run every cell of `suite` that `out` does not hold yet and return all cells, the failed ones too.
+    """Run every cell of `suite` whose result is missing in `out`, and return all cells, including failed ones.
 
-    Simulations and attacks are jobs of `workers`, an attack once its simulation is done. `suite.json` lists all
-    cells from the start and is written after each job; a cell that fails is reported with its error and tried again
-    by the next call. When nothing is missing, no worker is started. Raises `Interrupted` on Ctrl-C or SIGTERM: what
-    was done is kept, and the next call goes on from there. Raises `ValueError` while another process works on the
-    suite in `out`.
+    Simulations and attacks are jobs of `workers`; an attack begins when its simulation is done. `suite.json` lists
+    all cells from the start and is written after each job. A cell that fails is returned with its error and tried
+    again by the next call. When nothing is missing, no worker is started.
+
+    Args:
+        suite: The suite to run.
+        out: The suite's directory.
+        watch: Called with the progress, twice a second.
+        changes: Changes of the base experiment, such as `server.rounds=50`.
+        workers: Opens the workers; by default worker processes on Ray.
+
+    Raises:
+        Interrupted: On Ctrl-C or SIGTERM. Finished jobs are kept, and the next call continues with the others.
+        ValueError: While another process works on the suite in `out`.
     """
     experiments = suite.experiments(changes)
     out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +105,7 @@ class _Going:
         self._write = write
         for key, job in planned.jobs.items():
             if key not in self._waiting:
-                # Results that an earlier call found to be wrong count as failures again.
+                # Results that break a promised epsilon count as failures in every call.
                 self._fill(key, job.proven_wrong)
         write(self.cells.values())
 
@@ -105,10 +114,10 @@ class _Going:
         return len(self._waiting) + len(self._running)
 
     def startable(self, workers: int) -> list[Job]:
-        """Return the jobs to begin now: those that wait for no other, while there are idle workers."""
+        """Return the jobs to begin now: as many as there are idle workers, of those that wait for no other job."""
         missing = {run for run, result in (*self._waiting, *self._running) if not result}
         free = [key for key in self._waiting if not key[1] or key[0] not in missing]
-        # Attacks first, for they complete cells whose results can be looked at.
+        # Attacks first, because they complete cells.
         free.sort(key=lambda key: not key[1])
         begun = free[: workers - len(self._running)]
         for key in begun:

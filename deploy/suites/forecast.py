@@ -1,4 +1,4 @@
-"""The time that the rest of a suite takes, estimated from finished jobs."""
+"""The remaining time of a suite, estimated from finished jobs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,17 +14,17 @@ class Forecast:
     _taken: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
 
     def learn(self, job: Job, seconds: float) -> None:
-        """Take note of a job that was done in `seconds`."""
+        """Note a job that took `seconds`."""
         for length in range(len(job.kind) + 1):
             self._taken.setdefault(job.kind[:length], []).append(seconds)
 
     def seconds_left(
         self, waiting: Iterable[Job], running: Iterable[tuple[Job, float]], workers: int
     ) -> float | None:
-        """Return about how long `workers` need for what is `running`, with the seconds so far, and `waiting`.
+        """Return about how many seconds `workers` need for the jobs that are `waiting` and `running`.
 
-        `None` while nothing has ended. A job is expected to take as long as the most similar ones did on average; one
-        that has taken longer, to end now.
+        `running` jobs come with the seconds that they have taken so far. Returns `None` while no job has ended. A job
+        is expected to take the mean time of the most similar finished ones; if it has taken longer, to end now.
         """
         if not self._taken:
             return None

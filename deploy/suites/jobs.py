@@ -16,7 +16,7 @@ from metaleak.server.record.plain_file import is_plain
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done in the run directory `run`: an `attack` that writes `result`, or `None`, the simulation."""
+    """A job in the run directory `run`: an `attack` that writes `result`, or, if it is `None`, the simulation."""
 
     experiment: Experiment
     run: Path
@@ -25,14 +25,14 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether what it makes is there already."""
+        """Whether its result exists already."""
         if self.attack is not None:
             return is_plain(self.run, f"attacks/{self.result}/attack.json")
         return RunDirectory(self.run).done
 
     @property
     def proven_wrong(self) -> str | None:
-        """Why a result that is there cannot be right, or `None`: an attack proved more than a guarantee allows."""
+        """Why an existing result cannot be right, because it proves more than a guarantee allows; or `None`."""
         if self.attack is None:
             return None
         try:
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What the duration depends on, the most important first: jobs of one kind take about equally long."""
+        """What the duration depends on, the most important first; jobs of one kind take about the same time."""
         experiment = self.experiment
         what = "simulation" if self.attack is None else self.attack.name
         asked = "" if self.attack is None else str(self.attack.settings)

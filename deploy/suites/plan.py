@@ -27,14 +27,14 @@ _TOLD = ("seed", "data", "task", "partition", "model", "rule", "server", "faults
 class Plan:
     """The cells of a suite in its order, as they are before anything runs, and every job by its key.
 
-    An attack waits for the simulation of its run, whose key has no result.
+    An attack waits for the simulation of its run, whose key has an empty result.
     """
 
     cells: Mapping[Key, Cell]
     jobs: Mapping[Key, Job]
 
     def waiting(self) -> dict[Key, Job]:
-        """Return the jobs whose results are not there yet: a simulation comes before its attacks."""
+        """Return the jobs whose results are missing; a simulation comes before its attacks."""
         return {key: job for key, job in self.jobs.items() if not job.done}
 
 
@@ -96,7 +96,7 @@ def _attack_key(experiment: Experiment, attack: Plugin) -> str:
 
 
 def labels(resolved: list[dict[str, Any]]) -> list[str]:
-    """Return a label for each experiment: its defenses, and whatever else the suite varies."""
+    """Return a label for each experiment: its defenses, and the values of everything else that the suite varies."""
     described = [dict(_flat(plain)) for plain in resolved]
     everywhere = set.intersection(*(set(flat.items()) for flat in described)) if described else set()
     labels = []

@@ -1,4 +1,4 @@
-"""Running a suite of pretraining studies: every model and every attack that is not there yet, none twice."""
+"""Running a suite of pretraining studies: every missing model and attack, none twice."""
 
 import hashlib
 import json
@@ -19,10 +19,11 @@ from metaleak.deploy.pretraining.assessment import assess_attack
 from metaleak.deploy.pretraining.reading import studies_of
 from metaleak.deploy.pretraining.shadow_models import answers_of, make_models, map_of_models
 from metaleak.deploy.pretraining.study import Study
+from metaleak.deploy.pretraining.study_state import noted
 from metaleak.deploy.results.json_file import write_json
 from metaleak.deploy.results.reading import SUITE_FILE
 from metaleak.deploy.results.schema import MAX_CELLS, Cell, SuiteState
-from metaleak.deploy.results.study_file import STUDY_FILE, described_study
+from metaleak.deploy.results.study_file import described_study
 from metaleak.deploy.simulate.run_directory import held, write_text
 from metaleak.deploy.suites.benchmark import WRITTEN
 from metaleak.deploy.suites.plan import Key, labels
@@ -49,12 +50,12 @@ def benchmark_studies(
     changes: Sequence[str] = (),
     models: Callable[[Study], AbstractContextManager[Map]] = map_of_models,
 ) -> list[Cell]:
-    """Make all cells of a `suite` of pretraining that `out` does not hold yet, and return all, the failed ones too.
+    """Run all cells of a `suite` of pretraining that are missing in `out`, and return all, including failed ones.
 
-    Each finetuning of each combination is a run. Its models lie in `out/models` under a hash of what decides them, so
-    that runs share what they have in common. `suite.json` lists all cells from the start and is written after each; a
-    cell that fails is reported with its error and tried again by the next call. When nothing is missing, no worker
-    is started. Raises `ValueError` while another process works on the suite in `out`.
+    Each finetuning of each combination is a run. Its models are kept in `out/models` under a hash of what decides
+    them, so that runs share models. `suite.json` lists all cells from the start and is written after each one. A cell
+    that fails is returned with its error and tried again by the next call. When nothing is missing, no worker is
+    started. Raises `ValueError` while another process works on the suite in `out`.
     """
     runs, cells = planned_studies(studies_of(suite, changes))
     out.mkdir(parents=True, exist_ok=True)
@@ -127,8 +128,8 @@ def _ended(
     seed = derived_seed(study.seed, "attack")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / STUDY_FILE, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
-        make_models(study, folder, Work(seed, on_model, mapped))
+        with noted(study, path, folder):
+            make_models(study, folder, Work(seed, on_model, mapped))
         answers = answers_of(study, folder, finetuning)
     except Exception as trouble:  # noqa: BLE001 (one run's trouble, of whatever kind, is not the others')
         yield from ((name, one_line(trouble)) for name in names)

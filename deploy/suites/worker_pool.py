@@ -1,4 +1,4 @@
-"""Worker processes on Ray: one job a core, of this machine or of a cluster."""
+"""Worker processes on Ray: one job per core, of this machine or of a cluster."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
@@ -14,7 +14,7 @@ from metaleak.deploy.errors import one_line
 from metaleak.deploy.suites.jobs import Job, Outcome, do
 
 _TRIES_AGAIN = 1
-"""How often a job is given to another process after its own died; one killed for its memory would die again."""
+"""How often a job is tried again after its process died; one that was killed for its memory would die again."""
 
 _GO_ON = "the same command goes on from here"
 
@@ -37,7 +37,7 @@ class Workers(Protocol):
 
 
 class RayWorkers:
-    """`Workers` on Ray, which is up inside the block. They compute by themselves, with one thread each.
+    """`Workers` on Ray, which runs inside the block; each computes by itself, in one thread.
 
     The directories of the jobs must be on a file system that all machines of a cluster share.
     """
@@ -47,8 +47,8 @@ class RayWorkers:
         self._begun: dict[Any, Job] = {}
 
     def __enter__(self) -> Self:
-        # Ray reports a dead worker on the standard output, which is for the document of `--json`; the outcome says
-        # it, too.
+        # Ray reports a dead worker on the standard output, which is reserved for the document of `--json`; the
+        # outcome reports it, too.
         with ExitStack() as up:
             up.enter_context(redirect_stdout(StringIO()))
             # This ends busy workers, too: the files that they have written are complete, and their jobs can be

@@ -1,1 +1,1 @@
-"""The curious server: records what passes a Flower strategy or grid, and changes nothing."""
+"""The curious server: records the messages of a Flower strategy or grid without changing them."""

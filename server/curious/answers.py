@@ -1,4 +1,4 @@
-"""What is asked and answered, read as it is recorded."""
+"""Messages and their replies, in the form in which they are recorded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ _TIMES = 16
 
 @dataclass(frozen=True)
 class SentArrays:
-    """Arrays that went out: their file in the record, and what their answers are compared with.
+    """Arrays that were sent: their file in the record, and what replies to them are compared with.
 
-    `infinite` names the arrays that have infinite entries or NaN already, such as a mask among a network's buffers.
+    `infinite` names the arrays that already had infinite entries or NaN, such as a mask among a network's buffers.
     """
 
     name: str
@@ -32,7 +32,7 @@ class SentArrays:
 
 @dataclass(frozen=True)
 class Asked:
-    """A message on its way: `learners` when it names them, `turn` counts the rounds that have begun."""
+    """A message that awaits its reply: `learners` if it names them; `turn` counts the rounds that have begun."""
 
     round: int
     turn: int
@@ -43,9 +43,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """What a reply says of `learners`: their arrays and metrics, row for row.
+    """The content of a reply: the arrays and metrics of `learners`, row for row.
 
-    `file` is the file that holds these arrays and nothing else, where they arrived in one.
+    `file` is the file that holds exactly these arrays, if they arrived in one.
     """
 
     learners: list[int]
@@ -54,7 +54,7 @@ class Answered:
     file: ArrivedFile | None = None
 
     def only(self, rows: list[int]) -> "Answered":
-        """Return what is said of the learners in these rows."""
+        """Return the content for the learners in these rows."""
         return Answered(
             [self.learners[row] for row in rows],
             {name: value[rows] for name, value in self.arrays.items()},
@@ -63,10 +63,10 @@ class Answered:
 
 
 class AnswerReader:
-    """Reads replies to messages that name their learners, and to others, which `numbering` numbers.
+    """Reads replies, to messages that name their learners and to others, whose learners `numbering` numbers.
 
-    A reply of more than `largest_reply` bytes, which is also more than 16 times what was sent, is refused where the
-    message named no learners. `warn` is called with the kind of a warning, and the warning.
+    Where the message named no learners, a reply is refused if it is larger than both `largest_reply` bytes and 16
+    times what was sent. `warn` is called with the kind of a warning and the warning.
     """
 
     def __init__(self, numbering: Numbering, largest_reply: int, warn: Callable[[str, str], None]) -> None:
@@ -75,9 +75,9 @@ class AnswerReader:
         self._warn = warn
 
     def read(self, reply: Received, asked: Asked, known: Mapping[int, str]) -> Answered:
-        """Return the learners of a reply that has arrays, and what it says of them; raises `Refused`.
+        """Return the content of a reply that has arrays; raises `Refused`.
 
-        `known` are the learners of the round so far, each with its node.
+        `known` are the learners that have answered in the round so far, each with its node.
         """
         sent, content, stated, node = asked.sent, reply.content, reply.stated, reply.node
         if content is None:
@@ -89,7 +89,7 @@ class AnswerReader:
             return Answered(learners, answer.gradients, metrics, arrived_file(content))
         if array_bytes(content) > max(self._largest_reply, _TIMES * sent.size):
             raise Refused(
-                f"over {_TIMES} times as large as what was sent, and than largest_reply, {self._largest_reply} bytes"
+                f"larger than {_TIMES} times what was sent and than largest_reply, {self._largest_reply} bytes"
             )
         named, arrays = learner_ids(content), views_by_name(content)
         if named is None:
@@ -111,9 +111,9 @@ class AnswerReader:
 
 
 def finite_answer(answer: Answered, asked: Asked) -> tuple[Answered, list[int]]:
-    """Return the answer of the learners all of whose entries are finite, and the other learners.
+    """Return the content for the learners all of whose entries are finite, and the other learners.
 
-    Where what was sent is not finite, nothing is asked of what comes back.
+    Arrays that were not finite when they were sent are not checked.
     """
     looked_at = answer.arrays
     if asked.learners is None:
@@ -125,6 +125,6 @@ def finite_answer(answer: Answered, asked: Asked) -> tuple[Answered, list[int]]:
 
 
 def not_recorded(what: str, names: list[str]) -> tuple[str, str]:
-    """Return the kind of a warning and the warning that what `what` state under `names` is not recorded."""
+    """Return the kind of a warning and the warning that the values under `names` in `what` are not recorded."""
     listed = ", ".join(repr(name) for name in names[:8])
-    return f"{what} {listed}", f"not recorded of what {what} state, for its type or its size: {listed}"
+    return f"{what} {listed}", f"not recorded, because of their type or size, are these values of {what}: {listed}"

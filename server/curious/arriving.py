@@ -1,4 +1,4 @@
-"""Replies that nodes of this machine hand over as files: mapped into memory, and moved into the record."""
+"""Replies that nodes on this machine pass on as files, which are mapped into memory and moved into the record."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ _NUMBERS = frozenset(
 
 
 class ArrivingReplies:
-    """The folder in which nodes of this machine lay down their replies: made when entered, removed afterwards."""
+    """The folder into which nodes on this machine write their replies: created on entry and removed afterwards."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,10 +43,10 @@ class ArrivingReplies:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def take(self, reply: Message) -> None:
-        """Put in the place of a reply's handles the arrays that they stand for.
+        """Replace the handles in a reply by the arrays that they stand for.
 
-        What is no handle stays as it is, and so does one of which there is no such file, of just the size that the
-        arrays take: nobody takes its few bytes for numbers, and the reply is refused.
+        Other arrays stay as they are. So does a handle whose file does not exist or does not have exactly the size of
+        the arrays; since the few bytes of a handle are no numbers, such a reply is refused later.
         """
         if reply.has_error():
             return
@@ -82,9 +82,9 @@ class ArrivingReplies:
 
 
 class ArrivedFile:
-    """A reply's file, mapped into `memory`; it goes with the last array that looks at it, unless it was moved.
+    """A reply's file, mapped into `memory`; it is removed with the last array that uses it, unless it was moved.
 
-    The first `head` bytes are free.
+    Its first `head` bytes are free.
     """
 
     def __init__(self, path: Path, head: int, memory: mmap.mmap) -> None:
@@ -101,7 +101,7 @@ class ArrivedFile:
 
 
 class MappedArray(Array):
-    """An array whose numbers, `mapped`, lie in a file and are only read; its data are made when asked for."""
+    """A read-only array whose numbers, `mapped`, lie in a file; its bytes are made when they are first used."""
 
     def __init__(self, mapped: npt.NDArray[Any], file: ArrivedFile) -> None:
         # Before the rest: the data of Flower's class are an attribute.
@@ -115,9 +115,9 @@ class MappedArray(Array):
 
     @data.setter
     def data(self, value: bytes) -> None:
-        """Refuse all but the nothing with which Flower's class begins; raises `AttributeError`."""
+        """Accept only the empty bytes that Flower's constructor sets; raises `AttributeError` for others."""
         if value:
-            raise AttributeError("an array that lies in a file is only read")
+            raise AttributeError("an array that lies in a file is read-only")
 
 
 def arrived_file(content: RecordDict) -> ArrivedFile | None:

@@ -29,37 +29,41 @@ from metaleak.server.record.writer import RecordWriter
 
 
 class CuriousServer:
-    """Wraps any Flower strategy and records what passes, before aggregation; changes nothing that passes.
+    """Wraps any Flower strategy and records its messages and replies before aggregation, without changing them.
 
     >>> strategy = CuriousServer(FedAvg(), "runs/mine/record")          # doctest: +SKIP
     >>> strategy.start(grid=grid, initial_arrays=arrays, num_rounds=3)  # doctest: +SKIP
 
-    What it makes is a strategy of the same interface as the wrapped one, whose own methods and attributes stay
-    reachable: a `CuriousStrategy` for one that has a `start`, as those of `flwr.serverapp.strategy`, and a
-    `CuriousClassicStrategy` for one with `configure_fit` and `aggregate_fit`, as those of `flwr.server.strategy`.
-
-    Training messages and their replies are recorded; a reply that is an error is not (it has no arrays). With
-    `rounds`, only the first so many are recorded: a long training fills a disk. `holds` says what the replies hold,
-    for whoever reads the record: `gradient`, `delta` (weights after local training minus those that were sent) or
-    `weights`.
+    The result is a strategy with the same interface as the wrapped one, whose own methods and attributes can still be
+    used: a `CuriousStrategy` for one with a `start`, such as those of `flwr.serverapp.strategy`, and a
+    `CuriousClassicStrategy` for one with `configure_fit` and `aggregate_fit`, such as those of
+    `flwr.server.strategy`. An application that writes its own loop uses `curious_grid` instead.
 
     A reply that names its learners in the entry `learner-ids` of its config record `config` holds their arrays
-    stacked. Any other is one learner's: the one whose number it states in its metrics or config, under `identity`
-    or, where none is given, under one of `partition-id`, `partition_id`, `client-id`, `client_id`, `cid`. Where it
-    states none, or none that can be (see `Numbering`), the learner is its node, numbered by order of arrival.
+    stacked. Any other reply belongs to one learner: the one whose number it states in its metrics or config. Where it
+    states no usable number (see `Numbering`), its node counts as the learner, and nodes are numbered in the order in
+    which they first answer. A reply that is an error has no arrays and is not recorded.
 
-    `record` is where the record is made when the first message goes out; where there is something already, the new
-    one is made beside it, as `<name>-2` and so on, and Flower's log says where. It may also be a writer, such as one
-    that works in the background. `message_type` are the messages that are recorded, such as `train` or
-    `query.embeddings`, with its subtypes; answers of other types are counted, in one line at the end. A reply of more
-    than `largest_reply` bytes, which is also more than 16 times what was sent, is left out: raise it where a node
-    answers for many learners at once.
+    Args:
+        strategy: The strategy to wrap.
+        record: Where to make the record when the first message is sent. If the path exists, the record is made beside
+            it, as `<name>-2` and so on, and Flower's log shows where. May also be a `RecordWriter`, such as one that
+            writes in the background.
+        rounds: How many rounds to record, from the first on; `None` records all of them.
+        message_type: The type of the messages that are recorded, with its subtypes, such as `train` or
+            `query.embeddings`. Replies to messages of other types are counted in one line at the end.
+        largest_reply: In bytes. A reply that is larger than this and than 16 times what was sent is left out; raise
+            it where a node answers for many learners at once.
+        must_record: Whether a full disk ends the training. By default it ends only the recording, and anything else
+            that cannot be recorded is left out with a warning.
+        holds: What the replies hold, for whoever reads the record: `gradient`, `delta` (weights after local training
+            minus those that were sent), `weights`, or `None` where that is not known.
+        identity: The name under which replies state their learner's number; by default one of `partition-id`,
+            `partition_id`, `client-id`, `client_id` and `cid`.
 
-    What cannot be recorded is left out with a warning. A disk that is full ends the recording and not the training,
-    but with `must_record` the training, too. Raises `TypeError` for what is no strategy, and `ValueError` for
-    settings that cannot be.
-
-    An application that writes its own loop uses the other door, `curious_grid`.
+    Raises:
+        TypeError: For an object that is not a strategy.
+        ValueError: For a setting that is not allowed.
     """
 
     strategy: Any
@@ -130,13 +134,13 @@ class CuriousServer:
         )
         made.__dict__.update(strategy=strategy, _recorder=recorder)
         if isinstance(made, CuriousClassicStrategy):
-            # It is never told that its last round was the last.
+            # Flower does not tell it when the last round is over.
             weakref.finalize(made, recorder.close_if_open)
         return made
 
     @property
     def record(self) -> Path | None:
-        """Where the record is, also when it is complete; `None` as long as no message went out."""
+        """Where the record is, also after it is complete; `None` before the first message is sent."""
         return self._recorder.path
 
     def __getattr__(self, name: str) -> Any:
@@ -146,12 +150,12 @@ class CuriousServer:
         return getattr(self.strategy, name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Set the wrapped strategy's attribute: nothing else would look at it."""
+        """Set the wrapped strategy's attribute, which is the one that is used."""
         setattr(self.strategy, name, value)
 
 
 class CuriousStrategy(CuriousServer, FlowerStrategy):
-    """What `CuriousServer` makes of a strategy that runs its rounds itself, in its `start`."""
+    """The result of `CuriousServer` for a strategy that runs its rounds itself, in its `start`."""
 
     strategy: FlowerStrategy
 
@@ -182,10 +186,10 @@ class CuriousStrategy(CuriousServer, FlowerStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Refuse: only `start` sees the replies as they arrive.
+        """Raise `RuntimeError`, because replies are recorded in `start` only.
 
-        Raises `RuntimeError`: an application with a loop of its own, or another wrapper around this one, would record
-        nothing and never notice. `curious_grid` is for the first; the second wraps in the other order.
+        An application with a loop of its own, or another wrapper around this one, would record nothing without
+        noticing it. The first should use `curious_grid`; the second should be wrapped by this one instead.
         """
         raise RuntimeError("CuriousServer records through its own start(); for a loop of your own use curious_grid()")
 
@@ -211,11 +215,11 @@ class CuriousStrategy(CuriousServer, FlowerStrategy):
 
 
 class CuriousClassicStrategy(CuriousServer, FlowerClassicStrategy):
-    """What `CuriousServer` makes of a strategy that Flower's server or workflow asks what to do, round by round.
+    """The result of `CuriousServer` for a strategy whose methods Flower's server or workflow calls in every round.
 
     Its parameters are a list of arrays without names: in the record they are called `0`, `1` and so on, in the order
-    of the list. Replies are recorded when `aggregate_fit` gets them, before the wrapped strategy does. A record is
-    complete after each round; a second run, which asks for initial parameters again, has a record of its own.
+    of the list. Replies are recorded in `aggregate_fit`, before the wrapped strategy gets them. The record is
+    complete after each round; a second run, which begins by asking for initial parameters, gets a record of its own.
     """
 
     strategy: FlowerClassicStrategy
@@ -228,7 +232,7 @@ class CuriousClassicStrategy(CuriousServer, FlowerClassicStrategy):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Return what the wrapped strategy returns, and take note of it."""
+        """Return what the wrapped strategy returns, after noting it for the record."""
         instructions = self.strategy.configure_fit(
             server_round=server_round, parameters=parameters, client_manager=client_manager
         )
@@ -238,7 +242,7 @@ class CuriousClassicStrategy(CuriousServer, FlowerClassicStrategy):
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Record what has arrived and return what the wrapped strategy returns."""
+        """Record the replies and return what the wrapped strategy returns."""
         self._recorder.received(received_results(server_round, results, failures))
         return self.strategy.aggregate_fit(server_round, results, failures)
 
@@ -271,10 +275,10 @@ def curious_grid(
     holds: Holds | None = None,
     identity: str | None = None,
 ) -> tuple[WatchedGrid, Callable[[], None]]:
-    """Return a grid that records what passes, for applications that write their own loop, and what completes it.
+    """Return a grid that records its messages, for applications with a loop of their own, and a function to end it.
 
-    Call the second when the loop has ended; a record that was never completed is still readable. The arguments are
-    those of `CuriousServer`, and nothing is ever raised into the loop either.
+    Call the function when the loop has ended; a record that was not completed can still be read. The arguments are
+    those of `CuriousServer`. Errors in recording never reach the loop.
     """
     recorder = Recorder(
         record, rounds, message_type=message_type, largest_reply=largest_reply, holds=holds, identity=identity

@@ -1,4 +1,4 @@
-"""What a curious server can write down under secure aggregation: of every round the mean, of no learner its own."""
+"""What a curious server can record under secure aggregation: the mean of every round, and no single reply."""
 
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:  # It loads torch, which a recorder does without.
 class MeanRecorder:
     """Records the mean meta-gradient of each of the first `rounds` rounds, or of all, in place of the replies.
 
-    The ideal functionality of secure aggregation, see `SecureAggregation`: what the trusted party says is the mean,
-    in float32, and whose it is; nothing else is written. A round in which no learner answered leaves no reply.
+    This is the ideal functionality of secure aggregation, see `SecureAggregation`: the trusted party reveals the
+    mean, in float32, and the learners whose mean it is; nothing else is written. A round in which no learner answered
+    has no reply.
     """
 
     def __init__(self, writer: RecordWriter, rounds: int | None = None) -> None:
@@ -24,7 +25,7 @@ class MeanRecorder:
         self._rounds = rounds
 
     def take(self, report: "RoundReport") -> None:
-        """Write what the server saw of a round that is done; complete, its index too, when this returns."""
+        """Write what the server saw of a finished round, including its index."""
         if not report.heard or (self._rounds is not None and report.round > self._rounds):
             return
         sent = self._writer.sent(report.round, {name: view(array) for name, array in report.sent.items()})

@@ -1,4 +1,4 @@
-"""Which learner a reply belongs to: the one whose id it states, or the next of which nobody has heard."""
+"""Which learner a reply belongs to: the one whose number it states, or else its node."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,17 @@ from metaleak.clients.wire.answer import Refused
 from metaleak.server.record.layout import AGGREGATE
 
 IDENTITIES = ("partition-id", "partition_id", "client-id", "client_id", "cid")
-"""Where a reply states who it comes from, by default: the first of these that it has."""
+"""The names under which replies state their learner by default; the first that a reply has counts."""
 _DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 class Numbering:
-    """Numbers the learners of an application that gives them no numbers in its messages.
+    """Numbers the learners of an application whose messages do not name learners.
 
-    A reply that states a whole number >= 0 under `identity`, or under one of `IDENTITIES`, is that learner's,
-    whichever node it comes from. Any other is its node's, whose number is the next that nobody has: nodes are
-    numbered by their order of arrival. So is a reply that states no such number, or one that another node has stated
-    in the same round, or that stands for another node already; `number` says why.
+    A reply that states a whole number >= 0 under `identity`, or under one of `IDENTITIES`, belongs to that learner,
+    whichever node it comes from. Any other reply belongs to its node, which gets the next free number when it first
+    answers. The same holds where the stated number is not usable: it is not a whole number >= 0, another node stated
+    it in the same round, or it is already the number of another node; `number` returns the reason.
     """
 
     def __init__(self, identity: str | None = None) -> None:
@@ -31,29 +31,29 @@ class Numbering:
         self._next = 0
 
     def number(self, node: str, stated: Mapping[str, object], taken: Mapping[int, str]) -> tuple[int, str]:
-        """Return the learner of a reply and, where what it states does not say so, why not.
+        """Return the learner of a reply and, if the number that it states is not used, the reason.
 
-        `taken` are the learners of the round so far, each with its node.
+        `taken` are the learners that have answered in the round so far, each with its node.
         """
         key = next((key for key in self._keys if key in stated), None)
         learner = None if key is None else _natural(stated[key])
         if key is None:
             reason = "" if self._required is None else f"states no {self._required!r}"
         elif learner is None:
-            reason = f"states a {key!r} that is no whole number >= 0"
+            reason = f"states a {key!r} that is not a whole number >= 0"
         elif taken.get(learner, node) != node:
             reason = f"states a {key!r} that another node has stated in the same round"
         elif self._node_of.get(learner, node) != node:
-            reason = f"states a {key!r} that stands for another node already"
+            reason = f"states a {key!r} that is already the number of another node"
         else:
             self._named.add(learner)
             return learner, ""
         return self._by_arrival(node), reason
 
     def claim(self, node: str, learners: Sequence[int]) -> None:
-        """Take note of the learners that a reply names; raises `Refused` when one stands for another node."""
+        """Note the learners that a reply names; raises `Refused` when one is the number of another node."""
         if any(self._node_of.get(learner, node) != node for learner in learners):
-            raise Refused("names a learner that stands for another node")
+            raise Refused("names a learner that is the number of another node")
         self._named.update(learners)
 
     def _by_arrival(self, node: str) -> int:

@@ -1,4 +1,4 @@
-"""A message as the recorder sees it pass, whichever of Flower's interfaces it passes through."""
+"""Messages and replies in one form for the recorder, whichever of Flower's interfaces they come from."""
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ Failure = tuple[ClientProxy, _Result] | BaseException
 
 @dataclass(frozen=True)
 class Sent:
-    """A message of type `kind` to `node`, which its answer calls `name`; of `round`, where that is known.
+    """A message of type `kind` to `node`, with the `name` by which its reply refers to it; `round` if it is known.
 
-    `stated` is what it states beside the arrays of its `content`.
+    `stated` are the values beside the arrays of its `content`.
     """
 
     name: Hashable
@@ -31,7 +31,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Received:
-    """What `node` answers to the message called `name`; no content is an error."""
+    """The reply of `node` to the message called `name`; without content it is an error."""
 
     name: Hashable
     node: str
@@ -41,7 +41,7 @@ class Received:
 
 
 def sent(message: Message) -> Sent:
-    """Return a message that got its id as what is sent."""
+    """Return a Flower message that has its id as a `Sent`."""
     about = message.metadata
     content = message.content
     stated, round = statements(content), _declared_round(content)
@@ -49,7 +49,7 @@ def sent(message: Message) -> Sent:
 
 
 def received(reply: Message) -> Received:
-    """Return a reply as what is received."""
+    """Return a Flower reply as a `Received`."""
     about = reply.metadata
     content = None if reply.has_error() else reply.content
     stated = {} if content is None else statements(content)
@@ -57,7 +57,7 @@ def received(reply: Message) -> Received:
 
 
 def sent_instructions(round: int, instructions: Iterable[tuple[ClientProxy, FitIns]]) -> Iterator[Sent]:
-    """Yield what a classic strategy lets its clients fit as what is sent."""
+    """Yield the instructions of a classic strategy to its clients as `Sent`."""
     for client, told in instructions:
         yield Sent((round, client.cid), client.cid, MessageType.TRAIN, _content(told.parameters), told.config, round)
 
@@ -65,7 +65,7 @@ def sent_instructions(round: int, instructions: Iterable[tuple[ClientProxy, FitI
 def received_results(
     round: int, results: Iterable[tuple[ClientProxy, FitRes]], failures: Iterable[Failure[FitRes]]
 ) -> Iterator[Received]:
-    """Yield what the clients of a classic strategy answer as what is received."""
+    """Yield the results of a classic strategy's clients as `Received`."""
     for client, result in (*results, *(failure for failure in failures if isinstance(failure, tuple))):
         content = _content(result.parameters) if result.status.code == Code.OK else None
         stated = {**(result.metrics or {}), "num_examples": result.num_examples}
@@ -81,7 +81,7 @@ def _declared_round(content: RecordDict) -> int | None:
 
 
 def _content(parameters: Parameters) -> RecordDict:
-    """Return a classic list of arrays by name: `0`, `1` and so on, as Flower's own workflow calls them."""
+    """Return a classic strategy's list of arrays with the names `0`, `1` and so on, as Flower's own workflow does."""
     arrays = ArrayRecord()
     for number, tensor in enumerate(parameters.tensors):
         arrays[str(number)] = Array(dtype="", shape=(), stype=parameters.tensor_type, data=tensor)
@@ -89,7 +89,7 @@ def _content(parameters: Parameters) -> RecordDict:
 
 
 def same_arrays(left: list[ArrayRecord], right: list[ArrayRecord]) -> bool:
-    """Return whether array records hold the same bytes; of those that are one object none is looked at."""
+    """Return whether array records hold the same bytes; identical objects are not compared."""
     return len(left) == len(right) and all(
         one is other
         or (list(one) == list(other) and all(_same_bytes(one[name].data, other[name].data) for name in one))

@@ -1,4 +1,4 @@
-"""The recorder: turns the messages that pass a Flower grid into a record, and disturbs nothing that passes."""
+"""The recorder: makes a record of the messages on a Flower grid without disturbing them."""
 
 import logging
 from collections import Counter
@@ -29,7 +29,7 @@ _LOG = logging.getLogger("metaleak")
 _FLOWER_LOG = logging.getLogger("flwr")
 
 LARGEST_REPLY = 16 << 20
-"""Bytes that a reply may always have, by default; a larger one may have 16 times the bytes of what was sent."""
+"""The default size in bytes that a reply may always have; above it, a reply may have 16 times what was sent."""
 _COUNTED = ("left out", "errors", "without arrays", "second answers", "never answered")
 _WARNINGS = 100
 _ROUNDS_AWAITED = 50
@@ -37,24 +37,24 @@ _ROUNDS_AWAITED = 50
 
 
 class Recorder:
-    """Records the messages that are of `message_type`, or of one of its subtypes, and their replies.
+    """Records messages of `message_type`, or of one of its subtypes, and their replies.
 
-    They are those of a grid that it watches, or those that it is given. `record` is where to make a new record when
-    the first message goes out (beside it, as `<name>-2`, where there is something already), or a writer. With
-    `rounds`, only the first so many are recorded. `holds` is what replies hold, where that is known, and `identity`
-    the name under which a reply states its learner, see `Numbering`. What messages state beside their arrays is
-    recorded as far as `recordable` takes it.
+    The messages are those of a grid that it watches (`watch`), or those passed to `sent` and `received`. The
+    arguments are those of `CuriousServer`. Values beside the arrays are recorded as far as `recordable` allows.
 
-    Arrays are looked at in their messages and handed on as they lie there, never copied. What is not recorded is
-    counted, and named in a warning where it is refused: a reply to a message that asked for learners by number which
-    answers for others, or with other names, types or shapes than were sent; one larger than `largest_reply` bytes and
-    16 times what was sent, so that no stranger fills the disk; and of any reply the learners with entries that are
-    not finite where what was sent is. To refuse them is the strategy's right. Replies to a message that names no
-    learners may differ; of those that do, a reader of the round leaves out the fewer. A second answer of a learner is
-    not recorded.
+    Arrays are read where they lie in their messages and are never copied. Messages and replies that are not recorded
+    are counted. A warning names replies that are left out:
 
-    An error of the disk, or any other, ends the recording with one line and nothing else, unless the `must_record`
-    of a caller for whom nothing is worth more than the record asks for it. Grids may be used by several threads.
+    - a reply to a message that asked for learners by number, if it answers for other learners, or if its names, types
+      or shapes differ from those that were sent;
+    - a reply that is larger than both `largest_reply` bytes and 16 times what was sent, which could fill the disk;
+    - learners with entries that are not finite where those that were sent are finite.
+
+    The strategy still gets these replies. Replies to a message that names no learners may differ in kind; a reader of
+    the round leaves out the rarer kinds. A second reply of a learner is not recorded.
+
+    An error, such as a full disk, ends the recording with one line; with `must_record` it is raised. A recorder may
+    be used by several threads.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class Recorder:
 
     @property
     def path(self) -> Path | None:
-        """Where the record is, or the last one when it is complete; `None` before the first message of a new one."""
+        """Where the record is, or the last complete one; `None` before the first message of a new one."""
         return self._path
 
     def watch(self, grid: Grid) -> WatchedGrid:
-        """Return a grid that passes everything on and records it."""
+        """Return a grid that passes everything on to `grid` and records it."""
         return WatchedGrid(
             grid,
             sent=lambda message: self._guarded(lambda: self._sent(passing.sent(message))),
@@ -117,21 +117,21 @@ class Recorder:
         )
 
     def sent(self, messages: Iterable[Sent]) -> None:
-        """Take note of messages that go out; what their iterator raises disturbs nobody either."""
+        """Note messages that are sent; errors of their iterator are not raised either."""
         self._guarded(lambda: _each(self._sent, messages))
 
     def received(self, replies: Iterable[Received]) -> None:
-        """Record replies to messages that were noted, all that come of a round; see `sent`."""
+        """Record all replies of a round to messages that were noted; see `sent`."""
         self._guarded(lambda: _each(self._received, replies))
         self._guarded(self._flush)
 
     def close_if_open(self) -> None:
-        """Complete what was recorded, if any message went out; see `close`."""
+        """Complete the record if any message was sent; see `close`."""
         if self._counts["asked"]:
             self.close()
 
     def close(self) -> None:
-        """Complete the index and say what was recorded; messages that still come begin a record of their own."""
+        """Complete the index and log what was recorded; later messages begin a new record."""
         self._guarded(self._flush)
         if self._must_record:
             return
@@ -146,7 +146,7 @@ class Recorder:
             self._writer.flush()
 
     def _guarded(self, act: Callable[[], None]) -> None:
-        """Do `act` unless recording has stopped; stop it when something is wrong with it."""
+        """Call `act` unless recording has stopped; an error in it stops the recording."""
         with self._lock:
             if self._stopped:
                 return
@@ -155,7 +155,7 @@ class Recorder:
             except Exception as error:
                 if self._must_record:
                     raise
-                # Whatever it is, the app that is watched goes on.
+                # Whatever the error is, the recorded app goes on.
                 self._stopped = True
                 what = f"{type(error).__name__}: {error}"
                 _LOG.error("recording has stopped, the training goes on: %s", in_one_line(what))
@@ -249,9 +249,9 @@ class Recorder:
             self._leave_out(f"round {asked.round}: node {node}'s reply is not recorded: {error}")
 
     def _round_of(self, message: Sent) -> int:
-        """Return the round that a message belongs to: the one that it declares, or the present one.
+        """Return the round that a message belongs to: the one that it states, or else the current one.
 
-        Without a declaration a round begins when nothing is awaited or a node is asked again.
+        Where messages state no round, a new one begins when no reply is awaited or a node is asked again.
         """
         if message.round is not None:
             return message.round
@@ -263,7 +263,7 @@ class Recorder:
         return self._round
 
     def _forget(self, round: int) -> None:
-        """Forget messages that were not answered in many rounds, and earlier rounds of which nothing is awaited."""
+        """Forget messages that were not answered in many rounds, and earlier rounds that await no reply."""
         for name in [name for name, asked in self._open.items() if asked.turn < self._turn - _ROUNDS_AWAITED]:
             del self._open[name]
             self._counts["never answered"] += 1
@@ -277,13 +277,13 @@ class Recorder:
             _LOG.warning("%s", in_one_line(reason))
 
     def _warn(self, kind: str, reason: str) -> None:
-        """Warn once of what is of one kind."""
+        """Log a warning once for each kind."""
         if kind not in self._warned and len(self._warned) < _WARNINGS:
             self._warned.add(kind)
             _LOG.warning("%s", in_one_line(reason))
 
     def _summarize(self) -> None:
-        """Say in one line what was recorded, and what passed and was not."""
+        """Log in one line how many replies were recorded and how many were not."""
         self._counts["never answered"] += len(self._open)
         others = [f"{self._counts[what]} {what}" for what in _COUNTED if self._counts[what]]
         others += [f"{count} of type {kind}" for kind, count in self._other_types.items() if count]

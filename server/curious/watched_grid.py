@@ -1,4 +1,4 @@
-"""A Flower grid that tells what passes through it, at the moment it passes."""
+"""A Flower grid that calls back for every message and reply that passes through it."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +15,9 @@ _LONGEST_WAIT = 0.5
 class WatchedGrid(Grid):
     """Passes everything on to `grid` unchanged, and calls back.
 
-    `sent(message)` is called after a message got its id, `received(reply)` for each reply when it is pulled: before
-    any strategy has seen it. `check()` is called while waiting, and may raise to end the wait. `interval` is the time
-    between two looks for replies, in seconds.
+    `sent(message)` is called after a message got its id. `received(reply)` is called for each reply when it is
+    pulled, before any strategy gets it. `check()` is called while waiting, and may raise to end the wait. `interval`
+    is the time in seconds after which replies are looked for again.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""The meta-learner: asks learners, adds up their meta-gradients, takes outer steps."""
+"""The meta-learner: asks learners for meta-gradients, adds these up, and takes outer steps."""

@@ -1,4 +1,4 @@
-"""All that a training needs to go on: the round, the parameters, the optimizer's state."""
+"""Checkpoints: the round, the parameters and the optimizer's state, from which a training can be resumed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from metaleak.server.record.tensor_file import read_tensors
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `round` rounds. Everything random is keyed by round and learner, so it needs no generator."""
+    """The state after `round` rounds; all randomness is keyed by round and learner, so it holds no generator."""
 
     round: int
     parameters: dict[str, Tensor]
@@ -26,9 +26,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint in a file; raises `ValueError` in one line when it cannot be read or is something
-    else.
-    """
+    """Return the checkpoint in a file; raises `ValueError` in one line when it is not a readable checkpoint."""
     try:
         said, arrays = read_tensors(path)
         if said.get("format") != "metaleak-checkpoint-1":

@@ -1,4 +1,4 @@
-"""Asking nodes and taking their answers as they come: lost work is given out again, slow work again."""
+"""Sending work to nodes and receiving their replies in any order; lost or slow work is sent again."""
 
 import time
 from collections import Counter
@@ -19,7 +19,7 @@ deployment engine every look is a request to the SuperLink.
 _APP_ERRORS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
 
 IN_FLIGHT = 64
-"""How many messages are out at once, by default."""
+"""How many messages await a reply at once, by default."""
 
 Ask = Callable[[Share, int, float], Message]
 """Makes the message for a share, a node and its time to live in seconds."""
@@ -27,12 +27,12 @@ Ask = Callable[[Share, int, float], Message]
 
 @dataclass(frozen=True)
 class Patience:
-    """How long an answer is waited for, and when it is asked for again.
+    """How long the server waits for a reply, and when it asks again; all times in seconds.
 
-    A round ends `round` seconds after its start. An error that the app itself raised is tried once more; a lost
-    node's work again and again for `recovery` seconds. A share that is out for `slow` seconds, and five times as
-    long as the slowest of the rounds before and now (`recovery` seconds where no answer has come yet), is asked for
-    once more, and again each time that twice as long has passed: the first answer counts.
+    A round ends `round` seconds after its start. After an error raised by the app itself a share is tried once more;
+    the work of a lost node is tried again for `recovery` seconds. A share is asked for once more when it has taken
+    longer than `slow` seconds and than five times the slowest share of this and the last round (before the first
+    reply: `recovery` seconds), and again after each doubling of that time. The first reply counts.
     """
 
     round: float = 3600.0
@@ -42,7 +42,7 @@ class Patience:
 
 @dataclass
 class _Work:
-    """A share on its way: the messages that are out for it, each with its node, and what went wrong so far."""
+    """A share in progress: the messages that await a reply, each with its node, and its errors so far."""
 
     share: Share
     out: dict[str, int] = field(default_factory=dict)
@@ -55,10 +55,10 @@ class _Work:
 
 
 class Dispatch:
-    """Gives out the shares of one round after another on a grid.
+    """Distributes the shares of each round to the nodes of a grid.
 
-    Any node has at most one message at a time, a host all of its own, and `in_flight` are out in all: what lies in
-    Flower's store takes memory, and the time Flower takes to find a message grows with them.
+    A node has at most one message at a time, or, where learners are hosted, all of its own. At most `in_flight`
+    messages await a reply: messages in Flower's store take memory, and slow down its search for each.
     """
 
     def __init__(self, patience: Patience, in_flight: int | None = None) -> None:
@@ -74,8 +74,8 @@ class Dispatch:
     ) -> Iterator[tuple[Share, Message | None]]:
         """Yield every share once with its reply, in the order of arrival.
 
-        A reply may be an error, when trying again did not help; it is `None` when the round's time is over. Of two
-        replies to one share the first counts; the other is pulled in a later round and dropped.
+        A reply is an error if trying again did not help, and `None` if the round's time is over. Of two replies to
+        one share the first counts; the other is pulled in a later round and dropped.
         """
         self._slowest = (self._slowest[1], 0.0)
         self._left = set()
@@ -113,15 +113,15 @@ class Dispatch:
     def _send(
         self, grid: Grid, nodes: Sequence[int], waiting: list[_Work], out: list[_Work], end: float, ask: Ask
     ) -> None:
-        """Ask for what waits, as far as nodes are free, and once more for what takes too long."""
+        """Send the shares that wait, as far as nodes are free, and again those that take too long."""
         now = time.monotonic()
         load = Counter(node for work in out for node in work.out.values())
         slowest = max(self._slowest)
-        # A node that was killed and is back, of which Flower knows nothing, has forgotten what it was asked.
+        # A node that was killed and restarted, unnoticed by Flower, no longer knows its messages.
         slow = max(self._patience.slow, 5 * slowest) if slowest > 0 else self._patience.recovery
         late = [work for work in out if now - work.asked > slow * 2 ** (len(work.out) - 1)]
-        # What was lost is asked for twice at once. A simulation's dead actor stays on top of Flower's stack of idle
-        # ones: a single message would be given to it again and again, of two one finds a living actor.
+        # Lost work is sent twice at once. Flower keeps a simulation's dead actor on top of its stack of idle actors
+        # and would give it a single message again and again; of two messages one reaches a living actor.
         twice = [work for work in waiting if work.lost and work.not_before <= now]
         for work in [*late, *waiting, *twice]:
             if load.total() >= self._in_flight and not work.out:
@@ -137,7 +137,7 @@ class Dispatch:
                 # The share stays where it is and tries another node, if there is one.
                 self._left.add(node)
                 if node in self._lost_hosts:
-                    # One look a round is enough for a host that did not come back in all that time.
+                    # One try per round is enough for a host that did not come back in all that time.
                     work.failed = now - self._patience.recovery - 1
                 work.not_before = now + (1.0 if self._left.issuperset(nodes) or work.share.host is not None else 0.0)
                 work.failed = work.failed or now
@@ -151,9 +151,7 @@ class Dispatch:
             load[node] += 1
 
     def _node(self, nodes: Sequence[int], work: _Work, load: Counter[int]) -> int | None:
-        """Return the least busy node that may take the share, rather one that has not tried; `None` if all are
-        busy.
-        """
+        """Return the least busy node for the share, preferably one that has not tried it; `None` if all are busy."""
         if work.share.host is not None:
             return nodes[work.share.host]
         free = [node for node in nodes if not load[node] and node not in self._left]
@@ -162,14 +160,14 @@ class Dispatch:
         return min(free, key=lambda node: (work.tried.count(node), load[node]), default=None)
 
     def _drop_unwanted(self, grid: Grid) -> None:
-        """Take second answers out of Flower's store, where each would lie until the end."""
+        """Remove second replies from Flower's store, where they would stay until the end."""
         if self._unwanted:
             for reply in grid.pull_messages(list(self._unwanted)):
                 self._unwanted.discard(reply.metadata.reply_to_message_id)
 
     @staticmethod
     def _pulled(grid: Grid, out: list[_Work]) -> Iterator[tuple[_Work, Message]]:
-        """Yield replies that are there: at most one good one a share, though two may have been asked for."""
+        """Yield the replies that have arrived, at most one per share that is not an error."""
         names = [(work, list(work.out)) for work in out]
         done: list[_Work] = []
         for turn in range(max((len(asked) for _, asked in names), default=0)):
@@ -182,7 +180,7 @@ class Dispatch:
                 yield work, reply
 
     def _again(self, work: _Work, reply: Message) -> bool:
-        """Return whether to ask again after an error, and say from when on."""
+        """Return whether to ask again after an error; sets the earliest time for it."""
         now = time.monotonic()
         work.error = reply
         work.failed = work.failed or now

@@ -1,4 +1,4 @@
-"""What the answers of one round come to: a mean, and who is missing for which reason."""
+"""The replies of one round: their mean, and which learners are missing for which reason."""
 
 import logging
 from collections import Counter
@@ -17,16 +17,16 @@ _LOG = logging.getLogger("metaleak")
 
 
 class RoundFailed(RuntimeError):
-    """A round came to nothing that training can go on with; the message is one line with the first reason."""
+    """Raised when a round has no result to train with; the message is one line with the first reason."""
 
 
 class Gathered:
-    """What the answers of one round come to.
+    """Checks and adds up the replies of one round.
 
-    `kinds` are the types and shapes of the parameters that went out, by name. A learner whose gradient has an L2
+    `kinds` are the types and shapes of the parameters that were sent, by name. A learner whose gradient has an L2
     norm above `largest_norm`, over all parameters together, is refused. With `summed` the messages asked for partial
-    sums. `counts` tells how many `learners` were heard and how many were not, by kind; `heard` who was, as they
-    arrived.
+    sums. `counts` has the number of `learners` whose replies were added, and by kind the number of those missing;
+    `heard` lists the former in the order of arrival.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Gathered:
         self._reason = ""
 
     def take(self, share: Share, reply: Message | None) -> None:
-        """Check a share's reply, add what is good, count what is not."""
+        """Check a share's reply, add the usable gradients and count the learners that are missing."""
         try:
             answer = self._answer(share, reply)
         except Refused as refused:
@@ -61,7 +61,7 @@ class Gathered:
         self.heard += [share.learners[row] for row in rows]
 
     def _added(self, share: Share, answer: Answer) -> list[int]:
-        """Add what is good of an answer; return the offsets of its learners."""
+        """Add the usable gradients of an answer; return the offsets of their learners."""
         rows, gradients = answer.rows, answer.gradients
         if answer.summed:
             if self._sum.add_parts(share.first, len(share.learners), gradients):
@@ -88,9 +88,9 @@ class Gathered:
         return rows
 
     def mean(self) -> dict[str, np.ndarray]:
-        """Return the mean meta-gradient in float64; empty when all learners were absent by their own fault.
+        """Return the mean meta-gradient in float64; empty when all learners were absent by simulated faults.
 
-        Raises `RoundFailed` when nobody answered and something went wrong.
+        Raises `RoundFailed` when no learner answered and there was an error.
         """
         total = self._sum.total()
         if self.counts["learners"]:
@@ -115,7 +115,7 @@ class Gathered:
     def _without(
         self, share: Share, rows: list[int], gradients: Arrays, reasons: Mapping[int, str]
     ) -> tuple[list[int], Arrays]:
-        """Return the rows but for those at the places of `reasons`, which are refused."""
+        """Return the rows without those at the places of `reasons`, which are refused."""
         if not reasons:
             return rows, gradients
         for place, reason in reasons.items():

@@ -23,22 +23,22 @@ from metaleak.server.learning.shares import Share, floating_shares, hosted_share
 _FLOWER_LOG = logging.getLogger("flwr")
 
 LARGEST_SHARE = 32 << 20
-"""Bytes of gradients in one reply, about: several are on their way at once. A share of one chunk may be larger."""
+"""About how many bytes of gradients one reply holds, since there are several at once. One chunk may be larger."""
 
 _FEWEST, _MOST = 128, 512
-"""Learners of one message, where there are more than enough for every node: a message has its price, and who is asked
-last is waited for. What a node adds up, or lays down in a file, hardly takes memory.
+"""The fewest and most learners in one message where there are more than enough for every node: each message takes
+time, and the round waits for the last one. Gradients that a node adds up, or writes to a file, hardly take memory.
 """
 
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What one round did.
+    """The result of one round.
 
-    Of the learners that were asked, `learners` answered, `dropped` out, were `late` or `failed`, and what the others
-    sent was `refused`. `seconds` run from sampling to the outer step. `checkpoint` is the state after it. `sent` are
-    the parameters that went out, `heard` the learners that answered, ascending, and `mean` their mean meta-gradient
-    in float64, empty when there were none.
+    Of the learners that were asked, `learners` is the number that answered; the others `dropped` out, were `late`,
+    `failed`, or their replies were `refused`. `seconds` is the time from sampling to the outer step, and `checkpoint`
+    the state after it. `sent` are the parameters that were sent, `heard` the learners that answered, ascending, and
+    `mean` their mean meta-gradient in float64, empty when there were none.
     """
 
     round: int
@@ -62,16 +62,26 @@ class RoundReport:
 class MetaLearner(Strategy):
     """Samples learners each round, sends them the parameters, and steps along their mean meta-gradient.
 
-    `learners` is the size of the federation and `fraction` the part of it that is sampled each round, at least one;
-    the sample depends on (`seed`, round) alone. With `learners_per_node: None` any node computes for any learner;
-    with a number, node k, in the order of node ids, hosts that many learners from k times that number on. `chunk`
-    learners are computed at once, by learner and never by node, so that the numbers do not depend on how many nodes
-    there are; a node gets about `shares_per_node` messages a round. A reply is checked, added and forgotten as it
-    arrives; with `largest_norm`, a learner's gradient of a larger L2 norm, over all parameters together, is refused.
-    A round of which fewer than `least_learners` answer ends in `RoundFailed`, before its mean is used. In the first
-    `single_rounds` rounds, or in all, replies hold each learner's gradient, as whoever records them needs; in later
-    ones a node answers with partial sums, of the same bits in the mean, unless there is a `largest_norm` to look at.
-    `resume_from` continues after a checkpoint. `on_round` is called after every round.
+    Each reply is checked, added to the sum and dropped when it arrives.
+
+    Args:
+        learners: The size of the federation.
+        fraction: The part of the federation that is sampled each round, at least one learner.
+        optimizer: The outer optimizer; by default Adam.
+        seed: The sample of a round depends on `seed` and the round only.
+        chunk: How many learners are computed at once. Chunks are cut by learner and never by node, so that the
+            numbers do not depend on how many nodes there are.
+        learners_per_node: With `None` any node computes for any learner. With a number n, node k in the order of node
+            ids hosts the n learners from k * n on.
+        shares_per_node: About how many messages a node gets per round.
+        patience: How long replies are waited for.
+        largest_norm: A learner's gradient with a larger L2 norm, over all parameters together, is refused.
+        least_learners: A round with fewer replies ends in `RoundFailed`, before its mean is used.
+        single_rounds: In this many rounds, from the first on (`None`: in all), replies hold each learner's gradient,
+            as a recorder needs. In later rounds nodes answer with partial sums, which give the same mean bit for bit,
+            unless a `largest_norm` has to be checked.
+        resume_from: A checkpoint to continue after.
+        on_round: Called after every round with its report.
     """
 
     def __init__(
@@ -136,9 +146,9 @@ class MetaLearner(Strategy):
     ) -> Result:
         """Run the rounds up to `num_rounds` and return the last parameters; `timeout` is a round's, in seconds.
 
-        `train_config` goes to the nodes; `evaluate_fn` is called after each round. Nodes are not asked to evaluate.
-        Raises `RoundFailed` when none of a round's learners could be heard for another reason than its own absence,
-        and when a round's mean makes a parameter or the optimizer's state infinite; the last checkpoint stays good.
+        `train_config` is sent to the nodes; `evaluate_fn` is called after each round. Nodes do not evaluate.
+        Raises `RoundFailed` when no learner of a round answered, unless all were absent by simulated faults, and when
+        a round's mean makes a parameter or the optimizer's state infinite; the last checkpoint stays usable.
         """
         result = Result(arrays=initial_arrays)
         steps, done = self._steps(initial_arrays)
@@ -157,19 +167,19 @@ class MetaLearner(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Refuse: replies stream through `start`, which is the only way to run a round. Raises `RuntimeError`."""
+        """Raise `RuntimeError`: rounds run only in `start`, which adds up replies as they arrive."""
         raise RuntimeError("MetaLearner streams its replies and runs rounds only in its own start()")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Refuse, see `configure_train`."""
+        """Raise `RuntimeError`, see `configure_train`."""
         raise RuntimeError("MetaLearner streams its replies and runs rounds only in its own start()")
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return no message: evaluation needs held-out tasks, which no learner has."""
+        """Return no message: evaluation needs held-out tasks, which only the server has."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -182,7 +192,7 @@ class MetaLearner(Strategy):
         _FLOWER_LOG.info("MetaLearner: %d of %d learners a round, %s", size, self.learners, self._optimizer)
 
     def _steps(self, initial: ArrayRecord) -> tuple[OuterSteps, int]:
-        """Return the optimizer at work and how many rounds are done already."""
+        """Return the optimizer with its state, and the number of rounds that are done."""
         if self._resume_from is not None:
             # In the order of the model: a defense draws its noise in the order in which it meets the parameters.
             steps = self._optimizer.over({name: self._resume_from.parameters[name] for name in initial})

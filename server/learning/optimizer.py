@@ -14,7 +14,8 @@ from metaleak.defenses import CLIP_NAME
 class OuterOptimizer(BaseModel):
     """SGD or Adam on the initialization.
 
-    `momentum` is SGD's, and is not used by Adam. With a `half_life` in rounds the rate falls exponentially.
+    `momentum` is used by SGD only. With a `half_life`, in rounds, the rate decays exponentially: it halves in every
+    `half_life` rounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,7 +26,7 @@ class OuterOptimizer(BaseModel):
     half_life: Annotated[float, Field(gt=0)] | None = None
 
     def over(self, parameters: Mapping[str, Tensor]) -> "OuterSteps":
-        """Return the optimizer at work on a copy of these parameters."""
+        """Return the optimizer for a copy of these parameters."""
         return OuterSteps(self, parameters)
 
 
@@ -49,15 +50,16 @@ class OuterSteps:
         return {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
 
     def step(self, gradient: Mapping[str, np.ndarray]) -> None:
-        """Move the parameters along `gradient`, named and shaped like them; once a round.
+        """Take one step along `gradient`, which has the names and shapes of the parameters; called once per round.
 
-        Raises `ValueError` when a parameter or a moment of the optimizer is no longer finite; the steps cannot go on.
+        Raises `ValueError` when a parameter or a moment of the optimizer is no longer finite; then no further step
+        can be taken.
         """
         for name, leaf in self._leaves.items():
             leaf.grad = torch.from_numpy(np.asarray(gradient[name])).to(leaf.dtype)
         self._optimizer.step()
         if CLIP_NAME in self._leaves:
-            # It has a rate of its own, in what learners say (`AdaptiveClip.fall`).
+            # Its rate is already in what learners send (`AdaptiveClip.fall`).
             with torch.no_grad():
                 self._leaves[CLIP_NAME] -= torch.from_numpy(np.asarray(gradient[CLIP_NAME]))
         self._schedule.step()
@@ -66,7 +68,7 @@ class OuterSteps:
                 raise ValueError(f"{name} is no longer finite after the outer step")
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that decides the next steps beside the parameters: `rate`, `step` and `<parameter>/<moment>`."""
+        """Return all that decides the next steps besides the parameters: `rate`, `steps`, `<parameter>/<moment>`."""
         state = {
             "rate": torch.tensor(self._optimizer.param_groups[0]["lr"], dtype=torch.float64),
             "steps": torch.tensor(self._schedule.last_epoch),
@@ -78,7 +80,7 @@ class OuterSteps:
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned; raises `ValueError` when it is of another optimizer or model."""
+        """Continue from what `state` returned; raises `ValueError` when it is of another optimizer or model."""
         plain: dict[str, dict[str, Any]] = {}
         try:
             self._optimizer.param_groups[0]["lr"] = state["rate"].item()

@@ -1,4 +1,4 @@
-"""Who computes what: a round's learners cut into shares, one message each."""
+"""The shares of a round: its learners divided into groups, one message for each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from itertools import pairwise
 class Share:
     """Consecutive learners of a round that one message asks for.
 
-    They stand at positions `first`, `first + 1`, ... of the round's ascending sample. `host` is the place of the only
-    node that holds them, or `None` when any node may answer.
+    They are at positions `first`, `first + 1`, ... of the round's ascending sample. `host` is the index of the only
+    node that hosts them, or `None` when any node may answer.
     """
 
     first: int
@@ -21,8 +21,8 @@ class Share:
 def floating_shares(sampled: Sequence[int], count: int, chunk: int, most: int = 64) -> list[Share]:
     """Return about `count` shares that any node may compute, in chunks of `chunk` learners.
 
-    There are more when a share would have more than `most` learners or one chunk, fewer when there are not as many
-    chunks. Where a chunk begins depends on the learners alone.
+    There are more when a share would otherwise have more than `most` learners (or one chunk, if that is larger), and
+    fewer when there are not as many chunks. Where a chunk begins depends on the learners only.
     """
     chunks = [sampled[start : start + chunk] for start in range(0, len(sampled), chunk)]
     count = max(min(len(chunks), count), -(-len(sampled) // max(most, chunk)))
@@ -32,7 +32,7 @@ def floating_shares(sampled: Sequence[int], count: int, chunk: int, most: int = 
 
 
 def hosted_shares(sampled: Sequence[int], learners_per_node: int) -> list[Share]:
-    """Return one share a node: node k holds the learners from k * `learners_per_node` on."""
+    """Return one share per node: node k hosts the learners from k * `learners_per_node` on."""
     hosts: dict[int, list[int]] = {}
     for number in sampled:
         hosts.setdefault(number // learners_per_node, []).append(number)

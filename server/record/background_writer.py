@@ -1,4 +1,4 @@
-"""Writing that nobody waits for: one thread does the jobs, in the order they were given."""
+"""Writing in the background: one thread does the jobs in the order in which they were submitted."""
 
 import threading
 from collections import deque
@@ -10,13 +10,13 @@ Job = Callable[[], object]
 
 
 class BackgroundWriter:
-    """Does jobs in one thread, strictly in the order of `submit`, holding at most `limit_bytes` of them.
+    """Does jobs in one thread, strictly in the order of `submit`, with at most `limit_bytes` of them in memory.
 
-    The first job that fails is the last: nothing gets to the disk without what came before it. Its exception is
-    raised once, by the next `submit`, `drain` or `close`; after that only `submit` raises it, every time, because the
-    job that it was given would be lost in silence.
+    After a job has failed no other is done, so that nothing is written without what came before it. The exception is
+    raised once, by the next `submit`, `drain` or `close`. After that `submit` raises it at every call, because the
+    submitted job would otherwise be lost without notice.
 
-    The thread is a daemon: a process that ends without `close` loses what is queued and does not hang.
+    The thread is a daemon: a process that ends without `close` loses the queued jobs and does not hang.
     """
 
     def __init__(self, limit_bytes: int = 64 * 2**20) -> None:
@@ -54,7 +54,7 @@ class BackgroundWriter:
             self._changed.notify_all()
 
     def drain(self) -> None:
-        """Wait until every job is done; raises what one of them raised, if nobody has been told yet."""
+        """Wait until every job is done; raises the exception of a failed job if it was not raised before."""
         with self._changed:
             self._changed.wait_for(lambda: self._failure is not None or not self._queue)
             if self._failure is not None and not self._told:
@@ -62,7 +62,7 @@ class BackgroundWriter:
                 raise self._failure
 
     def close(self) -> None:
-        """Do what is queued and end the thread; raises what `drain` raises. A second call does nothing."""
+        """Do the queued jobs and end the thread; raises what `drain` raises. A second call does nothing."""
         try:
             self.drain()
         finally:

@@ -1,4 +1,4 @@
-"""The index of a record: a Parquet table for pandas and its like. metaleak writes it and never reads it."""
+"""The index of a record: a Parquet table for pandas and similar tools. metaleak writes it and never reads it."""
 
 from collections.abc import Sequence
 

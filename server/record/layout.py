@@ -4,20 +4,22 @@
         format.json                     {"format": "metaleak-record", "version": 3, "message-type": ..., "holds": ...}
         sent/<round>-<n>.safetensors    the parameters that went out, by name
         replies/<round>-<n>.safetensors one reply: arrays by name, with a leading axis of its learners
-        index/<round>-<n>.parquet       a row a learner and reply: round, learner, node, sent, reply, row, received
+        index/<round>-<n>.parquet       a row per learner and reply: round, learner, node, sent, reply, row, received
 
-`holds` says what replies are: "gradient", "delta" (weights after training minus those that were sent), "weights", or
-null where the recorder was not told; `message-type` of which messages they are the replies.
+`holds` is the kind of the replies: "gradient", "delta" (weights after training minus those that were sent),
+"weights", or null where the recorder was not told. `message-type` is the type of the messages that were answered.
 
-A reply's header says to whom it belongs: `round`, `node`, `sent` (the file of what it answers), `received` (seconds
-since the epoch) and `learners` ("4,7,9": row i of every array is learner i of the list). That is the truth. The index
-repeats it for pandas and its like, and may lag behind. Every file is complete or absent.
+A reply's header states where it belongs: `round`, `node`, `sent` (the file with the parameters that it answers),
+`received` (seconds since the epoch) and `learners` ("4,7,9": row i of every array is learner i of the list). Only the
+headers are read; the index repeats them for pandas and similar tools, and may lag behind. Every file is complete or
+absent.
 
-The header may also have, as JSON, `config` (what was stated beside the arrays of the message that it answers, by
-name) and `metrics` (what the reply states beside its own: by name a list, of which entry i is learner i's).
+The header may also have, as JSON, `config` (the values that were sent beside the arrays of the message that it
+answers, by name) and `metrics` (the values that the reply states beside its own arrays: for each name a list, whose
+entry i is learner i's).
 
-Under secure aggregation the server sees no learner's own message. A round then has one reply with one row, of the
-learner `AGGREGATE`, which no learner is, and its header's `mean-of` lists the learners whose mean the row is.
+Under secure aggregation the server sees no learner's own message. A round then has one reply with one row, whose
+learner is the reserved number `AGGREGATE`; its header's `mean-of` lists the learners whose mean the row is.
 """
 
 import json
@@ -48,11 +50,11 @@ Holds = Literal["gradient", "delta", "weights"]
 """What replies hold: a gradient, weights after local training minus those that were sent, or such weights."""
 
 AGGREGATE = 10**18 - 1
-"""The number that stands for all learners of a round together; whoever looks for such a learner finds none."""
+"""The number that stands for all learners of a round together; no learner has it."""
 
 
 class RecordError(ValueError):
-    """A record that is not there, or has a damaged part; the message is one line and names the file."""
+    """Raised for a record that is missing or has a damaged part; the message is one line and names the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a reply's header says; `name` is its path inside the record, `learners` an int64 array in row order.
+    """The content of a reply's header; `name` is its path inside the record, `learners` an int64 array in row order.
 
-    `mean_of` are the learners whose mean the only row is, empty for a reply with a row a learner. `config` is what
-    was stated beside the arrays of the message that it answers, `metrics` what it states beside its own: by name a
-    list in row order.
+    `mean_of` are the learners whose mean the only row is, empty for a reply with a row per learner. `config` holds
+    the values that were sent beside the arrays of the message that it answers, `metrics` those that it states beside
+    its own: for each name a list in row order.
     """
 
     name: str
@@ -101,7 +103,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Format:
-    """What `format.json` says of a record: of which messages it holds the replies, and what these are."""
+    """The content of `format.json`: the type of the messages whose replies are recorded, and what replies hold."""
 
     message_type: str
     holds: Holds | None
@@ -120,13 +122,13 @@ class Format:
 
 
 def read_format(raw: bytes) -> Format:
-    """Return what the bytes of `format.json` say; raises `ValueError` with what is wrong."""
+    """Return the content of `format.json` from its bytes; raises `ValueError` that says what is wrong."""
     declared = read_json(raw)
     if not isinstance(declared, dict) or not isinstance(declared.get("version"), int):
-        raise ValueError("it says no version")
+        raise ValueError("it states no version")
     if {name: declared.get(name) for name in FORMAT} != FORMAT:
         told = f"{str(declared.get('format'))[:50]!r} version {declared['version']}"
-        raise OtherFormat(f"says {told}, this program reads {FORMAT}")
+        raise OtherFormat(f"states {told}, this program reads {FORMAT}")
     return Format(declared.get("message-type", ""), declared.get("holds"))
 
 
@@ -144,7 +146,7 @@ def reply_metadata(
     config: Mapping[str, Value] | None = None,
     metrics: Mapping[str, Sequence[Value]] | None = None,
 ) -> dict[str, str]:
-    """Return what a reply's header says, as safetensors takes it: texts by name."""
+    """Return the metadata of a reply's header as safetensors stores it: texts by name."""
     told = {"round": str(round), "node": node, "sent": sent, "received": repr(received), "learners": _text(learners)}
     if mean_of:
         told["mean-of"] = _text(mean_of)
@@ -156,10 +158,10 @@ def reply_metadata(
 
 
 def read_reply(name: str, header: Header) -> Reply:
-    """Return what the header of the reply `name` says; raises `ValueError` with what is wrong."""
+    """Return the content of the header of the reply `name`; raises `ValueError` that says what is wrong."""
     told = {key: header.metadata.get(key, "") for key in ("round", "node", "sent", "received", "learners")}
     if not _NATURAL.fullmatch(told["round"]) or int(told["round"]) != parse_name(name)[0]:
-        raise ValueError("its header says another round than its name")
+        raise ValueError("its header states another round than its name")
     if len(told["node"]) > _NODE_LIMIT or not told["node"].isprintable():
         raise ValueError(f"names no node in at most {_NODE_LIMIT} printable characters")
     if not _SENT.fullmatch(told["sent"]):
@@ -168,14 +170,14 @@ def read_reply(name: str, header: Header) -> Reply:
     learners = _numbers(told["learners"])
     mean_of = _numbers(header.metadata["mean-of"]) if "mean-of" in header.metadata else np.empty(0, np.int64)
     if (AGGREGATE in learners) != (len(mean_of) > 0) or (len(mean_of) and learners.tolist() != [AGGREGATE]):
-        raise ValueError("names learners and a mean of learners that do not go together")
+        raise ValueError("names learners and a mean of learners, which exclude each other")
     if not header.tensors or any(spec.shape[:1] != learners.shape for spec in header.tensors.values()):
         raise ValueError(f"its arrays are not stacked by its {len(learners)} learners")
     config = {key: checked(value) for key, value in _stated(header, "config", CONFIG_LIMIT).items()}
     metrics: dict[str, list[Value]] = {}
     for key, column in _stated(header, "metrics", METRICS_LIMIT).items():
         if not isinstance(column, list) or len(column) != len(learners):
-            raise ValueError(f"its metrics are no lists of one value for each of its {len(learners)} learners")
+            raise ValueError(f"its metrics must be lists of one value for each of its {len(learners)} learners")
         metrics[key] = [checked(value) for value in column]
     return Reply(name, int(told["round"]), told["node"], told["sent"], received, learners, mean_of, config, metrics)
 
@@ -197,7 +199,7 @@ def parse_name(name: str) -> tuple[int, int]:
     folder, _, file = name.partition("/")
     match = _FILE.fullmatch(file)
     if not match or folder not in FOLDERS or file_name(folder, int(match[1]), int(match[2])) != name:
-        raise ValueError(f"{name!r} is no name of a record's file")
+        raise ValueError(f"{name!r} is not the name of a record's file")
     return int(match[1]), int(match[2])
 
 

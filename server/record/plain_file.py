@@ -1,4 +1,4 @@
-"""Files in a directory that a stranger may have made: plain ones alone, through no link, of a limited size."""
+"""Reading a directory that a stranger may have made: only plain files, no links, sizes limited."""
 
 import os
 import stat
@@ -11,8 +11,8 @@ from pathlib import Path
 def plain_file(root: Path, name: str) -> Iterator[int]:
     """Open `root/name` for reading and yield its descriptor.
 
-    Below `root` nothing may be a link, and the file must be a plain one: a pipe would wait for ever, a device never
-    end. Raises `OSError`, and `ValueError` for what is no plain file.
+    No part of the path below `root` may be a link, and the file must be a plain one, because reading a pipe or a
+    device may never end. Raises `OSError`, and `ValueError` for what is not a plain file.
     """
     *folders, last = name.split("/")
     with _folder(root, folders) as folder:
@@ -26,22 +26,22 @@ def plain_file(root: Path, name: str) -> Iterator[int]:
 
 
 def through_no_link(path: str, flags: int) -> int:
-    """Open `path`, whose last part is no link, as an `opener` of Python's `open`; a pipe does not wait."""
+    """Open `path` unless its last part is a link; an `opener` for Python's `open`, which never waits for a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def read_plain(root: Path, name: str, limit: int) -> bytes:
     """Return the content of the plain file `root/name`; see `plain_file`.
 
-    Raises `ValueError` in one line that names the file when it is no plain file, or has more than `limit` bytes:
-    then none of it was read. Raises `FileNotFoundError` when it is not there.
+    Raises `ValueError` in one line that names the file when it is not a plain file or has more than `limit` bytes,
+    in which case nothing is read, and `FileNotFoundError` when it does not exist.
     """
     with naming(root, name), plain_file(root, name) as file:
         size = os.fstat(file).st_size
         if size > limit:
             raise ValueError(f"{size} bytes, more than the {limit} that are read")
         content = bytearray()
-        # What is written to the file in the meantime is not read: its size was the one that was checked.
+        # Bytes that are appended in the meantime are not read: their number was not checked.
         while len(content) < size and (part := os.pread(file, size - len(content), len(content))):
             content += part
         return bytes(content)
@@ -57,10 +57,10 @@ def is_plain(root: Path, name: str) -> bool:
 
 
 def plain_folders(root: Path, name: str, limit: int) -> list[str]:
-    """Return the names of the folders in the folder `root/name`, sorted; none when it is not there.
+    """Return the names of the folders in the folder `root/name`, sorted; an empty list when it does not exist.
 
-    Links and hidden folders are left out. Raises `ValueError` in one line when `root/name` is, or leads through, a
-    link or anything else that is no folder, and when it has more than `limit` entries.
+    Links and hidden folders are left out. Raises `ValueError` in one line when a part of the path is a link or not a
+    folder, and when the folder has more than `limit` entries.
     """
     found: list[str] = []
     try:
@@ -77,13 +77,13 @@ def plain_folders(root: Path, name: str, limit: int) -> list[str]:
 
 @contextmanager
 def naming(root: Path, name: str) -> Iterator[None]:
-    """Turn what goes wrong with `root/name`, but for its being missing, into a `ValueError` that names it."""
+    """Turn errors with the file `root/name` into a `ValueError` that names it; `FileNotFoundError` passes."""
     try:
         yield
     except FileNotFoundError:
         raise
     except OSError as error:
-        # What a system says of a link that may not be followed helps nobody.
+        # The system's message about a link that is not followed would be hard to understand.
         reason = "a link, or behind one" if _leads_through_a_link(root, name) else error.strerror or str(error)
         raise ValueError(f"{root / name}: {reason}") from None
     except ValueError as error:
@@ -92,7 +92,7 @@ def naming(root: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def _folder(root: Path, folders: list[str]) -> Iterator[int]:
-    """Open the folder that lies under `root` by these names, one inside the other, and yield its descriptor."""
+    """Open the folder at `root` and these names, each inside the one before, and yield its descriptor."""
     opened = [os.open(root, os.O_RDONLY | os.O_DIRECTORY)]
     try:
         for folder in folders:

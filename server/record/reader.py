@@ -1,7 +1,7 @@
-"""Reading a record: what the server saw, in files that any tool can read. `layout` says which and how.
+"""Reading a record of what the server saw; `layout` describes its files.
 
-A record may come from a stranger: whatever its files hold, reading gives data or a `RecordError`, and takes memory
-that goes with the files' size.
+A record may come from a stranger: whatever its files hold, reading returns data or raises `RecordError`, and takes
+memory in proportion to the files' size.
 """
 
 import logging
@@ -39,11 +39,13 @@ _Key = frozenset[tuple[str, tuple[np.dtype[Any], tuple[int, ...]]]]
 
 
 class Record:
-    """Reads a record, finished or not.
+    """Reads a record, complete or not.
 
-    Opening lists the replies, reading a round reads its files: a damaged one spoils its own round. Raises
-    `RecordError` for a path that is no record and for damaged parts, naming the file. Reading a round takes the
-    memory of its arrays and of one tensor of a reply.
+    Opening a record lists its replies; files are read when a round is asked for, so that a damaged file affects only
+    its own round. Reading a round takes the memory of its arrays and of one tensor of a reply.
+
+    Raises:
+        RecordError: For a path that is not a record and for damaged parts, in one line that names the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,32 +82,35 @@ class Record:
 
     @cached_property
     def entries(self) -> list[Entry]:
-        """A row for each learner of each reply, by round and reply; reads the header of every reply."""
+        """A row for each learner of each reply, ordered by round and reply; reads the header of every reply."""
         return [entry for round in self.rounds for reply in self.replies(round) for entry in reply.entries()]
 
     def sent(self, round: int) -> Arrays:
-        """Return the parameters that the server sent in `round` (of several, those that its first reply answers)."""
+        """Return the parameters that the server sent in `round`, by name.
+
+        If it sent several different ones, they are those that the round's first reply answers.
+        """
         reply, _ = next(self._replies(round))
         with self._reading(reply.sent) as (names, read):
             return {name: read(name) for name in names}
 
     def replies(self, round: int) -> list[Reply]:
-        """Return what the headers of the round's replies say, in the order of arrival."""
+        """Return the headers of the round's replies, in the order of arrival."""
         return [reply for reply, _ in self._replies(round)]
 
     def config(self, round: int) -> Statements:
-        """Return what was stated beside the parameters in `round`, by name, as far as all its messages agree.
+        """Return the values that were sent beside the parameters in `round`, by name, if all messages agree on them.
 
-        What a message of its own stated is in the `config` of each of the `replies`.
+        The values of a single message are in the `config` of each of the `replies`.
         """
         first, *others = [reply.config for reply in self.replies(round)]
         return {name: value for name, value in first.items() if all(_same(other, name, value) for other in others)}
 
     def metrics(self, round: int) -> dict[int, Statements]:
-        """Return for each learner of `round` what its reply states beside arrays, by name, such as `num-examples`.
+        """Return for each learner of `round` the values that its reply states beside arrays, such as `num-examples`.
 
-        The learners are those of all replies, also of those that `received` leaves out. What a node stated once for
-        several learners stands at each of them.
+        The learners are those of all replies, including those that `received` leaves out. A value that a node states
+        once for several learners is returned for each of them.
         """
         return {
             learner: {name: column[row] for name, column in reply.metrics.items()}
@@ -114,13 +119,13 @@ class Record:
         }
 
     def mean_of(self, round: int) -> list[int]:
-        """Return the learners whose mean is all that the server saw in `round`; empty where it saw each one's own."""
+        """Return the learners of whom the server saw only the mean in `round`; empty if it saw each one's reply."""
         return sorted(learner for reply in self.replies(round) for learner in reply.mean_of.tolist())
 
     def learners(self, round: int) -> list[int]:
-        """Return the learners that `received` returns for `round`, ascending; `[AGGREGATE]` where it is a mean.
+        """Return the learners that `received` returns for `round`, ascending; `[AGGREGATE]` if there is only a mean.
 
-        Reads the arrays, but never more than one tensor of a reply at once.
+        Reads the arrays, but never more than one tensor of a reply at a time.
         """
         if round not in self._learners:
             replies, _ = self._alike(round)
@@ -138,12 +143,12 @@ class Record:
         return self._served(round, self._learners[round])
 
     def received(self, round: int) -> tuple[list[int], Arrays]:
-        """Return the learners of `round`, ascending, and what each sent, stacked in that order.
+        """Return the L learners of `round`, ascending, and what they sent: for each name an array `(L, ...)`.
 
-        Where the server saw a mean alone, that is the one row, and its learner `AGGREGATE`; see `mean_of`. Replies
-        with other names, shapes or types than what was sent and than most of the round, and learners with entries
-        that are not finite where what was sent is, are left out with a warning. Raises `RecordError` when nothing is
-        left.
+        Where the server saw only a mean, that is the one row, and its learner is `AGGREGATE`; see `mean_of`. Left
+        out, with a warning, are replies whose names, shapes or types differ from those that were sent and from most
+        of the round, and learners with entries that are not finite where those that were sent are finite. Raises
+        `RecordError` when nothing is left.
         """
         replies, common = self._alike(round)
         learners = np.concatenate([reply.learners for reply in replies])
@@ -170,7 +175,7 @@ class Record:
         return self._served(round, ascending[good].tolist()), stacked
 
     def _alike(self, round: int) -> tuple[list[Reply], ArrayTypes]:
-        """Return the replies of a round that can be stacked, and their kind: that of what was sent, or of most."""
+        """Return the replies of a round that can be stacked, and their kind: the one sent, or the most frequent."""
         replies = list(self._replies(round))
         rows: Counter[_Key] = Counter()
         for reply, kind in replies:
@@ -190,13 +195,13 @@ class Record:
         return alike, next(kind for _, kind in replies if _key(kind) == chosen)
 
     def _sent_kind(self, name: str) -> list[ArrayTypes]:
-        """Return the kind of the file of what was sent, if it can be read."""
+        """Return the kind of the arrays in the file `name` of `sent/`, if it can be read."""
         with suppress(RecordError), self._open(name) as file:
             return [{key: (spec.dtype, spec.shape) for key, spec in read_header(file).tensors.items()}]
         return []
 
     def _infinite(self, replies: list[Reply]) -> set[str]:
-        """Return the names of what was sent with entries that are not finite: there none is asked of a reply."""
+        """Return the names of sent arrays that are not finite; in replies they need not be finite either."""
         found: set[str] = set()
         for name in {reply.sent for reply in replies}:
             with suppress(RecordError), self._reading(name) as (names, read):
@@ -237,7 +242,10 @@ class Record:
     def _reading(
         self, name: str, kind: ArrayTypes | None = None
     ) -> Iterator[tuple[list[str], Callable[[str], np.ndarray]]]:
-        """Open a file and yield the names of its tensors and what reads one; a reply must be of `kind` still."""
+        """Open a file and yield the names of its tensors and a function that reads one.
+
+        With `kind` the file must still hold arrays of that kind.
+        """
         with self._open(name) as file:
             header = read_header(file)
             if kind is not None and _kind(header) != kind:
@@ -251,7 +259,7 @@ class Record:
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
-        """Turn what goes wrong with the file `name` into a `RecordError`."""
+        """Turn every error with the file `name` into a `RecordError`."""
         try:
             yield
         except RecordError:
@@ -279,6 +287,6 @@ def _key(kind: ArrayTypes) -> _Key:
 
 
 def own_folder(path: Path, folder: str) -> None:
-    """Refuse a folder that is a link: what lies in it is not the record's."""
+    """Refuse a folder that is a link: its files are not the record's."""
     if not (path / folder).is_dir() or (path / folder).is_symlink():
-        raise RecordError(f"{path / folder}: no folder of the record")
+        raise RecordError(f"{path / folder}: must be a folder inside the record, not a link")

@@ -1,6 +1,6 @@
-"""What a message states beside its arrays, as text in a header: a flat JSON object of bounded size.
+"""The values that a message states beside its arrays, as text in a header: a flat JSON object of bounded size.
 
-The text is that of Python's `json`: a number that is not finite is written `NaN`, `Infinity` or `-Infinity`.
+The text is written by Python's `json`: numbers that are not finite are `NaN`, `Infinity` or `-Infinity`.
 """
 
 import json
@@ -12,24 +12,24 @@ from metaleak.server.record.tensor_file import without_repeats
 Scalar = bool | int | float | str
 Value = Scalar | list[Scalar]
 Statements = dict[str, Value]
-"""What was stated, by name."""
+"""The stated values, by name."""
 
 _Kept = TypeVar("_Kept")
 
 CONFIG_LIMIT = 2**14
-"""Characters that the text of a message's configuration may have."""
+"""The most characters that the text of a message's configuration may have."""
 METRICS_LIMIT = 2**17
-"""Characters that the text of a reply's metrics may have."""
+"""The most characters that the text of a reply's metrics may have."""
 NAME_LIMIT = 200
 _NUMBER_LIMIT = 2**63
 _DIGITS = 20
 
 
 def recordable(stated: Mapping[str, object], limit: int) -> tuple[Statements, list[str]]:
-    """Return the entries that a header takes, and the names of those that it does not, shortened.
+    """Return the entries that can be recorded, and the (shortened) names of those that cannot.
 
-    It takes whole numbers of 64 bits, floats, texts, booleans and flat lists of these, under printable names, as long
-    as `text` of all has at most `limit` characters: bytes, which may be anything, are never written.
+    Recorded are whole numbers of 64 bits, floats, texts, booleans and flat lists of these, under printable names, as
+    long as `text` of all of them has at most `limit` characters. Bytes, which may hold anything, are never recorded.
     """
     return _fitting({name: _plain(value) for name, value in stated.items()}, limit)
 
@@ -37,9 +37,9 @@ def recordable(stated: Mapping[str, object], limit: int) -> tuple[Statements, li
 def recordable_columns(
     stated: Mapping[str, object], limit: int, rows: int, stacked: bool
 ) -> tuple[dict[str, list[Value]], list[str]]:
-    """Return `recordable` entries of a reply of `rows` learners, by name a list of a value for each, and what is not.
+    """Return the `recordable` entries of a reply of `rows` learners as lists with a value per learner, and the rest.
 
-    Where the reply is `stacked`, a list of just so many values is one for each; any other value is that of all.
+    In a `stacked` reply a list of exactly `rows` values has one for each learner; any other value holds for all.
     """
     columns: dict[str, list[Value] | None] = {}
     for name, value in stated.items():
@@ -73,28 +73,28 @@ def text(statements: Mapping[str, object]) -> str:
 
 
 def parsed(stated: str, limit: int) -> dict[str, object]:
-    """Return the object that a text of at most `limit` characters states, its names checked and not its values.
+    """Return the object in a text of at most `limit` characters; its names are checked, its values are not.
 
-    Raises `ValueError` with what is wrong.
+    Raises `ValueError` that says what is wrong.
     """
     if len(stated) > limit:
-        raise ValueError(f"states {len(stated)} characters, more than {limit}")
+        raise ValueError(f"has {len(stated)} characters, at most {limit} are allowed")
     try:
         found = json.loads(stated, object_pairs_hook=without_repeats, parse_int=_whole)
     except RecursionError:
-        raise ValueError("states JSON that is nested too deeply") from None
+        raise ValueError("is JSON that is nested too deeply") from None
     except json.JSONDecodeError:
-        raise ValueError("states no JSON") from None
+        raise ValueError("is not JSON") from None
     if not isinstance(found, dict) or not all(_is_name(name) for name in found):
-        raise ValueError("states no values by name")
+        raise ValueError("is not a JSON object with printable names")
     return found
 
 
 def checked(value: object) -> Value:
-    """Return a value that was parsed; raises `ValueError` when it is neither a scalar nor a flat list of scalars."""
+    """Return a parsed value; raises `ValueError` when it is neither a scalar nor a flat list of scalars."""
     plain = _plain(value)
     if plain is None:
-        raise ValueError("states neither a scalar nor a flat list of scalars")
+        raise ValueError("has a value that is neither a scalar nor a flat list of scalars")
     return plain
 
 
@@ -124,5 +124,5 @@ def _is_name(name: object) -> bool:
 
 def _whole(digits: str) -> int:
     if len(digits) > _DIGITS:
-        raise ValueError("states a number that cannot be")
+        raise ValueError(f"has a whole number of more than {_DIGITS} digits")
     return int(digits)

@@ -1,11 +1,11 @@
-"""Tensor files: safetensors, written out of the arrays' own memory and read without trusting the file.
+"""Tensor files in the safetensors format, written from the arrays' own memory and read without trusting the file.
 
     8 bytes    the length of the header, little-endian
     header     JSON: {"__metadata__": {text: text}, name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
     the rest   the tensors' bytes, without a gap
 
-The files are the library's own format. The library is not used because its writer turns a full disk into an error
-without a number, and its reader may take many times a damaged file's size in memory.
+The library `safetensors` is not used, because its writer reports a full disk by an error without a number, and its
+reader may take many times a damaged file's size in memory.
 """
 
 import json
@@ -43,7 +43,7 @@ _NAMES = {dtype: name for name, dtype in _BY_NAME.items()}
 
 @dataclass(frozen=True)
 class Spec:
-    """What a header says of one tensor; `start` is its first byte after the header."""
+    """The entry of one tensor in a header; `start` is its first byte, counted from the end of the header."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ def encoded(arrays: Arrays, metadata: dict[str, str]) -> tuple[Header, list[byte
     """Return the header and the buffers whose concatenation is the file.
 
     The buffers are the arrays' own memory; only an array that is not contiguous or not little-endian is copied.
-    Raises `ValueError` for what the format, or `read_header`, does not take.
+    Raises `ValueError` for arrays that the format, or `read_header`, does not allow.
     """
     if "__metadata__" in arrays:
         raise ValueError("a tensor cannot be called '__metadata__'")
@@ -81,13 +81,13 @@ def encoded(arrays: Arrays, metadata: dict[str, str]) -> tuple[Header, list[byte
         tree[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     header = json.dumps(tree, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    # What was just written is read: a file that this module would refuse does not come to be.
+    # The header is read back, so that no file is written that this module would refuse.
     parsed = _parsed(header, end)
     return parsed, [len(header).to_bytes(8, "little") + header, *(value.data for value in plain.values())]
 
 
 def read_header(file: int) -> Header:
-    """Read and check the header of an open file; raises `OSError`, and `ValueError` with what is wrong."""
+    """Read and check the header of an open file; raises `OSError`, and `ValueError` that says what is wrong."""
     size = os.fstat(file).st_size
     lead = os.pread(file, _FIRST_READ, 0)
     length = int.from_bytes(lead[:8], "little")
@@ -121,9 +121,9 @@ def read_tensor(file: int, header: Header, name: str, rows: slice | None = None)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], Arrays]:
-    """Return the metadata and all tensors of the plain file `path`, which is no link.
+    """Return the metadata and all tensors of the plain file `path`, which must not be a link.
 
-    Raises `OSError`, and `ValueError` with what is wrong.
+    Raises `OSError`, and `ValueError` that says what is wrong.
     """
     with plain_file(path.parent, path.name) as file:
         header = read_header(file)

@@ -11,9 +11,9 @@ from pathlib import Path
 def write_whole(path: Path, content: bytes | Sequence[bytes | memoryview]) -> None:
     """Write `content` beside `path` and rename it into place; raises `OSError` and leaves no part behind.
 
-    A sequence of buffers is written one after the other and not joined in memory. Of two that write the same file at
-    once the later rename counts. A process that dies leaves the old file and perhaps a `.<name>.<random>.part`; a
-    machine that loses its power may lose the file: nothing waits for the disk.
+    A sequence of buffers is written one after the other, without joining them in memory. If two processes write the
+    same file at once, the later rename counts. A process that dies leaves the old file and perhaps a
+    `.<name>.<random>.part`. A machine that loses power may lose the file, because it is not synced to the disk.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
@@ -34,13 +34,13 @@ def numbered(path: Path) -> Iterator[Path]:
 
 
 def whole_of(part: str) -> str | None:
-    """Return the name of the file of which `part` is what a process that died has left, or `None`."""
+    """Return the name of the file whose unfinished `part` a dead process has left, or `None` for other names."""
     found = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.part", part, re.DOTALL)
     return found and found[1]
 
 
 def remove_parts(folder: Path, names: Collection[str]) -> None:
-    """Remove what processes that died have left in `folder` of the files `names`, which nobody writes now."""
+    """Remove unfinished parts of the files `names` from `folder`, left by dead processes; nobody may be writing."""
     for file in folder.iterdir():
         if whole_of(file.name) in names:
             file.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Writing a record, each reply as it arrives. `layout` says which files there are.
+"""Writing a record, each reply when it arrives; `layout` describes the files.
 
-Every file is written beside its place and renamed into it, so that a run which ended anywhere loses no reply.
+Every file is written beside its place and then renamed, so that a run that ends at any moment loses no reply.
 """
 
 import time
@@ -31,7 +31,7 @@ from metaleak.server.record.whole_file import numbered, whole_of, write_whole
 
 
 class TensorsOnDisk(Protocol):
-    """A file of this disk that holds a reply's arrays, as a record's file does, behind `head` bytes that are free."""
+    """A file on this disk that holds a reply's arrays as a record's file does, after `head` free bytes."""
 
     @property
     def head(self) -> int:
@@ -42,14 +42,13 @@ class TensorsOnDisk(Protocol):
 
 
 class RecordWriter:
-    """Writes a new record, each reply as it arrives, or continues one (`resume`).
+    """Writes a new record, each reply when it arrives, or continues one (`resume`); for use by one thread.
 
-    `holds` says what replies are, `None` where that is not known, and `message_type` of which messages.
+    `holds` states what replies hold, `None` where that is not known; `message_type` is the type of the messages.
 
-    With `background` the calls only queue there, and the arrays are neither copied nor looked at again until they are
-    written: they are the writer's from then on, and whoever changes them changes the record. Raises `RecordError`
-    when there is something at `path` already or arrays cannot be recorded, and `OSError` when the disk is full (with
-    `background`, from a later call): what was written before stays readable. For one thread.
+    With `background` the calls only queue their work there. The arrays are not copied, so the caller must not change
+    them afterwards. Raises `RecordError` when something exists at `path` or arrays cannot be recorded, and `OSError`
+    when the disk is full (with `background`, from a later call); what was written before stays readable.
     """
 
     def __init__(
@@ -75,10 +74,10 @@ class RecordWriter:
 
     @classmethod
     def resume(cls, path: Path, last_round: int, background: BackgroundWriter | None = None) -> "RecordWriter":
-        """Continue the record at `path` after `last_round`: what lies there of later rounds is removed.
+        """Continue the record at `path` after `last_round`; files of later rounds are removed.
 
-        Completes the index of the rounds that stay. Raises `RecordError` for a path that is no record, and when one
-        of the rounds that stay is damaged.
+        Completes the index of the rounds that are kept. Raises `RecordError` for a path that is not a record, and
+        when one of the rounds that are kept is damaged.
         """
         record = Record(path)
         (path / "index").mkdir(exist_ok=True)
@@ -131,9 +130,9 @@ class RecordWriter:
         """Write one reply, `arrays` stacked in the order of `learners`; return its path inside the record.
 
         With `mean_of` the one row of `arrays` is the mean over these learners, and `learners` is `[AGGREGATE]`.
-        `config` is what was stated beside the arrays that it answers, and `metrics` what it states itself, by name a
-        value for each of the learners; see `recordable` for what they may be. A `file` that holds just these arrays
-        is moved into the record.
+        `config` holds the values that were sent beside the arrays, and `metrics` those of the reply: for each name a
+        value per learner. `recordable` says which values are allowed. A `file` that holds exactly these arrays is
+        moved into the record.
         """
         name, number = self._next("replies", round)
         metadata = reply_metadata(round, node, sent, time.time(), learners, mean_of, config, metrics)
@@ -189,8 +188,8 @@ class RecordWriter:
         write_whole(self.path / name, [index_part(replies)])
 
     def _index_anew(self, round: int, replies: list[Reply]) -> None:
-        """Write the index of a round in one part; which replies its parts held needs no reading then."""
-        # The others go first: a crash in between leaves rows that are missing, not rows that are there twice.
+        """Write the index of a round as one part, so that the existing parts need not be read."""
+        # The other parts are removed first: after a crash in between rows may be missing, but none is there twice.
         for number in range(1, self._counts.get(("index", round), 0)):
             (self.path / file_name("index", round, number)).unlink(missing_ok=True)
         self._index(file_name("index", round, 0), replies)
@@ -198,7 +197,7 @@ class RecordWriter:
 
 
 def new_record(path: Path, *, holds: Holds | None = None, message_type: str = "train") -> RecordWriter:
-    """Return the writer of a new record at `path`, or beside it, as `<name>-2` and so on, where something is already.
+    """Return the writer of a new record at `path`, or, if that exists, beside it, as `<name>-2` and so on.
 
     Raises `OSError` when no record can be made there.
     """

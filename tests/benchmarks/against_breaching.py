@@ -1,17 +1,17 @@
-"""Iterations x targets a second on one core: inverting gradients by breaching, and by ours.
+"""Iterations x targets per second on one core: inverting gradients with breaching and with metaleak.
 
 Both invert plain gradients of small batches of color images, on one network, in float32: cosine and total variation,
 Adam on signs, a box, a rate in steps (breaching's `invertinggradients`, Geiping et al. 2020), known labels.
 
-    lenet-1    DLG's network, one image of 3x32x32 a gradient, the classical case
-    lenet-5    the same, five images a gradient
+    lenet-1    DLG's network, one image of 3x32x32 per gradient, the classical case
+    lenet-5    the same, five images per gradient
     mlp-1      3072-64-64-5, one image
 
-A target is one gradient that is inverted. breaching inverts one after the other; ours is the public attack
-`inverting-gradients` on all of them, its start and its answers included. Both begin at noise of their own. So that
-neither is fast by doing less, the cosine distance between the gradients of the images found and those observed is
-computed here for both. breaching's total variation takes three channels and no other number; unlike ours it counts
-the difference of the picture's edge from zero.
+A target is one gradient that is inverted. breaching inverts one after the other; metaleak's side is the public attack
+`inverting-gradients` on all of them, including its start and its answers. Each begins at its own noise. So that
+neither side is fast by doing less, this script computes for both the cosine distance between the gradients of the
+images found and the observed gradients. breaching's total variation takes exactly three channels; unlike ours it
+counts the difference between the picture's edge and zero.
 
     python -m venv X && X/bin/pip install torch torchvision scipy && X/bin/pip install --no-deps \\
         breaching==0.1.2 hydra-core omegaconf antlr4-python3-runtime==4.9.3
@@ -150,7 +150,7 @@ def our_side(case: Case, targets: int, iterations: int, passes: int, chunk: int,
         started = time.perf_counter()
         answers = run(iterations)()
         seconds.append(time.perf_counter() - started)
-    # With one image a gradient the nearest image is the only one.
+    # With one image per gradient the nearest image is the only one.
     np.savez(result.with_suffix(".npz"), found=answers.reconstructions.numpy())
     versions = {name: version(name) for name in ("metaleak", "torch")}
     result.write_text(json.dumps({"seconds": seconds, "done": targets * iterations, "versions": versions}))

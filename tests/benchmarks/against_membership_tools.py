@@ -1,12 +1,12 @@
-"""Two attacks on the same pretrained models, by LeakPro, by ML Privacy Meter, and by ours: AUC and seconds a victim.
+"""Two attacks on the same pretrained models, by LeakPro, ML Privacy Meter and metaleak: AUC and seconds per victim.
 
-These tools ask of a model's own training examples, with their labels: what `white-box-lira` does on the pretrained
-models of a study. Of each model in turn all others are the shadows; every side gets the probability of each point's
-own label, and who was trained on what.
+These tools attack a model's own training examples, with their labels, as `white-box-lira` does for the pretrained
+models of a study. Each model in turn is the victim, and all others are its shadows. Every side gets the probability
+of each point's own label, and which model was trained on which points.
 
     LiRA   LeakPro's `AttackLiRA`, online, against `white-box-lira`
-    RMIA   LeakPro's `AttackRMIA`, online, gamma 1, temperature 1, and ML Privacy Meter's `run_rmia`, which is offline
-           alone, with its coefficient tuned by itself, against `relative-confidence`
+    RMIA   LeakPro's `AttackRMIA`, online, gamma 1, temperature 1, and ML Privacy Meter's `run_rmia`, which is only
+           offline and tunes its coefficient itself, against `relative-confidence`
 
 Each side is a process with one thread; they run in turn. The time is that of the scores, from arrays to arrays:
 LeakPro's tables and curves are not made. Intervals are over points and victims (see `evaluate`). Neither tool's

@@ -1,4 +1,4 @@
-"""Users per second: pfl-research's simulator and ours, on the same local computation.
+"""Users per second of pfl-research's simulator and of metaleak, on the same local computation.
 
 Every user takes one full-batch SGD step of the same small MLP on the same 20 images of 28x28 and sends the change of
 its parameters, which is averaged. One process each, then both cores each: pfl by `torchrun`, ours on Flower and Ray.

@@ -1,13 +1,13 @@
-"""Tasks per second on one core: MAML of TorchOpt or learn2learn in a plain loop over tasks, and ours.
+"""Tasks per second on one core: MAML of TorchOpt or learn2learn in a plain loop over tasks, and of metaleak.
 
 Both compute the second-order meta-gradient of every task, in float32, with the same parameters and images:
 
     mlp    784-64-64-5, 5-way 1-shot 1-query, one inner step
     conv4  four blocks of 32 filters, 5-way 5-shot 15-query, five inner steps
 
-Theirs has its tasks ready in memory. Ours is the public `cohort_meta_gradients`: it also draws the learners' episodes
-from their shards and stacks what it computed, in chunks of the size that a simulation measures and chooses. The
-meta-gradients of all tasks are compared.
+The other library has its tasks ready in memory. metaleak's side is the public `cohort_meta_gradients`, which also
+draws the learners' episodes from their shards and stacks the results, in chunks of the size that a simulation
+measures and chooses. The meta-gradients of all tasks are compared.
 
     python -m venv X && X/bin/pip install torch torchopt
     python tests/benchmarks/against_torchopt.py --rival-python X/bin/python

@@ -1,13 +1,13 @@
-"""What gradient alignment finds in convolutional networks: members of the query or support set against outsiders.
+"""What gradient alignment finds in convolutional networks: members of the query or support set against non-members.
 
     METALEAK_DATA=../shared/data python tests/benchmarks/alignment_quality.py conv4-none --asks query
     ... alignment_quality.py conv4-batch --rounds 20 --learners 20 --members 300 --non-members 900
     ... alignment_quality.py lenet --asks support --set knows=other
     ... alignment_quality.py conv4-none --variant online --learners 10 --members 200 --non-members 200
 
-Learners with MNIST or Fashion-MNIST (`--data`), simulated without Flower; with several rounds the parameters move by
-Adam and the scores of a target add up. `--variant` takes per-target distributions instead of the pooled discriminant.
-`--defense place=shared,scale=1` defends by noise. Intervals are 95 %, learners resampled.
+Learners with MNIST or Fashion-MNIST (`--data`) are simulated without Flower. With several rounds the parameters are
+trained by Adam, and the scores of a target are added. `--variant` uses per-target distributions instead of the pooled
+discriminant. `--defense place=shared,scale=1` adds noise. Intervals are 95 %, with learners resampled.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the comparisons with other libraries share: a side in its own process, and the table of what was measured."""
+"""Functions shared by the comparisons with other libraries: a side in its own process, and the table of results."""
 
 import argparse
 import json

@@ -1,10 +1,10 @@
-"""How much of its epsilon each defense with a guarantee is proven to spend, and how long the proof takes.
+"""How much of the promised epsilon an audit proves for each defense with a guarantee, and how long it takes.
 
     python tests/benchmarks/audit_table.py [--defenses gaussian record-level ...] [--epsilons 8 4 1] [--seed 21]
     python tests/benchmarks/audit_table.py --one-run
 
-One release, first-order MAML, delta 1e-5, 95 % confidence. The smaller epsilon, the more trials: those of `TRIALS`,
-or of `--trials` where given. Seconds are those of one processor.
+One release, first-order MAML, delta 1e-5, 95 % confidence. The number of trials is that of `TRIALS`, more for a
+smaller epsilon, or that of `--trials`. Times are in seconds of one processor.
 """
 
 import argparse

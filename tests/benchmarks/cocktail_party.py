@@ -1,13 +1,13 @@
-"""What blind source separation finds in the mean over learners, as images and as an answer about membership.
+"""What blind source separation finds in the mean over learners, as images and as scores of membership.
 
     METALEAK_DATA=../shared/data python tests/benchmarks/cocktail_party.py --learners 1 2 3 10 --shots 1 --queries 1
     ... cocktail_party.py --data fashion-mnist --learners 1 2 3 --shots 1 --queries 1
     ... cocktail_party.py --learners 1 2 3 --shots 5 --queries 15 --means 1
 
-5-way tasks, MLP 256, MAML, the initial parameters. A line for each number of learners in a mean: PSNR and absolute
-correlation of every held image with the most similar source, over both sets; AUC of the query set's images against
-other images of their classes, beside that of the span test on the same gradients. Each is the mean over `--means`
-means of other learners, with the smallest and the largest.
+5-way tasks, MLP 256, MAML, the initial parameters. One line per number of learners in a mean has the PSNR and the
+absolute correlation of every held image with the most similar source, over both sets, and the AUC of the query set's
+images against other images of their classes, beside the AUC of the span test on the same gradients. Each number is
+the mean over `--means` means of different learners, with the smallest and the largest.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""A cohort's meta-gradients on a device beside the bare arithmetic of `torch.func` on it.
+"""A cohort's meta-gradients on a device, compared with the bare arithmetic of `torch.func` on it.
 
     python tests/benchmarks/cohort_on_device.py [--device cuda] [--chunks 128 512 1024] [--repeats 7]
 
-MLP 784-64-64-5 with 1 000 learners and Conv4-32 with 64, on synthetic images. `bare`: `vmap` of the rule over
-episodes that are on the device already, in the chunk that is fastest for it. `cohort`: what a node computes for its
-learners, their episodes put together from its data, in its fastest chunk. `message`: the same with the gradients laid
-down as the reply's arrays in the processor's memory. Medians, one after the other in every repeat.
+MLP 784-64-64-5 with 1 000 learners and Conv4-32 with 64, on synthetic images. `bare` is `vmap` of the rule over
+episodes that are on the device already, in the fastest chunk. `cohort` is what a node computes for its learners,
+including their episodes from its data, in the fastest chunk. `message` also writes the gradients as the reply's
+arrays into the processor's memory. The three take turns in every repeat; the numbers are medians.
 """
 
 import argparse

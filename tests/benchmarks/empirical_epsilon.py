@@ -1,4 +1,4 @@
-"""Is the Gaussian mechanism as private as it says? The strongest adversary's bounds beside the accounted epsilon.
+"""Is the Gaussian mechanism as private as it promises? The strongest adversary's bounds and the accounted epsilon.
 
     python tests/benchmarks/empirical_epsilon.py                # MLP and Conv4, 2-way, 1-shot 1-query
     python tests/benchmarks/empirical_epsilon.py --models mlp --epsilons --scales 1 10 100

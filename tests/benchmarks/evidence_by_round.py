@@ -1,4 +1,4 @@
-"""What each round of a run tells by itself, and how much of it is new: shadow learners' evidence, round by round.
+"""What each round of a run reveals by itself, and how much of it is new: shadow learners' evidence, round by round.
 
     METALEAK_DATA=../shared/data python tests/benchmarks/evidence_by_round.py --noise shared:4 --learners 10
         --members 600 --non-members 1200 --rounds 20 --seeds 31 --attack-settings '{"samples": 500}'

@@ -1,4 +1,4 @@
-"""How often the 95 % intervals hold the truth, with few learners and few seeds, for scores whose AUC is known.
+"""How often the 95 % intervals contain the true value, with few learners and seeds, for scores whose AUC is known.
 
     python tests/benchmarks/interval_coverage.py [--learners 10 100] [--seeds 1 5] [--simulations 1000]
 

@@ -226,7 +226,7 @@ METHODS = ("R-GAP", "hybrid", *CLASSICAL)
 
 
 def measure_hybrid(count: int, seed: int, first: int, case: str, methods: Sequence[str]) -> None:
-    """Print a line an image and network, and their table."""
+    """Print one line per image and network, and their table."""
     images, labels = cifar(first + count, seed)
     cases = [case] if case else list(HYBRID)
     show_hybrid(

@@ -1,4 +1,4 @@
-"""What predicts how much a network's gradient of one image gives away: 39 architectures, untrained and trained.
+"""What predicts how much a network's gradient of one image reveals: 39 architectures, untrained and trained.
 
     METALEAK_DATA=../shared/data python tests/benchmarks/leakage_predictors.py [--seed S] [--images N] [--data NAME]
         [--part I/N] [--combine FILE ...]

@@ -1,4 +1,4 @@
-"""What the benchmarks of the engine share: rounds timed from outside, the bare computation, a table."""
+"""Functions shared by the benchmarks of the engine: rounds timed from outside, the bare computation, a table."""
 
 import json
 import multiprocessing

@@ -1,12 +1,12 @@
-"""Memory of the main process against learners a round, and learners per second, up to 10 000.
+"""Memory of the main process by the number of learners per round, and learners per second, up to 10 000.
 
     python tests/benchmarks/memory.py                 # 2 000 and 10 000 learners, 450 KB gradients, recording on
     python tests/benchmarks/memory.py --learners 10 30 100 300 1000 3000 10000 --figure docs/scaling.png
     python tests/benchmarks/memory.py --learners 10000 100000 --of 1000000    # not recorded, 219 KB gradients
 
-Each number of learners is simulated in a process of its own, whose peak resident memory counts. Shared memory that
-it only looks at (Ray's object store) is part of it, and so is the data set, the same for all; what is its own is
-printed too, as sampled every 20 ms.
+Each number of learners is simulated in a process of its own, whose peak resident memory is measured. This includes
+shared memory that it only reads (Ray's object store), and the data set, which is the same for all. The memory of the
+process alone is printed, too, sampled every 20 ms.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Cohorts against one Flower node a learner: the time of a round, 1 000 learners, MLP, recording on.
+"""Cohorts compared with one Flower node per learner: the time of a round of 1 000 learners, MLP, with recording.
 
     python tests/benchmarks/nodes.py
 
-One node a learner is measured as shipped, with at most 64 messages out at a time, and as the same strategy without
-that limit: what Flower does when all messages of a round are given to it at once.
+One node per learner is measured as shipped, with at most 64 messages awaiting replies at a time, and with the same
+strategy without that limit, where Flower gets all messages of a round at once.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a personal model tells of the images behind its meta-trained initialization: a table of docs/pretraining.md.
+"""What a personal model reveals about the images behind its meta-trained start: a table of docs/pretraining.md.
 
     python tests/benchmarks/pretraining_meta.py --seeds 11 12 13 > lines.jsonl
     python tests/benchmarks/pretraining_tables.py --combine lines.jsonl

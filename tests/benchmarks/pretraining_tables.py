@@ -1,4 +1,4 @@
-"""What finetuned models give away about the images behind their start: the tables of docs/pretraining.md.
+"""What finetuned models reveal about the images that they were pretrained on: the tables of docs/pretraining.md.
 
     python tests/benchmarks/pretraining_tables.py cifar10 --seeds 11 12 13 14 15 > lines.jsonl
     python tests/benchmarks/pretraining_tables.py --combine lines.jsonl
@@ -126,7 +126,7 @@ def cases(group: str) -> list[tuple[str, dict]]:
 
 
 def lines(group: str, seed: int, smaller: dict, kept: str | None, only: str) -> None:
-    """Print a line a result of one seed, of the studies in whose name `only` is."""
+    """Print one line per result of one seed, of the studies in whose name `only` is."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = kept or temporary
         for name, plain in cases(group):
@@ -179,7 +179,7 @@ def device_name() -> str:
 
 
 def combine(files: list[str]) -> None:
-    """Print a Markdown table a group, a row a case and attack, over all seeds."""
+    """Print a Markdown table a group, one row per case and attack, over all seeds."""
     told = [json.loads(line) for file in files for line in Path(file).read_text().splitlines() if line[:1] == "{"]
     for group in dict.fromkeys(one["group"] for one in told):
         print(f"\n### {group}\n")

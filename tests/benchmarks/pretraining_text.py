@@ -1,4 +1,4 @@
-"""What a finetuned text classifier gives away about the sentences behind its start: a line of docs/pretraining.md.
+"""What a finetuned text classifier reveals about its pretraining sentences: a line of docs/pretraining.md.
 
     python tests/benchmarks/pretraining_text.py TOKENIZER --seeds 11 12 > lines.jsonl
     python tests/benchmarks/pretraining_tables.py --combine lines.jsonl

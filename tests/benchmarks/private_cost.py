@@ -1,4 +1,4 @@
-"""What a guarantee costs: adapted accuracy of a rule undefended and with each defense, by epsilon and learners.
+"""What a guarantee costs: a rule's adapted accuracy without and with each defense, by epsilon and number of learners.
 
     python tests/benchmarks/private_cost.py                            # MNIST, MLP-256, 100 learners, epsilon 8
     python tests/benchmarks/private_cost.py --learners 50 100 200 400 --seeds 1 2 3

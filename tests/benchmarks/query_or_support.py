@@ -1,4 +1,4 @@
-"""Which of the two sets of its learner holds an image? Asked of images that learners hold, in one round.
+"""Which of its learner's two sets is an image in? For images that learners hold, in one round.
 
     METALEAK_DATA=../shared/data python tests/benchmarks/query_or_support.py --learners 20 [--noise shared:4]
 

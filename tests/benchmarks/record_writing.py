@@ -1,4 +1,4 @@
-"""How fast a record is written, beside plain sequential writes of the same bytes to the same disk.
+"""How fast a record is written, compared with plain sequential writes of the same bytes to the same disk.
 
     python tests/benchmarks/record_writing.py [--json] [--folder FOLDER]
 

@@ -158,7 +158,7 @@ class Processes:
 
 
 def whole(asked: Experiment, learners: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return microseconds a learner of what the server's thread does in a round, and a row a kind of process."""
+    """Return microseconds a learner of what the server's thread does in a round, and one row per kind of process."""
     spans, first, ends, before = Spans(time.perf_counter), list[float](), list[float](), list[Processes]()
     rounds, waits = asked.server.rounds, WatchedGrid.await_replies
     began: list[float] = []

@@ -1,4 +1,4 @@
-"""How much of the bare computation's speed is left in a whole round.
+"""The speed of a whole round as a part of that of the bare computation.
 
     python tests/benchmarks/round_throughput.py mlp       # 1 000 learners
     python tests/benchmarks/round_throughput.py conv4     # 32 learners

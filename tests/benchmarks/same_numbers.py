@@ -1,4 +1,4 @@
-"""Write down every number of six small experiments and all attacks on them, or compare with what was written before.
+"""Write every number of six small experiments and of all attacks on them to a file, or compare with such a file.
 
     python tests/benchmarks/same_numbers.py --write numbers.json     # before a change that must change no number
     python tests/benchmarks/same_numbers.py --compare numbers.json   # after it: exit code 1 where one bit differs

@@ -1,4 +1,4 @@
-"""Shadow models a minute: on Ray over all cores, against the plain loop in one process.
+"""Shadow models per minute: on Ray with all cores, compared with a plain loop in one process.
 
     python tests/benchmarks/shadow_models_speed.py deploy/experiments/pretraining-cifar10.yaml --models 8 --turns 3
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of single images share: loss gradients of one image, and its classical inversions."""
+"""Functions shared by the benchmarks of single images: loss gradients of one image, and its classical inversions."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What the span test finds behind which noise: members of the query and of the support set against outsiders.
+"""What the span test finds under which noise: members of the query and of the support set against non-members.
 
     METALEAK_DATA=../shared/data python tests/benchmarks/span_quality.py mnist 256,256 [CASE ...] [--json]
 
@@ -121,7 +121,7 @@ def _text(estimate: Estimate | None) -> str:
 
 
 def main() -> None:
-    """Print a table a case, as soon as it is measured; with `--json` one list a line."""
+    """Print one table per case, as soon as it is measured; with `--json` one list per line."""
     torch.set_num_threads(1)
     words = [word for word in sys.argv[1:] if word != "--json"]
     data, hidden = words[0], tuple(int(width) for width in words[1].split(","))

@@ -1,4 +1,4 @@
-"""How many (target, learner) pairs a second the span test scores: every target against every learner.
+"""How many (target, learner) pairs per second the span test scores: every target against every learner.
 
     python tests/benchmarks/span_speed.py [--targets 6000] [--learners 20] [--units 256] [--images 100] [--json]
 

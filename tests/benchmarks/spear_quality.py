@@ -195,7 +195,7 @@ def _interval(values: np.ndarray) -> str:
 
 
 def main() -> None:
-    """Print a table with a line a case, each as soon as it is measured."""
+    """Print a table with one line per case, each as soon as it is measured."""
     torch.set_num_threads(1)
     words = sys.argv[1:]
 

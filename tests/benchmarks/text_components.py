@@ -48,7 +48,7 @@ MEASURES = ("ROUGE-1", "ROUGE-2", "ROUGE-L", "sequences recovered")
 
 
 def cells_of(name: str, layers: Sequence[int]) -> dict[str, tuple[str, ...]]:
-    """Return the patterns of the parameters of each cell of a name, a cell a layer but for the whole."""
+    """Return the patterns of the parameters of each cell of a name, one cell per layer but for the whole."""
     if name in WHOLE:
         return {"all": WHOLE[name]}
     return {str(layer): (LAYER.format(layer) + COMPONENTS.get(name, "*"),) for layer in layers}

@@ -10,7 +10,7 @@
     ... whole_run.py --noise support:1 --asks support --rounds 20     (how long it takes: 20 rounds of 100 learners)
 
 5-way 5-shot 15-query tasks, Adam at 0.003. The targets are the same for all numbers of rounds, where learners keep
-their sets. A line for each number of rounds; intervals are 95 %, learners resampled; `--seeds` gives a line a seed,
+their sets. One line per number of rounds; intervals are 95 %, learners resampled; `--seeds` gives one line per seed,
 and of several one line more for each number of rounds, with the mean over seeds and its interval over these.
 """
 

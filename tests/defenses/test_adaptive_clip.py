@@ -99,5 +99,5 @@ def test_a_run_carries_the_norm_and_the_model_never_meets_it():
 def test_nothing_else_may_change_what_is_sent():
     adaptive = {"name": "gaussian", "clip": 1, "epsilon": 8, "adapt": {}}
     for other in ({"name": "sign"}, adaptive, {"name": "record-level", "epsilon": 8, "adapt": {}}):
-        with pytest.raises(WrongUsage, match=r"beside one whose clipping norm adapts no other may act"):
+        with pytest.raises(WrongUsage, match=r"with an adaptive clipping norm no other defense may act"):
             experiment_from({"rule": "fomaml", "defenses": [adaptive, other]}, "test")

@@ -53,7 +53,7 @@ def test_an_experiment_counts_who_answers():
 def test_without_secure_aggregation_or_with_faults_there_is_no_guarantee_and_so_no_run():
     with pytest.raises(WrongUsage, match=r"defenses.0.name: its guarantee is about the sum of a round"):
         experiment()
-    with pytest.raises(WrongUsage, match=r"defenses.0.least_learners: with faults no number"):
+    with pytest.raises(WrongUsage, match=r"defenses.0.least_learners: with faults it is not certain"):
         experiment({"name": "secure-aggregation"}, faults={"dropout": 0.1})
     with pytest.raises(ValueError, match=r"^least_learners: 3 answer in a round, the noise is shared by more, got 4"):
         DistributedGaussian(clip=1, noise_multiplier=1, least_learners=4).for_learners(3)
@@ -84,7 +84,7 @@ def test_a_rule_that_computes_with_what_it_sends_is_refused(rule):
 )
 def test_nothing_may_change_a_message_after_its_share_of_the_noise(later):
     """What removes the others' noise, such as pruning, leaves one learner's message in the sum."""
-    with pytest.raises(WrongUsage, match=r"defenses.0.name: .* no defense may change a learner's message after"):
+    with pytest.raises(WrongUsage, match=r"defenses.0.name: no defense may change a message after noise"):
         experiment(later, {"name": "secure-aggregation"})
 
 
@@ -101,7 +101,7 @@ def test_only_noise_may_act_on_the_sets_beside_a_mechanism_for_each_example():
     private = {"name": "metaleak.defenses:RecordLevel", "clip": 1, "epsilon": 8}
     shared = {"rule": "fomaml"}
     assert experiment(defenses=[{"name": "noise", "place": "query"}, private], **shared).built_defenses()
-    with pytest.raises(WrongUsage, match="only noise may act on the sets"):
+    with pytest.raises(WrongUsage, match="only noise may act on the support and query sets"):
         experiment(defenses=[{"name": f"{__name__}:Mixing"}, private], **shared)
 
 

@@ -98,8 +98,11 @@ def test_an_experiment_fills_in_rounds_and_readings():
     [
         ([{"epsilon": 8, "readings": {"all": 1}}], r"defenses.0.readings: the rule takes"),
         ([{"epsilon": 8, "releases": 2}], r"defenses.0.releases: a learner takes part in 3 rounds"),
-        ([{"epsilon": 8}, {"epsilon": 8}], r"defenses: one of the place 'example' excludes another"),
-        ([{"epsilon": 8}, {"name": "noise", "place": "inner"}], r"defenses: one of the place 'example' excludes"),
+        ([{"epsilon": 8}, {"epsilon": 8}], r"defenses: at most one may be of the place 'example'"),
+        (
+            [{"epsilon": 8}, {"name": "noise", "place": "inner"}],
+            r"defenses: at most one may be of the place 'example'",
+        ),
     ],
 )
 def test_what_cannot_be_accounted_for_is_refused_in_one_line(defenses, message):

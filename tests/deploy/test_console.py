@@ -1,6 +1,7 @@
 """The command where only the recorder is installed."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -19,8 +20,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 @pytest.mark.parametrize("missing", ["typer", "torch"])
 def test_what_is_not_installed_is_named_in_one_line(tmp_path, missing):
     command = f"import sys; sys.modules[{missing!r}] = None; from metaleak.deploy.console import main; main()"
+    # Given explicitly: readline may have set COLUMNS behind Python's back, and then lines are wrapped.
     done = subprocess.run(
-        [sys.executable, "-c", command, "init"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", command, "init"],
+        cwd=tmp_path,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     install = "pip install 'metaleak[all]' brings all that a recorder does not need"

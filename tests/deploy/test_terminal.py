@@ -104,6 +104,11 @@ def test_no_word_of_a_command_is_broken_and_nothing_goes_over_the_edge(command, 
         assert words(outputs[width]) - words(outputs[400]) <= parts, width
 
 
+def test_the_help_of_a_command_explains_its_arguments(capsys, monkeypatch):
+    said = " ".join(printed(capsys, monkeypatch, "attack --help", 200).split())
+    assert "A run directory, or with --app the record of any Flower app." in said
+
+
 CELLS = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=9)
 TEXTS = st.lists(CELLS, max_size=4).map(" ".join)
 

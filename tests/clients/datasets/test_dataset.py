@@ -27,7 +27,7 @@ def test_labeled_examples_must_fit_together() -> None:
         ((images[:, 0], labels, ("a", "b")), "image must be uint8"),
         ((images, labels.int(), ("a", "b")), "labels must be int64"),
         ((images[:0], labels[:0], ("a", "b")), "needs examples"),
-        ((images[:2], labels, ("a", "b")), "2 examples do not go with 3 labels"),
+        ((images[:2], labels, ("a", "b")), "there are 2 examples, but 3 labels"),
         ((images, labels, ("a",)), r"labels lie in \[0, 1\]"),
         ((images, labels - 1, ("a", "b")), r"labels lie in \[-1, 0\]"),
         ((images, labels, ("a", "b"), frozenset({2})), "held-out class 2"),

@@ -149,7 +149,7 @@ def test_images_are_gray_where_every_file_is(mode: str, channels: int, tmp_path:
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path: Path, complaint: Callable[[DataSet], str]) -> None:
-    assert "60x40 pixels, and no square of 4 to 1024: choose a size" in complaint(
+    assert "60x40 pixels, which is no square of 4 to 1024: choose a size" in complaint(
         ImageFolder(path=write_images(tmp_path / "wide"))
     )
     folder = write_squares(tmp_path / "mixed")

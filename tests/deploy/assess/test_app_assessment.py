@@ -82,7 +82,7 @@ def test_without_the_truth_there_are_plain_scores(folder, capsys):
     file = app_file(folder, "unknown.yaml", candidates="unknown.csv")
     code, out, _ = said(capsys, folder / "record", "span", "--app", file, "--as", "unknown")
     assert code == 0
-    assert "no member is known in the candidates, so there is nothing to compare with" in out
+    assert "the candidates' file does not state who is a member, so the scores are not evaluated" in out
     scores = pq.read_table(folder / "attacks" / "unknown" / "scores.parquet").to_pandas()
     assert "member" not in scores.columns
     said(capsys, folder / "record", "span", "--app", app_file(folder), "--as", "known")

@@ -82,8 +82,8 @@ def test_of_a_message_of_several_episodes_a_member_is_in_any_of_them(tmp_path):
     assert (observation.episodes, observation.shots, observation.queries) == (3, 6, 6)
     assert rounds[0].chances.tolist() == pytest.approx([1 - (1 - 2 / 8) ** 3] * len(rounds[0].rows))
     refused = experiment_from({**SMALL, **SEVERAL, "attacks": [], "targets": {}}, "test")
-    assert "one episode a message" in reason_against(refused, Plugin(name="likelihood-ratio"))
-    with pytest.raises(ValueError, match="one episode a message"):
+    assert "one episode per message" in reason_against(refused, Plugin(name="likelihood-ratio"))
+    with pytest.raises(ValueError, match="one episode per message"):
         experiment_from({**SMALL, **SEVERAL, "defenses": [{"name": "record-level", "epsilon": 8.0}]}, "test")
 
 

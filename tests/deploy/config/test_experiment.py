@@ -89,8 +89,8 @@ def test_no_guarantee_is_accounted_for_images_that_two_learners_hold(defense):
     plain = {"data": {"name": "digits"}, "rule": {"name": "fomaml"}, "defenses": defenses}
     experiment_from(plain, "mine.yaml")
     assert problem({**plain, "partition": {"overlap": 0.25}}) == (
-        "mine.yaml: defenses: a guarantee is accounted for images that one learner alone holds, "
-        "partition.overlap is 0.25"
+        "mine.yaml: defenses: a guarantee is accounted for images that only one learner holds, so partition.overlap "
+        "must be 0, got 0.25"
     )
     experiment_from({**plain, "defenses": ["sign"], "partition": {"overlap": 0.25}}, "mine.yaml")
 

@@ -14,6 +14,7 @@ from metaleak.deploy.pretraining.finetuning import ReleasedModel, mechanism
 from metaleak.deploy.pretraining.reading import read_study, study_from
 from metaleak.deploy.pretraining.shadow_models import answers_of, in_turn
 from metaleak.deploy.pretraining.study import PrivateSteps
+from metaleak.deploy.report.page import write_report
 from metaleak.deploy.results.reading import read_run
 
 ATTACKS = "metaleak.attacks.pretraining"
@@ -67,6 +68,9 @@ def test_a_study_is_made_attacked_and_read_like_a_run(tmp_path):
     columns = pyarrow.parquet.read_table(tmp_path / "attacks/GaussianRatio/scores.parquet").column_names
     assert columns == ["victim", "example", "member", "score"]
     assert json.loads((tmp_path / "attacks/GaussianRatio/attack.json").read_text())["knows"]
+    date, version = run.state.started[:10], run.state.versions["metaleak"]
+    top = " ".join(write_report(tmp_path).read_text().partition("<nav")[0].split())
+    assert f"{date} · metaleak {version} · <code>metaleak pretraining study.yaml</code>" in top
 
 
 def test_nothing_is_trained_twice_and_a_kill_costs_the_model_at_hand(tmp_path, monkeypatch):
@@ -84,7 +88,12 @@ def test_nothing_is_trained_twice_and_a_kill_costs_the_model_at_hand(tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             run_study(study(), tmp_path, here=True)
     assert counts == {"pretrained": 3, "finetuned": 3}
+    assert read_run(tmp_path).state.status == "interrupted"
     whole = run_study(study(), tmp_path, here=True)
+    state = read_run(tmp_path).state
+    assert (state.status, state.seed) == ("done", 0)
+    run_study(study(), tmp_path, here=True)
+    assert read_run(tmp_path).state == state, "a call that makes no model changes no date"
     assert counts == {"pretrained": 6, "finetuned": 6}
     # Another finetuning trains classifiers alone; a damaged model is made again.
     other = {"head": {"training": {"epochs": 3}}, "longer": {"training": {"epochs": 5}}}

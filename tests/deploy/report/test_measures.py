@@ -87,9 +87,9 @@ def test_the_strongest_is_chosen_among_those_of_one_headline_in_its_direction(pa
 def test_tables_and_verdict_show_the_headlines(path):
     suite = read_suite(path)
     shown = text(*setting_tables(suite))
-    assert all(part in shown for part in ("PSNR", "25.000", "16.000", "distance", "9.500"))
-    assert re.search(r"PSNR +25\.000 +24\.000–26\.000", text(comparison_table(suite)))
-    assert "Against no defense, the strong attack reaches PSNR 25.000, 24.000–26.000." in verdict(rows_of(suite))
+    assert all(part in shown for part in ("PSNR", "25.0", "16.0", "distance", "9.5"))
+    assert re.search(r"PSNR +25\.0 +24\.0–26\.0", text(comparison_table(suite)))
+    assert "Against no defense, the strong attack reaches PSNR 25.0, 24.0–26.0." in verdict(rows_of(suite))
 
 
 def test_the_leaderboard_has_one_headline_a_row(path):
@@ -105,7 +105,7 @@ def test_the_leaderboard_has_one_headline_a_row(path):
 
 def test_the_report_shows_them_and_draws_a_frontier_for_each(path):
     page = write_report(path).read_text()
-    assert "PSNR 25.000, 24.000–26.000" in page
+    assert "PSNR 25.0, 24.0–26.0" in page
     assert all(f"strongest attack's {name} (" in page for name in ("AUC", "PSNR", "distance"))
     assert "No attack was evaluated" not in page
 

@@ -337,7 +337,7 @@ def test_the_tables_of_a_suite_say_what_was_paid_promised_and_known(suite: Path,
         "≥0.25",
         "≥9.50, ≤8",
         "query: failed",
-        "query knows labels",
+        "the adversary of query knows labels",
     ):
         assert expected in text, expected
     page = write_report(copy).read_text()

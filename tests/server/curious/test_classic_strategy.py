@@ -240,7 +240,9 @@ def test_what_no_record_takes_disturbs_nobody(tmp_path, caplog):
     assert through_server(CuriousServer(Odd(**settings(fraction_evaluate=0.0)), tmp_path / "record"), 1)
     assert Record(tmp_path / "record").config(1) == {"rate": 0.1}
     warnings = [record.getMessage() for record in caplog.records if record.name == "metaleak"]
-    assert warnings == ["not recorded of what messages state, for its type or its size: 'model', 'weights'"]
+    assert warnings == [
+        "not recorded, because of their type or size, are these values of messages: 'model', 'weights'"
+    ]
 
 
 def test_other_messages_than_those_of_training_are_refused(tmp_path):

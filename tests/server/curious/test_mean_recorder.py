@@ -96,6 +96,6 @@ def test_a_learner_cannot_pass_for_all(tmp_path):
     """The number of the mean is refused in a reply that is not one."""
     writer = RecordWriter(tmp_path)
     for learners, mean_of in (([AGGREGATE], ()), ([3], (3, 4)), ([3, AGGREGATE], ())):
-        with pytest.raises(RecordError, match="do not go together"):
+        with pytest.raises(RecordError, match="exclude each other"):
             writer.reply(1, learners, "node", SENT, {"w": np.ones((len(learners), 2), "f4")}, mean_of=mean_of)
     assert Record(tmp_path).rounds == []

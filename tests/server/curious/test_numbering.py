@@ -62,7 +62,7 @@ def test_an_id_may_be_a_text_or_a_float(stated, learner):
 )
 def test_what_is_no_id_is_numbered_by_arrival_with_a_reason(wrong):
     numbering = Numbering()
-    reason = "states a 'cid' that is no whole number >= 0"
+    reason = "states a 'cid' that is not a whole number >= 0"
     assert numbering.number("a", {"cid": wrong}, {}) == (0, reason)
     assert numbering.number("b", {"cid": wrong}, {}) == (1, reason)
     assert numbering.number("a", {"cid": wrong}, {}) == (0, reason), "the same node is the same learner"
@@ -85,7 +85,7 @@ def test_a_number_by_arrival_never_becomes_another_learners_id():
     numbering = Numbering()
     assert numbering.number("a", {"cid": 0}, {}) == (0, "")
     assert numbering.number("b", {}, {}) == (1, "")
-    assert numbering.number("c", {"cid": 1}, {}) == (2, "states a 'cid' that stands for another node already")
+    assert numbering.number("c", {"cid": 1}, {}) == (2, "states a 'cid' that is already the number of another node")
     assert numbering.number("d", {}, {}) == (3, "")
 
 
@@ -115,7 +115,7 @@ def test_what_a_reply_states_is_recorded_as_its_learners(tmp_path, caplog):
             "rates": [0.5, -1.0],
         }
     assert record.config(1) == {"server-round": 1}
-    assert caplog.text.count("not recorded of what replies state, for its type or its size: 'key'") == 1
+    assert caplog.text.count("not recorded, because of their type or size, are these values of replies: 'key'") == 1
 
 
 def test_two_records_of_one_reply_that_state_one_name_are_told_apart(tmp_path):

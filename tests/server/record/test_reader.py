@@ -171,21 +171,21 @@ def test_a_record_of_something_else_is_neither_written_nor_read(tmp_path, wrong)
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"config": "{"}, "its config states no JSON"),
-        ({"config": "[1]"}, "its config states no values by name"),
+        ({"config": "{"}, "its config is not JSON"),
+        ({"config": "[1]"}, "its config is not a JSON object with printable names"),
         ({"config": '{"a": {"b": 1}}'}, "neither a scalar nor a flat list"),
         ({"config": '{"a": null}'}, "neither a scalar nor a flat list"),
         ({"config": '{"a": [[1]]}'}, "neither a scalar nor a flat list"),
         ({"config": '{"a": 99999999999999999999}'}, "neither a scalar nor a flat list"),
-        ({"config": '{"a": ' + "9" * 5000 + "}"}, "a number that cannot be"),
+        ({"config": '{"a": ' + "9" * 5000 + "}"}, "a whole number of more than 20 digits"),
         ({"config": '{"a": 1, "a": 2}'}, "a key twice"),
-        ({"config": '{"two\\nlines": 1}'}, "its config states no values by name"),
-        ({"config": '{"a": "' + "x" * 2**14 + '"}'}, "its config states .* characters, more than 16384"),
+        ({"config": '{"two\\nlines": 1}'}, "its config is not a JSON object with printable names"),
+        ({"config": '{"a": "' + "x" * 2**14 + '"}'}, "its config has .* characters, at most 16384 are allowed"),
         ({"config": '{"a": ' + "[" * 8000}, "nested too deeply"),
         ({"metrics": '{"a": 1}'}, "one value for each of its 2 learners"),
         ({"metrics": '{"a": [1]}'}, "one value for each of its 2 learners"),
         ({"metrics": '{"a": [1, {}]}'}, "neither a scalar nor a flat list"),
-        ({"metrics": '{"a": "' + "x" * 2**17 + '"}'}, "its metrics states .* characters, more than 131072"),
+        ({"metrics": '{"a": "' + "x" * 2**17 + '"}'}, "its metrics has .* characters, at most 131072 are allowed"),
     ],
 )
 def test_statements_that_cannot_be_are_refused_in_one_line(tmp_path, wrong, says):
