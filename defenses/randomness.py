@@ -67,11 +67,15 @@ class RandomSource:
         return made
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Return independent standard normal numbers, float64 on the CPU, none of which an earlier call returned.
+        """Return independent standard normal numbers of this shape, float64 on the CPU; each call gives new ones.
 
         They are made of the ChaCha20 key stream (RFC 8439) by the transform of Box and Muller (1958): nobody who
         does not hold the key can tell the stream from true randomness, whatever part of it is known. At most 8.6 in
         size, which about one of 10^17 should exceed.
+
+        Example:
+            >>> RandomSource.of("secret", 1).normal((2,)).shape
+            torch.Size([2])
         """
         return self.noisy(torch.zeros(tuple(shape), dtype=torch.float64, device="cpu"), 1.0)
 

@@ -21,7 +21,7 @@ class Contributions(Protocol):
 
     @property
     def norms(self) -> Tensor:
-        """Return the L2 norm of each, all parameters as one vector, `(n,)` in float64; it may be no number."""
+        """Return the L2 norm of each, all parameters as one vector, `(n,)` in float64; it may be infinite or NaN."""
         ...
 
     def added_up(self, weights: Tensor) -> Parameters:
@@ -123,7 +123,7 @@ def _squares_of_products(layer: Passed) -> Tensor:
 
 
 def _numbers(rows: Tensor, weights: Tensor) -> Tensor:
-    """Return `rows`, with zeros for what is no number where the weight is 0: no number times 0 is no number."""
+    """Return `rows`, with zeros for NaN and infinity where the weight is 0, since 0 times NaN is NaN."""
     return rows if bool((weights > 0).all()) else torch.where(weights[:, None] > 0, rows, 0.0)
 
 
@@ -173,7 +173,7 @@ class Whole:
         total: Parameters = {}
         finite = bool((weights > 0).all())
         for name, value in self.made.items():
-            # No number times 0 is no number.
+            # 0 times NaN is NaN.
             numbers = value if finite else value.nan_to_num(0.0, 0.0, 0.0)
             scale = weights.to(value.dtype)
             if name == self.examples.weight and self.examples.along is not None:
@@ -212,7 +212,7 @@ def _chunks(model: Model, parameters: Parameters, images: Tensor, labels: Tensor
         weight = dense.weight
         flat = dense.inputs(images)
         lengths = flat.norm(dim=1, keepdim=True)
-        # An image that is empty, or no numbers, has no direction, and contributes nothing to this layer.
+        # An image of zeros or NaN has no direction, and contributes nothing to this layer.
         along, inputs = (flat / lengths.clamp(min=1e-30)).nan_to_num(0.0, 0.0, 0.0), lengths
         size[weight] //= flat.shape[1]
     chunk = max(1, _BYTES_AT_ONCE // sum(size.values()))

@@ -23,8 +23,9 @@ class ReleasedMeans:
     Each example is computed by itself, so that its contribution does not depend on the others. Where a model promises
     that by itself, and consists of dense layers (`dense_layers_of`), no contribution is formed (`OuterProducts`).
 
-    `shares` are patterns of the parameters that are sent: a mean that is sent as it is has no others.
-    `falls` collects, from each mean, by how much an adaptive clipping norm should fall (`AdaptiveClip.fall`).
+    `shares` are patterns of the names of the parameters that are sent; a mean that is sent without further
+    computation contains these parameters alone. `falls` collects, from each mean, by how much the logarithm of an
+    adaptive clipping norm should fall (`AdaptiveClip.fall`).
     """
 
     mechanism: ExampleMechanism
