@@ -21,6 +21,10 @@ def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> fl
     before. Exact, not a bound: k releases with multiplier z are as one with z / sqrt(k) (Dong, Roth and Su 2022,
     "Gaussian Differential Privacy", corollary 3.3), and that one has the closed form of Balle and Wang 2018
     ("Improving the Gaussian Mechanism", theorem 8). Raises `ValueError` outside these ranges.
+
+    Example:
+        >>> round(gaussian_epsilon(3.8, releases=40, delta=1e-5), 3)
+        7.99
     """
     _check(noise_multiplier >= 0, "noise_multiplier", noise_multiplier, "at least 0")
     _check_run(releases, delta)
@@ -33,8 +37,12 @@ def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> fl
 def gaussian_noise_multiplier(epsilon: float, releases: int, delta: float) -> float:
     """Return the least noise multiplier whose `releases` Gaussian releases are (`epsilon`, `delta`)-private.
 
-    The inverse of `gaussian_epsilon`, rounded up by a part in 1e9. `epsilon` in (0, 10 000]. Raises `ValueError`
-    outside the ranges.
+    The inverse of `gaussian_epsilon`, rounded up by a factor of 1 + 1e-9. `epsilon` in (0, 10 000]. Raises
+    `ValueError` outside the ranges.
+
+    Example:
+        >>> round(gaussian_noise_multiplier(8.0, releases=40, delta=1e-5), 3)
+        3.796
     """
     _check(0 < epsilon <= 10_000, "epsilon", epsilon, "in (0, 10000]")
     _check_run(releases, delta)
@@ -59,6 +67,10 @@ def secure_sum_epsilon(noise_multiplier: float, sampling_probability: float, rou
     Two worlds are neighbors when one learner holds other data. `noise_multiplier` >= 0, `sampling_probability` in
     (0, 1], `rounds` >= 1, `delta` in (0, 1); raises `ValueError` outside. Takes up to seconds: privacy loss
     distributions are composed numerically and rounded up (Doroshenko et al. 2022, "Connect the Dots").
+
+    Example:
+        >>> round(secure_sum_epsilon(3.8, sampling_probability=1.0, rounds=40, delta=1e-5), 3)
+        7.99
     """
     _check(noise_multiplier >= 0, "noise_multiplier", noise_multiplier, "at least 0")
     _check(0 < sampling_probability <= 1, "sampling_probability", sampling_probability, "in (0, 1]")
@@ -87,11 +99,15 @@ def redrawn_epsilon(noise_multiplier: float, drawn: int, held: int, rounds: int,
     - the adversary never learns who was drawn: the draw's key is the learner's secret, as that of its noise. Draws
       by a seed that the server has, as those of an experiment, are fixed episodes to it;
     - what a round releases of an episode is (1 / `noise_multiplier`)-GDP in each example, whichever set it is in: k
-      means of multiplier z count as one of z / sqrt(k), and of two sets the lesser multiplier;
+      means of multiplier z count as one of z / sqrt(k), and of the two sets the smaller multiplier counts;
     - two shards are neighbors when one example is replaced by another of its class.
 
     `noise_multiplier` >= 0, 1 <= `drawn` <= `held`, `rounds` >= 1, `delta` in (0, 1); raises `ValueError` outside.
     Never above that of fixed episodes.
+
+    Example:
+        >>> round(redrawn_epsilon(3.84, drawn=20, held=100, rounds=40, delta=1e-5), 3)
+        3.105
     """
     _check(noise_multiplier >= 0, "noise_multiplier", noise_multiplier, "at least 0")
     _check(1 <= drawn <= held, "drawn", drawn, f"in [1, {held}], the examples of a class in the shard")

@@ -16,11 +16,19 @@ A learner's reply has under the same name by how much the norm should fall; see 
 class AdaptiveClip(BaseModel):
     """Moves the clipping norm C toward the `quantile` of the norms: C becomes C exp(-`rate` (b - `quantile`)).
 
-    Source: Andrew et al. 2021, "Differentially Private Learning with Adaptive Clipping", algorithm 1. b is the part
-    of the norms that are at most C, with Gaussian noise: one more Gaussian mechanism beside each mean, over the same
-    data, in which one unit is one of n in the count. Its noise multiplier is `count_noise` times that of both
-    together, z; so the mean's is z / sqrt(1 - 1 / `count_noise`^2), since the squares of 1 / z add up (their theorem
-    1; Dong, Roth and Su 2022, corollary 3.3). What is accounted for is z, as without adaptation.
+    Source: Andrew et al. 2021, "Differentially Private Learning with Adaptive Clipping", algorithm 1. b is the
+    fraction of the norms that are at most C, with Gaussian noise. It is a second Gaussian mechanism over the same
+    data as the mean, in which replacing one of n units changes the count by 1. Let z be the noise multiplier of both
+    mechanisms together, which is the one that is accounted for, as without adaptation. The count gets `count_noise`
+    times z, and the mean z / sqrt(1 - 1 / `count_noise`^2), since the squares of the inverse multipliers add up
+    (their theorem 1; Dong, Roth and Su 2022, corollary 3.3).
+
+    Example:
+        >>> adapt = AdaptiveClip(quantile=0.5, rate=0.2)
+        >>> adapt.fall(0.75)  # Three of four norms are below C: its logarithm falls by this.
+        0.05
+        >>> round(adapt.mean_factor, 3)
+        1.033
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,11 +39,11 @@ class AdaptiveClip(BaseModel):
 
     @property
     def mean_factor(self) -> float:
-        """Return by how much the noise of the mean is more than without adaptation."""
+        """Return the factor by which the mean's noise is larger than without adaptation."""
         return 1 / math.sqrt(1 - self.count_noise**-2)
 
     def fall(self, part: float) -> float:
-        """Return by how much the logarithm of the norm should fall where this `part` of the norms is at most C."""
+        """Return by how much log C should fall where the fraction `part` of the norms is at most C."""
         return self.rate * (part - self.quantile)
 
 
@@ -45,7 +53,7 @@ class AdaptsClip(Protocol):
 
     @property
     def adapt(self) -> AdaptiveClip | None:
-        """How, or `None` where the norm stays as it is."""
+        """How the clipping norm adapts, or `None` where it stays as it is."""
         ...
 
     @property
@@ -54,12 +62,12 @@ class AdaptsClip(Protocol):
         ...
 
     def with_sent_clip(self, norm: float) -> Self:
-        """Return the defense with another."""
+        """Return the defense with another `sent_clip`."""
         ...
 
 
 def adapting(defenses: Iterable[object]) -> AdaptsClip | None:
-    """Return that of `defenses` whose clipping norm adapts, `None` where none does."""
+    """Return the first of `defenses` whose clipping norm adapts, or `None` where none does."""
     for defense in defenses:
         if isinstance(defense, AdaptsClip) and defense.adapt is not None:
             return defense

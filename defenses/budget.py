@@ -9,9 +9,9 @@ from metaleak.defenses.adaptive_clip import AdaptiveClip
 
 
 class Budget(BaseModel):
-    """Either a `noise_multiplier`, or the `epsilon` at `delta` of the `releases` rounds that one learner answers.
+    """Either a `noise_multiplier`, or the `epsilon` at `delta` of the `releases` rounds that a learner takes part in.
 
-    With `adapt` the clipping norm of what is sent is only where the run begins; see `AdaptiveClip`.
+    With `adapt` the clipping norm of what is sent is that of the first round only; see `AdaptiveClip`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

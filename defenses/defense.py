@@ -19,10 +19,13 @@ messages of a round between learners and server.
 """
 
 Reading = Literal["support", "curvature", "query", "all", "batch"]
-"""Which mean over examples a rule takes.
+"""The kinds of means over examples by which a rule reads its data.
 
-Of the gradients of the support set (an inner step), of the products of its Hessians with a vector (the derivative of
-an inner step), of the gradients of the query set, of the gradients of both sets as one, or of a batch of them.
+- `support`: of the support set's gradients, for an inner step;
+- `curvature`: of the products of the support set's Hessians with a vector, for the derivative of an inner step;
+- `query`: of the query set's gradients;
+- `all`: of the gradients of both sets together;
+- `batch`: of the gradients of a batch of both sets.
 """
 
 ExampleSet = Literal["support", "query"]
@@ -131,10 +134,10 @@ class Accounted(Protocol):
 
 @runtime_checkable
 class SharesNoise(Protocol):
-    """An `Accounted` defense of the shared gradient whose guarantee is about the sum over learners alone.
+    """An `Accounted` defense whose guarantee is about the sum over learners, and not about one learner's message.
 
-    It stands beside a defense of the place `aggregate`: of a learner's own message it promises nothing. No defense
-    may change a learner's message after it, nor may a round count of which fewer than `least_learners` answered.
+    It needs a defense of the place `aggregate` beside it. No other defense may change a learner's message after it,
+    and a round counts only where at least `least_learners` answered.
     """
 
     @property
@@ -168,7 +171,7 @@ class ExampleMechanism(Protocol):
         ...
 
     def weights(self, norms: Tensor, reading: Reading) -> Tensor:
-        """Return the factors `(n,)` of contributions of these L2 `norms (n,)`: at least 0, and 0 for no number."""
+        """Return the factors `(n,)`, at least 0, for contributions of these L2 `norms (n,)`; 0 where one is NaN."""
         ...
 
     def noisy_mean(
@@ -183,8 +186,9 @@ class CountsNorms(Protocol):
     """An `ExampleMechanism` whose clipping norm can adapt to the norms that it meets."""
 
     def clip_fall(self, norms: Tensor, reading: Reading, random: RandomSource) -> float | None:
-        """Return, with noise, by how much the norm should fall after a mean of contributions of such `norms (n,)`.
+        """Return, with noise, by how much the logarithm of the clipping norm should fall.
 
-        `None` where the norm does not adapt to such a mean.
+        `norms (n,)` are those of the contributions to one mean. `None` where the clipping norm does not adapt to
+        such means.
         """
         ...

@@ -23,17 +23,28 @@ class DistributedGaussian(GaussianMechanism):
         The sums of k rounds are (`epsilon_after(k)`, `delta`)-differentially private in all that one learner holds
         (`secure_sum_epsilon` with the sampling probability 1: the server knows who takes part). Against a server that
         sees the sums alone, by secure aggregation, which is required, and against learners that collude with it only
-        as far as at least `least_learners` others answer in every round: whose answer is missing, or who tells its
-        share, takes its noise away. It promises nothing of one learner's own message.
+        as long as at least `least_learners` others answer in every round: the noise of a learner that does not
+        answer is missing, and that of a learner that reveals its share can be subtracted. It promises nothing about
+        one learner's own message.
 
     Neighbors, and what it rests on, are those of the Gaussian mechanism.
+
+    Example:
+        >>> mechanism = DistributedGaussian(clip=1.0, epsilon=8, releases=40, least_learners=100)
+        >>> round(mechanism.standard_deviation, 3)  # Of one learner's share: a tenth of GaussianMechanism's.
+        0.759
+        >>> round(mechanism.epsilon_after(40), 3)
+        8.0
     """
 
     least_learners: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def share(self) -> float:
-        """Which part of the noise's deviation one learner adds; raises `ValueError` without `least_learners`."""
+        """The fraction of the noise's standard deviation that one learner adds.
+
+        Raises `ValueError` without `least_learners`.
+        """
         return share_of(self.least_learners)
 
     def for_learners(self, learners: int) -> Self:

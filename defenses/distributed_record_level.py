@@ -23,6 +23,14 @@ class DistributedRecordLevel(RecordLevel):
         noise. Of a query example: whatever the adapted parameters and the other learners' sums are, the sum is a
         Gaussian mechanism in it. Of a support example: as for `RecordLevel`. Only what is sent as it is can have less
         noise, so a rule that computes with what it sends in several steps (Reptile, FedAvg in batches) is refused.
+
+    Example:
+        >>> readings = {"support": 1, "query": 1}
+        >>> mechanism = DistributedRecordLevel(epsilon=8, releases=40, readings=readings, least_learners=100)
+        >>> round(mechanism.standard_deviation("query", count=75), 4)  # One learner's share.
+        0.0101
+        >>> round(mechanism.standard_deviation("support", count=25), 4)  # Whole, since it is not averaged.
+        0.3037
     """
 
     least_learners: Annotated[int, Field(ge=1)] | None = None
@@ -45,7 +53,7 @@ class DistributedRecordLevel(RecordLevel):
         return self.model_copy(update={"least_learners": least_of(self.least_learners, learners)})
 
     def share(self, reading: Reading) -> float:
-        """Return which part of the noise's standard deviation one learner adds.
+        """Return the fraction of the noise's standard deviation that one learner adds.
 
         Raises `ValueError` without `least_learners`.
         """

@@ -22,15 +22,15 @@ class GaussianMechanism(Budget):
     Give `noise_multiplier`, or the `epsilon` that a learner may spend in the whole run. The latter takes `releases`,
     the rounds in which one learner takes part; an experiment fills it in through `for_releases`.
 
-    With `adapt` the clipping norm is the server's, which learns from each message, by one noisy bit, whether the norm
-    was at most that (`AdaptiveClip`): one more entry beside the tensors, and for noise of its own a little more of it
-    on them.
+    With `adapt` the server chooses the clipping norm of each round (`AdaptiveClip`). Each message then has one more
+    entry, a noisy bit that says whether the gradient's norm was at most the clipping norm. This bit is paid for by
+    slightly more noise on the gradient, so that epsilon stays the same.
 
     Formal guarantee
         What one learner sends in k rounds is (`epsilon_after(k)`, `delta`)-differentially private (Balle and Wang
         2018, theorem 8) against a server that sees each learner's own messages and knows who was sampled: the local
         model. So neither sampling nor averaging over learners makes it better, and every round in which the learner
-        takes part counts. Defenses that act before or after the mechanism take nothing from the guarantee.
+        takes part counts. Other defenses that act before or after the mechanism do not weaken the guarantee.
 
     Neighbors
         Two inputs are neighbors when one unit is *replaced*. `unit: learner`: all that the learner holds, by any
@@ -47,6 +47,17 @@ class GaussianMechanism(Budget):
         keys that are secret, and not that of a simulation whose seed is published.
         Real numbers: clipping and noise are computed in float64 and only then rounded to the gradient's type; attacks
         on the lowest bits of floating point noise (Mironov 2012) are not considered.
+
+    Example:
+        >>> mechanism = GaussianMechanism(clip=1.0, epsilon=8, releases=40)
+        >>> round(mechanism.standard_deviation, 3)
+        7.592
+        >>> round(mechanism.epsilon_after(20), 3)
+        5.298
+        >>> mechanism.without_noise({"weight": torch.tensor([3.0, -4.0])})
+        {'weight': tensor([ 0.6000, -0.8000], dtype=torch.float64)}
+        >>> mechanism({"weight": torch.tensor([3.0, -4.0])}, RandomSource.of("secret", 1))["weight"].shape
+        torch.Size([2])
     """
 
     place: Literal["shared"] = "shared"
@@ -74,7 +85,7 @@ class GaussianMechanism(Budget):
 
     @property
     def share(self) -> float:
-        """Which part of the noise's standard deviation one learner adds: all."""
+        """The fraction of the noise's standard deviation that one learner adds: 1."""
         return 1.0
 
     @property
@@ -114,7 +125,7 @@ class GaussianMechanism(Budget):
 
 
 def norm_of(tensors: dict[str, Tensor]) -> float:
-    """Return the L2 norm of all `tensors` as one vector, in float64; it may be infinite, or no number."""
+    """Return the L2 norm of all `tensors` as one vector, in float64; it may be infinite or NaN."""
     wide = [torch.linalg.vector_norm(value.detach().to(torch.float64)) for value in tensors.values()]
     return float(torch.stack(wide).square().sum().sqrt())
 
@@ -122,12 +133,16 @@ def norm_of(tensors: dict[str, Tensor]) -> float:
 def clipped(tensors: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
     """Return `tensors`, as one vector, scaled down to the L2 norm `clip` where it is larger; in float64.
 
-    | norm                                              | becomes                                              |
-    |---------------------------------------------------|------------------------------------------------------|
-    | 0                                                 | 0                                                    |
-    | at most `clip`                                    | the same vector                                      |
-    | larger                                            | the vector of norm `clip` in the same direction      |
-    | infinite, or no number (any such entry, overflow) | 0: no input escapes the bound, and none is told apart |
+    | norm                                          | becomes                                         |
+    |-----------------------------------------------|-------------------------------------------------|
+    | 0                                             | 0                                               |
+    | at most `clip`                                | the same vector                                 |
+    | larger                                        | the vector of norm `clip` in the same direction |
+    | infinite or NaN (any such entry, or overflow) | 0, so that the bound holds for every input      |
+
+    Example:
+        >>> clipped({"weight": torch.tensor([3.0, -4.0])}, 1.0)
+        {'weight': tensor([ 0.6000, -0.8000], dtype=torch.float64)}
     """
     wide = {name: value.detach().to(torch.float64) for name, value in tensors.items()}
     norm = norm_of(wide)

@@ -16,10 +16,17 @@ class Noise(BaseModel):
 
     For images (`place: support | query`) the standard deviation is `scale` in units of the pixel range [0, 1]; the
     result is not clipped. For gradients (`place: inner | shared`) it is `scale` times the root mean square of all
-    entries of that gradient, so one value means the same for every model and stage of training. Both laws have the
-    same standard deviation at the same scale.
+    entries of that gradient, so one value means the same for every model and stage of training. `law` is the
+    distribution; both have the same standard deviation at the same scale.
 
     No differential-privacy guarantee: nothing is clipped, and relative noise depends on the data.
+
+    Example:
+        >>> Noise(place="shared", scale=0.5).noise()
+        AddedNoise(law='gaussian', deviation=0.5, relative=True)
+        >>> sent = Noise(scale=0.5)({"weight": torch.tensor([3.0, -4.0])}, RandomSource.of("seed", 1))
+        >>> sent["weight"].shape
+        torch.Size([2])
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -13,10 +13,15 @@ from metaleak.defenses.randomness import RandomSource
 
 
 class Pruning(BaseModel):
-    """Keeps the part `keep` of the entries, those of the largest magnitude in all tensors together; zeros the rest.
+    """Keeps the fraction `keep` of the entries, the largest in magnitude over all tensors together; zeros the rest.
 
     Of n entries ceil(`keep` * n) stay as they are; of equal magnitudes the first ones do. The defense of Zhu, Liu and
-    Han 2019, "Deep Leakage from Gradients", without the local memory that compression adds. No privacy guarantee.
+    Han 2019, "Deep Leakage from Gradients", without the error feedback that compression adds, by which a learner
+    would send later what it left out. No privacy guarantee.
+
+    Example:
+        >>> Pruning(keep=0.5)({"weight": torch.tensor([3.0, -4.0])}, RandomSource.of("seed"))
+        {'weight': tensor([ 0., -4.])}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +38,7 @@ class Pruning(BaseModel):
         return self.without_noise(tensors)
 
     def without_noise(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return `tensors` with the small entries zero. An entry that is no number counts as large."""
+        """Return `tensors` with the small entries zero. A NaN counts as large."""
         magnitudes = torch.cat([value.detach().abs().flatten().to(torch.float64) for value in tensors.values()])
         # A stable sort, not topk: which of two equal entries stays must not depend on the machine.
         order = torch.sort(magnitudes, descending=True, stable=True).indices

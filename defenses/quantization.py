@@ -18,8 +18,12 @@ class Quantization(BaseModel):
     """Rounds every entry to one of 2 L + 1 levels, evenly spaced in [-m, m]; L = 2 ** (`bits` - 1) - 1.
 
     m is the largest magnitude of the entry's own tensor; zero is a level. To the nearest level (of two, the even
-    one), or, with `stochastic`, up or down at random so that the mean is the entry (Alistarh et al. 2017, "QSGD", but
-    with the largest magnitude for the norm). No privacy guarantee.
+    one), or, with `stochastic`, up or down at random so that the expectation is the entry itself (Alistarh et al.
+    2017, "QSGD", which takes the L2 norm for m). No privacy guarantee.
+
+    Example:
+        >>> Quantization(bits=3)({"weight": torch.tensor([3.0, -4.0])}, RandomSource.of("seed"))
+        {'weight': tensor([ 2.6667, -4.0000])}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,7 +38,7 @@ class Quantization(BaseModel):
         return int(2 ** (self.bits - 1)) - 1
 
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
-        """Return `tensors` on their levels; a tensor of zeros stays, one with an entry not finite becomes NaN."""
+        """Return `tensors` on their levels; zeros stay, a tensor with an infinite or NaN entry becomes NaN."""
         if not self.stochastic:
             return self.without_noise(tensors)
         return {name: self._rounded(value, random) for name, value in tensors.items()}
@@ -71,7 +75,11 @@ class Sign(BaseModel):
     """Sends the sign of every entry times the mean magnitude of its tensor; the sign of zero is +.
 
     Bernstein et al. 2018, "signSGD"; scaled as in Karimireddy et al. 2019, "Error Feedback Fixes SignSGD", without
-    their local memory. No privacy guarantee.
+    their error feedback. No privacy guarantee.
+
+    Example:
+        >>> Sign()({"weight": torch.tensor([3.0, -4.0])}, RandomSource.of("seed"))
+        {'weight': tensor([ 3.5000, -3.5000])}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,7 +95,7 @@ class Sign(BaseModel):
         return NO_NOISE
 
     def without_noise(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return two values a tensor. A tensor with an entry not finite has no finite entry after."""
+        """Return two values a tensor; a tensor with an infinite or NaN entry has no finite entry afterwards."""
         return {name: _signed(value.detach()) for name, value in tensors.items()}
 
     def bytes_sent(self, shapes: Shapes) -> int:

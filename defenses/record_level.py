@@ -40,8 +40,8 @@ class RecordLevel(Budget):
     kind the rule takes a round; an experiment fills them in. Each set then gets the noise that spends the whole of
     `epsilon` on it.
 
-    With `adapt` the clipping norm of what is sent (`query_clip`, or `clip` where a rule knows no query set) is the
-    server's, which learns from each mean, with noise, which part of the norms were at most that (`AdaptiveClip`).
+    With `adapt` the server chooses the clipping norm of what is sent (`query_clip`, or `clip` where a rule has no
+    query set). Each mean then comes with the noisy fraction of the norms that were at most that (`AdaptiveClip`).
 
     Formal guarantee
         What one learner sends in k rounds is (`epsilon_after(k)`, `delta`)-differentially private in each example,
@@ -51,16 +51,26 @@ class RecordLevel(Budget):
         outer mean, at adapted parameters that do not depend on the query set. Means of one set compose, over the
         steps and the rounds, each of which may depend on what was released before: k means of multiplier z are
         (sqrt(k) / z)-GDP (Dong, Roth and Su 2022, corollary 3.3). Where episodes are drawn anew in every round an
-        example is in one of the sets or in none, so that a round costs it at most the larger of the two.
+        example is in one of the sets or in none, so that a round costs it at most the larger of the two epsilons.
 
     Neighbors
         Two learners are neighbors when one image is *replaced* by any other; positions and the sizes of the sets are
         public. An image that stands in several learners' shards is protected in each of them by itself.
 
     What it rests on
-        The noise is the learner's secret (`RandomSource.normal`), as for the Gaussian mechanism, and as there real
-        numbers are assumed. Each example is computed by itself: a model whose examples depend on one another, such as
-        one with batch normalization, sees batches of one.
+        The noise is the learner's secret (`RandomSource.normal`), as for the Gaussian mechanism. As there, the
+        guarantee is proven for real numbers and not for floating point. Each example is computed by itself: a model
+        in which the examples of a batch influence one another, by batch normalization for instance, gets batches of
+        one example.
+
+    Example:
+        >>> mechanism = RecordLevel(clip=1.0, epsilon=8, releases=40, readings={"support": 1, "query": 1})
+        >>> mechanism.weights(torch.tensor([0.5, 2.0, float("nan")]), "query")
+        tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
+        >>> round(mechanism.standard_deviation("query", count=75), 4)
+        0.1012
+        >>> {name: round(epsilon, 3) for name, epsilon in mechanism.epsilons_after(40).items()}
+        {'support': 8.0, 'query': 8.0}
     """
 
     place: Literal["example"] = "example"
@@ -90,7 +100,7 @@ class RecordLevel(Budget):
         return self.multiplier(reading) * factor * 2 * self.clip_of(reading) / count * self.share(reading)
 
     def share(self, reading: Reading) -> float:
-        """Return which part of the noise's standard deviation one learner adds: all."""
+        """Return the fraction of the noise's standard deviation that one learner adds: 1."""
         return 1.0
 
     @property
@@ -99,14 +109,15 @@ class RecordLevel(Budget):
         return self.clip_of("query")
 
     def with_sent_clip(self, norm: float) -> Self:
-        """Return the mechanism with another; that of the support set's means stays."""
+        """Return the mechanism with another `sent_clip`; the clipping norms of the support set stay as they are."""
         kept = {f"{one}_clip": self.clip_of(one) for one in ("support", "curvature")}
         return self.model_copy(update={**kept, "clip": norm, "query_clip": norm})
 
     def clip_fall(self, norms: Tensor, reading: Reading, random: RandomSource) -> float | None:
-        """Return what a mean of contributions with these `norms (n,)` says of the clipping norm; see `AdaptiveClip`.
+        """Return by how much the logarithm of the clipping norm should fall, by the noisy fraction of small norms.
 
-        `None` where the norm does not adapt to such a mean.
+        `norms (n,)` are those of the contributions to one mean; see `AdaptiveClip`. `None` where the clipping norm
+        does not adapt to such means.
         """
         if self.adapt is None or reading not in SENT:
             return None
@@ -145,7 +156,10 @@ class RecordLevel(Budget):
         return max(self.epsilons_after(releases).values())
 
     def weights(self, norms: Tensor, reading: Reading) -> Tensor:
-        """Return what brings contributions of these `norms (n,)` to at most the clipping norm, in float64."""
+        """Return the factors `(n,)` that bring contributions of these `norms (n,)` to the clipping norm, in float64.
+
+        1 where a norm is below it, 0 where a norm is infinite or NaN.
+        """
         wide, bound = norms.to(torch.float64), self.clip_of(reading) * _MARGIN
         scale = (bound / wide).clamp(max=1.0)
         # Below, float32 rounds a weight by more than the margin.

@@ -17,8 +17,14 @@ class SecureAggregation(BaseModel):
     learners, the rounding of a finite field, a minimum number of learners. In a round in which one learner answered,
     the mean is that learner's gradient. Who answered is known to the server, as in the protocol.
 
-    It acts between learners and server: a learner's tensors pass it unchanged, and the launcher keeps the record, and
-    so the adversary, from everything but the mean.
+    It acts between learners and server: a learner's tensors pass it unchanged, and the simulation gives the record,
+    which is what the adversary sees, the mean and nothing else.
+
+    Example:
+        In an experiment, alone or with a defense whose learners share the noise of the sum:
+
+        >>> SecureAggregation().place
+        'aggregate'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -15,9 +15,14 @@ from metaleak.defenses.randomness import RandomSource
 class Selection(BaseModel):
     """Sends the tensors whose name matches one of the patterns `names` and zeros for all others.
 
-    A pattern is a shell's: `*` any text, `?` one sign, `[ab]` one of these; the default is the last layer as
-    the built-in models call it, while a module of your own gives it a name of its own. What is never sent is never
-    trained: the rest of the network stays as it was initialized. A structural defense without a privacy guarantee.
+    A pattern is one of the shell's: `*` stands for any text, `?` for one character, `[ab]` for one of these. The
+    default is the last layer as the built-in models name it; a module of your own has names of its own. What is never
+    sent is never trained: the rest of the network stays as it was initialized. No privacy guarantee.
+
+    Example:
+        >>> tensors = {"layer1.weight": torch.ones(2), "head.weight": torch.ones(2)}
+        >>> Selection(names=("head.*",))(tensors, RandomSource.of("seed"))
+        {'layer1.weight': tensor([0., 0.]), 'head.weight': tensor([1., 1.])}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -77,7 +77,7 @@ def meta_gradient(
 ) -> tuple[Parameters, Tensor]:
     """Return the meta-gradient of one episode and the loss, from released `means` where there are any.
 
-    With it stands what the `means` say of a clipping norm that adapts, under `CLIP_NAME`.
+    Where the clipping norm of the `means` adapts, the meta-gradient has one more entry, `CLIP_NAME`.
 
     Raises `ValueError` for these together with an inner defense, or for a rule that does not read means alone.
     """

@@ -21,7 +21,7 @@ class Contributions(Protocol):
 
     @property
     def norms(self) -> Tensor:
-        """Return the L2 norm of each, all parameters as one vector, `(n,)` in float64; it may be no number."""
+        """Return the L2 norm of each, all parameters as one vector, `(n,)` in float64; it may be infinite or NaN."""
         ...
 
     def added_up(self, weights: Tensor) -> Parameters:
@@ -41,6 +41,8 @@ class OuterProducts:
 
     layers: tuple[Passed, ...]
     names: frozenset[str]
+    loss: Tensor
+    """The mean cross-entropy of the examples, a scalar, which is no contribution."""
 
     @classmethod
     def of(
@@ -55,22 +57,26 @@ class OuterProducts:
     ) -> "OuterProducts":
         """Return the gradients of the cross-entropy in `names`; with a `direction` its Hessians times that."""
 
-        def loss(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits, labels, reduction="sum")
+        seen: list[Tensor] = []
 
-        return cls(tuple(passed(model, layers, parameters, names, inputs, loss, direction)), names)
+        def loss(logits: Tensor) -> Tensor:
+            total = F.cross_entropy(logits, labels, reduction="sum")
+            seen.append(total.detach() / len(labels))
+            return total
+
+        layers_passed = tuple(passed(model, layers, parameters, names, inputs, loss, direction))
+        return cls(layers_passed, names, *seen)
 
     @property
     def norms(self) -> Tensor:
         """Return the norm of each example's contribution."""
         squares: list[Tensor] = []
         for layer in self.layers:
-            inputs, slopes = layer.inputs.double(), layer.slopes.double()
-            moved = None if layer.slopes_moved is None else layer.slopes_moved.double()
+            moved = layer.slopes if layer.slopes_moved is None else layer.slopes_moved
             if layer.weight in self.names:
-                squares.append(_squares_of_products(inputs, slopes, layer.inputs_moved, moved))
+                squares.append(_squares_of_products(layer))
             if layer.bias in self.names:
-                squares.append((slopes if moved is None else moved).square().sum(1))
+                squares.append(_squares(moved))
         return torch.stack(squares).sum(0).sqrt()
 
     def added_up(self, weights: Tensor) -> Parameters:
@@ -97,23 +103,27 @@ class OuterProducts:
         return total
 
 
-def _squares_of_products(
-    inputs: Tensor, slopes: Tensor, inputs_moved: Tensor | None, slopes_moved: Tensor | None
-) -> Tensor:
-    """Return |d x^T|^2 of each row, or of its derivative d' x^T + d x'^T, where d' is given (x' may be 0)."""
-    if slopes_moved is None:
-        return slopes.square().sum(1) * inputs.square().sum(1)
-    found = slopes_moved.square().sum(1) * inputs.square().sum(1)
-    if inputs_moved is None:
+def _squares(rows: Tensor) -> Tensor:
+    """Return the squared L2 norm of each row, in float64."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square()
+
+
+def _squares_of_products(layer: Passed) -> Tensor:
+    """Return |d x^T|^2 of each example, or of its derivative d' x^T + d x'^T, where d' is given (x' may be 0)."""
+    if layer.slopes_moved is None:
+        return _squares(layer.slopes) * _squares(layer.inputs)
+    found = _squares(layer.slopes_moved) * _squares(layer.inputs)
+    if layer.inputs_moved is None:
         return found
-    wide = inputs_moved.double()
-    crossed = (slopes_moved * slopes).sum(1) * (inputs * wide).sum(1)
+    slopes, wide = layer.slopes.double(), layer.inputs_moved.double()
+    crossed = (layer.slopes_moved.double() * slopes).sum(1) * (layer.inputs.double() * wide).sum(1)
     # Rounding may bring a sum of nothing below 0.
-    return (found + slopes.square().sum(1) * wide.square().sum(1) + 2 * crossed).clamp(min=0.0)
+    return (found + _squares(slopes) * _squares(wide) + 2 * crossed).clamp(min=0.0)
 
 
 def _numbers(rows: Tensor, weights: Tensor) -> Tensor:
-    """Return `rows`, with zeros for what is no number where the weight is 0: no number times 0 is no number."""
+    """Return `rows`, with zeros for NaN and infinity where the weight is 0, since 0 times NaN is NaN."""
     return rows if bool((weights > 0).all()) else torch.where(weights[:, None] > 0, rows, 0.0)
 
 
@@ -163,7 +173,7 @@ class Whole:
         total: Parameters = {}
         finite = bool((weights > 0).all())
         for name, value in self.made.items():
-            # No number times 0 is no number.
+            # 0 times NaN is NaN.
             numbers = value if finite else value.nan_to_num(0.0, 0.0, 0.0)
             scale = weights.to(value.dtype)
             if name == self.examples.weight and self.examples.along is not None:
@@ -202,7 +212,7 @@ def _chunks(model: Model, parameters: Parameters, images: Tensor, labels: Tensor
         weight = dense.weight
         flat = dense.inputs(images)
         lengths = flat.norm(dim=1, keepdim=True)
-        # An image that is empty, or no numbers, has no direction, and contributes nothing to this layer.
+        # An image of zeros or NaN has no direction, and contributes nothing to this layer.
         along, inputs = (flat / lengths.clamp(min=1e-30)).nan_to_num(0.0, 0.0, 0.0), lengths
         size[weight] //= flat.shape[1]
     chunk = max(1, _BYTES_AT_ONCE // sum(size.values()))

@@ -79,8 +79,7 @@ class FedSGD(BaseModel):
     ) -> tuple[Parameters, Tensor]:
         """Return the released mean over support and query set together, and the loss."""
         images, labels = all_examples(episode)
-        gradient = means.gradient(model, parameters, frozenset(parameters), images, labels, "all")
-        return gradient, cross_entropy(model, parameters, images, labels)
+        return means.gradient_and_loss(model, parameters, frozenset(parameters), images, labels, "all")
 
 
 class FedAvg(BaseModel):

@@ -107,12 +107,12 @@ class MAML(BaseModel):
         trail = means.descent(model, parameters, *support, self.inner_steps, self.inner_rate, "support", names)
         # Only the second order computes with the gradients of parameters that are not sent.
         sent = frozenset(parameters) if self.order == 2 else means.shared(parameters)
-        gradient = means.gradient(model, trail[-1], sent, *query, "query")
+        gradient, loss = means.gradient_and_loss(model, trail[-1], sent, *query, "query")
         for step in reversed(range(self.inner_steps if self.order == 2 else 0)):
             moved = {name: value for name, value in gradient.items() if name in names}
             product = means.curvature(model, trail[step], moved, *support, step)
             gradient = {name: value - self.inner_rate * product[name] for name, value in gradient.items()}
-        return gradient, cross_entropy(model, trail[-1], *query)
+        return gradient, loss
 
 
 def first_order_maml(inner_steps: int = 1, inner_rate: float = 0.4) -> MAML:

@@ -23,8 +23,9 @@ class ReleasedMeans:
     Each example is computed by itself, so that its contribution does not depend on the others. Where a model promises
     that by itself, and consists of dense layers (`dense_layers_of`), no contribution is formed (`OuterProducts`).
 
-    `shares` are patterns of the parameters that are sent: a mean that is sent as it is has no others.
-    `falls` collects, from each mean, by how much an adaptive clipping norm should fall (`AdaptiveClip.fall`).
+    `shares` are patterns of the names of the parameters that are sent; a mean that is sent without further
+    computation contains these parameters alone. `falls` collects, from each mean, by how much the logarithm of an
+    adaptive clipping norm should fall (`AdaptiveClip.fall`).
     """
 
     mechanism: ExampleMechanism
@@ -47,6 +48,19 @@ class ReleasedMeans:
         step: int = 0,
     ) -> Parameters:
         """Return the mean gradient of the cross-entropy in the parameters `names`, over `images (n, C, H, W)`."""
+        return self.gradient_and_loss(model, parameters, names, images, labels, reading, step)[0]
+
+    def gradient_and_loss(
+        self,
+        model: Model,
+        parameters: Parameters,
+        names: frozenset[str],
+        images: Tensor,
+        labels: Tensor,
+        reading: Reading,
+        step: int = 0,
+    ) -> tuple[Parameters, Tensor]:
+        """Return what `gradient` does, and the mean cross-entropy, a scalar without noise that nobody may be sent."""
 
         def contribution(parameters: Parameters, _: Parameters, image: Tensor, label: Tensor) -> Parameters:
             moving = {name: value for name, value in parameters.items() if name in names}
@@ -56,12 +70,12 @@ class ReleasedMeans:
             return found
 
         layers = dense_layers_of(model)
-        parts: Iterable[Contributions]
         if layers is None:
             parts = Whole.each(model, parameters, images, labels, {}, contribution)
-        else:
-            parts = [OuterProducts.of(model, layers, parameters, names, images, labels)]
-        return self._mean(parts, len(images), reading, step)
+            mean = self._mean(parts, len(images), reading, step)
+            return mean, cross_entropy(model, parameters, images, labels)
+        products = OuterProducts.of(model, layers, parameters, names, images, labels)
+        return self._mean([products], len(images), reading, step), products.loss
 
     def curvature(
         self,

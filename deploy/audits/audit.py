@@ -1,4 +1,4 @@
-"""An audit of a defense: how much of its accounted epsilon do the answers of the worst-case adversary prove?"""
+"""An audit of a defense: which epsilon does an attack by the worst-case adversary prove, of that accounted for?"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from metaleak.deploy.audits.canaries import Canary
 from metaleak.deploy.results.schema import PrivacyViolation
 
 _CALIBRATION = 0.1
-_ENOUGH = 2000
-"""The part of the trials from which the test is made, and how many suffice for each number that a trial shows.
+"""The fraction of the trials that the test is fitted to; it is measured on the others."""
 
-The others are what the test is measured on.
-"""
+_ENOUGH = 2000
+"""Trials that suffice for the fit, for each number that a trial gives."""
 
 
 class Trials(BaseModel):
-    """How many learners are asked: `trials`, each with one of the two inputs by a fair coin.
+    """How often the mechanism is run: `trials`, each with one of the two inputs by a fair coin.
 
-    The bounds hold with `confidence` each. A defense whose bound is tight passes with that chance only, and exceeds
-    its promise by a hair otherwise: take more than 0.95 where many are audited.
+    Each of the two bounds holds with probability `confidence`. So an audit of a correct defense whose accounting is
+    tight proves slightly more than is promised with probability up to twice 1 - `confidence`: take more than 0.95
+    where many defenses are audited.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,11 +37,24 @@ class Trials(BaseModel):
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """The result of an audit.
 
-    `accounted` is the epsilon that the defense promises at `delta`, `lower_bound` what the trials prove of a
-    mechanism known to be Gaussian (`gaussian_epsilon_of_guesses`), `any_mechanism` what they prove of whatever it is
-    (`epsilon_lower_bound`), by single operating points.
+    Attributes:
+        accounted: The epsilon that the defense promises at `delta` for all `rounds` together.
+        lower_bound: The epsilon that the trials prove of a mechanism known to be Gaussian, from the fraction of right
+            guesses (`gaussian_epsilon_of_guesses`).
+        any_mechanism: The epsilon that they prove of any mechanism, from single points of the ROC curve
+            (`epsilon_lower_bound`), or for an audit by one run from the number of right guesses
+            (`one_run_lower_bound`).
+        confidence: The probability with which each of the two bounds holds.
+        delta: The delta of all three.
+        rounds: The rounds in which the learner takes part.
+        trials: The number of guesses; for an audit by one run that of canaries.
+
+    Example:
+        >>> found = Audit(8.0, 7.8, 3.1, confidence=0.95, delta=1e-5, rounds=1, trials=9000)
+        >>> found.exceeded
+        False
     """
 
     accounted: float
@@ -54,7 +67,7 @@ class Audit:
 
     @property
     def exceeded(self) -> bool:
-        """Whether a bound exceeds what is accounted for."""
+        """Whether one of the two bounds exceeds what is accounted for."""
         return max(self.lower_bound, self.any_mechanism) > self.accounted
 
     def check(self) -> None:
@@ -70,9 +83,10 @@ class Audit:
 def audit(canary: Canary, delta: float, trials: Trials, progress: Callable[[int, int], None] | None = None) -> Audit:
     """Return what `trials` prove of the defense behind `canary`.
 
-    Each learner sends in all rounds, of the first input or of the second. The score is the linear combination of the
-    rounds that tells the two apart best, Fisher's, by the first tenth of the trials at most; so noise that two rounds
-    share is found. The threshold is halfway between the means. The other trials are guessed once, with this test.
+    In each trial a learner sends its messages of all rounds, computed from the first input or from the second. Their
+    score is Fisher's linear discriminant between the two, over the rounds, so that noise that two rounds share is
+    found. It is fitted to at most the first tenth of the trials, with the threshold halfway between the means. Then
+    each of the other trials is guessed once.
     """
     first = np.array(keyed_uniforms(trials.trials, trials.seed, "audit")) < 0.5
     seen = []
@@ -102,7 +116,7 @@ def _discriminant(sent: NDArray[np.float64], first: NDArray[np.bool_]) -> tuple[
     means = [sent[first == which].mean(axis=0) for which in (True, False)]
     within = np.concatenate([sent[first] - means[0], sent[~first] - means[1]])
     covariance = within.T @ within / len(within)
-    # A combination of rounds that has no noise at all would have none to divide by.
+    # Where a combination of rounds has no noise at all, the covariance is singular.
     least = 1e-9 * max(float(np.trace(covariance)) / len(covariance), 1e-300)
     direction = np.linalg.solve(covariance + least * np.eye(len(covariance)), means[0] - means[1])
     return direction, float((means[0] + means[1]) @ direction / 2)

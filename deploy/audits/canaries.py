@@ -1,4 +1,4 @@
-"""Canaries: two inputs of an adversary's choice, as far apart as a guarantee allows, through a learner's own code."""
+"""Canaries: two neighboring inputs, as far apart as a guarantee allows, sent through a learner's own code."""
 
 import math
 from dataclasses import dataclass
@@ -29,30 +29,30 @@ from metaleak.defenses import (
 )
 
 LARGE = 1e6
-"""In units of any clipping norm: what is not clipped, or only after the noise, shows."""
+"""The size of canaries, far above any clipping norm: an input that is not clipped, or too late, is found at once."""
 
 _LARGE_CLIP = 1e3
 
 _BELOW = 1 - 1e-4
-"""In units of a clipping norm: what counts as below it, and is as good as clipped."""
+"""A size in units of the clipping norm that is counted as below it, and is nearly as large as what is clipped."""
 
 SHARING = 2
-"""How many learners share the noise of a sum, where they do."""
+"""The number of learners in the sum, where learners share its noise."""
 
 _NO_DATA = LabeledExamples(torch.zeros(1, 1, 1, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("none",))
 _NO_SHARD = ShardIndices((), torch.zeros(0, 0, dtype=torch.int64))
 _TASK = TaskShape(ways=2, shots=10, queries=20)
 _READERS = 1000
-"""Query images of a class where they read what the support set did: noise of several images' size hides nothing."""
+"""Query images of each class where they measure the adapted parameters: so many that their own noise averages out."""
 
 _READ_WITHIN = 4.0
-"""Deviations of the inner steps' noise, to either side, within which the query images read."""
+"""The range that the query images measure, to either side, in standard deviations of the inner steps' noise."""
 
 _MODEL = MLP(hidden=())
 
 
 class Canary(Protocol):
-    """A pair of neighboring inputs, and what a learner sends of one of them."""
+    """A pair of neighboring inputs, and what a learner sends for each of them."""
 
     @property
     def accounted(self) -> float:
@@ -65,9 +65,10 @@ class Canary(Protocol):
         ...
 
     def sent(self, learner: int, first: bool, round: int) -> tuple[float, ...]:
-        """Return what `learner` sends in `round` of the `first` of the two inputs.
+        """Return what `learner` sends in `round` where it holds the `first` of the two inputs, or the second.
 
-        Along the line between them; and, where a clipping norm adapts, what is said of it.
+        The first number is the message's coordinate along the line between the two inputs. Where a clipping norm
+        adapts, the second number is what the message says about it.
         """
         ...
 
@@ -88,9 +89,10 @@ def canary_for(defense: Defense, rule: Rule, asks: ExampleSet, rounds: int, seed
 
 
 def ready(defense: Defense, rule: Rule, rounds: int, learners: int = SHARING) -> tuple[Defense, float]:
-    """Return a defense as it acts in a run of so many `rounds`, and the delta of its guarantee.
+    """Return the defense as it acts in a run of so many `rounds`, and the delta of its guarantee.
 
-    One about the sum of learners is that of so many `learners`. Raises `ValueError` as `canary_for` does.
+    Where the guarantee is about a sum over learners, it is a sum over `learners`. Raises `ValueError` as `canary_for`
+    does.
     """
     if isinstance(defense, ExampleMechanism):
         defense = defense.for_readings(reads_means(rule).readings)
@@ -105,7 +107,7 @@ def ready(defense: Defense, rule: Rule, rounds: int, learners: int = SHARING) ->
     if not isinstance(defense, RecordLevel) and defense.place != "shared":
         raise ValueError(f"name: no canary is known for {type(defense).__name__} at the place {defense.place!r}")
     if isinstance(defense, AdaptsClip) and defense.adapt is not None:
-        # Beside it a gradient's other entries are next to nothing; the guarantee is that of any norm.
+        # So large that the other entries of the gradient do not matter; the guarantee holds for any norm.
         defense = defense.with_sent_clip(_LARGE_CLIP)
     if not math.isfinite(defense.epsilon_after(rounds)):
         raise ValueError(f"noise_multiplier: {type(defense).__name__} promises no finite epsilon")
@@ -129,7 +131,7 @@ class CanaryGradient:
     learners: int = 1
 
     def sent(self, learner: int, first: bool, round: int) -> tuple[float, ...]:
-        """Return the sum of the entries of what is sent, of which each has the same part of the canary."""
+        """Return the sum of the sent entries, each of which has an equal share of the canary."""
         adapts = adapting([self.defense])
         size = LARGE if first == (_sign(round) > 0) else -LARGE
         if adapts is not None and size < 0:
@@ -146,20 +148,21 @@ class CanaryGradient:
 
 @dataclass(frozen=True)
 class CanaryImage:
-    """Two images of opposite gradients in an episode whose other images say what the support set did.
+    """Two images with opposite gradients, in an episode whose other images measure the adapted parameters.
 
     The model is softmax regression on two pixels and two classes, whose parameters the server chooses. The weights of
     the second pixel are so large that the canary, of class 0, is taken for class 1 whatever the noise of inner steps:
     its gradient is (-1, 1) times its first pixel, which is large, of either sign. So it contributes the clipping norm
     in one direction or the other, to every mean. Where that norm adapts, the one is just below it, as above.
 
-    Where a rule takes the query set's gradients at adapted parameters (`support`, MAML), the query images measure the
-    first pixel's weights: each has a threshold of its own, set by its second pixel, above which it is taken for the
-    other class and its gradient passes from nothing to the clipping norm. With 250 of them to a deviation the noise
-    of their mean, 2 z images' contributions for the multiplier z, adds next to nothing to that of the inner steps.
+    Where a rule takes the query set's gradients at adapted parameters (`support`, MAML), the canary is in the support
+    set, and the query images measure the adapted weights of the first pixel. Each has a threshold of its own, set by
+    its second pixel: above it the image is taken for the other class, and its gradient jumps from 0 to the clipping
+    norm. There are 250 of them for each standard deviation of the inner steps' noise. The noise of their mean, as
+    large as 2 z contributions for the noise multiplier z, is small beside that.
 
-    So in either set the two inputs are as far apart as is accounted for: mu is 1 / z a mean, less a part in 1e5 by
-    which norms are held below the bound, and less a part of z^2 / 3e4 where query images read.
+    So in both sets the two inputs are as far apart as is accounted for: mu is 1 / z for each mean. It is smaller by a
+    factor of 1e-5, by which norms are kept below the clipping norm, and of z^2 / 3e4 where query images measure.
     """
 
     defense: RecordLevel
@@ -185,7 +188,7 @@ class CanaryImage:
 
     @cached_property
     def _episodes(self) -> dict[int, Episode]:
-        """The episodes with the canary of either sign, and the empty one (0) of those who send their noise alone."""
+        """The episodes with the canary of either sign, and (0) an empty one for learners that send noise alone."""
         return {sign: self._episode(sign) for sign in (-1, 0, 1)}
 
     def _episode(self, sign: int) -> Episode:
@@ -208,16 +211,16 @@ class CanaryImage:
 
     @property
     def _is_read(self) -> bool:
-        """Whether what the canary did shows in the adapted parameters alone."""
+        """Whether the canary has an effect on the adapted parameters alone."""
         return self.asks == "support" and isinstance(self.rule, MAML)
 
     def _readers(self, count: int) -> Tensor:
-        """Return query images `(count, 2)` that tell where the adapted first weights lie."""
+        """Return query images `(count, 2)` that measure the adapted weights of the first pixel."""
         assert isinstance(self.rule, MAML)
         steps, examples = self.rule.inner_steps, _TASK.ways * _TASK.shots
         deviation = self.rule.inner_rate * self.defense.standard_deviation("support", examples) * (2 * steps) ** 0.5
         thresholds = torch.linspace(-_READ_WITHIN, _READ_WITHIN, _READERS, dtype=torch.float64).repeat(_TASK.ways)
-        # A ten-thousandth of a deviation decides, and the gradient of what is decided exceeds the clipping norm.
+        # 1e-4 deviations from its threshold an image is in one class for sure, its gradient above the clipping norm.
         first = torch.full_like(thresholds, max(1e5 / deviation, LARGE * self.defense.clip_of("query")))
         return torch.stack([first, -thresholds * deviation * first / (2 * _WEIGHT)], dim=1)
 
@@ -241,5 +244,5 @@ def _sign(round: int) -> int:
 
 
 def stand_in(defense: Defense, rule: Rule, number: int, seed: int) -> TaskLearner:
-    """Return a learner for its defenses alone: what it holds is not looked at."""
+    """Return a learner without data, whose defenses alone are used."""
     return TaskLearner(number, seed, _NO_DATA, _NO_SHARD, _TASK, _MODEL, rule, (defense,))

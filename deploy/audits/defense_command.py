@@ -1,4 +1,4 @@
-"""What `metaleak audit` does: progress while it asks, a line or a JSON document when it is done."""
+"""The command `metaleak audit defense`: a progress bar, then one line or a JSON document."""
 
 import json
 from dataclasses import asdict
@@ -19,7 +19,7 @@ from metaleak.deploy.progress import shown_progress
 from metaleak.deploy.terminal import say
 
 _MOST_SENT = 100_000_000
-"""Messages of one audit: 8 bytes each are kept."""
+"""The most messages of one audit, each of which takes 8 bytes of memory."""
 
 
 def audit_defense_command(
@@ -32,11 +32,12 @@ def audit_defense_command(
     one_run: bool,
     as_json: bool,
 ) -> None:
-    """Audit the defense called `name` after `changes`, and print what it promises beside what is proven of it.
+    """Audit the defense called `name`, with its settings changed by `changes`, and print the result.
 
-    By many learners, each with one canary, or by `one_run` with many.
+    The result is the epsilon that the defense promises beside the one that is proven, by many learners with one
+    canary each, or with `one_run` by one run with many canaries.
 
-    Raises `PrivacyViolation` after that when more is proven than it promises, and `WrongUsage` for what cannot be
+    Raises `PrivacyViolation`, after printing, when more is proven than promised, and `WrongUsage` for what cannot be
     audited.
     """
     plain: dict[str, Any] = {"defenses": [{"name": name}], "rule": {"name": rule}}

@@ -17,13 +17,13 @@ from metaleak.deploy.audits.audit import Audit, Trials
 from metaleak.deploy.audits.canaries import LARGE, SHARING, ready, stand_in
 
 _AT_ONCE = {"learners": 1000, "images": 500, "read images": 50}
-"""Canaries of one sum, or of one learner: each is a direction of its own, and each message has all directions."""
+"""The most canaries of one sum or one learner: a message has a direction for each of them."""
 
 _READERS = 500
-"""Query images for each canary of the support set."""
+"""Query images that measure the effect of each canary of the support set."""
 
 _CALIBRATION = 0.1
-"""The part of the canaries by which the threshold is set."""
+"""The fraction of the canaries that sets the threshold."""
 
 _DECIDES = 1e18
 """The weight of the pixel that decides a canary's class."""
@@ -84,9 +84,9 @@ def one_run_audit(
 
 
 def _of_learners(defense: Defense, coins: Tensor, before: int, seed: int, round: int) -> Tensor:
-    """Return what is seen of each learner, whose gradient is its coin along its own direction.
+    """Return what is seen of each learner along its own direction; its gradient there is large, with its coin's sign.
 
-    There are as many learners `before` them.
+    `before` is the number of learners of earlier groups.
     """
     summed = isinstance(defense, SharesNoise)
     seen = torch.zeros_like(coins)
@@ -124,7 +124,7 @@ def _of_images(
         assert means is not None
         sent, _ = reads_means(rule).released_meta_gradient(MLP(hidden=()), parameters, held, means)
         seen += (sent["head.weight"][1] - sent["head.weight"][0])[:-1]
-        # The others give nothing but their share of the noise.
+        # The other learners of a sum send their share of the noise alone.
         held = held._replace(
             support_inputs=torch.zeros_like(held.support_inputs), query_inputs=torch.zeros_like(held.query_inputs)
         )
@@ -133,11 +133,11 @@ def _of_images(
 
 
 def _episode(defense: RecordLevel, rule: Rule, asks: ExampleSet, coins: Tensor) -> Episode:
-    """Return an episode whose asked set are the canaries.
+    """Return an episode whose set that is asked about consists of the canaries.
 
-    Where the set shows in the adapted parameters alone, the query images read these: along each canary there are
-    `_READERS`, each of which has the clipping norm for its gradient where the adapted weight is on one side of a
-    threshold of its own, and none on the other: above it for half of them, below it for the others.
+    Where that set has an effect on the adapted parameters alone, the query images measure these. For each canary
+    there are `_READERS`, each with a threshold of its own: on one side of it an image's gradient has the clipping
+    norm, on the other side it is 0. For half of them it is the upper side, for the others the lower one.
     """
     count = len(coins)
     canaries = torch.cat([torch.diag(LARGE * coins), torch.ones(count, 1, dtype=coins.dtype)], dim=1)
@@ -156,5 +156,5 @@ def _episode(defense: RecordLevel, rule: Rule, asks: ExampleSet, coins: Tensor) 
 
 
 def _read_by_query(rule: Rule, asks: ExampleSet) -> bool:
-    """Whether the asked set shows in the adapted parameters alone."""
+    """Whether the set that is asked about has an effect on the adapted parameters alone."""
     return asks == "support" and isinstance(rule, MAML)

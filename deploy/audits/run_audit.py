@@ -15,8 +15,9 @@ _CONFIDENCE = 0.999
 def run_audit(experiment: Experiment, asks: ExampleSet) -> Audit | None:
     """Return what `targets.audit` trials prove of the defenses over the whole run, or `None` where none is asked for.
 
-    At a confidence of 99.9 %, of the defense for which least is accounted in the set that `asks` names. `None` where
-    no defense has a finite guarantee. Raises `ValueError` in one line for a defense that cannot be audited.
+    The confidence is 99.9 %. Of several defenses with a guarantee for the set that `asks` names, the one with the
+    smallest epsilon is audited. `None` where no defense has a finite guarantee. Raises `ValueError` in one line for a
+    defense that cannot be audited.
     """
     if experiment.targets.audit is None:
         return None

@@ -5,6 +5,7 @@
     python tests/benchmarks/private_frontier.py --epsilons 8                    # and what has no epsilon
     python tests/benchmarks/private_frontier.py --defenses none record-level --seeds 2 3
     python tests/benchmarks/private_frontier.py --set targets.non_members=1000 --attacks query
+    python tests/benchmarks/private_frontier.py --attack '{"name": "alignment", "samples": 1000}'
     python tests/benchmarks/private_frontier.py --combine one.log two.log       # the table, of what commands printed
 
 The data's folder is named by METALEAK_DATA. A line of JSON is printed for each run as it is done.
@@ -24,6 +25,7 @@ import torch
 from metaleak.deploy.assess.assessment import assess, planned_attacks
 from metaleak.deploy.config.defense_words import describe_strength
 from metaleak.deploy.config.experiment import Experiment
+from metaleak.deploy.config.plugins import Plugin
 from metaleak.deploy.config.suite import read_suite_file
 from metaleak.deploy.results.reading import read_run
 from metaleak.deploy.simulate.launch import simulate_here
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--defenses", nargs="+", help="names of defenses, `none` and `fedmenf`; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--attacks", nargs="+", choices=("query", "support"), default=("query", "support"))
+    parser.add_argument("--attack", type=json.loads, help="the attack in place of the suite's span test")
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--combine", nargs="+", type=Path, metavar="LOG")
     given = parser.parse_args()
@@ -57,6 +60,9 @@ def main() -> None:
                 continue
             if given.defenses and defense_name(one) not in given.defenses:
                 continue
+            if given.attack:
+                asks = one.attacks[0].settings["asks"]
+                one = one.model_copy(update={"attacks": (Plugin(**given.attack, asks=asks),)})
             grouped.setdefault(one.simulation_key(), []).append(one)
         for experiments in list(grouped.values())[number::parts]:
             rows.append(measured(experiments, given.attacks))
@@ -95,6 +101,7 @@ def measured(experiments: Sequence[Experiment], asked: Sequence[str]) -> dict[st
                 row[f"{found.asks} auc"] = [auc.value, auc.low, auc.high]
                 row[f"{found.asks} proven"] = found.privacy.proven
                 row["accounted"] = found.privacy.accounted_run
+                row["attack"] = attack.name
                 row["targets"] = f"{found.evaluation.members} + {found.evaluation.non_members}"
     return row | {"seconds": round(time.monotonic() - started)}
 

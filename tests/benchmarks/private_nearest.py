@@ -91,7 +91,7 @@ def cases() -> dict[str, list[dict[str, Any]]]:
                 server={"rounds": 20},
             )
         ],
-        **{f"epsilon-{epsilon:g}": [cell(epsilon, task=many)] for epsilon in (1.0, 2.0, 4.0, 16.0)},
+        **{f"epsilon-{epsilon:g}": [cell(epsilon, task=many)] for epsilon in (1.0, 2.0, 4.0, 8.0, 16.0)},
         **{f"learners-{count}": [cell(partition=learners(count))] for count in (50, 100, 200, 400)},
         **{f"clip-{clip:g}": [cell(task=many, settings={"clip": clip})] for clip in (10.0, 100.0)},
         **{
