@@ -1,11 +1,9 @@
 """Shards as numbers, made when they are asked for: of a million learners a process meets a part."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,25 +22,23 @@ class ShardIndices:
     examples: Tensor
 
 
+Dealt = Callable[[int], tuple[Sequence[int], Sequence[int]]]
+"""Says of a learner which classes it holds, ascending, and where in the pool of each its images begin."""
+
+
 class DealtShards(Sequence[ShardIndices]):
-    """One shard a learner: of each of its `classes (L, c)` the `sizes[l]` images from `starts (L, c)` on in the pool.
+    """One shard a learner: of each of the classes that it was `dealt` the `sizes[l]` images from its start on.
 
     `pools` hold the images of a class in the order in which they are dealt.
     """
 
-    def __init__(
-        self,
-        pools: dict[int, Tensor],
-        classes: npt.NDArray[np.int32],
-        starts: npt.NDArray[np.int64],
-        sizes: Sequence[int],
-    ) -> None:
-        self._pools, self._classes, self._starts, self._sizes = pools, classes, starts, sizes
+    def __init__(self, pools: dict[int, Tensor], dealt: Dealt, sizes: Sequence[int]) -> None:
+        self._pools, self._dealt, self._sizes = pools, dealt, sizes
         self._kept: dict[int, ShardIndices] = {}
 
     def __len__(self) -> int:
         """Return the number of learners."""
-        return len(self._classes)
+        return len(self._sizes)
 
     @overload
     def __getitem__(self, place: int) -> ShardIndices: ...
@@ -66,7 +62,7 @@ class DealtShards(Sequence[ShardIndices]):
         return (self[learner] for learner in range(len(self)))
 
     def _made(self, learner: int) -> ShardIndices:
-        classes, starts = tuple(self._classes[learner].tolist()), self._starts[learner].tolist()
+        classes, starts = self._dealt(learner)
         size = self._sizes[learner]
         rows = [self._pools[label][start : start + size] for label, start in zip(classes, starts, strict=True)]
-        return ShardIndices(classes, torch.stack(rows))
+        return ShardIndices(tuple(classes), torch.stack(rows))
