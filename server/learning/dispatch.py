@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from metaleak.clients.wire.awaiting import await_replies
+from metaleak.clients.wire.awaiting import at_once, await_replies
 from metaleak.clients.wire.flower_private import ErrorCode
 from metaleak.server.learning.shares import Share
 
@@ -19,7 +19,7 @@ deployment engine every look is a request to the SuperLink.
 _APP_ERRORS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
 
 IN_FLIGHT = 64
-"""How many messages are out at once, by default."""
+"""How many messages are out at once, by default, and more where a grid needs more to keep its processes busy."""
 
 Ask = Callable[[Share, int, float], Message]
 """Makes the message for a share, a node and its time to live in seconds."""
@@ -57,13 +57,14 @@ class _Work:
 class Dispatch:
     """Gives out the shares of one round after another on a grid.
 
-    Any node has at most one message at a time, a host all of its own, and `in_flight` are out in all: what lies in
-    Flower's store takes memory, and the time Flower takes to find a message grows with them.
+    Any node has at most one message at a time, a host all of its own, and `in_flight` are out in all, by default
+    `IN_FLIGHT`: what lies in Flower's store takes memory, and the time that Flower takes to find a message grows with
+    them.
     """
 
     def __init__(self, patience: Patience, in_flight: int | None = None) -> None:
         self._patience = patience
-        self._in_flight = IN_FLIGHT if in_flight is None else in_flight
+        self._in_flight = in_flight
         self._slowest = (0.0, 0.0)
         self._left: set[int] = set()
         self._lost_hosts: set[int] = set()
@@ -116,15 +117,17 @@ class Dispatch:
         """Ask for what waits, as far as nodes are free, and once more for what takes too long."""
         now = time.monotonic()
         load = Counter(node for work in out for node in work.out.values())
+        own = at_once(grid)
+        most = max(IN_FLIGHT, own or 0) if self._in_flight is None else self._in_flight
         slowest = max(self._slowest)
         # A node that was killed and is back, of which Flower knows nothing, has forgotten what it was asked.
         slow = max(self._patience.slow, 5 * slowest) if slowest > 0 else self._patience.recovery
         late = [work for work in out if now - work.asked > slow * 2 ** (len(work.out) - 1)]
-        # What was lost is asked for twice at once. A simulation's dead actor stays on top of Flower's stack of idle
-        # ones: a single message would be given to it again and again, of two one finds a living actor.
-        twice = [work for work in waiting if work.lost and work.not_before <= now]
+        # What was lost is asked for twice at once. In Flower's own simulation a dead actor stays on top of the stack
+        # of idle ones: a single message would be given to it again and again, of two one finds a living actor.
+        twice = [work for work in waiting if work.lost and work.not_before <= now and own is None]
         for work in [*late, *waiting, *twice]:
-            if load.total() >= self._in_flight and not work.out:
+            if load.total() >= most and not work.out:
                 break
             if work.not_before > now:
                 continue
