@@ -65,6 +65,7 @@ class PlainGradient:
     """The rule of federated SGD: no adaptation, the gradient of the query set, and no support set."""
 
     stays_in_span = True
+    support_enters = "direct"
 
     def adapt(
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
