@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from metaleak.clients.dealt_shards import DealtShards, ShardIndices
-from metaleak.clients.randomness import derived_seed, keyed_generator
+from metaleak.clients.randomness import derived_ranks, derived_seed, keyed_generator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -199,7 +199,8 @@ class _InTurns:
         """Return a learner's classes, ascending, and where in each its images begin."""
         turn, place = divmod(learner, len(self._labels) // self._each)
         left = self._images - turn * self._step
-        order = sorted((_tie(self._seed, label, left), label) for label in self._labels)
+        ranks = derived_ranks((self._seed, "partition", "tie"), ((label, left) for label in self._labels))
+        order = sorted(zip(ranks, self._labels, strict=True))
         labels = sorted(label for _, label in order[place * self._each : (place + 1) * self._each])
         return labels, [turn * self._step] * self._each
 
@@ -225,12 +226,8 @@ class _Fullest:
 
     def _entry(self, label: int) -> tuple[int, int, int]:
         left = self._left[label]
-        return -left, _tie(self._seed, label, left), label
-
-
-def _tie(seed: int, label: int, left: int) -> int:
-    """Return what decides between classes with as many images left; it does not depend on other learners."""
-    return derived_seed(seed, "partition", "tie", label, left)
+        # Ties are broken by a key of the class and the images left, so that they do not depend on other learners.
+        return -left, derived_seed(self._seed, "partition", "tie", label, left), label
 
 
 class _DirichletClasses:
