@@ -19,8 +19,8 @@ from pathlib import Path
 
 STEPS = (
     "everything is imported",
-    "Ray is up",
     "the experiment has been tried out",
+    "Ray is up",
     "an actor has begun",
     "an actor has its first message",
     "the first reply is here",
@@ -81,14 +81,14 @@ def _one(began: float) -> dict[str, float]:
 
     def noted(*given: object) -> None:
         tried_out(*given)  # type: ignore[arg-type]
-        note(STEPS[2])
+        note(STEPS[1])
 
     launch.try_out = noted
 
     def look() -> None:
         while STEPS[5] not in done:
             if ray.is_initialized():
-                note(STEPS[1])
+                note(STEPS[2])
             titles = _titles()
             if any(title.startswith(b"ray::ClientAppActor") for title in titles):
                 note(STEPS[3])
