@@ -15,6 +15,7 @@ from metaleak.clients.device import Device, torch_device
 from metaleak.clients.episode import Parameters
 from metaleak.clients.faults import Absence
 from metaleak.clients.federation import Federation
+from metaleak.clients.kept_memory import keep_freed_memory
 from metaleak.clients.wire.reply_file import ReplyFile
 from metaleak.clients.wire.stacked_arrays import StackedArrays
 from metaleak.clients.wire.summed_arrays import SummedArrays
@@ -54,6 +55,7 @@ def _train(
 ) -> Message:
     # One thread per actor: Ray already runs as many actors as there are cores.
     torch.set_num_threads(1)
+    keep_freed_memory()
     asked = _asked(message)
     known = federation if isinstance(federation, Federation) else federation(context)
     return Message(_answer(known, asked, torch_device(device), arriving).content(), reply_to=message)

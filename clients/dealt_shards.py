@@ -1,11 +1,9 @@
 """Learners' shards, built only when they are used: a process needs only some of a million learners."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,27 +22,24 @@ class ShardIndices:
     examples: Tensor
 
 
-class DealtShards(Sequence[ShardIndices]):
-    """The shards of L learners, each of c classes.
+Dealt = Callable[[int], tuple[Sequence[int], Sequence[int]]]
+"""Returns a learner's classes, ascending, and where in the pool of each its images begin."""
 
-    Learner l holds `sizes[l]` images of each of its `classes[l]`, from the places `starts[l]` on in the classes'
-    `pools`, which list the images of each class in the order in which they are dealt. `classes` and `starts` are
-    `(L, c)`.
+
+class DealtShards(Sequence[ShardIndices]):
+    """The shards of L learners: of each class that learner l was `dealt`, `sizes[l]` images.
+
+    `pools` list the images of each class in the order in which they are dealt, and `dealt` says where in them a
+    learner's images begin.
     """
 
-    def __init__(
-        self,
-        pools: dict[int, Tensor],
-        classes: npt.NDArray[np.int32],
-        starts: npt.NDArray[np.int64],
-        sizes: Sequence[int],
-    ) -> None:
-        self._pools, self._classes, self._starts, self._sizes = pools, classes, starts, sizes
+    def __init__(self, pools: dict[int, Tensor], dealt: Dealt, sizes: Sequence[int]) -> None:
+        self._pools, self._dealt, self._sizes = pools, dealt, sizes
         self._kept: dict[int, ShardIndices] = {}
 
     def __len__(self) -> int:
         """Return the number of learners."""
-        return len(self._classes)
+        return len(self._sizes)
 
     @overload
     def __getitem__(self, place: int) -> ShardIndices: ...
@@ -68,7 +63,7 @@ class DealtShards(Sequence[ShardIndices]):
         return (self[learner] for learner in range(len(self)))
 
     def _made(self, learner: int) -> ShardIndices:
-        classes, starts = tuple(self._classes[learner].tolist()), self._starts[learner].tolist()
+        classes, starts = self._dealt(learner)
         size = self._sizes[learner]
         rows = [self._pools[label][start : start + size] for label, start in zip(classes, starts, strict=True)]
-        return ShardIndices(classes, torch.stack(rows))
+        return ShardIndices(tuple(classes), torch.stack(rows))

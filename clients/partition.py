@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from metaleak.clients.dealt_shards import DealtShards, ShardIndices
-from metaleak.clients.randomness import derived_seed, keyed_generator
+from metaleak.clients.randomness import derived_ranks, derived_seed, keyed_generator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -103,7 +103,7 @@ def split(
     pools: dict[int, Tensor] = {}
     non_members: list[Tensor] = []
     held_out: list[Tensor] = []
-    order = torch.argsort(labels, stable=True)
+    order = _by_class(labels)
     for label, images in enumerate(order.tensor_split(torch.bincount(labels).cumsum(0)[:-1])):
         count = len(images)
         if label in held_out_classes:
@@ -170,6 +170,9 @@ def _deal(
         portions = [0 if count < sizes[0] else 1 + (count - sizes[0]) // step(sizes[0]) for count in left.values()]
         if partition.learners > (possible := _learners_possible(portions, classes_each)):
             raise too_many(possible)
+        if len(set(left.values())) == 1 and len(left) % classes_each == 0:
+            images = next(iter(left.values()))
+            return DealtShards(pools, _InTurns(tuple(left), images, step(sizes[0]), classes_each, seed), sizes)
     chosen = np.empty((len(sizes), classes_each), np.int32)
     starts = np.empty((len(sizes), classes_each), np.int64)
     held, steps = {label: len(pool) for label, pool in pools.items()}, {size: step(size) for size in set(sizes)}
@@ -182,7 +185,26 @@ def _deal(
         for label in labels:
             left[label] -= steps[size]
         choose.put_back(labels)
-    return DealtShards(pools, chosen, starts, sizes)
+    return DealtShards(pools, lambda learner: (chosen[learner].tolist(), starts[learner].tolist()), sizes)
+
+
+class _InTurns:
+    """What `_Fullest` deals from classes of the same number of `images`, for any learner without those before it.
+
+    All `labels` are dealt once, to `len(labels) / each` learners, before one is dealt again, `step` images later.
+    """
+
+    def __init__(self, labels: tuple[int, ...], images: int, step: int, each: int, seed: int) -> None:
+        self._labels, self._images, self._step, self._each, self._seed = labels, images, step, each, seed
+
+    def __call__(self, learner: int) -> tuple[list[int], list[int]]:
+        """Return a learner's classes, ascending, and where in each its images begin."""
+        turn, place = divmod(learner, len(self._labels) // self._each)
+        left = self._images - turn * self._step
+        ranks = derived_ranks((self._seed, "partition", "tie"), ((label, left) for label in self._labels))
+        order = sorted(zip(ranks, self._labels, strict=True))
+        labels = sorted(label for _, label in order[place * self._each : (place + 1) * self._each])
+        return labels, [turn * self._step] * self._each
 
 
 class _Fullest:
@@ -205,8 +227,8 @@ class _Fullest:
                 heapq.heappush(self._heap, self._entry(label))
 
     def _entry(self, label: int) -> tuple[int, int, int]:
-        # Ties are broken by a key of the class and the images left, so that they do not depend on other learners.
         left = self._left[label]
+        # Ties are broken by a key of the class and the images left, so that they do not depend on other learners.
         return -left, derived_seed(self._seed, "partition", "tie", label, left), label
 
 
@@ -245,6 +267,14 @@ def _learners_possible(portions: list[int], classes_each: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _by_class(labels: Tensor) -> Tensor:
+    """Return the indices of `labels`, those of a class together and ascending."""
+    if not len(labels) or int(labels.max()) >= 2**15:
+        return torch.argsort(labels, stable=True)
+    # NumPy sorts numbers of two bytes by counting them.
+    return torch.from_numpy(np.argsort(labels.numpy().astype(np.int16), kind="stable"))
 
 
 def _ascending(pieces: list[Tensor]) -> Tensor:

@@ -48,10 +48,17 @@ def own_coordinates(episode: Episode) -> tuple[Tensor, Episode]:
     There an image has n numbers, `(..., images, n)`. The episode may be a batch of episodes; n is at most the number
     of pixels. Differentiable where the images are linearly independent.
     """
-    support = episode.support_inputs.flatten(-3)
+    return _coordinates(_flat_images(episode), episode)
+
+
+def _flat_images(episode: Episode) -> Tensor:
+    return torch.cat([episode.support_inputs.flatten(-3), episode.query_inputs.flatten(-3)], dim=-2)
+
+
+def _coordinates(images: Tensor, episode: Episode) -> tuple[Tensor, Episode]:
     # Householder's: a basis also where images repeat or are empty.
-    basis, triangle = torch.linalg.qr(torch.cat([support, episode.query_inputs.flatten(-3)], dim=-2).mT)
-    shots = support.shape[-2]
+    basis, triangle = torch.linalg.qr(images.mT)
+    shots = episode.support_inputs.shape[-4]
     inside = triangle.mT
     return basis, episode._replace(support_inputs=inside[..., :shots, :], query_inputs=inside[..., shots:, :])
 
@@ -94,15 +101,18 @@ def _multiplied(gradients: Parameters, back: Tensor, name: str) -> Iterator[Para
 
 def _in_span(model: Model, rule: Rule, parameters: Parameters, batch: Episode) -> tuple[Parameters, Tensor, Tensor]:
     """Return the meta-gradients in coordinates, what leads back from these, `(L, n, pixels)`, and the losses."""
-    basis, inside = own_coordinates(batch)
+    images = _flat_images(batch)
+    basis, inside = _coordinates(images, batch)
     name = _input_weight(model)
+    # One product for all learners together takes half the time of one a learner.
+    weights = (basis.mT @ parameters[name].mT).mT
 
     def meta_gradient(weight: Tensor, episode: Episode) -> tuple[Parameters, Tensor]:
         return rule.meta_gradient(model, {**parameters, name: weight}, episode)
 
-    gradients, losses = vmap(meta_gradient)(parameters[name] @ basis, inside)
+    gradients, losses = vmap(meta_gradient)(weights, inside)
     # A pixel that is 0 in all images has a derivative of exactly 0: Adam would turn the basis' rounding into steps.
-    inked = (batch.support_inputs.flatten(2) != 0).any(dim=1) | (batch.query_inputs.flatten(2) != 0).any(dim=1)
+    inked = images.abs().amax(dim=1) != 0
     return gradients, (basis * inked[..., None]).mT, losses
 
 

@@ -11,6 +11,9 @@ from torch.func import grad
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model
+from metaleak.clients.rules.uncompiled import leave_compiler_out
+
+leave_compiler_out()
 
 InnerSteps = Annotated[int, Field(ge=1, le=100)]
 InnerRate = Annotated[float, Field(gt=0, le=100)]

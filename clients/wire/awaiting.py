@@ -1,4 +1,4 @@
-"""Waiting for replies: a grid that knows when one comes says so, and is not asked again and again."""
+"""What a grid may know beyond Flower's interface: when a reply comes, and how many messages it takes at once."""
 
 import time
 from typing import Protocol, runtime_checkable
@@ -19,3 +19,13 @@ def await_replies(grid: object, seconds: float, at_most: float) -> None:
         grid.await_replies(seconds, at_most)
     else:
         time.sleep(seconds)
+
+
+def at_once(grid: object) -> int | None:
+    """Return how many messages keep all of a grid's processes busy, where it gives them out itself; else `None`.
+
+    Such a grid states it in the attribute `at_once`. It gives messages to processes that live, and no node waits for
+    one that is dead.
+    """
+    stated = getattr(grid, "at_once", None)
+    return stated if isinstance(stated, int) else None

@@ -20,6 +20,7 @@ from metaleak.attacks.observation import Observation, Update
 from metaleak.attacks.refusal import refusal
 from metaleak.attacks.threat_model import Capability, ThreatModel
 from metaleak.clients.datasets import LabeledExamples
+from metaleak.clients.kept_memory import keep_freed_memory
 from metaleak.deploy.assess.assessment import new_result_directory, result_name
 from metaleak.deploy.config.app import App
 from metaleak.deploy.config.plugins import Plugin
@@ -67,6 +68,7 @@ def assess_app(
         ValueError: When the attack cannot be made, or when the statements of `app` do not fit the record.
     """
     torch.set_num_threads(1)
+    keep_freed_memory()
     made = attack.built("attacks")
     if not isinstance(made, AsksMembership | Reconstructs):
         raise ValueError(f"{attack.name} neither asks about membership of learners' examples nor reconstructs these")

@@ -11,6 +11,7 @@ from metaleak.attacks.attack import AsksMembership, Attack, Progress, Reconstruc
 from metaleak.attacks.pretraining.personal_models import AsksReleasedModels
 from metaleak.attacks.work import Map, Work, map_here
 from metaleak.clients.device import torch_device
+from metaleak.clients.kept_memory import keep_freed_memory
 from metaleak.clients.randomness import derived_seed
 from metaleak.deploy.assess.applicability import reason_against
 from metaleak.deploy.assess.kept_parts import KeptParts, is_unfinished
@@ -65,6 +66,7 @@ def assess(
     """
     # Two threads on small batched tensors were 15 times slower than one on a busy machine of two cores.
     torch.set_num_threads(1)
+    keep_freed_memory()
     targets = experiment.targets
     made: Attack = attack.built("attacks")
     if reason := reason_against(experiment, attack):

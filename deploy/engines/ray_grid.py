@@ -58,6 +58,11 @@ class RayGrid(OwnGrid):
         self._waiting: deque[Message] = deque()
         self._stored: dict[str, tuple[ArrayRecord, Any]] = {}
 
+    @property
+    def at_once(self) -> int:
+        """How many messages keep all actors busy."""
+        return AHEAD * len(self._actors)
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Ask for answers; return the ids of the messages, by which the replies can be pulled."""
         now = time.time()
@@ -97,6 +102,7 @@ class RayGrid(OwnGrid):
                 return
             message = self._waiting.popleft()
             if _expired(message, time.time()):
+                self._keep(_error(message, ErrorCode.MESSAGE_UNAVAILABLE, "no actor was free in time"), message)
                 continue
             actor = min(free, key=lambda one: len(one.asked))
             light, names, stored = self._lightened(message)
@@ -134,10 +140,14 @@ class RayGrid(OwnGrid):
                 # An app that cannot be made fails on the next actor, too.
                 hopeless = isinstance(error, RayActorError) and error.actor_init_failed
                 code = ErrorCode.LOAD_CLIENT_APP_EXCEPTION if hopeless else ErrorCode.UNKNOWN
-                reply = Message(Error(code=code, reason=one_line(error)), reply_to=message)
-            name_message(reply, f"reply to {message.metadata.message_id}")
-            self._answered[message.metadata.message_id] = reply
+                reply = _error(message, code, one_line(error))
+            self._keep(reply, message)
         self._hand_out()
+
+    def _keep(self, reply: Message, message: Message) -> None:
+        """Keep the reply to `message` until it is pulled."""
+        name_message(reply, f"reply to {message.metadata.message_id}")
+        self._answered[message.metadata.message_id] = reply
 
 
 def _ready(references: Sequence[Any], seconds: float) -> list[Any]:
@@ -145,6 +155,10 @@ def _ready(references: Sequence[Any], seconds: float) -> list[Any]:
         return []
     wanted = 1 if seconds else len(references)
     return list(ray.wait(list(references), num_returns=wanted, timeout=seconds)[0])
+
+
+def _error(message: Message, code: int, reason: str) -> Message:
+    return Message(Error(code=code, reason=reason), reply_to=message)
 
 
 def _expired(message: Message, now: float) -> bool:

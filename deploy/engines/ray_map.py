@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from metaleak.attacks.work import Item, Map, Result
+from metaleak.clients.kept_memory import keep_freed_memory
 from metaleak.deploy.config.experiment import EngineSettings
 from metaleak.deploy.engines.ray_start import check_ray, gpus_each, start_ray, stop_ray
 
@@ -31,8 +32,9 @@ def ray_map(settings: EngineSettings, go_on: str) -> Iterator[Map]:
         waiting: list[Any] = []
         if items:
             share = gpus_each(settings, cores[0])
-            remote: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=_TRIES_AGAIN)(function)
-            waiting = [remote.remote(item) for item in items]
+            remote: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=_TRIES_AGAIN)(_worked)
+            stored = ray.put(function)
+            waiting = [remote.remote(stored, item) for item in items]
         for reference in waiting:
             while not ray.wait([reference], timeout=_LOOK_SECONDS)[0]:
                 check_ray(go_on)
@@ -43,3 +45,8 @@ def ray_map(settings: EngineSettings, go_on: str) -> Iterator[Map]:
     finally:
         if cores:
             stop_ray()
+
+
+def _worked(function: Callable[[Item], Result], item: Item) -> Result:
+    keep_freed_memory()
+    return function(item)

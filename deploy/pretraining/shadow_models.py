@@ -13,6 +13,7 @@ from metaleak.attacks.pretraining.training import augmented, train
 from metaleak.attacks.work import Map, Work, map_here
 from metaleak.clients.device import torch_device
 from metaleak.clients.episode import Parameters
+from metaleak.clients.kept_memory import keep_freed_memory
 from metaleak.clients.models import Model
 from metaleak.clients.randomness import keyed_generator
 from metaleak.deploy.engines.ray_map import ray_map
@@ -109,6 +110,7 @@ def answers_of(study: Study, folder: Path, finetuning: str) -> list[ModelAnswers
 def make(job: ModelJob) -> int:
     """Pretrain, finetune and query the models of a job, as far as they are missing; return how many there are."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     study, kept = job.study, Kept(job.folder)
     device = torch_device(study.engine.device)
     model: Model = study.model.built("models")

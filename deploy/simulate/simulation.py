@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp import Grid
 
 from metaleak.clients.federation import Federation
+from metaleak.clients.kept_memory import keep_freed_memory
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.errors import Interrupted, one_line
 from metaleak.deploy.simulate.checkpoints import Checkpoints
@@ -33,6 +34,7 @@ class Simulation:
     ) -> None:
         # Small tensors gain nothing from more threads, and lose much when the cores are busy.
         torch.set_num_threads(1)
+        keep_freed_memory()
         self.experiment = experiment
         self._ready = prepared(experiment)
         self._on_round = on_round

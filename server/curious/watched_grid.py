@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from metaleak.clients.wire import awaiting
 from metaleak.clients.wire.awaiting import await_replies
 from metaleak.clients.wire.flower_private import Run
 
@@ -79,6 +80,11 @@ class WatchedGrid(Grid):
             for reply in replies:
                 self._received(reply)
         return replies
+
+    @property
+    def at_once(self) -> int | None:
+        """What the wrapped grid states, see `awaiting.at_once`."""
+        return awaiting.at_once(self._grid)
 
     def await_replies(self, seconds: float, at_most: float) -> None:
         """Wait for replies on the wrapped grid."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from metaleak.clients.wire.awaiting import await_replies
+from metaleak.clients.wire.awaiting import at_once, await_replies
 from metaleak.clients.wire.flower_private import ErrorCode
 from metaleak.server.learning.shares import Share
 
@@ -19,7 +19,7 @@ deployment engine every look is a request to the SuperLink.
 _APP_ERRORS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
 
 IN_FLIGHT = 64
-"""How many messages await a reply at once, by default."""
+"""How many messages await a reply at once by default; more where a grid needs more to keep its processes busy."""
 
 Ask = Callable[[Share, int, float], Message]
 """Makes the message for a share, a node and its time to live in seconds."""
@@ -58,12 +58,13 @@ class Dispatch:
     """Distributes the shares of each round to the nodes of a grid.
 
     A node has at most one message at a time, or, where learners are hosted, all of its own. At most `in_flight`
-    messages await a reply: messages in Flower's store take memory, and slow down its search for each.
+    messages await a reply, by default `IN_FLIGHT`: messages in Flower's store take memory, and slow down its search
+    for each.
     """
 
     def __init__(self, patience: Patience, in_flight: int | None = None) -> None:
         self._patience = patience
-        self._in_flight = IN_FLIGHT if in_flight is None else in_flight
+        self._in_flight = in_flight
         self._slowest = (0.0, 0.0)
         self._left: set[int] = set()
         self._lost_hosts: set[int] = set()
@@ -116,15 +117,17 @@ class Dispatch:
         """Send the shares that wait, as far as nodes are free, and again those that take too long."""
         now = time.monotonic()
         load = Counter(node for work in out for node in work.out.values())
+        own = at_once(grid)
+        most = max(IN_FLIGHT, own or 0) if self._in_flight is None else self._in_flight
         slowest = max(self._slowest)
         # A node that was killed and restarted, unnoticed by Flower, no longer knows its messages.
         slow = max(self._patience.slow, 5 * slowest) if slowest > 0 else self._patience.recovery
         late = [work for work in out if now - work.asked > slow * 2 ** (len(work.out) - 1)]
         # Lost work is sent twice at once. Flower keeps a simulation's dead actor on top of its stack of idle actors
         # and would give it a single message again and again; of two messages one reaches a living actor.
-        twice = [work for work in waiting if work.lost and work.not_before <= now]
+        twice = [work for work in waiting if work.lost and work.not_before <= now and own is None]
         for work in [*late, *waiting, *twice]:
-            if load.total() >= self._in_flight and not work.out:
+            if load.total() >= most and not work.out:
                 break
             if work.not_before > now:
                 continue

@@ -1,12 +1,14 @@
 """The outer optimizer: how the mean meta-gradient moves the initialization."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from metaleak.defenses import CLIP_NAME
 
@@ -31,23 +33,22 @@ class OuterOptimizer(BaseModel):
 
 
 class OuterSteps:
-    """An outer optimizer with its state and the parameters it moves."""
+    """An outer optimizer with its state and the parameters it moves.
+
+    The steps are those of `torch.optim.SGD` and `torch.optim.Adam`, by the functions that these classes call: the
+    classes import torch's compiler, which takes more than a second and 160 MB.
+    """
 
     def __init__(self, settings: OuterOptimizer, parameters: Mapping[str, Tensor]) -> None:
-        self._leaves = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
-        leaves = [leaf for name, leaf in self._leaves.items() if name != CLIP_NAME]
-        self._optimizer: torch.optim.Optimizer
-        if settings.name == "sgd":
-            self._optimizer = torch.optim.SGD(leaves, lr=settings.rate, momentum=settings.momentum)
-        else:
-            self._optimizer = torch.optim.Adam(leaves, lr=settings.rate)
-        gamma = 1.0 if settings.half_life is None else 0.5 ** (1.0 / settings.half_life)
-        self._schedule = torch.optim.lr_scheduler.ExponentialLR(self._optimizer, gamma)
+        self._values = {name: value.detach().clone() for name, value in parameters.items()}
+        self._moments: dict[str, dict[str, Tensor]] = {}
+        self._settings = settings
+        self._rate, self._steps = settings.rate, 0
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """A copy of the parameters as they are now."""
-        return {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
+        return {name: value.clone() for name, value in self._values.items()}
 
     def step(self, gradient: Mapping[str, np.ndarray]) -> None:
         """Take one step along `gradient`, which has the names and shapes of the parameters; called once per round.
@@ -55,40 +56,89 @@ class OuterSteps:
         Raises `ValueError` when a parameter or a moment of the optimizer is no longer finite; then no further step
         can be taken.
         """
-        for name, leaf in self._leaves.items():
-            leaf.grad = torch.from_numpy(np.asarray(gradient[name])).to(leaf.dtype)
-        self._optimizer.step()
-        if CLIP_NAME in self._leaves:
-            # Its rate is already in what learners send (`AdaptiveClip.fall`).
-            with torch.no_grad():
-                self._leaves[CLIP_NAME] -= torch.from_numpy(np.asarray(gradient[CLIP_NAME]))
-        self._schedule.step()
-        for name, value in {**self._leaves, **self.state()}.items():
+        slopes = {
+            name: torch.from_numpy(np.asarray(gradient[name])).to(value.dtype) for name, value in self._values.items()
+        }
+        with torch.no_grad():
+            # A clipping norm's rate is already in what learners send (`AdaptiveClip.fall`).
+            clip = slopes.pop(CLIP_NAME, None)
+            if clip is not None:
+                self._values[CLIP_NAME] -= clip
+            values = [self._values[name] for name in slopes]
+            if self._settings.name == "sgd":
+                self._descend(values, slopes)
+            else:
+                self._adapt(values, slopes)
+        self._rate *= 1.0 if self._settings.half_life is None else 0.5 ** (1.0 / self._settings.half_life)
+        self._steps += 1
+        for name, value in {**self._values, **self.state()}.items():
             if not torch.isfinite(value).all():
                 raise ValueError(f"{name} is no longer finite after the outer step")
 
-    def state(self) -> dict[str, Tensor]:
-        """Return all that decides the next steps besides the parameters: `rate`, `steps`, `<parameter>/<moment>`."""
-        state = {
-            "rate": torch.tensor(self._optimizer.param_groups[0]["lr"], dtype=torch.float64),
-            "steps": torch.tensor(self._schedule.last_epoch),
+    def _descend(self, values: list[Tensor], slopes: dict[str, Tensor]) -> None:
+        kept: list[Tensor | None] = [self._moments.get(name, {}).get("momentum_buffer") for name in slopes]
+        momentum = self._settings.momentum
+        sgd(
+            values,
+            list(slopes.values()),
+            kept,
+            weight_decay=0.0,
+            momentum=momentum,
+            lr=self._rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        self._moments = {
+            name: {"momentum_buffer": value} for name, value in zip(slopes, kept, strict=True) if value is not None
         }
-        for name, leaf in self._leaves.items():
-            for key, value in self._optimizer.state.get(leaf, {}).items():
-                if isinstance(value, Tensor):
-                    state[f"{name}/{key}"] = value.detach().clone()
+
+    def _adapt(self, values: list[Tensor], slopes: dict[str, Tensor]) -> None:
+        if not self._moments:
+            self._moments = {
+                name: {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(slope),
+                    "exp_avg_sq": torch.zeros_like(slope),
+                }
+                for name, slope in slopes.items()
+            }
+        kept = [self._moments[name] for name in slopes]
+        adam(
+            values,
+            list(slopes.values()),
+            [moments["exp_avg"] for moments in kept],
+            [moments["exp_avg_sq"] for moments in kept],
+            [],
+            [moments["step"] for moments in kept],
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self._rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what decides the next steps beside the parameters: `rate`, `steps` and `<parameter>/<moment>`."""
+        state = {"rate": torch.tensor(self._rate, dtype=torch.float64), "steps": torch.tensor(self._steps)}
+        for name, moments in self._moments.items():
+            state |= {f"{name}/{key}": value.clone() for key, value in moments.items()}
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned; raises `ValueError` when it is of another optimizer or model."""
-        plain: dict[str, dict[str, Any]] = {}
+        plain: dict[str, dict[str, Tensor]] = {}
+        wanted = {"momentum_buffer"} if self._settings.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
         try:
-            self._optimizer.param_groups[0]["lr"] = state["rate"].item()
-            self._schedule.last_epoch = int(state["steps"].item())
+            self._rate, self._steps = state["rate"].item(), int(state["steps"].item())
             for path in set(state) - {"rate", "steps"}:
                 name, _, key = path.rpartition("/")
                 plain.setdefault(name, {})[key] = state[path].clone()
             for name, moments in plain.items():
-                self._optimizer.state[self._leaves[name]] = moments
+                if name not in self._values or set(moments) != wanted:
+                    raise KeyError(name)
         except KeyError as error:
             raise ValueError(f"the optimizer's state does not fit: {error} is missing or unknown") from None
+        self._moments = plain

@@ -51,6 +51,7 @@ from metaleak.attacks.attack import Targets
 from metaleak.attacks.inversion.matching import matching_loss
 from metaleak.attacks.observation import Observation
 from metaleak.clients.episode import Episode, Parameters
+from metaleak.clients.kept_memory import keep_freed_memory
 from metaleak.clients.models import MLP, LeNet, Model
 from metaleak.clients.rules import Perturb, cross_entropy
 
@@ -64,6 +65,7 @@ class PlainGradient:
     """The rule of federated SGD: no adaptation, the gradient of the query set, and no support set."""
 
     stays_in_span = True
+    support_enters = "direct"
 
     def adapt(
         self, model: Model, parameters: Parameters, episode: Episode, perturb: Perturb | None = None
@@ -126,6 +128,7 @@ def gradients_of(case: Case, parameters: Parameters, images: Tensor) -> Paramete
 def our_side(case: Case, targets: int, iterations: int, passes: int, chunk: int, result: Path) -> None:
     """Invert all targets `passes` times, and write the seconds of each."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     parameters, images, gradients = inputs(case, targets)
     observation = Observation(
         case.model,

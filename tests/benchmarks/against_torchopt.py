@@ -43,6 +43,7 @@ from alternating import (
 from metaleak.clients.cohort import cohort_meta_gradients
 from metaleak.clients.datasets import EmbeddedMNIST
 from metaleak.clients.federation import Federation
+from metaleak.clients.kept_memory import keep_freed_memory
 from metaleak.clients.models import MLP, Conv4, Model
 from metaleak.clients.partition import Partition, TaskShape
 from metaleak.clients.rules import MAML
@@ -90,6 +91,7 @@ def write_inputs(path: Path, case: Case, tasks: int) -> None:
 def our_side(case: Case, tasks: int, passes: int, result: Path) -> None:
     """Compute all learners' meta-gradients `passes` times, and write the seconds of each; time drawing alone, too."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     federation = case.federation(tasks)
     parameters = federation.initial_parameters()
     learners = [federation.learner(number) for number in range(tasks)]

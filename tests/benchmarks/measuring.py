@@ -17,12 +17,14 @@ import torch
 
 from metaleak.clients.episode import Episode
 from metaleak.clients.federation import Federation
+from metaleak.clients.kept_memory import keep_freed_memory
 from metaleak.clients.rules import batch_meta_gradients
 from metaleak.clients.shard import episodes
 from metaleak.deploy.config.experiment import Experiment
 from metaleak.deploy.config.reading import experiment_from
 from metaleak.deploy.simulate.launch import simulate
 from metaleak.deploy.simulate.measured_chunk import CHUNKS
+from metaleak.deploy.simulate.rounds import RoundDone
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -65,16 +67,24 @@ def experiment(
     )
 
 
-def round_seconds(asked: Experiment, warm: int = 2) -> tuple[list[float], float]:
+def round_seconds(asked: Experiment, warm: int = 2, keep: int | None = None) -> tuple[list[float], float]:
     """Return the seconds of each round after the first `warm`, and those from the start to the first round's end.
 
     A round lasts from the end of the one before to its own, so nothing between rounds is left out. The files are
-    written into a temporary folder.
+    written into a temporary folder. With `keep`, of the record only the replies of the last so many rounds stay, see
+    `fresh_pages.py`.
     """
     ends: list[float] = []
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        simulate(asked, Path(folder) / "run", lambda done: ends.append(time.perf_counter()))
+        replies = Path(folder) / "run" / "record" / "replies"
+
+        def ended(done: RoundDone) -> None:
+            for old in replies.glob(f"{done.round - keep:06d}-*") if keep is not None else ():
+                old.unlink()
+            ends.append(time.perf_counter())
+
+        simulate(asked, replies.parents[1], ended)
     # The last round also measures the accuracy.
     return [b - a for a, b in pairwise(ends)][warm - 1 : -1], ends[0] - started
 
@@ -124,6 +134,7 @@ class BareComputation:
 
 def _compute(connection: Connection, asked: Experiment, numbers: list[int]) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     federation: Federation = asked.federation()
     parameters = federation.initial_parameters()
     drawn = [learner.drawn(1) for learner in federation.learners(numbers)]

@@ -25,6 +25,7 @@ import torch
 from measuring import CONV4, MLP, experiment, show
 
 from metaleak.clients import app, cohort
+from metaleak.clients.kept_memory import keep_freed_memory
 from metaleak.clients.rules import batch_meta_gradients
 from metaleak.clients.wire.reply_file import ReplyFile
 from metaleak.clients.wire.summed_arrays import SummedArrays
@@ -233,6 +234,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     for name in given.models:
         shape, usual = MODELS[name]
         learners = given.learners or usual

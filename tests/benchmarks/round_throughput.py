@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--learners", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--keep", type=int, help="rounds of the record that stay on disk; all by default")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     shape = MLP if given.model == "mlp" else CONV4
@@ -36,7 +37,7 @@ def main() -> None:
     silent: list[float] = []
     for _ in range(given.repeats):
         bare.measure(fitting(learners, workers) * (2 if given.model == "mlp" else 1))
-        recorded += round_seconds(experiment(shape, learners, given.rounds, True, actors=workers))[0]
+        recorded += round_seconds(experiment(shape, learners, given.rounds, True, actors=workers), keep=given.keep)[0]
         silent += round_seconds(experiment(shape, learners, given.rounds, False, actors=workers))[0]
     bare.end()
     chunk, bare_seconds = bare.best()

@@ -8,6 +8,7 @@ at what there is already. Medians of the time at which each step was done, in se
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -106,14 +107,18 @@ def _one(began: float) -> dict[str, float]:
 
 
 def _titles() -> list[bytes]:
-    """Return the titles of all processes."""
-    titles = []
+    """Return the titles of the processes that this one has started, and of those that these have."""
+    titles, parents = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            titles.append((process / "cmdline").read_bytes())
+            parents[process.name] = (process / "stat").read_text().rpartition(") ")[2].split()[1]
+            titles[process.name] = (process / "cmdline").read_bytes()
         except OSError:
             continue
-    return titles
+    own = {str(os.getpid())}
+    while more := {number for number, parent in parents.items() if parent in own} - own:
+        own |= more
+    return [title for number, title in titles.items() if number in own]
 
 
 if __name__ == "__main__":

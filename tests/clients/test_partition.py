@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from metaleak.clients.dealt_shards import ShardIndices
-from metaleak.clients.partition import Partition, Split, TaskShape, split
+from metaleak.clients.partition import Partition, Split, TaskShape, _by_class, _Fullest, _InTurns, split
 
 SMALL = TaskShape(ways=2)
 
@@ -235,3 +235,31 @@ def test_a_shard_is_made_when_it_is_asked_for_and_stays_for_a_while(monkeypatch)
     assert same(shards[0], first)
     with pytest.raises(IndexError):
         shards[12]
+
+
+@given(
+    each=st.integers(2, 4),
+    groups=st.integers(1, 4),
+    size=st.integers(2, 6),
+    step=st.integers(1, 6),
+    turns=st.integers(1, 5),
+    seed=st.integers(0, 9),
+)
+def test_classes_of_one_size_are_dealt_to_any_learner_as_to_one_after_the_other(
+    each: int, groups: int, size: int, step: int, turns: int, seed: int
+) -> None:
+    labels, images = range(each * groups), size + (turns - 1) * step
+    left = dict.fromkeys(labels, images)
+    one_by_one, at_once = _Fullest(left, seed), _InTurns(tuple(labels), images, step, each, seed)
+    for learner in range(groups * turns):
+        chosen = one_by_one(learner, each, size)
+        assert at_once(learner) == (chosen, [images - left[label] for label in chosen])
+        for label in chosen:
+            left[label] -= step
+        one_by_one.put_back(chosen)
+
+
+def test_labels_of_many_classes_are_sorted_as_those_of_few() -> None:
+    labels = torch.randint(0, 50, (2000,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(_by_class(labels), torch.argsort(labels, stable=True))
+    assert torch.equal(_by_class(labels * 1000), torch.argsort(labels, stable=True))

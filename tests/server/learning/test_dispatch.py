@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from flwr.common.constant import ErrorCode
 
+from metaleak.server.curious.watched_grid import WatchedGrid
 from metaleak.server.learning.dispatch import Dispatch, Patience
 from metaleak.server.learning.shares import Share, floating_shares, hosted_shares
 
@@ -124,6 +125,15 @@ def test_work_that_was_lost_is_asked_for_twice_at_once_and_counts_once():
     assert grid.pulled == [SHARES[0]] * 3, "two errors and one answer"
 
 
+def test_a_grid_that_gives_messages_to_living_processes_itself_is_asked_for_lost_work_once():
+    asked = iter(["dies", "dies", "good"])
+    grid = ScriptedGrid(lambda *_: next(asked))
+    grid.at_once = 2
+    results = dict(Dispatch(Patience(round=20)).answers(grid, NODES, SHARES[:1], ask))
+    assert not results[SHARES[0]].has_error()
+    assert grid.most_out == 1
+
+
 def test_what_the_app_itself_raises_is_tried_twice_and_then_told():
     grid, results = dispatched(lambda share, node, times: "raises" if share == SHARES[2] else "good")
     assert results[SHARES[2]].error.reason == "raises"
@@ -206,6 +216,14 @@ def test_only_so_many_messages_are_out_at_once():
     assert grid.most_out == 2
     grid, _ = dispatched(lambda *_: "good")
     assert grid.most_out == 3
+
+
+def test_as_many_are_out_as_keep_all_processes_of_a_grid_busy(monkeypatch):
+    monkeypatch.setattr("metaleak.server.learning.dispatch.IN_FLIGHT", 2)
+    grid = ScriptedGrid(lambda *_: "good")
+    grid.at_once = 5
+    dict(Dispatch(Patience(round=20)).answers(WatchedGrid(grid), range(10), SHARES, ask))
+    assert grid.most_out == 5
 
 
 def test_hosted_learners_are_asked_only_of_their_host():
