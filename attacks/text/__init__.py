@@ -1,1 +1,1 @@
-"""Attacks on text: what the gradient of a layer's matrix tells of the tokens that the layer took."""
+"""Attacks on text: token sequences reconstructed from the gradients of a transformer's weight matrices."""

@@ -1,4 +1,4 @@
-"""Which tokens a layer took, and at which places: all of the vocabulary are tried at every place."""
+"""Candidate tokens of a layer's input and their positions: every vocabulary token is tested at every position."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,20 @@ from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Embedding, TextModel
 
 _NEAR = 0.05
-"""Tokens that lie farther from the space, as part of their norm, are not looked at closely."""
+"""Largest approximate distance from the space, relative to the input's norm, at which a token is tested exactly."""
 
 _FEW = 8
-"""So many of the nearest tokens of every place are looked at closely in any case."""
+"""Number of nearest tokens per position that are always tested exactly."""
 
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs of `tokens (n,)` and `places (n,)` that a layer may have taken, and its `inputs (n, d)` of them, float64.
+    """Pairs of token and position that a layer may have processed.
 
-    `ratios (n,)` are their distances from the space as multiples of what its noise allows.
+    `tokens (n,)` and `places (n,)` are the pairs, `inputs (n, d)` float64 the layer's inputs for them, and
+    `ratios (n,)` the distances of these inputs from the input space, divided by the tolerance for its noise.
     """
 
     tokens: Tensor
@@ -35,9 +36,9 @@ class Candidates:
         return Candidates(self.tokens[chosen], self.places[chosen], self.inputs[chosen], self.ratios[chosen])
 
     def inside(self, allowed: float = 1.0) -> "Candidates":
-        """Return the pairs at most `allowed` times as far as the noise allows.
+        """Return the pairs with a ratio of at most `allowed`.
 
-        A place before the last of them that has none keeps its nearest.
+        A position without such a pair that precedes the last position with one keeps its nearest pair.
         """
         chosen = self.ratios <= allowed
         last = int(self.places[chosen].max()) if bool(chosen.any()) else 0
@@ -51,9 +52,10 @@ class Candidates:
 def near_candidates(
     model: TextModel, parameters: Parameters, weight: str, space: InputSpace, length: int
 ) -> Candidates:
-    """Return the pairs of token and place, of the first `length`, that lie near the space of `weight`, nearest first.
+    """Return the pairs of token and position whose inputs lie near the input space of `weight`, nearest first.
 
-    `weight` belongs to a layer that takes single tokens, see `single_inputs`. The padding is left out.
+    The first `length` positions are searched. The layer of `weight` must process each token independently, see
+    `takes_single_tokens`. The padding token is excluded.
     """
     embedding = model.embedding_of(weight, parameters, length)
     rough = _by_tables(embedding, space) if embedding else _one_by_one(model, parameters, weight, space, length)
@@ -69,7 +71,7 @@ def near_candidates(
 def single_inputs(
     model: TextModel, parameters: Parameters, weight: str, tokens: Tensor, places: Tensor, length: int
 ) -> Tensor:
-    """Return what the layer of `weight` takes of `tokens (n,)` at `places (n,)`, each by itself, `(n, d)` float64."""
+    """Return the inputs of the layer of `weight` for `tokens (n,)` at positions `places (n,)`, `(n, d)` float64."""
     embedding = model.embedding_of(weight, parameters, length)
     if embedding is not None:
         return embedding.inputs(tokens, places)
@@ -81,23 +83,23 @@ def single_inputs(
 
 
 def takes_single_tokens(model: TextModel, parameters: Parameters, weight: str) -> bool:
-    """Return whether what the layer of `weight` takes of a token depends on no other token; found by computing."""
+    """Return whether the layer's input at a token depends on no other token, tested on sequences of two tokens."""
     first, second = [token for token in range(3) if token != model.padding][:2]
     tokens = torch.tensor([[first, first], [first, second], [second, first]])
     inputs = model.inputs_of(weight, parameters, tokens)
-    # In a decoder a token sees those before it alone.
+    # In a decoder a token attends only to itself and the tokens before it.
     return inputs.ndim == 3 and torch.equal(inputs[0, 0], inputs[1, 0]) and torch.equal(inputs[0, 1], inputs[2, 1])
 
 
 def sees_later_tokens(model: TextModel, parameters: Parameters, weight: str) -> bool:
-    """Return whether what the layer of `weight` takes of a token depends on later ones; found by computing."""
+    """Return whether the layer's input at a token depends on later tokens, tested on sequences of two tokens."""
     first, second = [token for token in range(3) if token != model.padding][:2]
     inputs = model.inputs_of(weight, parameters, torch.tensor([[first, first], [first, second]]))
     return not torch.equal(inputs[0, 0], inputs[1, 0])
 
 
 def _one_by_one(model: TextModel, parameters: Parameters, weight: str, space: InputSpace, length: int) -> Tensor:
-    """Return the distances of all tokens at all places, `(V, length)`."""
+    """Return the distances of all tokens at all positions, `(V, length)`."""
     every = torch.arange(model.vocabulary_size)
     return torch.cat(
         [
@@ -108,10 +110,11 @@ def _one_by_one(model: TextModel, parameters: Parameters, weight: str, space: In
 
 
 def _by_tables(embedding: Embedding, space: InputSpace) -> Tensor:
-    """Return the distances of all tokens at all places `(V, length)`, from products of the tables; to about 1e-3.
+    """Return the distances of all tokens at all positions, `(V, length)`, accurate to about 1e-3.
 
-    Of z = (e + b) gain / s + offset, s the deviation of e + b, the part outside the space is a sum of three parts
-    outside it, and its square a sum of their products: none of the V times length inputs is made.
+    An input is z = (e + b) gain / s + offset, where s is the standard deviation of e + b. Its component outside the
+    space is a sum of three such components, whose squared norm follows from their inner products. These are products
+    of the embedding tables, so none of the V times length inputs is computed.
     """
     basis = space.basis.to(embedding.tokens.dtype)
 
@@ -122,7 +125,7 @@ def _by_tables(embedding: Embedding, space: InputSpace) -> Tensor:
     size = tokens.shape[1]
 
     def squares(first: Tensor, second: Tensor) -> Tensor:
-        """The squared norms of the sums of all rows of one with all of the other."""
+        """Return the squared norms of the sums of each row of `first` and each row of `second`."""
         return first.square().sum(1)[:, None] + 2 * first @ second.mT + second.square().sum(1)
 
     deviation = (squares(tokens, places) / size + embedding.epsilon).sqrt()

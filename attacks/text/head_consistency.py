@@ -1,9 +1,10 @@
-"""What the gradient of a query matrix tells of who stands with whom in a sentence.
+"""Which tokens belong to the same sentence, according to the gradient of a query matrix.
 
-The derivative by a token's query is a combination of the keys of its own sentence, head by head, whose coefficients
-add up to 0 (those of a softmax do). With the inputs known the gradient gives these derivatives, and the model the
-keys: an arrangement of the tokens in sentences is the better the less of the derivatives lies outside the differences
-of the keys. Nothing is told of a sentence of more tokens than a head has dimensions.
+In each head, the derivative with respect to a token's query is a linear combination of the keys of its own sentence
+with coefficients that sum to 0, as the softmax implies. Given the inputs, the gradient determines these derivatives,
+and the model determines the keys. An assignment of tokens to sentences is therefore better the less of the
+derivatives lies outside the span of the differences of the keys. A sentence with more tokens than a head has
+dimensions cannot be assessed.
 """
 
 import torch
@@ -14,21 +15,22 @@ from metaleak.attacks.text.input_space import InputSpace
 from metaleak.attacks.text.sentences import Sentence
 
 _DEPENDENT = 1e-9
-"""Inputs whose smallest singular value is below this part of the largest are dependent."""
+"""Inputs are linearly dependent if their smallest singular value is below this fraction of the largest."""
 
 
 _ALL_SHARED = 1e-3
-"""What stands for a sentence all of whose tokens are in others, too: nothing speaks against it or for it."""
+"""Cost of a sentence whose tokens all occur in other sentences, too, so that it cannot be assessed."""
 
 
 class HeadConsistency:
-    """How far the derivatives by sentences' queries lie outside their keys, head by head.
+    """The part of the derivatives with respect to sentences' queries outside the span of their keys, head by head.
 
-    `candidates` are what the sentences are made of, `gradient (units, d)` is a matrix's, and `space` the one it
-    shows. `keys (n, d)` are those of the candidates where the matrix is the query's, of so many `heads`; `None` for
-    another matrix, which tells nothing of who stands with whom. Where the candidates' inputs are dependent, as those
-    of (t1, p1), (t1, p2), (t2, p1), (t2, p2) may be, the derivatives are those that the tokens of the sentences at
-    hand would have, and what these leave of the gradient counts, too.
+    Sentences consist of `candidates`. `gradient (units, d)` is the gradient of a matrix, and `space` the input space
+    that it determines. `keys (n, d)` are the candidates' keys, in `heads` heads, if the matrix is the query matrix;
+    `None` for any other matrix, from which sentences cannot be assessed. If the candidates' inputs are linearly
+    dependent, as those of (t1, p1), (t1, p2), (t2, p1), (t2, p2) may be, the derivatives are fitted to the tokens of
+    the given sentences only, and the residual of the gradient is added to the cost. `untold` is the cost of a
+    sentence that cannot be assessed.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class HeadConsistency:
         self._every = frozenset(range(len(self._inputs)))
 
     def __call__(self, sentences: list[Sentence]) -> list[float]:
-        """Return for each sentence the part of its squared derivatives outside, `untold` where nothing is told."""
+        """Return the cost of each sentence: the fraction of its squared derivatives outside the span, or `untold`."""
         counted: dict[int, int] = {}
         for one in (one for sentence in sentences for one in sentence):
             counted[one] = counted.get(one, 0) + 1
@@ -62,10 +64,11 @@ class HeadConsistency:
         return [left + self._outside(sentence, shared.intersection(sentence), used) for sentence in sentences]
 
     def strengths(self, known: Tensor | None = None, power: float = 0.95, iterations: int = 60) -> Tensor:
-        """Return the norms of the sparsest derivatives that give the gradient, `(n,)`.
+        """Return the norms of the sparsest derivatives that yield the gradient, `(n,)`.
 
-        They minimize the sum of the norms to that `power`, below 1, by weighted least squares ("FOCUSS", Gorodnitsky
-        and Rao 1997; here over rows). Those of candidates `known (n,)` to be there count for nothing in the sum.
+        They minimize the sum of the norms raised to `power`, below 1, by iteratively reweighted least squares
+        ("FOCUSS", Gorodnitsky and Rao 1997; here over rows). Candidates that are `known (n,)` to be present do not
+        count in the sum.
         """
         system = self._inputs.mT
         found = torch.linalg.lstsq(system, self._gradient, driver="gelsy").solution
@@ -81,7 +84,7 @@ class HeadConsistency:
         return norms
 
     def _derivatives(self, used: frozenset[int]) -> tuple[Tensor, float]:
-        """Return the derivatives `(n, units)` if only the candidates `used` stood there, and what they leave."""
+        """Return the derivatives `(n, units)` if only candidates `used` are present, and the relative residual."""
         if used not in self._solved:
             order = sorted(used)
             solution = torch.linalg.lstsq(self._inputs[order].mT, self._gradient, driver="gelsy").solution

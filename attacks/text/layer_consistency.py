@@ -1,4 +1,4 @@
-"""What the gradient of a later layer's matrix tells of sentences: their inputs to that layer lie in its space."""
+"""Which sentences are consistent with the gradient of a later layer: their inputs to it lie in its input space."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,15 @@ from metaleak.attacks.text.sentences import Sentence
 from metaleak.clients.models import TextModel
 
 _CHUNK = 4096
-"""So many tokens are computed at once."""
+"""Number of tokens per forward pass."""
 
 
 class LayerConsistency:
-    """How far the inputs of sentences to the layer of `weight` lie from the space of what that layer took.
+    """Distances between sentences' inputs to the layer of `weight` and the `space` of that layer's inputs.
 
-    Distances are squared, as parts of the inputs' squared norms. Learners compute in float32, which leaves about
-    1e-12 of them. Sentences are rows of indices of `candidates`, -1 after their last token.
+    Distances are squared and relative to the inputs' squared norms. Learners compute in float32, so that true
+    sentences have distances of about 1e-12. Sentences are rows of indices into `candidates`, with -1 after their last
+    token.
     """
 
     def __init__(
@@ -33,10 +34,10 @@ class LayerConsistency:
         self._basis = space.basis.float()
         table = model.every_parameter(parameters)[model.embedding_table].detach()
         self.embeddings = table[self._tokens]
-        """The word embeddings of the candidates, and of the padding as the last, `(n + 1, d)`."""
+        """The word embeddings of the candidates, followed by that of the padding token, `(n + 1, d)`."""
 
     def distances(self, rows: Tensor) -> Tensor:
-        """Return the distance of every token of the sentences `rows (N, P)`, `(N, P)`; 0 after their ends."""
+        """Return the distance of every token of the sentences `rows (N, P)`, `(N, P)`; 0 past their ends."""
         places = rows.shape[1]
         parts = []
         with torch.no_grad():
@@ -46,7 +47,7 @@ class LayerConsistency:
         return torch.cat(parts)
 
     def slopes(self, rows: Tensor) -> Tensor:
-        """Return the derivatives of the sentences' mean distances by their word embeddings, `(N, P, d)`."""
+        """Return the derivatives of sentences' mean distances with respect to their word embeddings, `(N, P, d)`."""
         embeddings = self.embeddings[rows].requires_grad_()
         total = (self._outside(rows, embeddings).sum(dim=1) / (rows >= 0).sum(dim=1)).sum()
         (found,) = torch.autograd.grad(total, embeddings)

@@ -1,10 +1,11 @@
-"""A search for sentences whose inputs to a later layer lie in the space that this layer's gradient shows.
+"""A search for sentences whose inputs to a later layer lie in that layer's input space.
 
-An exchange of one token moves the inputs of all others a little: the more tokens of a sentence are right, the nearer
-is every one of them to the space. So descent by single exchanges comes far, and what it leaves wrong in one sentence
-is right in others, place by place. The search keeps many sentences at once, exchanges their tokens, and joins the
-begin of one with the rest of another where both are near the space (a genetic algorithm in which a child takes the
-place of the parent that it is most like, "deterministic crowding", Mahfoud 1995).
+Replacing one token changes the inputs at all other tokens slightly: the more tokens of a sentence are correct, the
+nearer each of them is to the space. Local search over single replacements therefore corrects most tokens, and the
+positions that it leaves wrong in one sentence are correct in others. The search maintains a population of sentences,
+replaces their tokens, and combines the prefix of one with the suffix of another where both are near the space (a
+genetic algorithm in which a child replaces the parent that it resembles most, "deterministic crowding", Mahfoud
+1995).
 """
 
 from collections.abc import Callable
@@ -18,33 +19,33 @@ from metaleak.attacks.text.layer_consistency import LayerConsistency
 from metaleak.attacks.text.sentences import FITS, Sentence
 
 Strengths = Callable[[Tensor], Tensor]
-"""How likely every candidate is to have been there, `(n,)` positive; given which are known to, `(n,)` bool."""
+"""Maps which candidates are known to be present, `(n,)` bool, to positive weights for all candidates, `(n,)`."""
 
 _KEPT = 64
-"""So many sentences are kept at once."""
+"""Size of the population."""
 
 _EXCHANGED = 16
-"""So many of them have tokens exchanged in one generation."""
+"""Number of sentences whose tokens are replaced in one generation."""
 
 _TRIED = 8
-"""So many single exchanges of each are judged, those of the steepest slopes."""
+"""Number of single replacements evaluated per sentence, those of the steepest slopes."""
 
 _JOINED = 64
-"""So many pairs are joined in one generation at most."""
+"""Largest number of pairs that are combined in one generation."""
 
 _WIDTH = 12
-"""So many of the strongest candidates of every place are tried at first; twice as many after every new begin."""
+"""Initial number of candidates tried per position, those of the largest weights; doubled at every restart."""
 
 _SAME = 0.5
-"""Sentences that share this part of the tokens of the longer of both with one that was found are left out."""
+"""Sentences that share this fraction of tokens, relative to the longer one, with a found sentence are dropped."""
 
 _FOUND = 1e-2 * FITS
-"""A sentence of this mean distance is one that was there."""
+"""Mean distance below which a sentence counts as found."""
 
 
 @dataclass
 class _Population:
-    """Sentences `rows (N, P)`, the `distances (N, P)` of their tokens, and which of them no exchange improves."""
+    """Sentences `rows (N, P)`, their tokens' `distances (N, P)`, and `settled (N,)` for those at a local optimum."""
 
     rows: Tensor
     distances: Tensor
@@ -66,9 +67,10 @@ class _Population:
 
 
 class LayerSearch:
-    """Sentences of `candidates` that lie in the space of a later layer; `end` is the token that ends a sentence.
+    """A search for sentences of `candidates` whose inputs lie in the input space of a later layer.
 
-    Sentences have a candidate at each place up to the one where they end. Without an `end` they end anywhere.
+    A sentence has one candidate at each position up to its last. It ends with the token `end`; if this is `None`, it
+    may end at any position.
     """
 
     def __init__(
@@ -94,9 +96,10 @@ class LayerSearch:
     def sentences(
         self, count: int, begin: list[Sentence], evaluations: int = 40_000
     ) -> tuple[list[Sentence], list[float]]:
-        """Return `count` sentences, those that were there first, and the mean distance of each.
+        """Return at most `count` sentences, the found ones first, and the mean distance of each.
 
-        Begins at random sentences and at those of `begin`. About `evaluations` sentences are judged at most.
+        The initial population consists of the sentences in `begin` and of random ones. At most about `evaluations`
+        sentences are evaluated.
         """
         found: list[Tensor] = []
         if not self._ends:
@@ -109,7 +112,7 @@ class LayerSearch:
             judged, better = self._exchange(kept, weights, width)
             more, joined = self._join(kept)
             left -= judged + more
-            # One that was found may have been made again.
+            # The operators may have reproduced a sentence that was found before.
             kept = self._unlike(kept.at(kept.costs.argsort()), found)
             before = len(found)
             while len(kept.rows) and len(found) < count and float(kept.costs[0]) < _FOUND:
@@ -127,7 +130,7 @@ class LayerSearch:
         return self._best(found, kept, count)
 
     def _best(self, found: list[Tensor], kept: _Population, count: int) -> tuple[list[Sentence], list[float]]:
-        """Return the sentences that were found, then the nearest ones that are unlike each other."""
+        """Return the sentences that were found, then the nearest ones that differ enough from all others."""
         chosen = list(found)
         while len(chosen) < count and len(kept.rows):
             kept = kept.at(kept.costs.argsort())
@@ -137,9 +140,10 @@ class LayerSearch:
         return sentences, self._consistency(sentences)
 
     def _exchange(self, kept: _Population, weights: Tensor, width: int) -> tuple[int, bool]:
-        """Improve sentences by the best of some exchanges; return how many were judged, and whether one was better.
+        """Replace tokens where this helps; return how many sentences were evaluated, and whether one improved.
 
-        Those are tried that the derivatives promise most of: each by itself, and the first 2, 4, 8 and 16 together.
+        The replacements tried are those with the largest decrease according to the derivatives: each individually,
+        and the best 2, 4, 8 and 16 together, at most one per position.
         """
         parents = (~kept.settled).nonzero().flatten()
         parents = parents[kept.costs[parents].argsort()][:_EXCHANGED]
@@ -175,9 +179,9 @@ class LayerSearch:
         return len(judged.rows), bool(better.any())
 
     def _join(self, kept: _Population) -> tuple[int, bool]:
-        """Join begins and rests of pairs; return how many were judged, and whether one was better than its parent.
+        """Combine prefixes and suffixes of pairs; return how many were evaluated, and whether one beat its parent.
 
-        Taken are those that were nearest if every token kept its distance.
+        The pairs chosen are those with the smallest mean distance if every token kept its distance.
         """
         number, places = kept.rows.shape
         before = torch.nn.functional.pad(kept.distances.cumsum(dim=1), (1, 0))[:, :places]
@@ -219,11 +223,11 @@ class LayerSearch:
         for row in found:
             known[row[row >= 0]] = True
         strengths = self._strengths(known)
-        # A token of a sentence that was found is seldom that of another, and no candidate is out of the question.
+        # A token of a found sentence seldom occurs in another one, but no candidate is excluded.
         return strengths / strengths.max() * torch.where(known, 0.1, 1.0) + 1e-4
 
     def _options(self, weights: Tensor, width: int) -> Tensor:
-        """Return the strongest candidates of each place but those that end a sentence, `(P, A)`, -1 for none."""
+        """Return the candidates of the largest weights per position, end tokens excluded, `(P, A)`, -1 for none."""
         inner = self._inner[: self._places]
         wide = max(1, min(width, max(len(some) for some in inner)))
         options = torch.full((self._places, wide), -1)
@@ -233,7 +237,7 @@ class LayerSearch:
         return options
 
     def _random(self, count: int, weights: Tensor, width: int) -> Tensor:
-        """Return sentences `(count, P)` of candidates drawn by their weights."""
+        """Return sentences `(count, P)` of candidates drawn with probabilities proportional to their weights."""
         rows = torch.full((count, self._places), -1)
         if not count:
             return rows
@@ -260,7 +264,7 @@ class LayerSearch:
         return rows[(rows >= 0).any(dim=1)]
 
     def _unlike(self, kept: _Population, found: list[Tensor]) -> _Population:
-        """Return the sentences that have little in common with those found."""
+        """Return the sentences that have few tokens in common with those found."""
         alike = torch.zeros(len(kept.rows), dtype=torch.bool)
         for row in found:
             longer = kept.lengths.clamp(min=int((row >= 0).sum()))
@@ -268,7 +272,7 @@ class LayerSearch:
         return kept.at(~alike)
 
     def _distinct(self, kept: _Population) -> _Population:
-        """Return the sentences without repetitions."""
+        """Return the sentences without duplicates."""
         first = {tuple(row): place for place, row in reversed(list(enumerate(kept.rows.tolist())))}
         return kept.at(torch.tensor(sorted(first.values()), dtype=torch.int64))
 

@@ -1,4 +1,4 @@
-"""Which of the matrices that are shared an attack on text can use."""
+"""The choice of the shared weight matrices that an attack on text uses."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,12 +11,16 @@ from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Attention, TextModel
 
 _ORDER = ("query", "q_lin", "q_proj", "value", "v_lin", "v_proj", "key", "k_lin", "k_proj")
-"""What layers of attention are called, in the order in which their matrices tell most."""
+"""Names of the projections of attention, the most informative first."""
 
 
 @dataclass(frozen=True)
 class Matrices:
-    """The names of a matrix of the first layer, whose `attention` it may belong to, and of one of a later layer."""
+    """The matrices that an attack uses.
+
+    `first` and `second` are the names of a matrix of the first layer and of one of a later layer, and `attention` is
+    the attention layer of `first`, if it belongs to one.
+    """
 
     first: str
     second: str | None
@@ -24,9 +28,10 @@ class Matrices:
 
 
 def matrices_of(observation: Observation, chosen: str | None, second: bool) -> Matrices:
-    """Return the matrices of what is shared that an attack uses; `chosen` is the first of them, else the best is.
+    """Return the shared matrices that an attack uses, with `chosen` as the first, by default the most informative.
 
-    Raises `ValueError` in one line where there is none, or no `second` one, and for gradients of another model.
+    Raises `ValueError` in one line if no suitable matrix is shared, if `second` is true and none of a later layer is
+    shared, and for gradients of another model.
     """
     shared = [name for name in checked_matrices(observation, chosen) if _of_attention(name)]
     model, parameters = observation.model, observation.parameters
@@ -37,30 +42,34 @@ def matrices_of(observation: Observation, chosen: str | None, second: bool) -> M
         raise ValueError("needs the gradient of a query, key or value matrix of the first layer, and none is shared")
     later = next((name for name in shared if not takes_single_tokens(model, parameters, name)), None)
     if second and later is None:
-        raise ValueError("uses: two matrices needs that of a second layer, and none is shared")
+        raise ValueError("uses: two matrices needs a matrix of a later layer, and none is shared")
     return Matrices(first, later if second else None, model.attention_of(first))
 
 
 def matrix_of_a_layer(observation: Observation, chosen: str | None) -> str:
-    """Return the shared matrix that is `chosen`, by default the first, of a layer that takes a vector a token.
+    """Return the shared matrix that is `chosen`, by default the first, of a layer with one input vector per token.
 
-    Raises `ValueError` in one line where there is none, and for gradients of another model.
+    Raises `ValueError` in one line if there is none, and for gradients of another model.
     """
     matrices = checked_matrices(observation, chosen)
     names = [chosen] if chosen is not None else matrices
     model, parameters = observation.model, observation.parameters
     assert isinstance(model, TextModel)
-    # Embeddings take tokens, a classifier takes a vector a sentence.
+    # The input of an embedding is a token, that of a classifier one vector per sentence.
     found = next((name for name in names if _takes_vectors(model, parameters, name)), None)
     if found is None:
         raise ValueError(
-            f"matrix: needs one whose layer takes a vector a token, and shared are {', '.join(names[:6]) or 'none'}"
+            f"matrix: needs a layer with one input vector per token, got {', '.join(names[:6]) or 'none'}"
         )
     return found
 
 
 def checked_matrices(observation: Observation, chosen: str | None) -> list[str]:
-    """Return the names of the shared matrices, after the checks of what is shared and of the `chosen` one."""
+    """Return the names of the shared matrices.
+
+    Raises `ValueError` in one line for gradients that are not finite or belong to another model, and for a `chosen`
+    parameter that is not shared or not a matrix.
+    """
     parameters = observation.parameters
     for name, value in observation.gradients.items():
         if name not in parameters or value.shape[1:] != parameters[name].shape:
@@ -68,14 +77,14 @@ def checked_matrices(observation: Observation, chosen: str | None) -> list[str]:
         if not bool(value.isfinite().all()):
             raise ValueError(f"the gradient of {name} has values that are not finite")
     if chosen is not None and chosen not in observation.gradients:
-        raise ValueError(f"matrix: {chosen} is not shared; there are {', '.join(list(observation.gradients)[:6])}")
+        raise ValueError(f"matrix: {chosen} is not shared; choose from {', '.join(list(observation.gradients)[:6])}")
     if chosen is not None and parameters[chosen].ndim != 2:
-        raise ValueError(f"matrix: {chosen} {tuple(parameters[chosen].shape)} is no matrix")
+        raise ValueError(f"matrix: {chosen} {tuple(parameters[chosen].shape)} is not a matrix")
     return [name for name in observation.gradients if parameters[name].ndim == 2]
 
 
 def _takes_vectors(model: TextModel, parameters: Parameters, name: str) -> bool:
-    # The second factor of an adapter takes what the first makes of the layer's inputs.
+    # The input of an adapter's second factor is the output of the first, not the layer's input.
     if name.endswith(".lora_b"):
         return False
     first, second = [token for token in range(3) if token != model.padding][:2]
@@ -83,7 +92,7 @@ def _takes_vectors(model: TextModel, parameters: Parameters, name: str) -> bool:
 
 
 def _of_attention(name: str) -> bool:
-    # The second factor of an adapter takes what the first makes of the layer's inputs.
+    # The input of an adapter's second factor is the output of the first, not the layer's input.
     return not name.endswith(".lora_b") and any(part in name.split(".") for part in (*_ORDER, "c_attn"))
 
 

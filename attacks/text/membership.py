@@ -1,4 +1,4 @@
-"""Membership of a sentence: whether all of its tokens lie in the space of what a layer took."""
+"""Membership inference for sentences: whether all inputs of a sentence lie in the input space of the first layer."""
 
 import torch
 
@@ -13,22 +13,23 @@ from metaleak.clients.models import TextModel
 
 
 class TextMembership(TextAttack):
-    """Was this sentence in the learner's set? By one matrix of the first layer, see `TextSpan`.
+    """Infers whether a sentence was in the learner's set, from one matrix of the first layer, see `TextSpan`.
 
-    A sentence scores by that of its tokens which lies farthest from the space of the layer's inputs, as a multiple of
-    what the noise allows. A sentence that a learner holds has none outside; one that it does not hold may have all
-    inside, where every token stands at the same place of one that it holds. Support and query set are in one space:
-    the support set's, through second-order rules, as far as the inner rate lifts it above the rounding. First-order
-    rules leave nothing of the support set in it.
+    The score of a sentence depends on the token that lies farthest from the layer's input space, relative to the
+    tolerance for noise. All tokens of a sentence that a learner holds lie in the space. Those of another sentence may
+    do so, too, if each token occurs at the same position in some sentence that the learner holds. Support and query
+    set share one space. Second-order rules include the support set, provided that the inner rate raises it above
+    rounding; first-order rules leave nothing of it.
     """
 
     def __call__(
         self, observation: Observation, targets: Targets, seed: int, progress: Progress | None = None
     ) -> Answers:
-        """Return the score of every target sentence `(T, tokens)`.
+        """Return the scores of the target sentences, `(T,)` float64.
 
-        It is 0, neither for nor against, where a learner's gradient shows nothing, see `input_space`. Raises
-        `ValueError` in one line where that is so for all, and where no matrix is shared that the attack can use.
+        A score is positive if all inputs of the sentence lie in the space up to the tolerance. It is 0, which favors
+        neither answer, if the learner's gradient determines no input space, see `input_space`. Raises `ValueError` in
+        one line if this holds for all learners, and if no suitable matrix is shared.
         """
         model, parameters = observation.model, observation.parameters
         assert isinstance(model, TextModel)
@@ -37,7 +38,7 @@ class TextMembership(TextAttack):
         nothing: dict[int, NothingShown] = {}
         scores = torch.zeros(len(targets.rows), dtype=torch.float64)
         length = targets.examples.shape[1]
-        # All learners of a mean are seen by the same gradient.
+        # All learners of a mean share one gradient.
         rows = targets.rows if observation.mean_of == 1 else torch.zeros_like(targets.rows)
         for number, (sentence, row) in enumerate(zip(targets.examples, rows.tolist(), strict=True)):
             if row not in spaces and row not in nothing:

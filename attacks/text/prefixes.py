@@ -1,4 +1,4 @@
-"""Sentences of a decoder, token by token: what a later layer takes of a token depends on those before it alone."""
+"""Sentences of a decoder, extended token by token: a later layer's input depends on preceding tokens only."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from metaleak.attacks.text.layer_consistency import LayerConsistency
 from metaleak.attacks.text.sentences import FITS, Sentence
 
 _KEPT = 1024
-"""So many of the nearest begins are kept at every place."""
+"""Number of nearest prefixes that are kept at every position."""
 
 
 def extended_prefixes(
@@ -16,9 +16,9 @@ def extended_prefixes(
 ) -> tuple[list[Sentence], list[float]]:
     """Return at most `count` sentences, the longest first, and each one's mean distance from the later layer's space.
 
-    The begin of a sentence is extended by every candidate of the next place, and kept while the new token's input to
-    the later layer lies in the space (Petrov et al. 2024, "DAGER", section 4.3). A sentence ends with the token
-    `end`, or where nothing extends it: one that is the begin of another in full cannot be told from it.
+    Each prefix is extended by every candidate for the next position, and kept if the new token's input to the later
+    layer lies in the space (Petrov et al. 2024, "DAGER", section 4.3). A sentence ends with the token `end`, or where
+    no candidate extends it: a sentence that is a prefix of another one cannot be distinguished from it.
     """
     places = int(candidates.places.max()) + 1
     rows, sentences = torch.full((1, places), -1), list[Tensor]()

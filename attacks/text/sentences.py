@@ -1,4 +1,4 @@
-"""Telling apart the sentences of a batch: arrangements of candidates are improved until they fit what was seen."""
+"""Assignment of candidate tokens to the sentences of a batch, improved until it is consistent with the gradient."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, combinations_with_replacement
@@ -8,22 +8,22 @@ import torch
 from metaleak.attacks.text.candidates import Candidates
 
 Sentence = tuple[int, ...]
-"""A sentence: which of the candidates stands at each place."""
+"""A sentence, as the index of the candidate at each position."""
 
 Costs = Callable[[list[Sentence]], list[float]]
-"""How little each of the sentences of an arrangement goes with what was observed, 0 or more."""
+"""Maps an arrangement to the cost of each of its sentences, at least 0; 0 is consistent with the observation."""
 
 _ARRANGEMENTS = 24
-"""So many arrangements of the sentences' lengths are tried at most."""
+"""Largest number of combinations of sentence lengths that are tried."""
 
 FITS = 1e-4
-"""An arrangement of this cost a sentence is the right one, and no other is tried."""
+"""Cost per sentence below which an arrangement is accepted as correct, and the search stops."""
 
 
 def single_sentence(candidates: Candidates, end: int | None) -> Sentence:
-    """Return the sentence of the nearest candidate at every place, up to the token `end`.
+    """Return the sentence of the nearest candidate at every position, up to the token `end`.
 
-    Without such a token, up to the first place of which no candidate lies in the space.
+    If `end` is `None`, the sentence ends before the first position without a candidate in the space.
     """
     best: dict[int, int] = {}
     for number, place in enumerate(candidates.places.tolist()):
@@ -50,10 +50,10 @@ def told_apart(
 ) -> tuple[list[Sentence], list[float]]:
     """Return `count` sentences of `candidates`, and the cost of each.
 
-    Every candidate is in one sentence at least; a sentence ends with the token `end`, or at the last place. Begins
-    at random arrangements, `restarts` for each way in which the sentences' lengths go with the places of the ends,
-    and exchanges tokens and rests of two sentences while that lowers the sum of costs, of about `evaluations`
-    arrangements at most.
+    Every candidate occurs in at least one sentence; a sentence ends with the token `end`, or at the last position.
+    The search starts from random arrangements, `restarts` for each combination of sentence lengths that is
+    consistent with the positions of the end tokens. It swaps tokens and suffixes of two sentences while this lowers
+    the sum of costs, and evaluates at most about `evaluations` arrangements.
     """
     at, tokens = _at_places(candidates), candidates.tokens.tolist()
     best: tuple[float, list[Sentence], list[float]] = (float("inf"), [], [])
@@ -71,9 +71,10 @@ def told_apart(
 def improved(
     sentences: list[Sentence], candidates: Candidates, end: int | None, cost: Costs, evaluations: int = 6000
 ) -> tuple[list[Sentence], list[float]]:
-    """Return the sentences after all exchanges that lower the sum of costs, and the cost of each.
+    """Return the sentences after all swaps and replacements that lower the sum of costs, and the cost of each.
 
-    Any candidate may take the place of another, and be in no sentence. About `evaluations` arrangements are judged.
+    Any candidate may replace another one, and a candidate may occur in no sentence. At most about `evaluations`
+    arrangements are evaluated.
     """
     at, tokens = _at_places(candidates), candidates.tokens.tolist()
     _, sentences, costs, _ = _improved(sentences, at, tokens, end, cost, evaluations, free=True)
@@ -81,7 +82,7 @@ def improved(
 
 
 def _at_places(candidates: Candidates) -> list[list[int]]:
-    """Return the candidates at every place, up to the first place that has none."""
+    """Return the candidates at every position, up to the first position that has none."""
     places: dict[int, list[int]] = {}
     for number, place in enumerate(candidates.places.tolist()):
         places.setdefault(place, []).append(number)
@@ -89,12 +90,12 @@ def _at_places(candidates: Candidates) -> list[list[int]]:
 
 
 def _length(places: Mapping[int, object]) -> int:
-    """Return how many places from the first on have a candidate."""
+    """Return the number of consecutive positions, from the first, that have a candidate."""
     return next(place for place in range(len(places) + 1) if place not in places)
 
 
 def _lengths(at: list[list[int]], tokens: list[int], count: int, end: int | None) -> Iterator[tuple[int, ...]]:
-    """Yield lengths of the sentences that go with the candidates at every place, at most a few."""
+    """Yield combinations of sentence lengths that are consistent with the candidates at every position."""
     ends = [place + 1 for place, some in enumerate(at) if any(tokens[one] == end for one in some)]
     if not ends or ends[-1] < len(at):
         ends.append(len(at))
@@ -140,9 +141,9 @@ def _improved(
     left: int,
     free: bool = False,
 ) -> tuple[float, list[Sentence], list[float], int]:
-    """Return the arrangement that no exchange at a single place makes better; `free` leaves candidates out, too.
+    """Return an arrangement that no move at a single position improves, its costs, and the evaluations left.
 
-    Of the `left` evaluations it returns what is not used.
+    At most about `left` evaluations are used. With `free`, a candidate may be left out of all sentences.
     """
     costs = cost(sentences)
     total = sum(costs)
@@ -152,7 +153,7 @@ def _improved(
         for place in range(1, len(at)):
             if left <= 0:
                 break
-            # The best move of a place is made: few are better than none.
+            # Only the best move of a position is made: few moves improve the arrangement.
             tried = [(cost(other), other) for other in _moves(sentences, place, at, tokens, end, free)]
             left -= len(tried)
             found, other = min(tried, key=lambda one: sum(one[0]), default=(costs, sentences))
@@ -164,7 +165,7 @@ def _improved(
 def _moves(
     sentences: list[Sentence], place: int, at: list[list[int]], tokens: list[int], end: int | None, free: bool
 ) -> Iterator[list[Sentence]]:
-    """Yield the arrangements that differ at `place`, or in the rests of two sentences from there on."""
+    """Yield the arrangements that differ at `place`, or in the suffixes of two sentences from there on."""
     for first, second in combinations(range(len(sentences)), 2):
         one, other = sentences[first], sentences[second]
         if min(len(one), len(other)) <= place or one[place:] == other[place:]:
@@ -180,7 +181,7 @@ def _moves(
         yield _with(sentences, {first: one[:place] + other[place:], second: other[:place] + one[place:]})
     standing = [one[place] for one in sentences if len(one) > place]
     for row, one in enumerate(sentences):
-        # What another sentence has here too may give way to another candidate.
+        # A candidate that another sentence has at this position, too, may be replaced.
         if len(one) > place + 1 and (free or standing.count(one[place]) > 1):
             for other_token in at[place]:
                 if other_token != one[place] and tokens[other_token] != end:

@@ -1,8 +1,8 @@
-"""One sentence from the gradient of any matrix of any layer, by descent to the space of the layer's inputs.
+"""One sentence from the gradient of any matrix of any layer, by gradient descent toward the layer's input space.
 
-What a later layer takes of a token depends on the whole sentence, so that tokens cannot be tried one by one. But the
-distance of a sentence's inputs from the space is a function of its word embeddings with a derivative (the objective
-of "TIGER", arXiv 2606.18312). Descent over embeddings and exchanges of single tokens take turns.
+The input of a later layer depends on the whole sentence, so that tokens cannot be tested one by one. The distance of
+a sentence's inputs from the space is, however, a differentiable function of its word embeddings (the objective of
+"TIGER", arXiv 2606.18312). The attack alternates descent over embeddings and replacements of single tokens.
 """
 
 from typing import Annotated
@@ -22,20 +22,21 @@ from metaleak.attacks.text.text_attack import TextAttack
 from metaleak.clients.models import TextModel
 
 _ROUNDING = 1e-6
-"""A mean squared distance that float32 leaves of a true sentence."""
+"""Mean squared distance of a true sentence that rounding in float32 can cause."""
 
 _BATCH = 64
 _ELSEWHERE, _TURNS = 2, 2
 
 
 class TextDescent(TextAttack):
-    """One sentence whose inputs to a layer lie in the space that the gradient of the layer's matrix shows.
+    """Reconstructs one sentence whose inputs to a layer lie in the row space of the gradient of the layer's matrix.
 
-    `matrix` is the shared parameter that is used, by default the first matrix
-    of a layer that takes all tokens. The number of tokens is the rank of
-    its gradient; this is right but for repeated inputs, and not in the last layer, which reads the first token alone.
-    In each of `rounds`, Adam takes `steps` of `rate` over the embeddings of the tokens that are not settled, nearest
-    tokens are taken, and the best is chosen of the `nearest` ones at every place and of those that came up elsewhere.
+    `matrix` is the shared parameter that is used, by default the first matrix of a layer with one input vector per
+    token. The number of tokens is estimated as the rank of its gradient. This is correct unless inputs repeat, and
+    fails in the last layer, where only the first token contributes. In each of `rounds`, Adam takes `steps` with
+    initial learning rate `rate` over the embeddings of the tokens that are not yet settled, and these are decoded to
+    the nearest tokens. Then every position takes the best of its `nearest` tokens and of those found at other
+    positions.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 4
@@ -44,21 +45,21 @@ class TextDescent(TextAttack):
     nearest: Annotated[int, Field(ge=1)] = 16
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
-        """Return the sentence of every learner, `(L, 1, T)` int64, and how sure it is, in [0, 1].
+        """Return the sentence of every learner, `(L, 1, T)` int64, and its confidence, `(L, 1)` in [0, 1].
 
-        A learner whose gradient shows nothing, see `input_space`, gets an empty sentence of confidence 0. Raises
-        `ValueError` in one line where that is so for all, for learners with several sentences, and where no matrix
-        is shared that the attack can use.
+        A learner whose gradient determines no input space, see `input_space`, gets an empty sentence of confidence 0.
+        Raises `ValueError` in one line if this holds for all learners, for a gradient over several sentences, and if
+        no suitable matrix is shared.
         """
         if sentences_of(observation) != 1:
-            raise ValueError(f"rebuilds one sentence, and {sentences_of(observation)} enter what is seen")
+            raise ValueError(f"reconstructs one sentence, and the gradient is over {sentences_of(observation)}")
         model, parameters = observation.model, observation.parameters
         assert isinstance(model, TextModel)
         weight = matrix_of_a_layer(observation, self.matrix)
         learners = len(observation.gradients[weight])
         (length,) = observation.input_shape
         made = torch.full((learners, 1, length), model.padding)
-        sure = torch.zeros(learners, 1, dtype=torch.float64)
+        confidence = torch.zeros(learners, 1, dtype=torch.float64)
         nothing: list[NothingShown] = []
         for row in range(learners):
             try:
@@ -69,12 +70,12 @@ class TextDescent(TextAttack):
             search = _Search(model, parameters, weight, space, min(len(space.basis), length))
             tokens, distance = search.best(self, generator_for(seed, row, "text descent"))
             made[row, 0, : len(tokens)] = tokens
-            sure[row, 0] = 1 / (1 + distance / _ROUNDING)
+            confidence[row, 0] = 1 / (1 + distance / _ROUNDING)
             if progress is not None:
                 progress(row + 1, learners)
         if len(nothing) == learners:
             raise nothing[0]
-        return Reconstructions(made, sure)
+        return Reconstructions(made, confidence)
 
 
 class _Search:
@@ -91,7 +92,7 @@ class _Search:
         self._known = {0: model.begin, length - 1: model.end}
 
     def best(self, settings: TextDescent, generator: torch.Generator) -> tuple[Tensor, float]:
-        """Return the best sentence that is found `(length,)`, and its mean squared distance."""
+        """Return the best sentence found, `(length,)`, and its mean squared distance."""
         settled = torch.zeros(self._length, dtype=torch.bool)
         tokens = torch.randint(self._model.vocabulary_size, (self._length,), generator=generator)
         for place, token in self._known.items():
@@ -105,7 +106,7 @@ class _Search:
             likeness[:, self._model.padding] = -2
             tokens = torch.where(settled, tokens, likeness.argmax(dim=-1))
             nearest = likeness.topk(min(settings.nearest, likeness.shape[-1]), dim=-1).indices
-            # Descent finds words sooner than their places.
+            # Descent finds the correct words before their correct positions.
             pool = torch.unique(torch.cat([pool, tokens, nearest[~known, :_ELSEWHERE].flatten()]))
             for _ in range(_TURNS):
                 tokens = self._exchanged(tokens, nearest, pool, known)
@@ -114,12 +115,12 @@ class _Search:
                 best, least = tokens, float(each.mean())
             if least < _ROUNDING:
                 break
-            # What lies near the space already is kept; what does not is looked for again.
+            # Tokens whose inputs already lie near the space are kept; the others are searched again.
             settled = known | (each < each.median())
         return best, least
 
     def _distances(self, tokens: Tensor, embeddings: Tensor | None = None) -> Tensor:
-        """Return the squared distances `(B, length)` of the inputs, as parts of their squared norms."""
+        """Return the squared distances of the inputs, relative to their squared norms, `(B, length)`."""
         inputs = self._model.inputs_of(self._weight, self._parameters, tokens, embeddings)
         outside = inputs - inputs @ self._basis.mT @ self._basis
         return outside.square().sum(-1) / inputs.square().sum(-1)
@@ -127,7 +128,7 @@ class _Search:
     def _descended(
         self, tokens: Tensor, settled: Tensor, settings: TextDescent, generator: torch.Generator
     ) -> Tensor:
-        """Return embeddings `(length, d)` after Adam, those of settled tokens as they are."""
+        """Return embeddings `(length, d)` after Adam, those of settled tokens unchanged."""
         base = self._table[tokens]
         spread = float(self._table.std())
         free = base + spread * torch.randn(base.shape, generator=generator)
@@ -144,16 +145,16 @@ class _Search:
         return torch.where(settled[:, None], base, free).detach()
 
     def _downhill(self, tokens: Tensor, place: int, count: int) -> Tensor:
-        """Return tokens that would lower the distance most at a place, by its derivative (Ebrahimi et al. 2018)."""
+        """Return the tokens at `place` that lower the distance most to first order (Ebrahimi et al. 2018)."""
         embeddings = self._table[tokens].requires_grad_()
         loss = self._distances(tokens[None], embeddings[None]).mean()
         (slope,) = torch.autograd.grad(loss, embeddings)
         return (self._table @ slope[place]).topk(count, largest=False).indices
 
     def _exchanged(self, tokens: Tensor, nearest: Tensor, pool: Tensor, known: Tensor) -> Tensor:
-        """Return the tokens after one turn in which every place takes the best of some.
+        """Return the tokens after one pass in which every position takes the best of several alternatives.
 
-        Tried are its `nearest (length, n)`, the `pool`, those that the derivative speaks for, and to change places.
+        These are its `nearest (length, n)` tokens, the `pool`, the tokens of steepest descent, and swaps with others.
         """
         for place in (~known).nonzero().flatten().tolist():
             others = torch.unique(torch.cat([nearest[place], pool, self._downhill(tokens, place, nearest.shape[1])]))
@@ -167,7 +168,7 @@ class _Search:
 
 
 def _swapped(tokens: Tensor, place: int, others: Tensor) -> Tensor:
-    """Return `tokens` with that at `place` and that at each of `others` changed for one another, a row each."""
+    """Return one row of `tokens` for each of `others`, with the tokens at `place` and at that position swapped."""
     rows = tokens.repeat(len(others), 1)
     rows[:, place] = tokens[others]
     rows[torch.arange(len(others)), others] = tokens[place]

@@ -1,4 +1,4 @@
-"""The exact attack on text: sentences from the gradient of one matrix of the first layer, or of more."""
+"""The exact attack on text: sentences from the gradient of one matrix of the first layer, optionally of others."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -23,38 +23,39 @@ from metaleak.clients.rules import support_entry
 
 _POWERS = (0.7, 0.9, 0.5, 0.3)
 _EVALUATIONS = 1_500_000
-"""So many arrangements are judged, times the squared rank, where each needs the derivatives anew."""
+"""Budget of arrangements times the squared rank, if each arrangement requires new derivatives."""
 
 _ALLOWED = {"one matrix": 1.0, "two matrices": 4.0, "embeddings": 1.0}
-"""So much farther from the space than its noise allows may a token lie: a later layer tells whether it was there."""
+"""Largest ratio of distance to tolerance for a candidate; it may exceed 1 if a later layer verifies candidates."""
 
 _STRONG = 1e-8
-"""Derivatives below this part of the largest are none."""
+"""Derivatives below this fraction of the largest count as 0."""
 
 
 class TextSpan(TextAttack):
-    """Sentences from the space of the inputs that a matrix of the first layer took.
+    """Reconstructs sentences from the row space of the gradient of a matrix of the first layer.
 
-    Every token at every place is tried: those in the space were there (Petrov et al. 2024, "DAGER"; the space's noise
-    is estimated, no threshold is set). What `uses` says how sentences are told apart:
+    Every token is tested at every position: those whose inputs lie in the space occurred there (Petrov et al. 2024,
+    "DAGER"; the noise is estimated, no threshold is set). `uses` chooses how tokens are assigned to sentences:
 
-    - `one matrix`, a query or value matrix of the first layer: by the keys of the query's heads, see
-      `HeadConsistency`. A key matrix is completed by the known begin of a sentence. One sentence alone is certain; of
-      several, tokens may be left that this matrix cannot assign, and the confidence says so.
-    - `two matrices`: also by the inputs of a second layer, which belong to whole sentences.
-    - `embeddings`: also by the rows of the word embedding's gradient, which are 0 for tokens that are not there.
+    - `one matrix`, a query, key or value matrix of the first layer: for a query matrix, by the keys of its heads, see
+      `HeadConsistency`. The space of a key matrix is completed by the start token. A single sentence is certain; with
+      several, some tokens may remain that this matrix cannot assign, and their sentences have a low confidence.
+    - `two matrices`: also by the inputs of a later layer, which depend on whole sentences.
+    - `embeddings`: also by the rows of the word embedding's gradient, which are 0 for absent tokens.
 
-    `matrix` is the name of the first layer's matrix; by default the best of those that are shared.
+    `matrix` is the name of the first layer's matrix, by default the most informative of those shared.
     """
 
     uses: Literal["one matrix", "two matrices", "embeddings"] = "one matrix"
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
-        """Return the sentences of every learner's support and query set, `(L, n, T)` int64.
+        """Return the sentences of every learner's support and query set, `(L, n, T)` int64, and their confidence.
 
-        Where the server saw a mean alone they are the sentences of all of its learners, the same for each. A learner
-        whose gradient shows nothing, see `input_space`, gets empty sentences of confidence 0. Raises `ValueError` in
-        one line where that is so for all, and where no matrix is shared that the attack can use.
+        The confidence is `(L, n)` in [0, 1]. If the server observed only a mean, every learner gets the sentences of
+        all learners in it. A learner whose gradient determines no input space, see `input_space`, gets empty
+        sentences of confidence 0. Raises `ValueError` in one line if this holds for all learners, and if no suitable
+        matrix is shared.
         """
         matrices = matrices_of(observation, self.matrix, second=self.uses == "two matrices")
         assert isinstance(observation.model, TextModel)
@@ -62,25 +63,25 @@ class TextSpan(TextAttack):
         different = learners if observation.mean_of == 1 else 1
         count, (length,) = sentences_of(observation), observation.input_shape
         made = torch.full((different, count, length), observation.model.padding)
-        sure = torch.zeros(different, count, dtype=torch.float64)
+        confidence = torch.zeros(different, count, dtype=torch.float64)
         nothing: list[NothingShown] = []
         for row in range(different):
             gradients = {name: value[row] for name, value in observation.gradients.items()}
             generator = generator_for(seed, row, "text span")
             try:
-                made[row], sure[row] = self._sentences(observation, matrices, gradients, generator)
+                made[row], confidence[row] = self._sentences(observation, matrices, gradients, generator)
             except NothingShown as error:
                 nothing.append(error)
             if progress is not None:
                 progress(row + 1, different)
         if len(nothing) == different:
             raise nothing[0]
-        return Reconstructions(made.expand(learners, -1, -1), sure.expand(learners, -1))
+        return Reconstructions(made.expand(learners, -1, -1), confidence.expand(learners, -1))
 
     def _sentences(
         self, observation: Observation, matrices: Matrices, gradients: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return the sentences of one learner `(n, T)`, and how sure each is, `(n,)` in [0, 1]."""
+        """Return the sentences of one learner, `(n, T)`, and the confidence of each, `(n,)` in [0, 1]."""
         model, parameters = observation.model, observation.parameters
         assert isinstance(model, TextModel)
         (length,) = observation.input_shape
@@ -89,17 +90,17 @@ class TextSpan(TextAttack):
         if count == 1:
             sentences = [single_sentence(found, model.end)]
             inside = torch.bincount(found.places[found.ratios <= 1], minlength=length)[: len(sentences[0])]
-            sure = [float((inside > 0).all() / inside.clamp(min=1).prod())] if len(inside) else [0.0]
+            confidence = [float((inside > 0).all() / inside.clamp(min=1).prod())] if len(inside) else [0.0]
         else:
             found = found.inside(_ALLOWED[self.uses])
             if not len(found.tokens):
                 raise NothingShown("no token lies in the space of the matrix's gradient")
             sentences, costs = self._told_apart(observation, matrices, gradients, space, found, count, generator)
-            sure = [1 / (1 + cost / FITS) for cost in costs]
+            confidence = [1 / (1 + cost / FITS) for cost in costs]
         made = torch.full((count, length), model.padding)
         for row, sentence in enumerate(sentences):
             made[row, : len(sentence)] = found.tokens[list(sentence)]
-        return made, torch.tensor(sure + [0.0] * (count - len(sure)), dtype=torch.float64)
+        return made, torch.tensor(confidence + [0.0] * (count - len(confidence)), dtype=torch.float64)
 
     def _candidates(
         self,
@@ -137,7 +138,7 @@ class TextSpan(TextAttack):
         def by_heads(some: Candidates) -> HeadConsistency:
             if heads is None or heads.query != matrices.first:
                 return HeadConsistency(some, space, gradient, None, 1, untold)
-            # The key matrix may be a constant of the model, and have no bias.
+            # The key matrix may be a constant of the model, and may have no bias.
             every = model.every_parameter(parameters)
             bias = every.get(heads.key.removesuffix("weight") + "bias")
             keys = some.inputs @ every[heads.key].double().mT
@@ -147,7 +148,7 @@ class TextSpan(TextAttack):
         later = None
         if matrices.second is not None:
             later = input_space(model.over_inputs(matrices.second, gradients[matrices.second]))
-        # The last layer of a BERT shows the first token of each sentence alone, which tells nothing.
+        # The last layer of a BERT reveals only the first token of each sentence, which does not help.
         if matrices.second is None or later is None or len(later.basis) <= int(found.places.max()):
             return arranged(found, count, model.end, by_heads, generator)
         consistency = LayerConsistency(found, model, parameters, matrices.second, later)
@@ -169,10 +170,10 @@ def arranged(
     costs_of: Callable[[Candidates], HeadConsistency],
     generator: torch.Generator,
 ) -> tuple[list[Sentence], list[float]]:
-    """Return `count` sentences of the candidates that go best with the gradient, and the cost of each.
+    """Return the `count` sentences of candidates that are most consistent with the gradient, and the cost of each.
 
-    Where more candidates lie in the space than it has dimensions, those are tried of which the gradient is a sparse
-    combination, in several ways.
+    If the candidates' inputs are linearly dependent, as with more candidates than the space has dimensions, subsets
+    are tried of which the gradient is a sparse combination, for several measures of sparsity.
     """
     whole = costs_of(found)
     if not whole.dependent:
@@ -196,9 +197,10 @@ def arranged(
 
 
 def sentences_of(observation: Observation) -> int:
-    """Return how many sentences enter what is seen: of a learner, or of all of a mean.
+    """Return the number of sentences behind a gradient: of one learner, or of all learners in a mean.
 
-    They are those of both sets, or of the query set alone.
+    They are those of both sets, or those of the query set if the support set enters only through the adapted
+    parameters.
     """
     both = support_entry(observation.rule) != "parameters"
     return observation.mean_of * observation.ways * (observation.queries + (observation.shots if both else 0))
@@ -207,9 +209,9 @@ def sentences_of(observation: Observation) -> int:
 def space_of(
     model: TextModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
 ) -> InputSpace:
-    """Return the space of the inputs of the layer of `weight`.
+    """Return the input space of the layer of `weight`.
 
-    The known begin of a sentence completes it where the gradient does not show it, as that of a key matrix.
+    The input of the start token completes it if the gradient does not reveal this input, as for a key matrix.
     """
     rows = model.over_inputs(weight, gradient)
     space = input_space(rows)
@@ -224,9 +226,9 @@ def space_of(
 def candidates_of(
     model: TextModel, parameters: dict[str, Tensor], weight: str, gradient: Tensor, length: int
 ) -> tuple[InputSpace, Candidates]:
-    """Return the space of the inputs of the layer of `weight`, and the pairs of token and place near it.
+    """Return the input space of the layer of `weight`, and the pairs of token and position near it.
 
-    At the first place none but the known begin of a sentence may stand, if one is known, and this nowhere else.
+    If the model has a start token, it is the only candidate at the first position, and occurs at no other.
     """
     space = space_of(model, parameters, weight, gradient, length)
     near = near_candidates(model, parameters, weight, space, length)

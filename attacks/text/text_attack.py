@@ -1,4 +1,4 @@
-"""What the attacks on text have in common."""
+"""The base class of the attacks on text."""
 
 from typing import ClassVar, Literal
 
@@ -9,9 +9,10 @@ from metaleak.clients.models import Model, TextModel
 
 
 class TextAttack(BaseModel):
-    """An attack on the gradient of some matrices of a transformer: `matrix`, or by default the best of those shared.
+    """An attack on the gradients of a transformer's weight matrices.
 
-    `asks` says with which of a learner's two sets its answer is compared.
+    `matrix` is the name of the matrix that is used, by default the most suitable of those shared. `asks` chooses
+    which of a learner's two sets the answer is compared with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,9 +24,9 @@ class TextAttack(BaseModel):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """Nothing beside what is seen: the model is public, and how many sentences there are is the task's shape."""
+        """The empty set: the model is public, and the number of sentences follows from the task's shape."""
         return frozenset()
 
     def applies_to(self, model: Model) -> bool:
-        """Return whether the model takes tokens and shows what its layers take."""
+        """Return whether the model processes tokens and exposes the inputs of its layers."""
         return isinstance(model, TextModel)

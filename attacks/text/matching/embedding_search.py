@@ -1,4 +1,4 @@
-"""The search for word embeddings whose gradient is like the observed one."""
+"""The search for word embeddings whose gradient matches the observed one."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from metaleak.attacks.text.matching.rearrangements import rearrangements, shuffl
 from metaleak.clients.models import TextModel
 
 Orders = Callable[[int, int, int, int, torch.Generator], Tensor]
-"""Makes orders of a sentence's places, see `rearrangements`."""
+"""Draws permutations of a sentence's positions, see `rearrangements`."""
 
 
 _NONE = -2.0
-"""Below any cosine."""
+"""A value below any cosine, for words that are excluded."""
 
 
 class Settings(Protocol):
-    """How long and how the search goes on, see `TextMatching`."""
+    """The settings of the search, see `TextMatching`."""
 
     @property
     def candidates(self) -> int: ...
@@ -50,9 +50,9 @@ class Settings(Protocol):
 
 
 class Words:
-    """The words that embeddings are decoded to, by cosine: those of the `table (V, d)` that are no special token.
+    """The words that embeddings are decoded to by cosine: those of the `table (V, d)` except special tokens.
 
-    Where the gradient `observed (L, V, d)` of the table is given, those whose row is not 0.
+    If the gradient `observed (L, V, d)` of the table is given, only words whose row is not 0 are allowed.
     """
 
     def __init__(self, model: TextModel, table: Tensor, observed: Tensor | None) -> None:
@@ -65,13 +65,13 @@ class Words:
         if observed is not None:
             self._excluded |= observed.abs().amax(dim=-1) == 0
         self._excluded[:, special] = True
-        # Where no word is left, any may be taken.
+        # If this excludes every word, all are allowed.
         self._excluded &= ~self._excluded.all(dim=1, keepdim=True)
 
     def nearest(self, embeddings: Tensor, sentences: Sentences) -> Tensor:
-        """Return the nearest words of `embeddings (L, P, n, T, d)`, `(L, P, n, T)`; those that are known as they are.
+        """Return the nearest words of `embeddings (L, P, n, T, d)`, `(L, P, n, T)`; known tokens are unchanged.
 
-        Candidates are taken one after another: likeness to all words takes V numbers a token.
+        The P candidates are processed one at a time: similarities to all words take V numbers per token.
         """
         found = []
         for one in embeddings.unbind(dim=1):
@@ -82,7 +82,7 @@ class Words:
     def several(self, embeddings: Tensor, count: int) -> Tensor:
         """Return the `count` nearest words of `embeddings (L, n, T, d)`, `(L, n, T, count)`.
 
-        Where fewer are allowed, or known to the model, the nearest stands for those that are missing.
+        If fewer words are allowed, the nearest one is repeated. At most V words are returned per token.
         """
         likeness, words = self._likeness(embeddings).topk(min(count, len(self.table)), dim=-1)
         return torch.where(likeness > _NONE, words, words[..., :1])
@@ -94,9 +94,9 @@ class Words:
 
 @dataclass
 class EmbeddingSearch:
-    """The search for the `sentences` of L learners at once, each learner's by themselves.
+    """The search for the `sentences` of L learners in one batch, independently for each learner.
 
-    Random numbers of a learner come from its own of the `generators`, so that they do not depend on the others.
+    Each learner has its own random generator in `generators`, so that its result does not depend on the others.
     """
 
     settings: Settings
@@ -109,8 +109,9 @@ class EmbeddingSearch:
     def best(self, labels: Tensor | None, done: Callable[[int], None]) -> list[tuple[Tensor, Tensor]]:
         """Return sentences `(L, n, T)` int64, and the cosine of their gradient with the observed one, `(L,)`.
 
-        Those that descent leads to, and those after exchanges of words. `labels (L, n)` are looked for, too, where
-        they are `None`; `done` is called with the number of steps.
+        There is one pair for the result of descent, and one for that after exchanges of words, if there are any.
+        `labels` are `(L, n)`; if `None`, they are drawn together with the initial embeddings. `done` is called with
+        the number of steps completed.
         """
         settings = self.settings
         free, labels = self._start(labels)
@@ -152,7 +153,7 @@ class EmbeddingSearch:
         return found
 
     def _with_cosine(self, words: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sentences with the padding in its places, and the cosines of their gradients."""
+        """Return sentences with padding after their ends, and the cosines of their gradients."""
         with torch.no_grad():
             distance = self.distance(self.words.table[words][:, None], labels[:, None], words[:, None])
         return words.masked_fill(~self.sentences.present, self.words.padding), 1 - distance[:, 0]
@@ -174,7 +175,7 @@ class EmbeddingSearch:
         return _least(self._losses_of(orders, free, labels)[0], _ordered(free, orders)), labels
 
     def _reorder(self, free: Tensor, labels: Tensor, optimizer: torch.optim.Adam) -> None:
-        """Give every sentence the best of other orders of its tokens, the moments of Adam with them; in place."""
+        """Reorder the tokens of every sentence, and Adam's moments with them, by the best order drawn; in place."""
         settings = self.settings
         moved = (free.data, *(optimizer.state[free][name] for name in ("exp_avg", "exp_avg_sq")))
         for number in range(self.sentences.tokens.shape[1]):
@@ -188,7 +189,7 @@ class EmbeddingSearch:
                 values.copy_(_ordered(values, chosen)[:, 0])
 
     def _orders(self, make: Orders, count: int, of: Iterable[int]) -> Tensor:
-        """Return orders of the places of the sentences numbered `of`, the others' as they are, `(L, count, n, T)`."""
+        """Return orders of positions `(L, count, n, T)`, drawn for the sentences `of` and the identity for others."""
         sentences = self.sentences
         free = (~sentences.known).cpu()
         length = free.shape[-1]
@@ -202,18 +203,18 @@ class EmbeddingSearch:
         return orders.transpose(1, 2).to(sentences.tokens.device)
 
     def _losses_of(self, orders: Tensor, free: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the losses `(L, P)` of `free (L, n, T, d)` in other `orders (L, P, n, T)`, and their words."""
+        """Return the losses `(L, P)` of `free (L, n, T, d)` in the given `orders (L, P, n, T)`, and their words."""
         words = self.words.nearest(self._whole(free[:, None]), self.sentences)[:, 0]
         ordered = words[:, None].expand_as(orders).gather(3, orders)
         return self._losses(_ordered(free, orders), labels[:, None].expand(-1, orders.shape[1], -1), ordered), ordered
 
     @torch.no_grad()
     def _losses(self, free: Tensor, labels: Tensor, words: Tensor | None = None) -> Tensor:
-        """Return what `_loss` does, without derivatives."""
+        """Return the result of `_loss` without derivatives."""
         return self._loss(free, labels, words)
 
     def _loss(self, free: Tensor, labels: Tensor, words: Tensor | None = None) -> Tensor:
-        """Return the losses `(L, P)` of embeddings `(L, P, n, T, d)`: distance, and the norm's difference squared."""
+        """Return the losses `(L, P)` of embeddings `(L, P, n, T, d)`: distance plus squared difference of norms."""
         whole, present = self._whole(free), self.sentences.present[:, None]
         if words is None and self.distance.takes_words:
             words = self.words.nearest(whole, self.sentences)
@@ -222,17 +223,17 @@ class EmbeddingSearch:
         return loss
 
     def _whole(self, free: Tensor) -> Tensor:
-        """Return embeddings `(L, P, n, T, d)` with those of known tokens in their places."""
+        """Return embeddings `(L, P, n, T, d)` with those of known tokens filled in."""
         known = self.words.table[self.sentences.tokens][:, None]
         return torch.where(self.sentences.known[:, None, ..., None], known, free)
 
 
 def _least(losses: Tensor, values: Tensor) -> Tensor:
-    """Return those of `values (L, P, ...)` of least loss."""
+    """Return the `values (L, P, ...)` of least loss, `(L, ...)`."""
     return values[torch.arange(len(losses), device=losses.device), losses.argmin(dim=1)].clone()
 
 
 def _ordered(values: Tensor, orders: Tensor) -> Tensor:
-    """Return `values (L, n, T, d)` in other `orders (L, P, n, T)` of their places, `(L, P, n, T, d)`."""
+    """Return `values (L, n, T, d)` in the given `orders (L, P, n, T)` of positions, `(L, P, n, T, d)`."""
     every = values[:, None].expand(-1, orders.shape[1], -1, -1, -1)
     return every.gather(3, orders[..., None].expand(*orders.shape, values.shape[-1]))

@@ -1,7 +1,7 @@
-"""Exchanges of whole words, judged by the gradient of the sentences as they would then be.
+"""Local search over words, evaluated by the gradient of the changed sentences.
 
-The gradient of the true sentences is the observed one, so that what is found by descent over embeddings can be
-improved among words alone: other orders of a sentence, and other words at single places.
+The gradient of the true sentences equals the observed one, so that the result of descent over embeddings can be
+improved by discrete changes: other orders of a sentence's words, and other words at single positions.
 """
 
 import torch
@@ -11,7 +11,7 @@ from metaleak.attacks.text.matching.gradient_distance import GradientDistance, S
 from metaleak.attacks.text.matching.rearrangements import rearrangements
 
 _POOL = 2
-"""So many of the nearest words of every place are tried at all others."""
+"""Number of nearest words of every position that are also tried at all other positions."""
 
 
 def exchanged(
@@ -25,11 +25,12 @@ def exchanged(
     proposals: int,
     generators: list[torch.Generator],
 ) -> Tensor:
-    """Return sentences `(L, n, T)` after `rounds` in which each learner takes the best of `proposals` changes.
+    """Return sentences `(L, n, T)` after `rounds` in which the best of `proposals` changes is applied per learner.
 
-    `words (L, n, T)` are the sentences before; `nearest (L, n, T, k)` what may stand at a place, the nearest first;
-    `table (V, d)` the words' embeddings and `labels (L, n)` the sentences'. Half of the proposals change the order of
-    a sentence, see `rearrangements`, half a word: to one of those nearest at its place, or at any.
+    `words (L, n, T)` are the initial sentences, `nearest (L, n, T, k)` the candidate words of every position, nearest
+    first, `table (V, d)` the word embeddings and `labels (L, n)` the sentences' labels. Half of the proposals reorder
+    a sentence, see `rearrangements`. The other half replace one word, by one of those nearest at its position or by
+    one of those nearest at any position.
     """
     learners = torch.arange(len(words), device=words.device)
     for _ in range(rounds):
@@ -43,7 +44,7 @@ def exchanged(
 def _proposals(
     words: Tensor, nearest: Tensor, sentences: Sentences, count: int, generators: list[torch.Generator]
 ) -> Tensor:
-    """Return sentences `(L, count, n, T)`, the first of every learner as they are."""
+    """Return changed sentences `(L, count, n, T)`, the first of every learner unchanged."""
     size, length = words.shape[1:]
     device = words.device
     tried = words[:, None].repeat(1, count, 1, 1)

@@ -1,4 +1,4 @@
-"""How far the gradient of sentences, given by their word embeddings, is from the gradient that was observed."""
+"""The distance between the gradient of sentences, given by their word embeddings, and the observed gradient."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from metaleak.clients.episode import Parameters
 from metaleak.clients.models import TextModel
 
 _SMALL = 1e-30
-"""What keeps the length of a gradient of 0 from dividing by 0."""
+"""Added under the square root to avoid division by 0 for a gradient of 0."""
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """What is known of the n sentences of each of L learners beside their words.
+    """What is known about the n sentences of each of L learners before the search.
 
-    `tokens (L, n, T)` int64 are the known ones, with `known` true; the others stand for any that is no padding.
-    `present` tells which places are no padding.
+    `tokens (L, n, T)` int64 are correct where `known (L, n, T)` is true, and arbitrary tokens other than padding
+    elsewhere. `present (L, n, T)` is true at the positions that are not padding.
     """
 
     tokens: Tensor
@@ -31,10 +31,10 @@ class Sentences:
 class GradientDistance:
     """The mean over tensors of `1 - cos` between the observed gradient and that of sentences, for L learners.
 
-    `observed` are gradients `(L, ...)`; of a learner those tensors count whose gradient is not 0. `embeddings` of
-    sentences stand for their words, so that the gradient of the word embedding itself is known only once words are:
-    its rows are those of the `words` at hand, see `__call__`. `parameters` are all that the model has. About
-    `numbers` entries of gradients are held at a time.
+    `observed` are gradients `(L, ...)`; for each learner, only tensors whose gradient is not 0 count. Sentences are
+    given by their `embeddings`, from which the gradient of the word embedding itself cannot be computed: its nonzero
+    rows are those of the `words`, see `__call__`. `parameters` are all parameters of the model. About `numbers`
+    entries of gradients are kept in memory at a time.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class GradientDistance:
 
     @property
     def takes_words(self) -> bool:
-        """Whether the gradient of the word embedding was observed."""
+        """Whether the gradient of the word embedding was observed, so that words are needed."""
         return self._table is not None
 
     def __call__(self, embeddings: Tensor, labels: Tensor, words: Tensor | None = None) -> Tensor:
-        """Return the distance in [0, 2] of P candidates for each learner, `(L, P)`; differentiable by `embeddings`.
+        """Return the distances of P candidates for each learner, `(L, P)` in [0, 2], differentiable in `embeddings`.
 
-        `embeddings (L, P, n, T, d)`; `labels (L, P, n)` int64; `words (L, P, n, T)` are needed where the gradient of
-        the word embedding was observed.
+        The shapes are `embeddings (L, P, n, T, d)`, `labels (L, P, n)` int64 and `words (L, P, n, T)`, which are
+        needed if the gradient of the word embedding was observed.
         """
         candidates = torch.arange(embeddings.shape[1], device=embeddings.device)
         parts = [
@@ -98,14 +98,14 @@ class GradientDistance:
         return total
 
     def _part(self, name: str, products: Tensor, squares: Tensor) -> Tensor:
-        """Return what a tensor adds to the distances, from products with the observed gradient and squared norms."""
+        """Return one tensor's term of the distances, from products with its observed gradient and squared norms."""
         lengths = (squares * self._squares[name][:, None] + _SMALL).sqrt()
         return self._weights[name][:, None] * (1 - products / lengths)
 
     def _of_rows(self, table: Tensor, slopes: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the product with the observed gradient of the word embedding, and the squared norm, `(L, P)` each.
+        """Return the inner product with the word embedding's observed gradient, and the squared norm, `(L, P)` each.
 
-        A row of that gradient is the sum of the `slopes` by the embeddings of all places where its word stands.
+        A row of that gradient is the sum of the derivatives `slopes` at all positions where its word occurs.
         """
         learners, candidates = words.shape[:2]
         flat = words.reshape(learners, candidates, -1)

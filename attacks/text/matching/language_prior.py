@@ -1,8 +1,8 @@
-"""What sentences of a language look like: a trigram model of tokens, which ranks the orders of a sentence's words.
+"""A trigram language model over tokens, which ranks the orders of a sentence's words.
 
-Interpolated absolute discounting with one discount (Chen and Goodman 1999, section 2.6): an order lends what it
-discounts to the next lower one. The lowest counts after how many different tokens a token stands, as in Kneser-Ney
-smoothing (section 2.7).
+It uses interpolated absolute discounting with a single discount (Chen and Goodman 1999, section 2.6): each order of
+n-grams passes its discounted probability mass to the next lower order. The unigram distribution counts the distinct
+tokens that precede a token, as in Kneser-Ney smoothing (section 2.7).
 """
 
 import gzip
@@ -19,28 +19,28 @@ from metaleak.clients.models.tokenizer import Tokenizer
 
 _DISCOUNT = 0.75
 _LARGEST = 64 << 20
-"""Bytes of text that are read of one file."""
+"""Largest size of the text in one file, in bytes."""
 
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?]) +")
 
 
 class LanguagePrior:
-    """A trigram model of sentences of a `vocabulary`, learned from `sentences`, special tokens around them included.
+    """A trigram model over a `vocabulary` of tokens, estimated from `sentences` that include their special tokens.
 
-    Tokens before the first of a sentence count as number 0. Raises `ValueError` where there is no pair of tokens.
+    Positions before the first token of a sentence count as token 0. Raises `ValueError` without a pair of tokens.
     """
 
     def __init__(self, sentences: Iterable[Sequence[int]], vocabulary: int) -> None:
         rows = [[0, *sentence] for sentence in sentences if len(sentence) > 1]
         if not rows:
-            raise ValueError("texts: there is no sentence in them")
+            raise ValueError("texts: no sentence of at least two tokens")
         tokens = torch.tensor([token for row in rows for token in row])
-        # A place has a trigram when two places before it belong to the same sentence.
+        # A trigram ends at every position with two earlier positions in the same row.
         inner = torch.tensor([place > 1 for row in rows for place in range(len(row))])
         last = inner.nonzero().flatten()
         self._vocabulary = vocabulary
         first, second, third = (tokens[last - back] for back in (2, 1, 0))
-        # Trigrams are numbered by that of their first two tokens, so that the numbers stay below 2^63.
+        # Trigrams are keyed by the index of their first two tokens, so that keys stay below 2^63.
         self._pairs = torch.unique(first * vocabulary + second)
         context = torch.searchsorted(self._pairs, first * vocabulary + second)
         self._trigrams = _Counts(context * vocabulary + third, vocabulary)
@@ -50,7 +50,7 @@ class LanguagePrior:
         self._lowest = ((kinds - _DISCOUNT).clamp(min=0) + lent) / kinds.sum()
 
     def to(self, device: torch.device | str) -> "LanguagePrior":
-        """Return the same with all tensors on `device`."""
+        """Return the same model with all tensors on `device`."""
         moved = object.__new__(LanguagePrior)
         moved._vocabulary = self._vocabulary
         moved._pairs, moved._lowest = self._pairs.to(device), self._lowest.to(device)
@@ -58,10 +58,10 @@ class LanguagePrior:
         return moved
 
     def surprise(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """Return the mean negative log-likelihood of each sentence, in nats a token after its first.
+        """Return the mean negative log-likelihood of each sentence, in nats per token after the first.
 
-        `tokens (..., T)` int64 and `present (..., T)` bool, which tells what is no padding; the result is `(...)`
-        float64, on the device of `tokens`.
+        `tokens` are `(..., T)` int64, and `present (..., T)` bool is false for padding; the result is `(...)` float64
+        on the device of `tokens`.
         """
         before = torch.cat([torch.zeros_like(tokens[..., :1]), tokens[..., :-2]], dim=-1)
         second, third = tokens[..., :-1], tokens[..., 1:]
@@ -77,7 +77,7 @@ class LanguagePrior:
 
 
 class _Counts:
-    """How often tokens stand after contexts: sorted `keys` of context times vocabulary plus token, and `counts`."""
+    """How often tokens follow contexts: sorted `keys` of context times vocabulary plus token, and their counts."""
 
     def __init__(self, keys: Tensor, vocabulary: int) -> None:
         self.keys, self._counts = torch.unique(keys, return_counts=True)
@@ -94,7 +94,7 @@ class _Counts:
         return moved
 
     def likelihood(self, context: Tensor, token: Tensor, lower: Tensor) -> Tensor:
-        """Return the discounted likelihood of `token` after `context`, with `lower` for what is discounted."""
+        """Return the likelihood of `token` after `context`, with the discounted mass distributed as `lower`."""
         count = torch.where(*_found(self.keys, context * self._vocabulary + token, self._counts.double()))
         known, total, _ = _found(self._contexts, context, self._totals)
         kinds = _found(self._contexts, context, self._kinds)[1]
@@ -103,14 +103,14 @@ class _Counts:
 
 
 def _found(keys: Tensor, wanted: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which of `wanted` are among the sorted `keys`, the values of the nearest, and zeros."""
+    """Return whether each of `wanted` is in the sorted `keys`, the value at its insertion point, and a zero."""
     place = torch.searchsorted(keys, wanted.contiguous()).clamp(max=len(keys) - 1)
     return keys[place] == wanted, values[place], torch.zeros((), dtype=values.dtype, device=values.device)
 
 
 @lru_cache(maxsize=4)
 def prior_from(texts: tuple[Path, ...], tokenizer: Tokenizer) -> LanguagePrior:
-    """Return the model of the sentences in `texts`, files of plain text or of gzipped text.
+    """Return the language model of the sentences in `texts`, which are files of plain or gzipped text.
 
     Raises `ValueError` in one line for a file that cannot be read or is too large.
     """
@@ -126,6 +126,6 @@ def _lines(path: Path) -> list[str]:
         raise ValueError(f"texts: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if len(content) > _LARGEST:
         raise ValueError(f"texts: {path} holds more than {_LARGEST >> 20} MiB")
-    # The marks of WikiText (Merity et al. 2017) around signs within words, and of words that it leaves out.
+    # WikiText (Merity et al. 2017) marks punctuation within words by @ signs, and words left out by <unk>.
     plain = re.sub(r" @(.)@ ", r"\1", content.decode("utf-8", errors="replace")).replace("<unk>", " ")
     return [line.strip() for line in plain.splitlines() if line.strip()]

@@ -1,15 +1,15 @@
-"""Other orders of a sentence's tokens, which descent over embeddings cannot reach."""
+"""Reorderings of a sentence's tokens, which descent over embeddings cannot reach."""
 
 import torch
 from torch import Tensor
 
 
 def rearrangements(first: int, last: int, length: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return `count` orders of a sentence of `length` places `(count, length)` int64, the first the identity.
+    """Return `count` orders of a sentence of `length` positions, `(count, length)` int64, the first the identity.
 
-    Place i of an order takes the token from place `order[i]`. Only the places from `first` to before `last` change:
-    two tokens are swapped, one token is moved, a span is moved, or a prefix is moved to the end (Balunovic et al.
-    2022, "LAMP", section 4.3), each with the same chance.
+    Position i of an order takes the token from position `order[i]`. Only positions in [`first`, `last`) change: two
+    tokens are swapped, one token is moved, a span is moved, or a prefix is moved to the end (Balunovic et al. 2022,
+    "LAMP", section 4.3), each with equal probability.
     """
     orders = torch.arange(length).repeat(count, 1)
     size = last - first
@@ -36,7 +36,7 @@ def rearrangements(first: int, last: int, length: int, count: int, generator: to
 
 
 def shuffles(first: int, last: int, length: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return `count` random orders of the places from `first` to before `last`, `(count, length)`, as above."""
+    """Return `count` orders as above, all but the first with a random permutation of [`first`, `last`)."""
     orders = torch.arange(length).repeat(count, 1)
     keys = torch.rand(count, max(0, last - first), generator=generator)
     orders[1:, first:last] = first + keys[1:].argsort(dim=1)

@@ -1,4 +1,4 @@
-"""Sentences whose gradient is like the observed one, by descent over embeddings and new orders of the tokens."""
+"""Sentences whose gradient matches the observed one, by descent over embeddings and reorderings of the tokens."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,25 +26,26 @@ _GIB = 1 << 30
 
 
 class TextMatching(TextAttack):
-    """Sentences from the gradient of any selection of parameters, by matching it.
+    """Reconstructs sentences by matching the gradients of any selection of parameters.
 
-    The attack of Li, Xu and Dras (2024) on partial gradients, built on LAMP (Balunovic et al. 2022). Of `candidates`
-    random embeddings, and as many orders of the best, that whose gradient is nearest the observed one is the start.
-    `steps` of Adam (`rate`, times `decay` after every `decay_every`) minimize the mean over tensors of 1 - cos plus
-    the squared difference of the mean norm of the embeddings from that of the model's own. From step `from_step` on,
-    after every `every`, the best of `proposals` other orders of a sentence's tokens is taken, by the distance plus
-    `prior` times the negative log-likelihood that a trigram model of `texts` gives (files with text; without any, by
-    the distance alone). The iterate of least loss is decoded to the nearest words by cosine.
+    This is the attack of Li, Xu and Dras (2024) on partial gradients, which builds on LAMP (Balunovic et al. 2022).
+    It starts from the best of `candidates` random embeddings, in the best of as many orders of their tokens. `steps`
+    of Adam (learning rate `rate`, multiplied by `decay` every `decay_every` steps) minimize the loss: the mean of
+    1 - cos over tensors, plus the squared difference between the mean norms of the embeddings and of the model's word
+    embeddings. From step `from_step`, at every multiple of `every`, each sentence takes the best of
+    `proposals` orders of its tokens, by the loss plus `prior` times the mean negative log-likelihood under a trigram
+    model of the text files `texts` (without any, by the loss alone). The iterate of least loss is decoded to the
+    nearest words by cosine.
 
-    Beyond the paper, `exchanges` rounds may follow in which the best of as many changes of the words themselves is
-    taken: of their order, or of one word, to one of the `nearest` of its place or to those of another.
+    Beyond the paper, `exchanges` rounds may follow. Each applies the best of `proposals` changes to the words: a
+    reordering, or a replacement of one word by one of the `nearest` words of its own or another position.
 
-    Where the gradient of the word embedding is shared it is matched, too, and only words whose row is not 0 are
-    taken. Tensors whose gradient is 0 do not count.
+    If the gradient of the word embedding is shared, it is matched, too, and only words whose row is not 0 are used.
+    Tensors whose gradient is 0 do not count.
 
-    `labels` that are `unknown` are drawn with the candidates. `lengths`, how many tokens the sentences have, that are
-    `estimated` are the rank of a matrix's gradient, for learners with a single sentence. About `memory` GiB of
-    gradients are held at a time.
+    With `labels: unknown`, labels are drawn with the candidates. With `lengths: estimated`, the number of tokens is
+    the rank of a matrix's gradient, for learners with a single sentence. About `memory` GiB of gradients are kept in
+    memory at a time.
     """
 
     on_any_device: ClassVar[bool] = True
@@ -72,46 +73,47 @@ class TextMatching(TextAttack):
 
     @property
     def requires(self) -> frozenset[Capability]:
-        """The labels and the lengths, as far as they are known."""
+        """The labels and the lengths, if they are set as known."""
         known: dict[Capability, bool] = {"labels": self.labels == "known", "lengths": self.lengths == "known"}
         return frozenset(name for name, there in known.items() if there)
 
     def reconstruct(self, observation: Observation, seed: int, progress: Progress | None = None) -> Reconstructions:
-        """Return the sentences of every learner, `(L, n, T)` int64, and the cosine of their gradient, in [0, 1].
+        """Return the sentences of every learner, `(L, n, T)` int64, and their confidence, `(L, n)` in [0, 1].
 
-        Raises `ValueError` in one line for a rule whose gradient is not that of the mean loss at the sent parameters,
-        for lengths that do not fit, and several sentences whose lengths are not known, texts that cannot be read, and
-        gradients of another model.
+        The confidence is the cosine of their gradient with the observed one. Raises `ValueError` in one line for a
+        rule whose gradient is not that of the mean loss at the parameters sent, a mean over several learners, lengths
+        that are missing or too large, several sentences of unknown lengths, texts that cannot be read, and gradients
+        of another model.
         """
         return self.stages(observation, seed, progress)[-1]
 
     def stages(
         self, observation: Observation, seed: int, progress: Progress | None = None
     ) -> tuple[Reconstructions, ...]:
-        """Return what `reconstruct` does before and after the exchanges of words; once where there are none."""
+        """Return the result of `reconstruct` before and after the exchanges of words; once if there are none."""
         model = observation.model
         assert isinstance(model, TextModel)
         checked_matrices(observation, None)
         if support_entry(observation.rule) != "direct" or adapted_names(
             observation.rule, model, observation.parameters
         ):
-            raise ValueError("matches the gradient of the mean loss at the sent parameters: rule fedsgd")
+            raise ValueError("needs the gradient of the mean loss at the parameters sent: rule fedsgd")
         if observation.mean_of > 1:
             raise ValueError(
-                f"matches the gradient of one learner, and the server saw a mean of {observation.mean_of}"
+                f"needs the gradient of one learner, and the server observed a mean over {observation.mean_of}"
             )
         device = next(iter(observation.gradients.values())).device
         prior = None
         if self.texts:
             if model.tokenizer is None:
-                raise ValueError("texts: the model has no tokenizer to read them with")
+                raise ValueError("texts: the model has no tokenizer to encode them")
             prior = prior_from(self.texts, model.tokenizer).to(device)
         sentences, labels = self._known(observation, device)
         every = model.every_parameter(observation.parameters)
         parts = []
         learners = len(sentences.tokens)
         entries = sum(value[0].numel() for value in observation.gradients.values())
-        # Derivatives by the embeddings hold several times what the gradients take.
+        # Differentiation with respect to the embeddings takes several times the memory of the gradients.
         together = max(1, int(self.memory * _GIB / (4 * 6 * entries)))
         for begin in range(0, learners, together):
             rows = slice(begin, begin + together)
@@ -130,7 +132,7 @@ class TextMatching(TextAttack):
         return tuple(_joined(stage) for stage in zip(*parts, strict=True))
 
     def _known(self, observation: Observation, device: torch.device) -> tuple[Sentences, Tensor | None]:
-        """Return what is known of the sentences, and their labels `(L, n)`, if these are."""
+        """Return what is known about the sentences, and their labels `(L, n)`, `None` if unknown."""
         model = observation.model
         assert isinstance(model, TextModel)
         learners = len(next(iter(observation.gradients.values())))
@@ -140,7 +142,7 @@ class TextMatching(TextAttack):
             raise ValueError(f"lengths: sentences have at most {length} tokens, got {int(sizes.max())}")
         places = torch.arange(length)
         present = places < sizes[..., None]
-        # Any token that is no padding stands for one that is not known.
+        # Any token other than padding serves as a placeholder for an unknown one.
         some = next(token for token in range(2) if token != model.padding)
         tokens = torch.full(present.shape, some).masked_fill(~present, model.padding)
         known = ~present
@@ -156,14 +158,14 @@ class TextMatching(TextAttack):
         return sentences, both.expand(learners, -1).to(device)
 
     def _lengths(self, observation: Observation, learners: int, count: int) -> Tensor:
-        """Return how many tokens the sentences have, `(L, n)`."""
+        """Return the number of tokens of each sentence, `(L, n)`."""
         if self.lengths == "known":
             if observation.lengths is None or observation.lengths.shape != (learners, count):
                 given = "none" if observation.lengths is None else tuple(observation.lengths.shape)
-                raise ValueError(f"lengths: must be known of {learners} x {count} sentences, and are of {given}")
+                raise ValueError(f"lengths: needs those of {learners} x {count} sentences, got {given}")
             return observation.lengths.cpu()
         if count > 1:
-            raise ValueError(f"lengths: can be estimated of one sentence, and learners have {count}")
+            raise ValueError(f"lengths: can be estimated for a single sentence, and learners have {count}")
         model = observation.model
         assert isinstance(model, TextModel)
         on_cpu = observation.to("cpu")
@@ -173,7 +175,7 @@ class TextMatching(TextAttack):
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> Reconstructions:
-    """Return the sentences of all learners `(L, n, T)` and their confidence, from parts with cosines `(l,)`."""
+    """Return the sentences of all learners `(L, n, T)` and their confidence, from batches with cosines `(l,)`."""
     examples = torch.cat([made.cpu() for made, _ in parts])
     cosines = torch.cat([cosine.cpu().double() for _, cosine in parts]).clamp(0, 1)
     return Reconstructions(examples, cosines[:, None].expand(-1, examples.shape[1]))

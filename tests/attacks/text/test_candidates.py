@@ -8,7 +8,7 @@ from metaleak.clients.models import Transformer
 
 
 @pytest.mark.parametrize("padding", [0, 29])
-def test_of_a_decoder_the_first_layer_alone_takes_single_tokens(tmp_path, padding):
+def test_only_the_first_layer_of_a_decoder_processes_tokens_independently(tmp_path, padding):
     transformers = pytest.importorskip("transformers")
     settings = transformers.GPT2Config(
         vocab_size=30, n_embd=8, n_layer=2, n_head=2, n_positions=10, pad_token_id=padding

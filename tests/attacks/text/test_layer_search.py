@@ -1,4 +1,4 @@
-"""Sentences that no head tells apart: the inputs of a second layer belong to whole sentences."""
+"""Sentences that no head can separate: the inputs of a second layer depend on whole sentences."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ from metaleak.clients.models import TinyBERT, Transformer
 from metaleak.clients.rules import FedSGD
 
 FIRST, SECOND = (f"bert.encoder.layer.{layer}.attention.self.query.weight" for layer in (0, 1))
-# A head has four dimensions, and every sentence more tokens.
+# A head has four dimensions, fewer than any sentence has tokens.
 MODEL = TinyBERT(layers=3, width=96, heads=24, positions=16)
 LENGTH = 9
 
 
 def sentences(*inner):
-    """Return sentences of these words between a begin and an end, padded."""
+    """Return padded sentences of these words between a start and an end token."""
     tokens = torch.zeros(len(inner), LENGTH, dtype=torch.int64)
     for row, words in enumerate(inner):
         tokens[row, : len(words) + 2] = torch.tensor([MODEL.begin, *words, MODEL.end])
@@ -38,12 +38,12 @@ def observed(tokens, model=MODEL, names=(FIRST, SECOND)):
 
 
 DISTINCT = sentences([10, 11, 12, 13, 14], [20, 21, 22, 23], [30, 31, 32, 33, 34, 35])
-# The words 10 and 20 stand at the same three places: what the first layer takes of them is dependent.
+# The words 10 and 20 share three positions: their inputs to the first layer are linearly dependent.
 REPEATED = sentences([10, 20, 12, 13, 10], [20, 10, 22, 23, 20], [30, 31, 10, 33, 34, 20])
 
 
 @pytest.mark.parametrize("held", [DISTINCT, REPEATED], ids=["distinct", "repeated"])
-def test_two_matrices_tell_apart_sentences_of_which_heads_tell_nothing(held):
+def test_two_matrices_separate_sentences_that_heads_cannot(held):
     observation = observed(held)
     made = TextSpan(uses="two matrices").reconstruct(observation, seed=0)
     assert {tuple(one) for one in made.examples[0].tolist()} == {tuple(one) for one in held.tolist()}
@@ -58,7 +58,7 @@ def test_sentences_of_a_decoder_are_extended_token_by_token(tmp_path):
     )
     torch.manual_seed(0)
     transformers.GPT2ForSequenceClassification(settings).save_pretrained(tmp_path)
-    # Nothing marks the begin or the end of a sentence here.
+    # These sentences have no start and no end token.
     held = torch.nn.functional.pad(REPEATED[:, 1:], (0, 1))
     held = held.masked_fill(held == MODEL.end, 0)
     observation = observed(
@@ -69,7 +69,7 @@ def test_sentences_of_a_decoder_are_extended_token_by_token(tmp_path):
     assert (made.confidence > 0.9).all()
 
 
-def test_slopes_are_the_derivatives_of_mean_distances():
+def test_slopes_are_the_derivatives_of_the_mean_distances():
     observation = observed(DISTINCT)
     gradients = {name: value[0] for name, value in observation.gradients.items()}
     _, found = candidates_of(MODEL, observation.parameters, FIRST, gradients[FIRST], LENGTH)

@@ -26,30 +26,30 @@ def observed(*weights, queries=1):
 @pytest.mark.parametrize(
     "component", ["attention.self.query", "attention.self.value", "attention.output.dense", "intermediate.dense"]
 )
-def test_a_sentence_is_found_from_a_matrix_of_a_middle_layer(component):
+def test_a_sentence_is_reconstructed_from_a_matrix_of_a_middle_layer(component):
     attack = TextDescent(steps=60, nearest=6)
     made = attack.reconstruct(observed(f"bert.encoder.layer.1.{component}.weight"), seed=0)
     assert made.examples.tolist() == [SENTENCE.tolist()]
     assert made.confidence[0, 0] > 0.9
 
 
-def test_the_last_layer_reads_the_first_token_alone_and_nothing_is_certain():
+def test_the_last_layer_reveals_too_few_tokens():
     made = TextDescent(steps=5, rounds=1).reconstruct(observed("bert.encoder.layer.2.attention.self.query.weight"), 0)
     assert (made.examples[0, 0] != 0).sum() < 6
 
 
-def test_several_sentences_are_refused():
-    with pytest.raises(ValueError, match="rebuilds one sentence, and 2 enter what is seen"):
+def test_several_sentences_are_rejected():
+    with pytest.raises(ValueError, match="reconstructs one sentence, and the gradient is over 2"):
         TextDescent().reconstruct(observed("bert.encoder.layer.1.attention.self.query.weight", queries=2), 0)
 
 
-def test_embeddings_are_no_matrices_of_a_layer_and_a_vocabulary_may_be_small():
+def test_embedding_tables_are_skipped_and_the_vocabulary_may_be_small():
     query = "bert.encoder.layer.1.attention.self.query.weight"
     observation = observed("*word_embeddings*", query)
     attack = TextDescent(steps=2, rounds=1, nearest=41)
     made, other = (one.reconstruct(observation, 0) for one in (attack, attack.model_copy(update={"matrix": query})))
     assert torch.equal(made.examples, other.examples)
-    with pytest.raises(ValueError, match="needs one whose layer takes a vector a token"):
+    with pytest.raises(ValueError, match="needs a layer with one input vector per token"):
         TextDescent(matrix=MODEL.embedding_table).reconstruct(observation, 0)
     observation.gradients[query].zero_()
     with pytest.raises(ValueError, match="gradient is 0"):

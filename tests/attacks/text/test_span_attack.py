@@ -1,4 +1,4 @@
-"""On a tiny BERT of random parameters and sentences of random words, from what learners send on."""
+"""On the gradients that learners share of a tiny BERT with random parameters and sentences of random words."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ LENGTH = 10
 
 
 class RandomWords(BaseModel):
-    """Forty sentences of each of two classes: four to eight of 190 words, between a begin and an end."""
+    """Forty sentences per class, of four to eight out of 190 words each, between a start and an end token."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,12 +66,12 @@ def observed(*shares, model=MODEL):
 
 
 def as_a_mean(observation):
-    """Return what a server sees of the same learners under secure aggregation."""
+    """Return what a server observes from the same learners under secure aggregation."""
     means = {name: value.mean(dim=0, keepdim=True).expand_as(value) for name, value in observation.gradients.items()}
     return replace(observation, gradients=means, mean_of=len(next(iter(means.values()))))
 
 
-def test_of_a_mean_sentences_of_all_learners_are_looked_for_and_told_from_others():
+def test_from_a_mean_sentences_of_all_learners_are_reconstructed_and_separated_from_others():
     observation, sentences = observed(
         FIRST.format("query"), model=TinyBERT(layers=3, width=192, heads=4, positions=16)
     )
@@ -94,7 +94,7 @@ def rows(sentences):
 
 
 @pytest.mark.parametrize("kind", ["query", "value", "key"])
-def test_every_token_of_the_sentences_is_found_in_one_matrix(kind):
+def test_one_matrix_reveals_every_token_of_the_sentences(kind):
     observation, held = observed(FIRST.format(kind))
     made = TextSpan().reconstruct(observation, seed=0).examples
     for ours, true in zip(made, held, strict=True):
@@ -102,21 +102,20 @@ def test_every_token_of_the_sentences_is_found_in_one_matrix(kind):
             assert set(ours[:, place].tolist()) == set(true[:, place].tolist())
 
 
-def test_the_query_matrix_tells_sentences_apart_and_says_how_sure_it_is():
+def test_the_query_matrix_separates_sentences_and_sentences_of_high_confidence_are_correct():
     observation, held = observed(FIRST.format("query"))
     made = TextSpan().reconstruct(observation, seed=0)
     found = [ours & true for ours, true in zip(rows(made.examples), rows(held), strict=True)]
-    sure = made.confidence > 0.9
-    # Whatever it is sure of is right.
+    confident = made.confidence > 0.9
     assert all(
         tuple(sentence.tolist()) in true
         for learner, true in enumerate(rows(held))
-        for sentence in made.examples[learner][sure[learner]]
+        for sentence in made.examples[learner][confident[learner]]
     )
-    assert sum(len(one) for one in found) >= int(sure.sum()) > 0
+    assert sum(len(one) for one in found) >= int(confident.sum()) > 0
 
 
-def test_a_second_layer_tells_all_sentences_apart():
+def test_a_second_layer_separates_all_sentences():
     observation, held = observed(FIRST.format("query"), SECOND)
     made = TextSpan(uses="two matrices").reconstruct(observation, seed=0)
     assert rows(made.examples) == rows(held)
@@ -133,7 +132,7 @@ def test_a_token_whose_row_of_the_word_embedding_is_0_is_dropped():
         assert set(made[1].flatten().tolist()) == set(held[1].flatten().tolist())
 
 
-def test_a_learner_whose_gradient_shows_nothing_gets_confidence_0_and_its_sentences_score_0():
+def test_a_learner_whose_gradient_is_0_gets_confidence_0_and_its_sentences_score_0():
     observation, held = observed(FIRST.format("query"))
     observation.gradients[FIRST.format("query")][1] = 0
     made = TextSpan().reconstruct(observation, seed=0)
@@ -146,19 +145,19 @@ def test_a_learner_whose_gradient_shows_nothing_gets_confidence_0_and_its_senten
 
 
 @pytest.mark.parametrize(
-    ("gradient", "said"),
+    ("gradient", "message"),
     [(0.0, "gradient is 0"), (torch.nan, "not finite")],
 )
 @pytest.mark.parametrize("attack", [TextSpan(), TextMembership()])
-def test_a_gradient_that_shows_nothing_of_any_learner_is_refused(attack, gradient, said):
+def test_gradients_that_reveal_nothing_about_any_learner_are_rejected(attack, gradient, message):
     observation, held = observed(FIRST.format("query"))
     observation.gradients[FIRST.format("query")][:] = gradient
     asked = Targets(held[:1, 0], torch.zeros(1).long(), torch.zeros(1).long())
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         attack.reconstruct(observation, 0) if isinstance(attack, TextSpan) else attack(observation, asked, 0)
 
 
-def test_keys_may_be_constants_of_the_model():
+def test_the_key_matrix_may_be_a_constant_of_the_model():
     query, classifier = FIRST.format("query"), "classifier.*"
     observation, held = observed(query, model=MODEL.model_copy(update={"learns": (query, classifier)}))
     made = TextSpan().reconstruct(observation, seed=0)
@@ -168,23 +167,23 @@ def test_keys_may_be_constants_of_the_model():
 
 
 @pytest.mark.parametrize(
-    ("shares", "attack", "said"),
+    ("shares", "attack", "message"),
     [
         (["classifier.*"], TextSpan(), "query, key or value matrix of the first layer"),
         ([SECOND], TextSpan(), "query, key or value matrix of the first layer"),
-        ([FIRST.format("query")], TextSpan(uses="two matrices"), "needs that of a second layer"),
+        ([FIRST.format("query")], TextSpan(uses="two matrices"), "needs a matrix of a later layer"),
         ([FIRST.format("query")], TextSpan(uses="embeddings"), "needs the gradient of bert.embeddings"),
         ([FIRST.format("query")], TextSpan(matrix=SECOND), "is not shared"),
-        (["*.query.*"], TextSpan(matrix=FIRST.format("query").replace("weight", "bias")), "is no matrix"),
+        (["*.query.*"], TextSpan(matrix=FIRST.format("query").replace("weight", "bias")), "is not a matrix"),
     ],
 )
-def test_what_is_not_shared_cannot_be_attacked(shares, attack, said):
+def test_missing_matrices_are_rejected(shares, attack, message):
     observation, _ = observed(*shares)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         attack.reconstruct(observation, seed=0)
 
 
-def test_the_gradient_of_another_model_is_refused():
+def test_the_gradient_of_another_model_is_rejected():
     observation, _ = observed(FIRST.format("query"))
     name = FIRST.format("query")
     observation.gradients[name] = observation.gradients[name][:, :8]
@@ -192,11 +191,11 @@ def test_the_gradient_of_another_model_is_refused():
         TextSpan().reconstruct(observation, seed=0)
 
 
-def test_images_are_not_its_matter():
+def test_the_attack_does_not_apply_to_models_of_images():
     assert not TextSpan().applies_to(MLP())
 
 
-def test_members_have_all_their_tokens_in_the_space_and_others_have_not():
+def test_members_have_positive_scores_and_others_have_negative_scores():
     observation, held = observed(FIRST.format("query"))
     others = RandomWords().load().examples[-40:]
     known = {tuple(sentence) for sentence in held.flatten(0, 1).tolist()}
@@ -212,7 +211,7 @@ def test_members_have_all_their_tokens_in_the_space_and_others_have_not():
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_a_meta_gradient_holds_the_query_tokens_and_at_second_order_those_of_the_support_set(order):
+def test_a_meta_gradient_reveals_query_tokens_and_at_second_order_support_tokens(order):
     parameters = {name: value.double() for name, value in MODEL.initialize((LENGTH,), 2, torch.Generator()).items()}
     data = RandomWords().load()
     tokens, labels, weight = data.examples[:4], torch.tensor([0, 1]), FIRST.format("query")
@@ -233,7 +232,7 @@ def adapters(rank):
     return model, model.initialize((LENGTH,), 2, torch.Generator().manual_seed(0))
 
 
-def seen_of_one_sentence(model, parameters):
+def observed_of_one_sentence(model, parameters):
     sentence = RandomWords().load().examples[:1]
     episode = Episode(sentence, torch.tensor([1]), sentence[:0], torch.tensor([], dtype=torch.int64))
     gradient, _ = FedSGD().meta_gradient(model, parameters, episode)
@@ -245,30 +244,30 @@ def seen_of_one_sentence(model, parameters):
 
 
 @pytest.mark.parametrize(("rank", "found"), [(16, True), (2, False)])
-def test_an_adapter_of_a_rank_above_the_number_of_tokens_gives_a_sentence_away(rank, found):
+def test_an_adapter_reveals_a_sentence_if_its_rank_exceeds_the_number_of_tokens(rank, found):
     model, parameters = adapters(rank)
-    # Those of a later round: at the initialization the second factors are 0, and so are the gradients of the first.
+    # As in a later round: at initialization the second factors are 0, and so are the gradients of the first factors.
     random = torch.Generator().manual_seed(1)
     for name in parameters:
         if name.endswith("lora_b"):
             parameters[name] = torch.randn(parameters[name].shape, generator=random) / 10
-    observation, sentence = seen_of_one_sentence(model, parameters)
+    observation, sentence = observed_of_one_sentence(model, parameters)
     if found:
         made = TextSpan().reconstruct(observation, seed=0)
         assert torch.equal(made.examples[0], sentence)
         assert bool(made.confidence[0, 0] > 0.9)
     else:
-        with pytest.raises(ValueError, match="has rank 1, and shows inputs only below 1"):
+        with pytest.raises(ValueError, match="has rank 1, and reveals inputs only below 1"):
             TextSpan().reconstruct(observation, seed=0)
 
 
-def test_adapters_give_nothing_away_at_their_initialization():
-    observation, _ = seen_of_one_sentence(*adapters(16))
+def test_adapters_reveal_nothing_at_their_initialization():
+    observation, _ = observed_of_one_sentence(*adapters(16))
     with pytest.raises(ValueError, match="gradient is 0, as that of LoRA's first factor"):
         TextSpan().reconstruct(observation, seed=0)
 
 
-def test_attacks_ask_for_what_a_model_shows_and_not_for_its_class():
+def test_attacks_depend_on_the_interface_of_a_model_and_not_on_its_class():
     members = {name: property(lambda _, name=name: getattr(MODEL, name)) for name in dir(TextModel) if name[0] != "_"}
     own = type("Own", (), members | {"__call__": lambda _, *arguments: MODEL(*arguments)})()
     observation, _ = observed(FIRST.format("query"))

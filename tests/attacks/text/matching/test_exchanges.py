@@ -1,4 +1,4 @@
-"""With a distance that counts the places where a sentence differs from the true one."""
+"""With a distance that counts the positions at which a sentence differs from the true one."""
 
 import torch
 
@@ -22,7 +22,7 @@ def improved(words, nearest, rounds=30):
     return exchanged(words, nearest, TABLE, labels, differing, SENTENCES, rounds, 20, generators)
 
 
-def test_words_near_a_place_and_other_orders_are_tried_and_known_tokens_stay():
+def test_nearest_words_and_other_orders_are_tried_and_known_tokens_stay():
     words = torch.tensor([[[2, 7, 9, 5, 11, 3]], [[2, 8, 6, 3, 0, 0]]])
     nearest = words[..., None].repeat(1, 1, 1, 3)
     nearest[0, 0, 4, 2], nearest[1, 0, 1, 1] = 4, 4

@@ -11,7 +11,7 @@ from metaleak.clients.models.tokenizer import word_tokenizer
 SENTENCES = [[2, 5, 6, 7, 3], [2, 5, 6, 8, 3], [2, 9, 5, 6, 7, 3]]
 
 
-def test_likelihoods_of_all_tokens_after_a_context_add_up_to_1():
+def test_likelihoods_of_all_tokens_after_a_context_sum_to_1():
     prior = LanguagePrior(SENTENCES, 12)
     for context in ([2], [2, 5], [5, 6], [11, 11], [4, 6]):
         tokens = torch.tensor([[*context, last] for last in range(12)])
@@ -20,7 +20,7 @@ def test_likelihoods_of_all_tokens_after_a_context_add_up_to_1():
         assert float((-prior.surprise(tokens, present)).exp().sum()) == pytest.approx(1, abs=1e-9)
 
 
-def test_sentences_that_were_seen_surprise_less_than_their_words_in_another_order_and_padding_does_not_count():
+def test_training_sentences_are_more_likely_than_reordered_ones_and_padding_does_not_count():
     prior = LanguagePrior(SENTENCES, 12)
     tokens = torch.tensor([[2, 5, 6, 7, 3, 0], [2, 7, 5, 6, 3, 0]])
     seen, other = prior.surprise(tokens, tokens != 0)
@@ -28,7 +28,7 @@ def test_sentences_that_were_seen_surprise_less_than_their_words_in_another_orde
     assert seen == prior.surprise(tokens[:1, :5], tokens[:1, :5] != 0)
 
 
-def test_a_prior_is_learned_from_files_of_text(tmp_path):
+def test_a_prior_is_estimated_from_text_files(tmp_path):
     (tmp_path / "one.txt").write_text("the dog saw the cat. the cat saw the dog.\n")
     with gzip.open(tmp_path / "two.txt.gz", "wt") as file:
         file.write("a cat sat\n")
@@ -40,5 +40,5 @@ def test_a_prior_is_learned_from_files_of_text(tmp_path):
     with pytest.raises(ValueError, match=r"texts: .*missing.* cannot be read"):
         prior_from((tmp_path / "missing",), tokenizer)
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(ValueError, match="texts: there is no sentence"):
+    with pytest.raises(ValueError, match="texts: no sentence of at least two tokens"):
         prior_from((tmp_path / "empty.txt",), tokenizer)

@@ -5,7 +5,7 @@ from metaleak.attacks.text.matching.rearrangements import rearrangements, shuffl
 
 
 @pytest.mark.parametrize("make", [rearrangements, shuffles])
-def test_orders_keep_every_place_once_and_the_ends_where_they_are(make):
+def test_orders_are_permutations_that_leave_the_ends_in_place(make):
     orders = make(1, 6, 8, 50, torch.Generator().manual_seed(0))
     assert torch.equal(orders.sort(dim=1).values, torch.arange(8).expand(50, -1))
     assert torch.equal(orders[0], torch.arange(8))

@@ -1,4 +1,4 @@
-"""On a tiny BERT of random parameters."""
+"""On a tiny BERT with random parameters."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def observed(*shares, sentences=(FIRST,), labels=(0,), model=MODEL):
     )
 
 
-def test_the_distance_is_0_at_the_true_sentences_and_its_derivative_is_that_of_finite_differences():
+def test_the_distance_is_0_at_the_true_sentences_and_its_derivative_matches_finite_differences():
     names = (VALUE, MODEL.embedding_table, "bert.embeddings.position_embeddings.weight", "classifier.bias")
     observation = observed(*names, sentences=(FIRST, SECOND), labels=(0, 1))
     parameters = {name: value.double() for name, value in observation.parameters.items()}
@@ -58,7 +58,7 @@ def test_the_distance_is_0_at_the_true_sentences_and_its_derivative_is_that_of_f
     assert float((slope * along).sum()) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
 
 
-def test_a_tensor_that_a_learner_does_not_share_changes_nothing():
+def test_a_tensor_with_zero_gradient_changes_nothing():
     alone, with_zeros = observed(VALUE), observed(VALUE, "classifier.weight")
     with_zeros.gradients["classifier.weight"].zero_()
     attack = QUICK.model_copy(update={"steps": 3})
@@ -68,22 +68,22 @@ def test_a_tensor_that_a_learner_does_not_share_changes_nothing():
 
 
 @pytest.mark.parametrize("shares", [LAYERS, (VALUE,)], ids=["all layers", "one matrix of the last layer"])
-def test_words_of_a_sentence_are_found_from_any_selection(shares):
+def test_words_of_a_sentence_are_found_from_any_selection_of_parameters(shares):
     made = QUICK.reconstruct(observed(*shares), seed=0)
     assert len(set(made.examples[0, 0].tolist()) & set(FIRST)) >= 5
     assert made.confidence.shape == (1, 1)
 
 
-def test_two_sentences_of_unknown_labels_are_found_from_all_that_there_is():
+def test_words_of_two_sentences_with_unknown_labels_are_found_from_all_parameters():
     attack = QUICK.model_copy(update={"labels": "unknown"})
     observation = observed("*", sentences=(FIRST, SECOND), labels=(0, 1))
     made = attack.reconstruct(observation, seed=0)
-    # The embedding's gradient tells which words there are.
+    # The embedding's gradient reveals which words occur.
     assert set(made.examples.flatten().tolist()) <= {*FIRST, *SECOND}
     assert made.confidence.min() > 0.5
 
 
-def test_learners_do_not_depend_on_one_another():
+def test_the_result_of_a_learner_does_not_depend_on_other_learners():
     one, other = observed(VALUE), observed(VALUE, sentences=([2, 5, 6, 7, 8, 3],))
     both = replace(
         one,
@@ -103,19 +103,19 @@ def test_the_length_of_a_single_sentence_is_estimated_from_the_rank():
     assert (made.examples != 0).sum() == 4
 
 
-def test_what_it_cannot_match_is_refused_in_one_line():
+def test_observations_that_cannot_be_matched_are_rejected_in_one_line():
     observation = observed(VALUE)
     for wrong, message in (
         (replace(observation, rule=MAML()), "rule fedsgd"),
         (replace(observation, lengths=torch.tensor([[7]])), "lengths: sentences have at most 6 tokens, got 7"),
-        (replace(observation, lengths=None), "lengths: must be known of 1 x 1 sentences, and are of none"),
+        (replace(observation, lengths=None), "lengths: needs those of 1 x 1 sentences, got none"),
     ):
         with pytest.raises(ValueError, match=message):
             QUICK.reconstruct(wrong, seed=0)
     with pytest.raises(ValueError, match="texts: the model has no tokenizer"):
         QUICK.model_copy(update={"texts": (Path("nowhere.txt"),)}).reconstruct(observation, seed=0)
     several = observed(VALUE, sentences=(FIRST, SECOND), labels=(0, 1))
-    with pytest.raises(ValueError, match="lengths: can be estimated of one sentence, and learners have 2"):
+    with pytest.raises(ValueError, match="lengths: can be estimated for a single sentence, and learners have 2"):
         QUICK.model_copy(update={"lengths": "estimated"}).reconstruct(several, seed=0)
     assert QUICK.requires == {"labels", "lengths"}
     assert not QUICK.model_copy(update={"labels": "unknown", "lengths": "estimated"}).requires
