@@ -32,10 +32,10 @@ class TextMatching(TextAttack):
     It starts from the best of `candidates` random embeddings, in the best of as many orders of their tokens. `steps`
     of Adam (learning rate `rate`, multiplied by `decay` every `decay_every` steps) minimize the loss: the mean of
     1 - cos over tensors, plus the squared difference between the mean norms of the embeddings and of the model's word
-    embeddings. From step `from_step`, at every multiple of `every`, each sentence takes the best of
-    `proposals` orders of its tokens, by the loss plus `prior` times the mean negative log-likelihood under a trigram
-    model of the text files `texts` (without any, by the loss alone). The iterate of least loss is decoded to the
-    nearest words by cosine.
+    embeddings. From step `from_step`, at every multiple of `every`, every sentence takes the best of `proposals`
+    orders of its tokens, by the loss plus `prior` times the mean negative log-likelihood under a trigram model of the
+    files `texts` (without any, by the loss alone). The iterate of least loss is decoded to the nearest words by
+    cosine.
 
     Beyond the paper, `exchanges` rounds may follow. Each applies the best of `proposals` changes to the words: a
     reordering, or a replacement of one word by one of the `nearest` words of its own or another position.
