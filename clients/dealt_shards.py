@@ -1,4 +1,4 @@
-"""Learners' shards, built only when they are used: a process needs only some of a million learners."""
+"""Learners' shards, built only when they are used, because a process needs only some of a million learners."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 _KEPT = 16384
-"""How many shards are kept after they were built."""
+"""The number of shards that are kept after they have been built."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndices:
-    """What one learner holds: `classes`, ascending, and the indices of its examples.
+    """The data of one learner: its `classes`, ascending, and the indices of its examples.
 
-    `examples (classes, examples_per_class)` is int64, and its row i belongs to `classes[i]`.
+    `examples (classes, examples_per_class)` is int64; row i belongs to `classes[i]`.
     """
 
     classes: tuple[int, ...]
@@ -23,14 +23,14 @@ class ShardIndices:
 
 
 Dealt = Callable[[int], tuple[Sequence[int], Sequence[int]]]
-"""Returns a learner's classes, ascending, and where in the pool of each its images begin."""
+"""Returns a learner's classes, ascending, and the position in each class's pool where the learner's images start."""
 
 
 class DealtShards(Sequence[ShardIndices]):
-    """The shards of L learners: of each class that learner l was `dealt`, `sizes[l]` images.
+    """The shards of L learners, where learner l holds `sizes[l]` images of each of its classes.
 
-    `pools` list the images of each class in the order in which they are dealt, and `dealt` says where in them a
-    learner's images begin.
+    `pools` lists the images of each class in the order in which they are dealt, and `dealt` returns a learner's
+    classes and where its images start in these pools.
     """
 
     def __init__(self, pools: dict[int, Tensor], dealt: Dealt, sizes: Sequence[int]) -> None:
@@ -48,7 +48,7 @@ class DealtShards(Sequence[ShardIndices]):
     def __getitem__(self, place: slice) -> tuple[ShardIndices, ...]: ...
 
     def __getitem__(self, place: int | slice) -> ShardIndices | tuple[ShardIndices, ...]:
-        """Return the shard of a learner, or those of several."""
+        """Return the shard of one learner, or a tuple of shards for a slice."""
         if isinstance(place, slice):
             return tuple(self[one] for one in range(len(self))[place])
         learner = range(len(self))[place]

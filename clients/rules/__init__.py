@@ -1,4 +1,4 @@
-"""Meta-learning rules: how an episode becomes a meta-gradient, and many episodes many at once, as pure functions."""
+"""Meta-learning rules: pure functions that compute the meta-gradients of one or many episodes."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

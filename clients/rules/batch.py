@@ -1,4 +1,4 @@
-"""A batch of episodes: how many meta-gradients are computed at once."""
+"""The meta-gradients of a batch of episodes, computed together where possible."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,9 +24,9 @@ def batch_meta_gradients(
 ) -> tuple[Parameters, Tensor]:
     """Return the meta-gradients of a batch of episodes, stacked `(L, ...)`, and the losses `(L,)`.
 
-    One episode, or any with an inner defense in `perturbs` or with released `means`, is computed by a plain call of
-    the rule: such a defense draws its noise inside it. All others are computed at once under `vmap`, in the span of
-    their own images where that is possible and less work.
+    With a single episode, an inner defense in `perturbs`, or released `means`, the rule is called for each episode
+    separately, because such defenses draw their noise inside the call. Otherwise all episodes are computed at once
+    under `vmap`, in the span of their own images where that is possible and faster.
     """
     count = len(batch.support_labels)
     if count > 1 and not any(perturbs) and not any(means):
@@ -52,9 +52,10 @@ def batch_in_parts(
     perturbs: Sequence[Perturb | None] = (),
     means: Sequence[ReleasedMeans | None] = (),
 ) -> Iterator[Parameters]:
-    """Return the meta-gradients of `batch_meta_gradients`, the same bits, some episodes at a time and in their order.
+    """Return the meta-gradients of `batch_meta_gradients`, bit for bit, a few episodes at a time and in order.
 
-    What can go wrong with an episode does so here. A part is good until the next one is asked for.
+    Errors in an episode are raised by this call, not during iteration. A part is valid only until the next one is
+    requested.
     """
     alone = len(batch.support_labels) == 1 or any(perturbs) or any(means)
     if not alone and _in_own_span(model, rule, parameters, batch):
@@ -75,16 +76,19 @@ def meta_gradient(
     perturb: Perturb | None = None,
     means: ReleasedMeans | None = None,
 ) -> tuple[Parameters, Tensor]:
-    """Return the meta-gradient of one episode and the loss, from released `means` where there are any.
+    """Return the meta-gradient of one episode and the loss, computed from released `means` if they are given.
 
-    Where the clipping norm of the `means` adapts, the meta-gradient has one more entry, `CLIP_NAME`.
+    If the clipping norm of the `means` is adaptive, the meta-gradient has one more entry, `CLIP_NAME`.
 
-    Raises `ValueError` for these together with an inner defense, or for a rule that does not read means alone.
+    Raises `ValueError` for `means` together with an inner defense, or with a rule that cannot be computed from means
+    alone.
     """
     if means is None:
         return rule.meta_gradient(model, parameters, episode, perturb)
     if perturb is not None:
-        raise ValueError("defenses: one of the place 'inner' and one of the place 'example' exclude one another")
+        raise ValueError(
+            "defenses: a defense of the place 'inner' cannot be combined with one of the place 'example'"
+        )
     means.falls.clear()
     gradient, loss = reads_means(rule).released_meta_gradient(model, parameters, episode, means)
     if means.falls:
@@ -94,5 +98,5 @@ def meta_gradient(
 
 
 def stacked(gradients: Sequence[Parameters]) -> Parameters:
-    """Return gradients shaped like one another as one, with a leading axis."""
+    """Stack gradients of equal shapes along a new leading axis."""
     return {name: torch.stack([gradient[name] for gradient in gradients]).detach() for name in gradients[0]}

@@ -1,4 +1,4 @@
-"""What single examples contribute to a mean: how large each is, and their weighted sum."""
+"""The contributions of single examples to a mean: their norms and their weighted sum."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,36 +13,36 @@ from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Model, Passed, dense_input_of, passed
 
 _BYTES_AT_ONCE = 1 << 26
-"""Most bytes of contributions of single examples that are held at a time."""
+"""The maximum number of bytes of per-example contributions held at a time."""
 
 
 class Contributions(Protocol):
-    """What each of n examples contributes to a mean over them."""
+    """The contributions of n examples to a mean over them."""
 
     @property
     def norms(self) -> Tensor:
-        """Return the L2 norm of each, all parameters as one vector, `(n,)` in float64; it may be infinite or NaN."""
+        """The L2 norm of each contribution over all parameters, `(n,)` in float64; it may be infinite or NaN."""
         ...
 
     def added_up(self, weights: Tensor) -> Parameters:
-        """Return the sum of all, times their `weights (n,)`; what has weight 0 adds nothing, whatever it is."""
+        """Return the sum weighted by `weights (n,)`; a contribution of weight 0 adds nothing, even if it is NaN."""
         ...
 
 
 @dataclass(frozen=True)
 class OuterProducts:
-    """Contributions to dense layers alone, each an outer product, or the derivative of one, that is never formed.
+    """Contributions to dense layers: outer products, or derivatives of outer products, that are never formed.
 
-    The gradient of one example in a layer's weight is d x^T, with the slope d of its loss in the layer's outputs and
-    the layer's inputs x: its norm is |d| |x|, and the weighted sum over examples one matrix product (Goodfellow 2015;
-    Li et al. 2022, "Large Language Models Can Be Strong Differentially Private Learners", section 4). A Hessian times
-    a direction is the derivative of that along it, d' x^T + d x'^T.
+    The gradient of one example's loss with respect to a layer's weight is d x^T, where d is the gradient with respect
+    to the layer's outputs and x are the layer's inputs. Its norm is |d| |x|, and the weighted sum over examples is
+    one matrix product (Goodfellow 2015; Li et al. 2022, "Large Language Models Can Be Strong Differentially Private
+    Learners", section 4). A Hessian-vector product is the derivative of d x^T along the direction, d' x^T + d x'^T.
     """
 
     layers: tuple[Passed, ...]
     names: frozenset[str]
     loss: Tensor
-    """The mean cross-entropy of the examples, a scalar, which is no contribution."""
+    """The mean cross-entropy of the examples, a scalar, which is not part of the contributions."""
 
     @classmethod
     def of(
@@ -55,7 +55,7 @@ class OuterProducts:
         labels: Tensor,
         direction: Parameters | None = None,
     ) -> "OuterProducts":
-        """Return the gradients of the cross-entropy in `names`; with a `direction` its Hessians times that."""
+        """Return the gradients of the cross-entropy in `names`, or its Hessians times `direction` if it is given."""
 
         seen: list[Tensor] = []
 
@@ -95,7 +95,7 @@ class OuterProducts:
                 if inputs_moved is None:
                     total[layer.weight] = outer.mT @ inputs
                 else:
-                    # Two products that nearly cancel must leave what their norm was computed of.
+                    # In float64, because the two products may nearly cancel and must still match the computed norm.
                     once, twice = outer.double().mT @ inputs.double(), (slopes * scale).double().mT
                     total[layer.weight] = (once + twice @ inputs_moved.double()).to(slopes.dtype)
             if layer.bias is not None and layer.bias in self.names:
@@ -110,7 +110,7 @@ def _squares(rows: Tensor) -> Tensor:
 
 
 def _squares_of_products(layer: Passed) -> Tensor:
-    """Return |d x^T|^2 of each example, or of its derivative d' x^T + d x'^T, where d' is given (x' may be 0)."""
+    """Return |d x^T|^2 of each example, or |d' x^T + d x'^T|^2 if d' is given (x' may be missing, which means 0)."""
     if layer.slopes_moved is None:
         return _squares(layer.slopes) * _squares(layer.inputs)
     found = _squares(layer.slopes_moved) * _squares(layer.inputs)
@@ -118,7 +118,7 @@ def _squares_of_products(layer: Passed) -> Tensor:
         return found
     slopes, wide = layer.slopes.double(), layer.inputs_moved.double()
     crossed = (layer.slopes_moved.double() * slopes).sum(1) * (layer.inputs.double() * wide).sum(1)
-    # Rounding may bring a sum of nothing below 0.
+    # Rounding may make a sum that should be 0 negative.
     return (found + _squares(slopes) * _squares(wide) + 2 * crossed).clamp(min=0.0)
 
 
@@ -129,7 +129,7 @@ def _numbers(rows: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Whole:
-    """Contributions as they are, `made` with a leading axis for the examples."""
+    """Contributions stored explicitly: `made` has a leading axis for the examples."""
 
     made: Parameters
     examples: "_Examples"
@@ -144,11 +144,11 @@ class Whole:
         direction: Parameters,
         contribution: Callable[[Parameters, Parameters, Tensor, Tensor], Parameters],
     ) -> Iterator["Whole"]:
-        """Yield, in parts that fit into memory, what `contribution` makes of each image by itself.
+        """Yield, in parts that fit into memory, the value of `contribution` for each image separately.
 
-        It is called with `parameters`, `direction` (may be empty), one image and its label. Where the model's first
+        It is called with `parameters`, `direction` (may be empty), one image and its label. If the model's first
         layer is dense (`dense_input_of`), the contribution of one image x to that layer's weight is d x^T for some d,
-        and d |x| is computed in its place: the same norm, and a sum over examples that is one matrix product.
+        and d |x| is computed instead: its norm is the same, and the sum over examples is one matrix product.
         """
         for examples in _chunks(model, parameters, images, labels):
 
@@ -185,7 +185,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class _Examples:
-    """Some examples as each is computed; with a dense first layer in the coordinate along its own image."""
+    """Some examples as used in the computation; for a dense first layer, in coordinates along their own images."""
 
     inputs: Tensor
     labels: Tensor
@@ -193,13 +193,13 @@ class _Examples:
     along: Tensor | None = None
 
     def columns(self, parameters: Parameters) -> Tensor:
-        """Return what the dense first layer of `parameters` is along each image, `(n, h)`, `(n, 0)` without one."""
+        """Return the first weight times each image's direction, `(n, h)`; `(n, 0)` if the layer is not dense."""
         if self.weight is None or self.along is None:
             return self.inputs.new_zeros(len(self.inputs), 0, dtype=torch.float32)
         return self.along @ parameters[self.weight].mT
 
     def named(self, column: Tensor) -> Parameters:
-        """Return the dense first layer of one example alone, `(h, 1)`; nothing without one."""
+        """Return the dense first layer's weight for one example, `(h, 1)`, by name; empty if it is not dense."""
         return {} if self.weight is None else {self.weight: column[:, None]}
 
 

@@ -1,4 +1,4 @@
-"""Ordinary federated learning: FedSGD and FedAvg (McMahan et al. 2017), which do not tell support from query set."""
+"""Ordinary federated learning: FedSGD and FedAvg (McMahan et al. 2017), with support and query set merged."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar
@@ -24,10 +24,10 @@ from metaleak.defenses import Reading
 
 
 class FedSGD(BaseModel):
-    """FedSGD: the gradient of the mean loss over all of a learner's examples at the sent parameters.
+    """FedSGD: the gradient of the mean loss over all of a learner's examples at the parameters the server sent.
 
-    Nothing is adapted in training. `inner_steps` and `inner_rate` are those of `adapt`, the fine-tuning at test time.
-    A defense of inner gradients acts on the one gradient that there is.
+    Nothing is adapted during training. `inner_steps` and `inner_rate` are used only by `adapt`, the fine-tuning at
+    test time. A defense of inner gradients is applied to the one gradient.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +43,7 @@ class FedSGD(BaseModel):
         return "direct"
 
     def adapted_names(self, model: Model, parameters: Parameters) -> frozenset[str]:
-        """Return no name: what is shared does not depend on any adaptation."""
+        """Return the empty set: what is shared does not depend on any adaptation."""
         return frozenset()
 
     def adapt(
@@ -54,7 +54,7 @@ class FedSGD(BaseModel):
         return inner_steps(model, parameters, images, labels, self.inner_steps, self.inner_rate, perturb=perturb)
 
     def outer_point(self, model: Model, parameters: Parameters, episode: Episode) -> Parameters:
-        """Return the sent parameters."""
+        """Return the parameters the server sent."""
         return parameters
 
     def meta_gradient(
@@ -71,7 +71,7 @@ class FedSGD(BaseModel):
 
     @property
     def readings(self) -> Mapping[Reading, int]:
-        """One mean of all examples."""
+        """One mean over all examples."""
         return {"all": 1}
 
     def released_meta_gradient(
@@ -85,11 +85,11 @@ class FedSGD(BaseModel):
 class FedAvg(BaseModel):
     """FedAvg: `epochs` of local SGD on all of a learner's examples, in batches of `batch` (`null`: all at once).
 
-    Shared is (w - theta) / rate with the local weights theta: the sum of the local gradients, as Reptile shares it.
-    An outer SGD of the rate `rate` is then the plain average of the learners' weights; one full-batch epoch shares
-    what FedSGD shares, and k of them what Reptile shares after k inner steps.
+    A learner shares (w - theta) / rate, where theta are its local weights: the sum of the local gradients, as in
+    Reptile. Outer SGD with learning rate `rate` then computes the plain average of the learners' weights. One
+    full-batch epoch gives the same result as FedSGD, and k full-batch epochs the same as Reptile with k inner steps.
 
-    Nothing is shuffled, for a rule is a pure function: the examples are dealt out to the batches of an epoch in turn,
+    Nothing is shuffled, because a rule is a pure function: examples are assigned to the batches of an epoch in turn,
     support set before query set, so that each batch gets examples of many classes and sizes differ by at most one.
     """
 
@@ -128,7 +128,7 @@ class FedAvg(BaseModel):
 
     @property
     def readings(self) -> Mapping[Reading, int]:
-        """One mean an epoch, of all examples or of the batch that an example is in."""
+        """One mean per epoch, over all examples or over the batch that contains the example."""
         return {"all" if self.batch is None else "batch": self.epochs}
 
     def released_meta_gradient(

@@ -1,4 +1,4 @@
-"""FedMeNF (Yun, Hong and Kim 2025): MAML whose outer loss counts the improvement by adaptation."""
+"""FedMeNF (Yun, Hong and Kim 2025): MAML whose outer loss measures the improvement by adaptation."""
 
 from typing import Annotated, ClassVar
 
@@ -17,10 +17,10 @@ from metaleak.defenses import Reading
 class FedMeNF(MAML):
     """MAML with the privacy-preserving loss L(theta; query) - `gamma` L(w; query), theta = adapt(w).
 
-    Source: Yun et al. 2025, "FedMeNF: Privacy-Preserving Federated Meta-Learning for Neural Fields", whose second
-    term keeps the initialization from fitting what a learner holds. There the loss is that of neural fields and a
-    learner takes several local steps; here it is the cross-entropy and one step, the meta-gradient, is shared.
-    `gamma: 0` is MAML. It promises nothing in the sense of differential privacy.
+    Source: Yun et al. 2025, "FedMeNF: Privacy-Preserving Federated Meta-Learning for Neural Fields", where the second
+    term keeps the initialization from fitting a learner's data. In the paper the loss is that of neural fields and a
+    learner takes several local steps; here it is the cross-entropy, and a single step, the meta-gradient, is shared.
+    `gamma: 0` is MAML. The rule gives no differential privacy guarantee.
     """
 
     stays_in_span: ClassVar[bool] = True
@@ -29,7 +29,7 @@ class FedMeNF(MAML):
 
     @property
     def taken_back(self) -> float:
-        """Return `gamma`: how much of each query example's gradient at the sent parameters is taken away again."""
+        """The fraction `gamma` of each query example's gradient at the sent parameters that is subtracted."""
         return self.gamma
 
     def meta_gradient(
@@ -44,13 +44,13 @@ class FedMeNF(MAML):
 
     @property
     def readings(self) -> dict[Reading, int]:
-        """One mean of the query set more than MAML takes."""
+        """The means that MAML takes, and one more over the query set."""
         return {**super().readings, "query": 2}
 
     def released_meta_gradient(
         self, model: Model, parameters: Parameters, episode: Episode, means: ReleasedMeans
     ) -> tuple[Parameters, Tensor]:
-        """Return the same from released means alone: the query set is read twice."""
+        """Return the same values, computed from released means alone; the query set is read twice."""
         gradient, loss = super().released_meta_gradient(model, parameters, episode, means)
         query = episode.query_inputs, episode.query_labels
         return self._without(

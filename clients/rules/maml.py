@@ -23,11 +23,12 @@ from metaleak.defenses import Reading
 
 
 class MAML(BaseModel):
-    """Model-agnostic meta-learning: the derivative of the query loss after adaptation (Finn et al. 2017).
+    """Model-agnostic meta-learning: the gradient of the query loss after adaptation (Finn et al. 2017).
 
-    `order: 2` differentiates through the adaptation; `order: 1` takes the query gradient at the adapted parameters
-    as it is (FOMAML). `adapts: head` moves only the classifier, the model's `head`, in the inner loop (ANIL, Raghu et
-    al. 2020), a list of patterns the parameters of such names; all parameters learn in the outer one.
+    `order: 2` differentiates through the adaptation; `order: 1` uses the query gradient at the adapted parameters
+    directly (FOMAML). With `adapts: head`, the inner loop updates only the classifier, the model's `head` (ANIL,
+    Raghu et al. 2020); with a list of patterns, it updates the parameters whose names match. The outer loop updates
+    all parameters.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,11 +42,11 @@ class MAML(BaseModel):
 
     @property
     def support_enters(self) -> SupportEntry:
-        """By the Hessian, unless it is left out."""
+        """Through the Hessian for order 2, else through the adapted parameters alone."""
         return "curvature" if self.order == 2 else "parameters"
 
     def adapted_names(self, model: Model, parameters: Parameters) -> frozenset[str]:
-        """Return the names of the parameters that the inner loop moves."""
+        """Return the names of the parameters that the inner loop updates."""
         if isinstance(self.adapts, tuple):
             return frozenset(name for name in parameters if any(fnmatchcase(name, one) for one in self.adapts))
         return frozenset(parameters if self.adapts == "all" else head_of(model))
@@ -70,8 +71,8 @@ class MAML(BaseModel):
     ) -> tuple[Parameters, Tensor]:
         """Return the meta-gradient, shaped like `parameters`, and the query loss after adaptation.
 
-        Order 2: d/dw L(adapt(w); query). Order 1: d/dtheta L(theta; query) at theta = adapt(w). A `perturb` that
-        adds noise is part of the function that is differentiated; the noise is a constant of it.
+        Order 2: d/dw L(adapt(w); query). Order 1: d/dtheta L(theta; query) at theta = adapt(w). Noise added by
+        `perturb` is part of the differentiated function, as a constant.
         """
 
         def query_loss(adapted: Parameters) -> Tensor:
@@ -88,7 +89,7 @@ class MAML(BaseModel):
 
     @property
     def readings(self) -> Mapping[Reading, int]:
-        """One mean of the support set an inner step, one more for its derivative, and one of the query set."""
+        """Per inner step a mean over the support set (order 2: one more for its derivative); one over the queries."""
         first_order: dict[Reading, int] = {"support": self.inner_steps, "query": 1}
         return {**first_order, "curvature": self.inner_steps} if self.order == 2 else first_order
 
@@ -97,15 +98,16 @@ class MAML(BaseModel):
     ) -> tuple[Parameters, Tensor]:
         """Return the meta-gradient from `means` alone, and the query loss after adaptation.
 
-        Order 1 post-processes the adapted parameters. Order 2 does not: d theta'/d theta = 1 - rate H(theta) has the
-        Hessian of the support set, which reads its examples again. So each product with H is a mean of its own, over
-        the examples' Hessians, taken backward from the last step: one more mechanism a step, on the support set.
+        Order 1 only post-processes the adapted parameters. Order 2 does not: d theta'/d theta = 1 - rate H(theta)
+        contains the Hessian of the support set, which reads its examples again. So each product with H is a separate
+        mean over the examples' Hessians, taken backward from the last step: one more mechanism on the support set per
+        step.
         """
         names = self.adapted_names(model, parameters)
         support = episode.support_inputs, episode.support_labels
         query = episode.query_inputs, episode.query_labels
         trail = means.descent(model, parameters, *support, self.inner_steps, self.inner_rate, "support", names)
-        # Only the second order computes with the gradients of parameters that are not sent.
+        # Only order 2 uses the gradients of parameters that are not sent.
         sent = frozenset(parameters) if self.order == 2 else means.shared(parameters)
         gradient, loss = means.gradient_and_loss(model, trail[-1], sent, *query, "query")
         for step in reversed(range(self.inner_steps if self.order == 2 else 0)):
@@ -116,10 +118,10 @@ class MAML(BaseModel):
 
 
 def first_order_maml(inner_steps: int = 1, inner_rate: float = 0.4) -> MAML:
-    """Return first-order MAML (FOMAML): the Hessian is left out."""
+    """Return first-order MAML (FOMAML), which ignores the Hessian."""
     return MAML(inner_steps=inner_steps, inner_rate=inner_rate, order=1)
 
 
 def anil(inner_steps: int = 1, inner_rate: float = 0.4) -> MAML:
-    """Return ANIL, "almost no inner loop": only the classifier adapts."""
+    """Return ANIL ("almost no inner loop"), which adapts only the classifier."""
     return MAML(inner_steps=inner_steps, inner_rate=inner_rate, adapts="head")

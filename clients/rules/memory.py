@@ -1,4 +1,4 @@
-"""The memory that a computation takes, and the limit on it."""
+"""The memory use of a computation, and its limit."""
 
 import os
 import weakref
@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def memory_share(device: torch.device) -> int:
-    """Return how many bytes one of the processes that share this machine may take for a batch.
+    """Return how many bytes one of the processes that share this machine may use for a batch.
 
-    A quarter of the machine's memory, or half of the GPU's, divided by the cores.
+    This is a quarter of the machine's memory, or half of the GPU's, divided by the number of cores.
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory) // 2 // (os.cpu_count() or 1)
@@ -22,9 +22,9 @@ def memory_share(device: torch.device) -> int:
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
-    """Return the most bytes that tensors made inside `compute()` take at a time, views counted once.
+    """Return the peak number of bytes held by tensors created inside `compute()`, counting shared storage once.
 
-    What an operation takes for itself while it runs, such as a convolution's unfolded images, is not seen.
+    Temporary memory inside an operation, such as a convolution's unfolded images, is not counted.
     """
     with _Living() as living:
         compute()
@@ -33,7 +33,7 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the storages of what the operations inside return, from their first sight to their end."""
+    """Tracks the storage of all tensors that operations return, from their creation to their release."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Means over examples under a defense of the place `example`, and the protocol of rules that use only these."""
+"""Means over examples under a defense of the place `example`, and the protocol of rules that use only such means."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,14 +18,15 @@ from metaleak.defenses import CountsNorms, ExampleMechanism, RandomSource, Readi
 
 @dataclass(frozen=True)
 class ReleasedMeans:
-    """Takes means over examples as `mechanism` releases them, with noise from `source` by kind and step.
+    """Computes means over examples as released by `mechanism`, with noise from `source` for each kind and step.
 
-    Each example is computed by itself, so that its contribution does not depend on the others. Where a model promises
-    that by itself, and consists of dense layers (`dense_layers_of`), no contribution is formed (`OuterProducts`).
+    Each example is computed separately, so that its contribution does not depend on the others. If the model
+    guarantees this itself and consists of dense layers (`dense_layers_of`), contributions are never formed
+    explicitly (`OuterProducts`).
 
-    `shares` are patterns of the names of the parameters that are sent; a mean that is sent without further
-    computation contains these parameters alone. `falls` collects, from each mean, by how much the logarithm of an
-    adaptive clipping norm should fall (`AdaptiveClip.fall`).
+    `shares` are patterns for the names of the parameters that are sent; a mean that is sent without further
+    computation contains only these parameters. `falls` collects, from each mean, the amount by which the logarithm
+    of an adaptive clipping norm should decrease (`AdaptiveClip.fall`).
     """
 
     mechanism: ExampleMechanism
@@ -60,7 +61,7 @@ class ReleasedMeans:
         reading: Reading,
         step: int = 0,
     ) -> tuple[Parameters, Tensor]:
-        """Return what `gradient` does, and the mean cross-entropy, a scalar without noise that nobody may be sent."""
+        """Return the result of `gradient` and the mean cross-entropy, a scalar without noise: never send it."""
 
         def contribution(parameters: Parameters, _: Parameters, image: Tensor, label: Tensor) -> Parameters:
             moving = {name: value for name, value in parameters.items() if name in names}
@@ -88,7 +89,7 @@ class ReleasedMeans:
     ) -> Parameters:
         """Return the mean Hessian of the cross-entropy times `direction`, over `images`; shaped like `parameters`.
 
-        `direction` may lack parameters: it is 0 there.
+        Parameters missing from `direction` count as 0.
         """
         full = {name: direction.get(name, torch.zeros_like(value)) for name, value in parameters.items()}
 
@@ -119,7 +120,7 @@ class ReleasedMeans:
         reading: Reading,
         names: frozenset[str] | None = None,
     ) -> list[Parameters]:
-        """Return `parameters` and what each of `steps` of gradient descent makes of them; only `names` move."""
+        """Return `parameters` before and after each of `steps` of gradient descent; only `names` are updated."""
         moving = frozenset(parameters) if names is None else names
         trail = [parameters]
         for step in range(steps):
@@ -150,25 +151,25 @@ class ReleasedMeans:
 
 @runtime_checkable
 class ReadsMeans(Protocol):
-    """A rule that can be computed from means over examples alone, whatever is added to them."""
+    """A rule that can be computed from means over examples alone, whatever noise is added to them."""
 
     @property
     def readings(self) -> Mapping[Reading, int]:
-        """Return how many means of each kind one example can contribute to in one meta-gradient."""
+        """The number of means of each kind that one example can contribute to in one meta-gradient."""
         ...
 
     def released_meta_gradient(
         self, model: Model, parameters: Parameters, episode: Episode, means: ReleasedMeans
     ) -> tuple[Parameters, Tensor]:
-        """Return the meta-gradient, which depends on examples through `means` alone, and the loss, which does not.
+        """Return the meta-gradient and the loss; only the meta-gradient depends on examples through `means` alone.
 
-        Nobody but the learner may see the loss.
+        The loss must not leave the learner.
         """
         ...
 
 
 def reads_means(rule: Rule) -> ReadsMeans:
-    """Return `rule`; raises `ValueError` in one line for one that cannot be computed from means over examples."""
+    """Return `rule`; raises a one-line `ValueError` if it cannot be computed from means over examples alone."""
     if not isinstance(rule, ReadsMeans):
         raise ValueError(
             f"rule: {type(rule).__name__} has no released_meta_gradient, which a defense of the place 'example' needs"

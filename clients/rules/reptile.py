@@ -22,7 +22,10 @@ from metaleak.defenses import Reading
 
 
 class Reptile(BaseModel):
-    """Reptile: the direction to where gradient descent on all of a learner's images leads (Nichol et al. 2018)."""
+    """Reptile: the direction of the total step of gradient descent on all of a learner's images.
+
+    Source: Nichol et al. 2018.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +51,7 @@ class Reptile(BaseModel):
     ) -> tuple[Parameters, Tensor]:
         """Return (w - theta) / inner_rate, shaped like `parameters`, and the loss on all images at theta.
 
-        theta are the parameters after `inner_steps` on the support and the query set together: Reptile knows no
+        theta are the parameters after `inner_steps` on the support and query set together, because Reptile has no
         split. The result equals the sum of the inner gradients.
         """
         images, labels = all_examples(episode)
@@ -58,7 +61,7 @@ class Reptile(BaseModel):
 
     @property
     def readings(self) -> Mapping[Reading, int]:
-        """One mean of all images an inner step."""
+        """One mean over all images per inner step."""
         return {"all": self.inner_steps}
 
     def released_meta_gradient(

@@ -1,4 +1,4 @@
-"""The protocol of a meta-learning rule, and the gradient descent that all rules share."""
+"""The protocol for meta-learning rules, and the gradient descent shared by all rules."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal, Protocol, runtime_checkable
@@ -19,14 +19,14 @@ InnerSteps = Annotated[int, Field(ge=1, le=100)]
 InnerRate = Annotated[float, Field(gt=0, le=100)]
 
 Perturb = Callable[[Parameters, int], Parameters]
-"""Applies a defense to the gradient of the inner step of this number, counted from 0."""
+"""Applies a defense to a gradient; the second argument is the number of the inner step, from 0."""
 
 SupportEntry = Literal["direct", "curvature", "parameters"]
 """How the support set enters what is shared.
 
-- `direct`: as the query set does; the gradients of all examples are summed (Reptile, FedSGD, FedAvg).
-- `curvature`: by the Hessian of its loss, for the adaptation is differentiated (second-order MAML, ANIL).
-- `parameters`: by the adapted parameters alone, at which the query gradient is taken (first-order MAML).
+- `direct`: in the same way as the query set; the gradients of all examples are summed (Reptile, FedSGD, FedAvg).
+- `curvature`: through the Hessian of its loss, because the adaptation is differentiated (second-order MAML, ANIL).
+- `parameters`: only through the adapted parameters, at which the query gradient is taken (first-order MAML).
 """
 
 
@@ -34,17 +34,17 @@ SupportEntry = Literal["direct", "curvature", "parameters"]
 class Rule(Protocol):
     """A meta-learning rule.
 
-    `meta_gradient` is a pure function of its arguments: the same one runs in the learner, under `torch.func.vmap`
-    over a batch of episodes, and inside the attack that inverts it. `adapt` is what a learner does with the
-    initialization at test time.
+    `meta_gradient` is a pure function of its arguments: the same function runs in the learner, under
+    `torch.func.vmap` over a batch of episodes, and inside the attack that inverts it. `adapt` is the learner's
+    adaptation of the initialization at test time.
 
-    The class attribute `stays_in_span = True` is optional. It promises that the weight which multiplies the images
-    moves only along gradients, and that only gradients are sent for it: their rows lie in the span of the learner's
-    images. This excludes weight decay and steps by signs. Learners are then computed faster where the model allows
-    it, see `own_span`. A derived class must set the attribute again.
+    The class attribute `stays_in_span = True` is optional. It guarantees that the weight which multiplies the images
+    is updated only along gradients, and that only gradients are sent for it, so that their rows lie in the span of
+    the learner's images. This excludes weight decay and sign-based steps. Learners are then computed faster where the
+    model allows it (see `own_span`). A derived class must set the attribute again.
 
-    What attacks may ask of a rule, `support_entry`, `adapted_names` and `outer_point`, it states in members of these
-    names where the default of these functions does not hold.
+    Attacks query a rule with `support_entry`, `adapted_names` and `outer_point`. A rule for which the defaults of
+    these functions do not hold defines the members `support_enters`, `adapted_names` and `outer_point`.
     """
 
     def meta_gradient(
@@ -81,10 +81,10 @@ class AdaptsSome(Protocol):
 
 @runtime_checkable
 class StatesOuterPoint(Protocol):
-    """A rule that takes the gradients of its query set elsewhere than at the adapted parameters."""
+    """A rule that evaluates the gradients of its query set at parameters other than the adapted ones."""
 
     def outer_point(self, model: Model, parameters: Parameters, episode: Episode) -> Parameters:
-        """Return the parameters at which it takes them for this episode; the mean, where there are several."""
+        """Return the parameters at which the gradients are evaluated; their mean if there are several."""
         ...
 
 
@@ -94,22 +94,22 @@ class TakesBack(Protocol):
 
     @property
     def taken_back(self) -> float:
-        """The fraction that is taken away."""
+        """The fraction that is subtracted."""
         ...
 
 
 def support_entry(rule: Rule) -> SupportEntry:
-    """Return how the support set enters what `rule` shares; `parameters` for a rule that does not state it."""
+    """Return how the support set enters what `rule` shares; `"parameters"` if the rule does not state it."""
     return rule.support_enters if isinstance(rule, StatesSupportEntry) else "parameters"
 
 
 def adapted_names(rule: Rule, model: Model, parameters: Parameters) -> frozenset[str]:
-    """Return the names of the parameters that `rule` adapts; all for a rule that does not state it."""
+    """Return the names of the parameters that `rule` adapts; all names if the rule does not state them."""
     return rule.adapted_names(model, parameters) if isinstance(rule, AdaptsSome) else frozenset(parameters)
 
 
 def outer_point(rule: Rule, model: Model, parameters: Parameters, episode: Episode) -> Parameters:
-    """Return the parameters at which `rule` takes the gradients of query examples; the adapted ones by default."""
+    """Return the parameters at which `rule` evaluates the query set's gradients, by default the adapted ones."""
     if isinstance(rule, StatesOuterPoint):
         return rule.outer_point(model, parameters, episode)
     return rule.adapt(model, parameters, episode)
@@ -121,9 +121,10 @@ def taken_back(rule: Rule) -> float:
 
 
 def all_examples(episode: Episode) -> tuple[Tensor, Tensor]:
-    """Return the support and the query set as one, images and labels.
+    """Return the images and the labels of the support and query set, concatenated.
 
-    Where the labels of one set are class probabilities and those of the other positions, all become probabilities.
+    If the labels of one set are class probabilities and those of the other are class positions, all are converted to
+    probabilities.
     """
     labels = [episode.support_labels, episode.query_labels]
     soft = [one for one in labels if one.is_floating_point()]
@@ -153,7 +154,8 @@ def inner_steps(
 ) -> Parameters:
     """Return `parameters` after `steps` of gradient descent on the cross-entropy (Finn et al. 2017, eq. 1).
 
-    Only `names` move (all when `None`). Differentiable in every input; `perturb` sees each step's gradient first.
+    Only the parameters `names` are updated (all when `None`). `perturb` is applied to each step's gradient before the
+    update. Differentiable with respect to every input.
     """
     fixed = {name: value for name, value in parameters.items() if names is not None and name not in names}
     moving = {name: value for name, value in parameters.items() if name not in fixed}
@@ -166,7 +168,7 @@ def inner_steps(
 
     for step in range(steps):
         if perturb is None:
-            # The rate multiplies the loss, a scalar, and not every gradient: large networks are limited by memory
+            # The rate multiplies the scalar loss instead of every gradient: large networks are limited by memory
             # traffic.
             update: Parameters = grad(descent)(moving)
         else:

@@ -1,7 +1,7 @@
-"""Derivatives by `torch.func` without torch's compiler, which they import at their first use.
+"""Using `torch.func` without importing torch's compiler.
 
-The import takes more than a second and 160 MB in every process. All that a derivative wants of the compiler is that
-compiled autograd is off meanwhile, and where the compiler is not imported it is.
+The first derivative normally imports the compiler, which takes more than a second and 160 MB in every process. It
+needs the compiler only to disable compiled autograd, which is never enabled while the compiler is not imported.
 """
 
 import sys
@@ -15,7 +15,7 @@ _COMPILER = "torch._dynamo"
 
 
 class _Later:
-    """Stands for a module that is imported when something else than `known` is asked of it."""
+    """A placeholder for a module, which is imported when an attribute other than those in `known` is accessed."""
 
     def __init__(self, module: str, known: dict[str, Any]) -> None:
         self._module, self._known = module, known
@@ -27,8 +27,8 @@ class _Later:
 
 
 def leave_compiler_out() -> None:
-    """Keep `torch.func` from importing torch's compiler; whoever asks for the compiler still gets it."""
+    """Keep `torch.func` from importing torch's compiler; explicit use of the compiler still imports it."""
     if _COMPILER not in sys.modules and not isinstance(vars(torch).get("_dynamo"), _Later):
         autograd = _Later(f"{_COMPILER}.compiled_autograd", {"_disable": nullcontext})
-        # An import of the compiler puts the module itself in this place.
+        # Importing the compiler replaces this placeholder with the module itself.
         torch._dynamo = _Later(_COMPILER, {"compiled_autograd": autograd})  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What a reply says, once it has been checked against what was asked: the same for the strategy and the recorder."""
+"""Parsing of a reply and its checks against the request, for both the strategy and the recorder."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -22,11 +22,11 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the learners that a message asked for sent.
+    """The contributions of the learners that a message requested.
 
-    `rows` are the ascending offsets among the asked learners of those that answered, `gradients` what they sent,
-    views stacked in that order, or with `summed` their partial sums. `missing` says of the other learners why, in a
-    word and a line.
+    `rows` holds the ascending offsets, among the requested learners, of those that answered. `gradients` holds their
+    gradients as views stacked in that order or, if `summed`, their partial sums. `missing` gives, for each other
+    learner, the kind of failure and a one-line reason.
     """
 
     rows: list[int]
@@ -42,11 +42,13 @@ def read_answer(
     records: Collection[str] = ("arrays",),
     parts: int | None = None,
 ) -> Answer:
-    """Return what a reply of this `content` answers to a message that asked for the learners `asked`, without a copy.
+    """Parse a reply with this `content` to a message that requested the learners `asked`, without copying arrays.
 
-    Raises `Refused` when its array records are not those called `records`, or hold anything but arrays of the names
-    and `kinds` that were sent, stacked by learners that were asked, in ascending order. A message that asked for
-    sums, of so many `parts`, may be answered by these, float64. Whether the numbers are finite is not looked at.
+    If the message requested sums in `parts` parts, the reply may hold these partial sums in float64 instead of
+    gradients. Whether the numbers are finite is not checked.
+
+    Raises `Refused` unless the array records are named `records` and hold exactly the arrays in `kinds`, with these
+    names, types and shapes, stacked over requested learners in ascending order.
     """
     learners, missing = _who(content, asked)
     summed = parts is not None and content.config_records["config"].get("summed") is True
@@ -71,10 +73,9 @@ def read_answer(
 
 
 def learner_ids(content: RecordDict, key: str = "learner-ids") -> list[int] | None:
-    """Return the learners that a message's config record `config` names under `key`, `None` when there is no such
-    entry.
+    """Return the learners listed under `key` in a message's config record `config`; `None` without such an entry.
 
-    Raises `Refused` when the entry is no list of whole numbers.
+    Raises `Refused` when the entry is not a list of whole numbers.
     """
     config = content.config_records.get("config")
     numbers = None if config is None else config.get(key)
@@ -86,7 +87,7 @@ def learner_ids(content: RecordDict, key: str = "learner-ids") -> list[int] | No
 
 
 def asked_learners(content: RecordDict) -> tuple[int, ...] | None:
-    """Return the learners that a message asks for; `None` when it names none, or means something else by the name."""
+    """Return the learners that a message requests; `None` when `learner-ids` is missing or not a list of integers."""
     try:
         learners = learner_ids(content)
     except Refused:
@@ -95,13 +96,13 @@ def asked_learners(content: RecordDict) -> tuple[int, ...] | None:
 
 
 def array_bytes(content: RecordDict) -> int:
-    """Return how many bytes the arrays of a message take, at least what a header takes."""
+    """Return the size of a message's arrays in bytes, at least 1024 to allow for headers."""
     records = content.array_records.values()
     return max(1024, sum(len(array.data) for record in records for array in record.values()))
 
 
 def arrays_by_name(content: RecordDict) -> dict[str, Array]:
-    """Return a message's arrays by name; with several array records, as `<record>/<name>`."""
+    """Return a message's arrays by name, or by `<record>/<name>` if there are several array records."""
     records = content.array_records
     return {
         name if len(records) == 1 else f"{key}/{name}": array
@@ -111,14 +112,14 @@ def arrays_by_name(content: RecordDict) -> dict[str, Array]:
 
 
 def views_by_name(content: RecordDict) -> Arrays:
-    """Return views of a message's arrays, named as `arrays_by_name` does; raises `Refused` for one that has none."""
+    """Return views of a message's arrays, named as in `arrays_by_name`; raises `Refused` if an array is malformed."""
     return {name: _viewed(name, array) for name, array in arrays_by_name(content).items()}
 
 
 def statements(content: RecordDict) -> dict[str, object]:
-    """Return what a message's metric and config records state by name; with several of one name, `<record>/<name>`.
+    """Return the entries of a message's metric and config records by name, or `<record>/<name>` if names repeat.
 
-    What says to whom the arrays belong (`learner-ids` and the like) is left out.
+    Entries that only map the arrays to learners (`learner-ids` and the like) are left out.
     """
     told = [
         (key, name, value)
@@ -132,7 +133,7 @@ def statements(content: RecordDict) -> dict[str, object]:
 
 
 def in_one_line(text: str) -> str:
-    """Return what a stranger said as one short line without control characters."""
+    """Return untrusted text as one line of at most 300 characters, without control characters."""
     return "".join(sign if sign.isprintable() else " " for sign in text)[:300]
 
 
@@ -153,14 +154,14 @@ def _who(content: RecordDict, asked: Sequence[int]) -> tuple[list[int], dict[int
         if number not in known:
             raise Refused(f"learner {str(number)[:40]} was not asked")
     if learners != sorted(set(learners)) or set(learners) & set(absent):
-        raise Refused("learner ids are not ascending, or stand twice")
+        raise Refused("learner ids are not ascending or are repeated")
     kinds, reasons = (
         value if isinstance(value := content.config_records["config"].get(key, []), list) else []
         for key in ("missing-kinds", "missing-reasons")
     )
     there = set(learners)
     missing: dict[int, tuple[Missing, str]] = {
-        number: ("failed", "the node did not speak of it") for number in asked if number not in there
+        number: ("failed", "the node's reply does not mention it") for number in asked if number not in there
     }
     for number, kind, reason in zip(absent, kinds, reasons, strict=False):
         word: Missing = kind if kind in ("dropped", "late", "refused") else "failed"
@@ -169,6 +170,6 @@ def _who(content: RecordDict, asked: Sequence[int]) -> tuple[list[int], dict[int
 
 
 def _short(names: list[str]) -> str:
-    """Return names as text that stays one short line, whatever a stranger called them."""
+    """Return untrusted names as one short line of text."""
     text = ", ".join(repr(name)[:60] for name in names[:8])
     return f"[{text}{', ...' if len(names) > 8 else ''}]"

@@ -1,4 +1,4 @@
-"""Arrays by name, and their types."""
+"""Named arrays and their types."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-"""Arrays by name."""
+"""Arrays, keyed by name."""
 
 ArrayTypes = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
-"""Type and shape of arrays by name."""
+"""The type and shape of each array, keyed by name."""
 
 
 def array_types(arrays: Arrays, leading: int = 0) -> ArrayTypes:
-    """Return the types of arrays, little-endian, and their shapes without the first `leading` axes."""
+    """Return the little-endian types of arrays and their shapes without the first `leading` axes."""
     return {name: (value.dtype.newbyteorder("<"), value.shape[leading:]) for name, value in arrays.items()}
 
 
 def storage_order(types: Mapping[str, np.dtype[Any]]) -> list[str]:
-    """Return the names of arrays of these `types` in the order in which a file holds them.
+    """Return the names of arrays of these `types` in the order in which they are stored in a file.
 
-    Wide types come first, as in the safetensors library: then every array begins at a multiple of its item's size.
+    Wider types come first, as in the safetensors library, so that every array starts at a multiple of its item size.
     """
     return sorted(types, key=lambda name: (-types[name].itemsize, name))

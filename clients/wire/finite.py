@@ -1,4 +1,4 @@
-"""Which rows of stacked arrays are finite, and how long they are, in little more memory than the arrays."""
+"""Finiteness and norms of the rows of stacked arrays, computed in blocks to use little additional memory."""
 
 import math
 
@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from metaleak.clients.wire.arrays import Arrays
 
-_BLOCK = 1 << 20  # bytes that are looked at together
+_BLOCK = 1 << 20  # bytes processed at a time
 
 
 def finite_rows(arrays: Arrays, rows: int) -> npt.NDArray[np.bool_]:
-    """Return for each of the `rows` of the arrays' leading axis whether all its entries are finite numbers."""
+    """Return, for each of the `rows` along the arrays' leading axis, whether all of its entries are finite."""
     finite = np.ones(rows, np.bool_)
     for value in arrays.values():
         if value.dtype.kind in "fc":
@@ -21,7 +21,7 @@ def finite_rows(arrays: Arrays, rows: int) -> npt.NDArray[np.bool_]:
 
 
 def row_norms(arrays: Arrays, rows: int) -> npt.NDArray[np.float64]:
-    """Return the L2 norm of each row over all arrays; infinite or NaN where an entry is."""
+    """Return the L2 norm of each row over all arrays, `(rows,)`; infinite or NaN if one of its entries is."""
     squares = np.zeros(rows)
     for value in arrays.values():
         for block in _blocks(value):
@@ -31,6 +31,6 @@ def row_norms(arrays: Arrays, rows: int) -> npt.NDArray[np.float64]:
 
 
 def _blocks(value: np.ndarray) -> list[slice]:
-    """Return slices that cut the leading axis into parts of about `_BLOCK` bytes, at least a row each."""
+    """Return slices that cut the leading axis into parts of about `_BLOCK` bytes, each of at least one row."""
     step = max(1, _BLOCK // max(1, math.prod(value.shape[1:]) * value.itemsize))
     return [slice(start, min(start + step, len(value))) for start in range(0, len(value), step)]

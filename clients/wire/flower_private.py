@@ -1,23 +1,23 @@
-"""Everything that is used of Flower beyond its documented packages, which may move with any version.
+"""All uses of Flower beyond its documented packages; these names may move in any version of Flower.
 
-The documented ones are `flwr.app`, `flwr.clientapp`, `flwr.serverapp`, `flwr.server` and `flwr.simulation`.
+The documented packages are `flwr.app`, `flwr.clientapp`, `flwr.serverapp`, `flwr.server` and `flwr.simulation`.
 """
 
 from flwr.app import Message
 
-# The classic strategies' messages: what `configure_fit` returns and `aggregate_fit` receives.
+# The messages of classic strategies: what `configure_fit` returns and `aggregate_fit` receives.
 from flwr.common import Code, EvaluateIns, EvaluateRes, FitIns, FitRes, Parameters, Scalar
 
-# What an error reply says went wrong; replies are tried again by it, and made with it in this process.
+# The codes of error replies: they decide whether to retry, and error replies made in this process carry them.
 from flwr.common.constant import ErrorCode
 
-# The classic strategies' handle on a client, whose `cid` says which one an answer comes from.
+# The handle on a client in classic strategies; its `cid` identifies the client that a reply comes from.
 from flwr.server.client_proxy import ClientProxy
 
-# `flwr.serverapp.Grid` has it in its signatures, and a grid of this process needs one.
+# `flwr.serverapp.Grid` uses it in its signatures, and a grid in this process needs one.
 from flwr.supercore.run import Run
 
-# Every message is stamped with the run that it belongs to, which Flower's launchers set here.
+# Every message carries the run that it belongs to, which Flower's launchers set here.
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
@@ -37,10 +37,10 @@ __all__ = [
 
 
 def begin_run(run: Run) -> None:
-    """Let the messages that this process makes belong to `run`."""
+    """Assign the messages that this process creates to `run`."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run.run_id, 1, 1
 
 
 def name_message(message: Message, name: str) -> None:
-    """Give `message` the id `name`, as Flower's own grids do; its constructor takes none."""
+    """Set the id of `message` to `name`, as Flower's own grids do; the constructor does not accept an id."""
     message.metadata.__dict__["_message_id"] = name

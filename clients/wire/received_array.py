@@ -1,4 +1,4 @@
-"""Reading an array that came over the wire: as a view, and only after its size has been checked."""
+"""Reading a received array as a view, after checking its size."""
 
 import math
 import re
@@ -10,19 +10,21 @@ from flwr.app import Array
 
 _LONGEST_HEADER = 4096
 _MAGIC = b"\x93NUMPY"
-# What NumPy writes for plain numbers (NEP 1). Its own reader takes any Python literal, and raises any error on one.
+# What NumPy writes for plain numbers (NEP 1). NumPy's own reader accepts any Python literal, and may raise any error.
 _HEADER = re.compile(
     rb"\{'descr': '([<>|][biufc][0-9]{1,2})', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\), \}[ ]*\n"
 )
 
 
 def view(array: Array) -> npt.NDArray[Any]:
-    """Return the numbers of `array` as they lie in its data: read only, nothing is copied.
+    """Return a read-only view of the numbers in the data of `array`, without copying them.
 
-    Raises `ValueError` in one line when the data are not a plain `.npy` file of just the size that its header says,
-    or the header says another shape than the array does. An array that states neither type nor shape, as Flower's
-    classic workflow sends them, has those of its header. One that says where its numbers are `mapped`, as the server
-    says it of a file that a node of its machine has handed over, has been checked when it was.
+    An array that states neither type nor shape, as in Flower's classic workflow, takes both from its `.npy` header.
+    An array with the attribute `mapped`, which the server sets for a file from a node on its own machine, was checked
+    when that was set, and is returned as it is.
+
+    Raises `ValueError` with a one-line message when the data are not a plain `.npy` file of exactly the size given by
+    its header, or when the shape in the header differs from that of the array.
     """
     mapped = getattr(array, "mapped", None)
     if isinstance(mapped, np.ndarray):
@@ -36,7 +38,7 @@ def view(array: Array) -> npt.NDArray[Any]:
     offset = start + int.from_bytes(data[8:start], "little")
     parsed = _HEADER.fullmatch(bytes(data[start:offset])) if offset <= min(len(data), _LONGEST_HEADER) else None
     if parsed is None:
-        raise ValueError("has a .npy header that is damaged or says something else than plain numbers")
+        raise ValueError("has a .npy header that is damaged or describes something other than plain numbers")
     try:
         dtype = np.dtype(parsed[1].decode())
         shape = tuple(int(size) for size in parsed[3].decode().split(",") if size.strip())
@@ -44,9 +46,9 @@ def view(array: Array) -> npt.NDArray[Any]:
         raise ValueError("has a .npy header with an unknown type or a damaged shape") from None
     stated = bool(array.dtype or array.shape)
     if stated and shape != tuple(array.shape):
-        raise ValueError(f"says shape {tuple(array.shape)} outside and {shape} inside")
+        raise ValueError(f"states shape {tuple(array.shape)}, but its .npy header states {shape}")
     held, expected = len(data) - offset, math.prod(shape) * dtype.itemsize
     if held != expected:
-        raise ValueError(f"of shape {shape} and type {dtype} takes {expected} bytes, it has {held}")
+        raise ValueError(f"of shape {shape} and type {dtype} takes {expected} bytes, but it has {held}")
     flat = np.frombuffer(data, dtype=dtype, offset=offset)
     return flat.reshape(shape[::-1]).T if parsed[2] == b"True" else flat.reshape(shape)

@@ -1,4 +1,4 @@
-"""Gradients handed over in a file of this machine: the message then carries the file's name alone."""
+"""Gradients passed to the server in a local file; the message then carries only the name of the file."""
 
 import contextlib
 import math
@@ -19,10 +19,10 @@ from metaleak.clients.wire.stacked_arrays import StackedArrays, numpy_type
 
 
 class ReplyFile:
-    """A new file in `folder` for the gradients of `rows` learners, like `StackedArrays`, filled from the front.
+    """A new file in `folder` for the gradients of `rows` learners, filled in order, as in `StackedArrays`.
 
-    The numbers lie there in the order of a record's file, behind `head_bytes`. Raises `OSError` when there is no room
-    for them. Of what is not handed over nothing stays behind.
+    The numbers are stored in the order of a record's file, after `head_bytes` free bytes. The file is removed unless
+    `record` passes it on. Raises `OSError` when there is not enough disk space.
     """
 
     def __init__(self, folder: Path, rows: int, like: Parameters) -> None:
@@ -37,7 +37,7 @@ class ReplyFile:
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file, 0, size)
-            else:  # macOS promises no room in advance.
+            else:  # macOS cannot reserve disk space in advance.
                 os.ftruncate(self._file, size)
         except OSError:
             self._end()
@@ -53,7 +53,7 @@ class ReplyFile:
         self._filled += count
 
     def record(self) -> ArrayRecord:
-        """Return Flower's arrays by name: handles, or where rows are missing the numbers themselves."""
+        """Return Flower's arrays by name: references to the file or, if rows are missing, the numbers themselves."""
         if self._filled < self._rows:
             return self._numbers()
         record = ArrayRecord()

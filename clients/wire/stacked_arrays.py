@@ -1,4 +1,4 @@
-"""Meta-gradients of many learners as Flower arrays, laid down once and moved without another copy."""
+"""Meta-gradients of many learners as Flower arrays, written once and sent without further copies."""
 
 import math
 from typing import Any
@@ -15,11 +15,11 @@ _HEADER = 256
 
 
 class StackedArrays:
-    """Room for the gradients of `rows` learners, one `.npy` array a parameter, of its type, filled from the front.
+    """A buffer for the gradients of `rows` learners, one `.npy` array per parameter, of its type, filled in order.
 
-    Flower moves an array as the bytes of a `.npy` file. Here that file is the very buffer into which the gradients
-    are written. A NumPy buffer, unlike `bytes`, goes through Ray's object store without being copied into a pickle
-    first.
+    Flower sends an array as the bytes of a `.npy` file. Here the gradients are written directly into the buffer that
+    holds this file. A NumPy buffer, unlike `bytes`, passes through Ray's object store without first being copied into
+    a pickle.
     """
 
     def __init__(self, rows: int, like: Parameters) -> None:
@@ -50,7 +50,7 @@ class StackedArrays:
 
 
 def numpy_type(value: torch.Tensor) -> np.dtype[Any]:
-    """Return the type that a tensor's numbers have in NumPy."""
+    """Return the NumPy type that corresponds to a tensor's type."""
     return torch.empty(0, dtype=value.dtype).numpy().dtype
 
 
@@ -62,7 +62,7 @@ def _array(shape: tuple[int, ...], dtype: np.dtype[Any], file: npt.NDArray[np.ui
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """Return the head of a `.npy` file (version 1.0) in C order, `_HEADER` bytes long."""
+    """Return the header of a `.npy` file (version 1.0) in C order, `_HEADER` bytes long."""
     described = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape!r}, }}".encode("latin1")
     start = b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little")
     return (start + described).ljust(_HEADER - 1) + b"\n"

@@ -1,4 +1,4 @@
-"""Gradients of the learners of one message, added up where they were computed."""
+"""Partial sums of the gradients of one message's learners, added up on the node that computed them."""
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from metaleak.clients.wire.tree_sum import TreeSum
 
 
 class SummedArrays:
-    """Partial sums of the gradients of `count` learners that stand at the positions from `first` on in their round.
+    """Partial sums of the gradients of the `count` learners at consecutive positions in the round from `first`.
 
-    They are those of the server's own sum (`TreeSum`), so that the mean has the same bits whoever adds. A gradient
-    with an entry that is not finite is left out, as the server would leave it out.
+    They are the partial sums of the server's own summation (`TreeSum`), so the mean has the same bits wherever it is
+    added up. A gradient with non-finite entries is left out, as the server would do.
     """
 
     def __init__(self, first: int, count: int, like: Parameters) -> None:
@@ -23,7 +23,7 @@ class SummedArrays:
         self._done = 0
 
     def append(self, offsets: list[int], gradients: Parameters) -> dict[int, str]:
-        """Add gradients `(L, ...)` of the learners at these offsets, ascending and beyond all before.
+        """Add gradients `(L, ...)` of the learners at these offsets, which ascend and exceed all previous ones.
 
         Returns the offsets that are left out, each with the reason.
         """
@@ -34,12 +34,12 @@ class SummedArrays:
         good = [offset for offset, fine in zip(offsets, finite, strict=True) if fine]
         left_out = dict.fromkeys(sorted(set(offsets) - set(good)), "has entries that are not finite")
         if not self._added(good, {name: value[finite] for name, value in arrays.items()}):
-            # Finite one by one: only float64 can be so large.
+            # Each is finite by itself: only float64 entries can be large enough for this.
             left_out |= dict.fromkeys(good, "the sum with others is not finite")
         return left_out
 
     def record(self) -> ArrayRecord:
-        """Return the partial sums in the order of `tree_nodes`, stacked, as Flower's arrays by name, float64."""
+        """Return the partial sums as float64 Flower arrays by name, stacked in the order of `tree_nodes`."""
         self._sum.add(self._first + self._done, self._count - self._done, [], {})
         parts = self._sum.parts()
         shapes = {name: tuple(value.shape) for name, value in self._like.items()}
@@ -47,13 +47,13 @@ class SummedArrays:
             len(parts), like={name: torch.empty(shape, dtype=torch.float64) for name, shape in shapes.items()}
         )
         for part in parts:
-            # The one number that changes no bit of a sum.
+            # -0.0 is the only number that never changes a bit of a sum.
             sums = part or {name: np.full(shape, -0.0) for name, shape in shapes.items()}
             stack.append({name: torch.from_numpy(value[np.newaxis]) for name, value in sums.items()})
         return stack.record()
 
     def _added(self, offsets: list[int], arrays: dict[str, np.ndarray]) -> bool:
-        """Add all positions up to the last of `offsets`."""
+        """Add all positions up to the last of `offsets`; return whether everything was finite."""
         if not offsets:
             return True
         start, end = self._done, offsets[-1] + 1

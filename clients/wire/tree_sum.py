@@ -1,4 +1,4 @@
-"""A sum over learners that has the same bits whatever the order of arrival, in little memory."""
+"""A sum over learners whose bits do not depend on the order of arrival, in little memory."""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ import numpy.typing as npt
 from metaleak.clients.wire.arrays import Arrays
 
 Sums = dict[str, npt.NDArray[np.float64]]
-"""A sum of gradients by name, float64."""
+"""A float64 sum of gradients, keyed by name."""
 
 _Vector = npt.NDArray[np.float64]
-"""A sum with all names one after the other."""
+"""A sum as one vector, with the arrays of all names concatenated."""
 
 
 class TreeSum:
     """Adds float32 gradients in float64, pairwise along a fixed binary tree over positions.
 
-    Position p is that of the p-th learner of a round. Two neighbors are added as soon as both are known, so about
-    log2(n) partial sums are held when answers come nearly in order. A learner that does not answer leaves its
-    neighbor's bits as they are; how positions were grouped into replies does not matter either, nor who adds up the
-    gradients of adjacent positions (`parts`).
+    Position p belongs to the p-th learner of a round. Two neighbors are added as soon as both are known, so about
+    log2(n) partial sums are held when replies arrive nearly in order. If a learner does not answer, its neighbor's
+    bits stay unchanged. The result depends neither on how positions are grouped into replies nor on where the
+    gradients of adjacent positions are added up (`parts`).
     """
 
     def __init__(self) -> None:
@@ -32,10 +32,10 @@ class TreeSum:
         self._free: list[_Vector] = []
 
     def add(self, first: int, count: int, rows: Sequence[int], gradients: Arrays) -> bool:
-        """Add what the positions `first` to `first + count - 1` sent, and return whether all of it is finite.
+        """Add the gradients of the positions `first` to `first + count - 1`; return whether all sums are finite.
 
-        `rows` are the ascending offsets of those that answered, `gradients` theirs, stacked `(len(rows), ...)`. If
-        anything is infinite or not a number, nothing is added.
+        `rows` are the ascending offsets of the positions that answered, and `gradients` their gradients, stacked
+        `(len(rows), ...)`. If any sum is infinite or NaN, nothing is added.
         """
         values = self._flat(gradients, len(rows))
         answered: list[int | None] = [None] * count
@@ -59,8 +59,9 @@ class TreeSum:
         return True
 
     def add_parts(self, first: int, count: int, parts: Arrays) -> bool:
-        """Add what another's `parts` hold of the positions `first` to `first + count - 1`, and return whether all is
-        finite; if it is not, nothing is added.
+        """Add the `parts` of another sum, over the positions `first` to `first + count - 1`.
+
+        Returns whether all numbers are finite; if they are not, nothing is added.
         """
         if not all(_finite(value) for value in parts.values()):
             return False
@@ -73,22 +74,22 @@ class TreeSum:
         return True
 
     def parts(self) -> list[Sums | None]:
-        """Return the partial sums of all positions added, which are adjacent, in the order of `tree_nodes`.
+        """Return the partial sums of all positions added so far, in the order of `tree_nodes`.
 
-        It is `None` where nobody of its positions answered.
+        The positions must be adjacent. A partial sum is `None` if none of its positions answered.
         """
         return [self._named(self._known[node]) for node in sorted(self._known, key=lambda node: node[1] << node[0])]
 
     def total(self) -> Sums:
-        """Return the sum of everything added; empty when nothing was."""
+        """Return the sum of all gradients added; empty if there are none."""
         while len(self._known) > 1:
             level, index = min(self._known)
-            # The neighbor will never come.
+            # The neighbor will never arrive.
             self._insert(level + 1, index // 2, self._known.pop((level, index)))
         return self._named(next(iter(self._known.values()), None)) or {}
 
     def _flat(self, arrays: Arrays, rows: int) -> list[tuple[slice, np.ndarray]]:
-        """Return stacked arrays as rows of numbers, each with its place in a vector."""
+        """Return stacked arrays as rows of numbers, each with its slice of a vector."""
         if arrays and not self._places:
             for name, value in arrays.items():
                 shape = value.shape[1:]
@@ -111,16 +112,16 @@ class TreeSum:
     def _sum_into(
         self, total: _Vector, values: list[tuple[slice, np.ndarray]], answered: list[int | None], level: int
     ) -> None:
-        """Write the sum of 2 ** `level` positions, along the tree."""
+        """Write the sum of 2 ** `level` positions into `total`, adding along the tree."""
         if level == 0:
             if answered[0] is None:
-                # The one number that changes no bit of a sum.
+                # -0.0 is the only number that never changes a bit of a sum.
                 total.fill(-0.0)
             else:
                 _copy(total, values, answered[0])
             return
-        # Depth first and in the same room again and again: the partial sums of many learners at once would not fit
-        # into the processor's cache.
+        # Depth first, reusing the same buffers: the partial sums of many learners at once would not fit into the
+        # processor's cache.
         if level not in self._room:
             self._room[level] = np.empty(self._size)
         other, half = self._room[level], 1 << (level - 1)
@@ -146,7 +147,7 @@ def _copy(total: _Vector, values: list[tuple[slice, np.ndarray]], row: int) -> N
 
 
 def tree_nodes(first: int, count: int) -> list[tuple[int, int]]:
-    """Return the largest nodes `(level, index)` of the tree that the `count` positions from `first` on fill."""
+    """Return the largest tree nodes `(level, index)` that together cover exactly `count` positions from `first`."""
     nodes: list[tuple[int, int]] = []
     end = first + count
     while first < end:
@@ -157,6 +158,6 @@ def tree_nodes(first: int, count: int) -> list[tuple[int, int]]:
 
 
 def _finite(numbers: np.ndarray) -> bool:
-    """Return whether all numbers are finite: where their sum is, they are."""
+    """Return whether all numbers are finite; a finite sum already implies it."""
     with np.errstate(invalid="ignore", over="ignore"):
         return bool(np.isfinite(numbers.sum())) or bool(np.isfinite(numbers).all())

@@ -1,1 +1,1 @@
-"""Where simulations and attacks are computed: on Ray, or in this process."""
+"""Engines that run simulations and attacks, on Ray or in this process."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop, in place of an exception at any point of a library's code."""
+"""Ctrl-C and SIGTERM as a request to stop, instead of an exception at an arbitrary point in library code."""
 
 import signal
 import threading
@@ -11,9 +11,9 @@ from types import FrameType
 def interruptible(request: Callable[[], None]) -> Iterator[None]:
     """Call `request` at the first Ctrl-C or SIGTERM inside the block.
 
-    A Ctrl-C after that raises `KeyboardInterrupt` as usual; a SIGTERM does nothing, for `timeout` and the like send
-    two. Outside the main thread, where Python handles no signals, nothing changes, and a signal that the process
-    ignores stays ignored.
+    A later Ctrl-C raises `KeyboardInterrupt` as usual. A later SIGTERM does nothing, because programs such as
+    `timeout` send two. Nothing changes outside the main thread, where Python handles no signals. A signal that the
+    process ignores stays ignored.
     """
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in signals}

@@ -1,4 +1,4 @@
-"""A simulation in this process: Flower's messages and the same client app, without Ray."""
+"""Simulation in this process, with Flower's messages and the same client app but without Ray."""
 
 from collections.abc import Iterable
 
@@ -10,19 +10,19 @@ from metaleak.deploy.engines.own_grid import OwnGrid, named
 
 
 class LocalGrid(OwnGrid):
-    """Nodes of this process: a message is answered while it is pushed, one after the other.
+    """A grid whose nodes run in this process: messages are answered one after another as they are pushed.
 
-    What is computed is what Ray's actors compute for the same chunk, bit for bit: who computes a chunk changes none
-    of its numbers. An exception of the app comes back as an error reply, as Flower's nodes would send it.
+    The results equal those of Ray actors for the same chunk, bit for bit: a chunk's numbers do not depend on the
+    process that computes it. An exception in the app becomes an error reply, as on Flower's nodes.
     """
 
     def __init__(self, app: ClientApp, nodes: int = 1) -> None:
-        """`nodes` >= 1 answer, with ids that ascend from 10 000."""
+        """Create a grid of `nodes` >= 1 nodes, with ascending ids from 10 000, that run `app`."""
         super().__init__(nodes)
         self._app = app
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Answer `messages`; return their ids, by which the replies can be pulled."""
+        """Answer `messages`; return their ids, with which the replies can be pulled."""
         return [self._deliver(message) for message in messages]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

@@ -1,4 +1,4 @@
-"""A Flower grid of this program's own: its messages belong to one run, and are answered by one client app."""
+"""The base class of this project's Flower grids, whose messages belong to one run and go to one client app."""
 
 from collections.abc import Iterable
 from typing import NoReturn
@@ -14,10 +14,10 @@ _FIRST_NODE = 10_000
 
 
 class OwnGrid(Grid):
-    """What grids without Flower's store of messages have in common; `answered` are the replies to be pulled."""
+    """The common part of grids without Flower's message store; `_answered` holds the replies not yet pulled."""
 
     def __init__(self, nodes: int) -> None:
-        """`nodes` >= 1 answer, with ids that ascend from 10 000."""
+        """Create a grid of `nodes` >= 1 nodes, with ascending ids from 10 000."""
         self._nodes = range(_FIRST_NODE, _FIRST_NODE + nodes)
         self._answered: dict[str, Message] = {}
         begin_run(_RUN)
@@ -31,7 +31,7 @@ class OwnGrid(Grid):
         return _RUN
 
     def create_message(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refuse: messages are made by their constructor. Raises `NotImplementedError`."""
+        """Raise `NotImplementedError`: messages are created with the constructor of `Message`."""
         raise NotImplementedError("use Message(content, dst_node_id=..., message_type=...)")
 
     def get_node_ids(self) -> Iterable[int]:
@@ -39,12 +39,12 @@ class OwnGrid(Grid):
         return list(self._nodes)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages that have arrived, each once."""
+        """Return the replies to these messages that have arrived, each only once."""
         return [self._answered.pop(name) for name in message_ids if name in self._answered]
 
 
 def named(message: Message) -> str:
-    """Give `message` a new id, and return it."""
+    """Give `message` a new id, and return the id."""
     name = str(uuid4())
     name_message(message, name)
     return name

@@ -1,4 +1,4 @@
-"""Flower's messages on Ray actors, of this machine or of a cluster."""
+"""An engine that runs Flower's messages on Ray actors, on this machine or on a cluster."""
 
 import logging
 import threading
@@ -17,9 +17,9 @@ _PATIENCE_SECONDS = 0.5
 
 
 class RayEngine:
-    """Runs a server and a client app until the server is done, or Ctrl-C or SIGTERM. Good for one run.
+    """Runs a server and a client app until the server is done or Ctrl-C or SIGTERM arrives; for a single run.
 
-    The constructor starts Ray, whose processes live as long as the thread that called it.
+    The constructor starts Ray, whose processes live only as long as the thread that called it.
     """
 
     def __init__(self, settings: EngineSettings, learners: int) -> None:
@@ -31,21 +31,21 @@ class RayEngine:
 
     @property
     def stopped(self) -> bool:
-        """Whether Ctrl-C or SIGTERM came."""
+        """Whether Ctrl-C or SIGTERM has been received."""
         return self._stop.is_set()
 
     def check(self) -> None:
-        """Raise `RuntimeError` in one line when Ray itself has died, so that waiting is useless."""
+        """Raise `RuntimeError` with a one-line message when Ray itself has died, so that waiting is useless."""
         if not self._stop.is_set():
             check_ray("--resume goes on from the last round")
 
     def close(self) -> None:
-        """End Ray when there is nothing to run after all; `run` does so by itself."""
+        """Shut Ray down if there is nothing to run after all; `run` does this itself."""
         stop_ray()
 
     def run(self, client: ClientApp, serve: Callable[[Grid], object]) -> None:
-        """Call `serve` with a grid whose nodes run `client`; return when it has returned."""
-        # Flower logs tracebacks of failures; the error that is raised says in one line what matters.
+        """Call `serve` with a grid whose nodes run `client`, and return when it returns."""
+        # Flower logs tracebacks of failures, but the one-line error that is raised says what matters.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
         per_node = self._settings.learners_per_node
         nodes = AHEAD * self._actors if per_node == "auto" else -(-self._learners // per_node)
@@ -56,7 +56,7 @@ class RayEngine:
             # The caller checks `stopped`.
             return
         except Exception:
-            # Where actors do not end by themselves Ray is stopped under the server, whose complaints mean nothing.
+            # If actors do not stop in time, Ray is shut down while the server still uses it: ignore its errors then.
             if not self._stop.is_set():
                 raise
         finally:
@@ -64,7 +64,7 @@ class RayEngine:
             stop_ray()
 
     def _interrupt(self) -> None:
-        """Stop the server when it next uses the grid, and end the actors if they are still busy then."""
+        """Request a stop, and shut Ray down if the run has not ended after `_PATIENCE_SECONDS`."""
         self._stop.set()
 
         def end_actors() -> None:

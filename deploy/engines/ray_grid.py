@@ -1,7 +1,8 @@
-"""A Flower grid whose nodes are Ray actors: whoever is free answers, and has its next message before it needs it.
+"""A Flower grid whose nodes are Ray actors: any free actor answers, and its next message is sent ahead of time.
 
-Flower's own simulation looks at each node every 0.1 s and takes one message, and sends the client app with each. Here
-an actor has the app once, a round's arrays are in Ray's store once, and the server is woken by a reply.
+Flower's own simulation polls each node every 0.1 s, takes one message, and sends the client app along with each. Here
+each actor receives the app once, the arrays of a round are put into Ray's object store once, and a reply wakes the
+server immediately.
 """
 
 import time
@@ -22,15 +23,15 @@ from metaleak.deploy.engines.own_grid import OwnGrid, named
 from metaleak.deploy.errors import one_line
 
 AHEAD = 2
-"""How many messages an actor has at once: the one that it answers, and the next."""
+"""The number of messages that an actor holds at once: the one it is answering, and the next."""
 
 _LONGEST_REST = 5.0
-"""Seconds for which an actor whose process was lost gets nothing, at most: a new one takes seconds to start."""
+"""The longest pause, in seconds, for an actor whose process was lost: a new process takes seconds to start."""
 
 
 @dataclass(eq=False)
 class _Actor:
-    """An actor and what it was asked: each reply that is to come, with the message without its arrays."""
+    """An actor and its pending messages, stored without arrays and keyed by the reference to the expected reply."""
 
     handle: Any
     asked: dict[Any, Message] = field(default_factory=dict)
@@ -40,15 +41,15 @@ class _Actor:
 
     @property
     def room(self) -> bool:
-        # One that has not answered yet may have no machine to run on.
+        # An actor that has not answered yet may have no machine to run on.
         return len(self.asked) < (AHEAD if self.answered else 1)
 
 
 class RayGrid(OwnGrid):
-    """`nodes` whose messages `actors` processes answer with `app`, each with `gpus` of a GPU.
+    """A grid of `nodes` whose messages `actors` processes answer with `app`, each with `gpus` GPUs (or a fraction).
 
-    Any actor answers for any node. An actor that dies is started again by Ray; what it was asked is answered with an
-    error, to be asked again.
+    Any actor can answer for any node. Ray restarts an actor that dies; its pending messages are answered with an
+    error, so that the server can send them again.
     """
 
     def __init__(self, app: ClientApp, nodes: int, actors: int, gpus: float = 0.0) -> None:
@@ -64,9 +65,9 @@ class RayGrid(OwnGrid):
         return AHEAD * len(self._actors)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Ask for answers; return the ids of the messages, by which the replies can be pulled."""
+        """Send `messages`; return their ids, with which the replies can be pulled."""
         now = time.time()
-        # Of a round that is over nobody pulls them any more.
+        # The replies of a finished round are never pulled.
         self._answered = {name: reply for name, reply in self._answered.items() if not _expired(reply, now)}
         pushed = list(messages)
         names = [named(message) for message in pushed]
@@ -75,16 +76,16 @@ class RayGrid(OwnGrid):
         return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages that have arrived, each once."""
+        """Return the replies to these messages that have arrived, each only once."""
         self._collect(0.0)
         return super().pull_messages(message_ids)
 
     def await_replies(self, seconds: float, at_most: float) -> None:
-        """Return when a reply has come, or after `at_most` seconds."""
+        """Return once a reply has arrived, or after `at_most` seconds; `seconds` is ignored."""
         self._collect(at_most)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Ask for answers and return those that come within `timeout` seconds, or all."""
+        """Send `messages`; return the replies that arrive within `timeout` seconds, or all if it is `None`."""
         missing, replies = set(self.push_messages(messages)), list[Message]()
         end = None if timeout is None else time.monotonic() + timeout
         while missing and (end is None or time.monotonic() < end):
@@ -109,7 +110,7 @@ class RayGrid(OwnGrid):
             actor.asked[actor.handle.run.remote(light, names, *stored)] = light
 
     def _lightened(self, message: Message) -> tuple[Message, tuple[str, ...], list[Any]]:
-        """Return a message without its arrays, their names, and where they are; a round's are stored once."""
+        """Return a message without its arrays, their names, and references; arrays of a round are stored once."""
         content = message.content
         arrays = content.array_records
         self._stored = {
@@ -121,7 +122,7 @@ class RayGrid(OwnGrid):
         return light, tuple(arrays), [self._stored[name][1] for name in arrays]
 
     def _collect(self, seconds: float) -> None:
-        """Take what has arrived; if nothing has, wait for it so many seconds."""
+        """Collect the replies that have arrived; if there are none, wait up to `seconds` for one."""
         waited = {reference: actor for actor in self._actors for reference in actor.asked}
         if not waited:
             time.sleep(seconds)
@@ -134,10 +135,10 @@ class RayGrid(OwnGrid):
             try:
                 reply: Message = ray.get(reference)
                 actor.answered, actor.lost, actor.rests_until = True, 0, 0.0
-            except Exception as error:  # noqa: BLE001 (a process, a machine, its memory: to be asked again)
+            except Exception as error:  # noqa: BLE001 (a lost process or machine, or no memory: the server retries)
                 actor.answered, actor.lost = False, actor.lost + 1
                 actor.rests_until = time.monotonic() + min(_LONGEST_REST, 0.1 * 2**actor.lost)
-                # An app that cannot be made fails on the next actor, too.
+                # An app that cannot be constructed would also fail on the next actor.
                 hopeless = isinstance(error, RayActorError) and error.actor_init_failed
                 code = ErrorCode.LOAD_CLIENT_APP_EXCEPTION if hopeless else ErrorCode.UNKNOWN
                 reply = _error(message, code, one_line(error))

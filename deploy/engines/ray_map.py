@@ -1,4 +1,4 @@
-"""A map on Ray: one item a core, of this machine or of a cluster, results in order."""
+"""A parallel map on Ray, one item per core of this machine or of a cluster, with results in order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -18,10 +18,11 @@ _LOOK_SECONDS = 1.0
 
 @contextmanager
 def ray_map(settings: EngineSettings, go_on: str) -> Iterator[Map]:
-    """Yield a map on the cores of this machine, or of the cluster of `settings`, which ends with the block.
+    """Yield a map over the cores of this machine, or of the cluster in `settings`, that can be used inside the block.
 
-    Ray starts, or the cluster is joined, when the map first has items to work on. What an item raises is raised
-    here; an item whose process died is tried once more. `go_on` says in one line how to go on where Ray itself died.
+    Ray is started, or the cluster joined, when the map first has items to process. An exception from an item is
+    raised here; an item whose process died is retried once. `go_on` is one line that says how to continue if Ray
+    itself has died; it ends the message of the `RuntimeError` that is then raised.
     """
     cores: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Ray, started on this machine or joined on a cluster."""
+"""Starting Ray on this machine, or joining a Ray cluster."""
 
 import logging
 import math
@@ -31,21 +31,22 @@ from metaleak.deploy.errors import WrongUsage
 _LOG = logging.getLogger("metaleak")
 
 _after_ray = ExitStack()
-"""The clean-up after the Ray that `start_ray` started has ended."""
+"""The clean-up to run when the Ray started by `start_ray` is shut down."""
 
 _ending = threading.Lock()
 _MOST_ACTORS_A_CORE = 4
 
 
 def start_ray(settings: EngineSettings) -> int:
-    """Start Ray, or join the cluster that `settings` name; return how many CPUs there are to work with.
+    """Start Ray, or join the cluster given in `settings`; return the number of CPUs available for work.
 
-    A Ray of this machine listens on its loopback address, answers nobody who has not its secret token, and keeps its
-    files where only this user can read them. Warns when a cluster is joined that asks for no token. Raises
-    `RuntimeError` when this process has a Ray already, and `WrongUsage` for more actors than the cores are worth.
+    A local Ray listens only on the loopback address, requires its secret token, and keeps its files where only this
+    user can read them. Logs a warning when the joined cluster does not require a token.
+
+    Raises `RuntimeError` when Ray already runs in this process, and `WrongUsage` for more than 4 actors per core.
     """
     if ray.is_initialized():
-        raise RuntimeError("Ray runs in this process already: call ray.shutdown() first")
+        raise RuntimeError("Ray is already running in this process: call ray.shutdown() first")
     # A call after `stop_ray`, from another thread, would start a Ray that is open to others.
     auto_init_hook.enable_auto_connect = False
     paths = os.pathsep.join(sys.path)
@@ -63,55 +64,55 @@ def start_ray(settings: EngineSettings) -> int:
     cpus = settings.actors or cores
     if cpus > _MOST_ACTORS_A_CORE * cores:
         raise WrongUsage(
-            f"engine.actors: {cpus} on {cores} cores, where at most {_MOST_ACTORS_A_CORE * cores} are started: each "
-            "is a process of its own, and more than one a core computes nothing sooner"
+            f"engine.actors: {cpus} on {cores} cores, where at most {_MOST_ACTORS_A_CORE * cores} are allowed: each "
+            "is a separate process, and more than one per core does not speed up the computation"
         )
     inherited = {
-        # Flower would ask Ray for it otherwise: the processes that Ray starts ahead then serve as actors.
+        # Otherwise Flower would request it from Ray. Set here, processes that Ray starts in advance become actors.
         "PYTHONPATH": paths,
-        # Ray would retry a job that does not fit into memory for ever.
+        # By default Ray retries a job that does not fit into memory forever.
         "RAY_task_oom_retries": os.environ.get("RAY_task_oom_retries", "1"),  # noqa: SIM112 (Ray's own name)
     }
     with ExitStack() as begun:
-        # Ray sets a variable of its own.
+        # Ray itself sets PYTHONBREAKPOINT.
         begun.callback(_restore, {name: os.environ.get(name) for name in (*inherited, "PYTHONBREAKPOINT")})
         os.environ.update(inherited)
-        # Not where TMPDIR points: the path of a Unix socket has little room.
+        # Not in TMPDIR, because the path of a Unix socket must be short.
         folder = tempfile.mkdtemp(prefix="metaleak-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
         begun.callback(shutil.rmtree, folder, ignore_errors=True)
         begun.callback(_read_authentication_anew)
         begun.callback(ray.shutdown)
         with _closed_to_others():
-            # Never join a cluster that happens to run on this machine, unless its address is given.
-            # A folder inside: Ray opens the one that it is given to everybody.
+            # `local` never joins a cluster that happens to run on this machine.
+            # A subfolder, because Ray makes the folder that it is given accessible to all users.
             start(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=f"{folder}/ray")
         _after_ray.push(begun.pop_all())
     return cpus
 
 
 def lost_process() -> str | None:
-    """Return the process of this machine's Ray that has died, of those that it cannot do without, or `None`."""
+    """Return the name of an essential process of the local Ray that has died, or `None`."""
     node: Any = ray._private.worker._global_node
     dead = [] if node is None else [kind for kind, _ in node.dead_processes()]
     return next((kind for kind in dead if kind in ("raylet", "gcs_server")), None)
 
 
 def check_ray(go_on: str) -> None:
-    """Raise `RuntimeError` in one line, which ends with how to `go_on`, when Ray itself has died."""
+    """Raise `RuntimeError` when Ray itself has died, with a one-line message that ends with `go_on`."""
     lost = lost_process()
     if lost is not None:
         raise RuntimeError(f"Ray's process {lost} has died; {go_on}")
 
 
 def stop_ray() -> None:
-    """End Ray, or leave the cluster, and undo what starting it has changed; may be called again, from any thread."""
+    """Shut Ray down, or leave the cluster, and undo the changes made at its start; safe to repeat in any thread."""
     with _ending:
         ray.shutdown()
         _after_ray.close()
 
 
 def _init(**arguments: Any) -> None:
-    """Call `ray.init`, and keep what SIGTERM does: Ray would leave the process at once."""
+    """Call `ray.init`, and restore the handler of SIGTERM: Ray's handler would exit the process at once."""
     at_end = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**arguments)
@@ -122,11 +123,11 @@ def _init(**arguments: Any) -> None:
 
 @contextmanager
 def _closed_to_others() -> Iterator[None]:
-    """Have the Ray that starts inside the block ask for a new token, and listen on the loopback address alone.
+    """Make a Ray started inside the block require a new token and listen only on the loopback address.
 
-    Its processes inherit both in their environment, and this one keeps the token in Ray's memory.
+    Its processes inherit both settings through their environment; in this process Ray keeps the token in memory.
     """
-    # The only way to make Ray use the loopback address, which it otherwise replaces by a public one.
+    # The only way to make Ray use the loopback address, which it otherwise replaces with a public one.
     setting, alone = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
     closed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), setting: "0"}
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -150,7 +151,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _restore(variables: Mapping[str, str | None]) -> None:
-    """Give variables of this process's environment the values that they had, `None` for none."""
+    """Restore environment variables of this process to these values; `None` unsets a variable."""
     for name, value in variables.items():
         if value is None:
             os.environ.pop(name, None)
@@ -159,13 +160,13 @@ def _restore(variables: Mapping[str, str | None]) -> None:
 
 
 def _read_authentication_anew() -> None:
-    """Make Ray drop its token and read the environment again, which it otherwise does once."""
+    """Make Ray drop its token and read the environment again, which it otherwise does only once."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def gpus_each(settings: EngineSettings, workers: int) -> float:
-    """Return the part of a GPU that each of `workers` gets; Ray counts in ten-thousandths."""
+    """Return the number of GPUs, possibly a fraction, for each of `workers`; Ray counts in ten-thousandths."""
     if settings.device == "cpu":
         return 0.0
     if settings.ray_address is None:
@@ -173,9 +174,9 @@ def gpus_each(settings: EngineSettings, workers: int) -> float:
     else:
         count = _resources().get("GPU", 0.0)
     if 0 < count < workers:
-        # As many on each: with two thirds of a GPU for each of three workers the third would find none.
+        # A worker cannot span GPUs: with 2/3 of a GPU for each of 3 workers on 2 GPUs, the third would not fit.
         return int(10_000 / math.ceil(workers / count)) / 10_000
-    # More than one, and it must be whole.
+    # Ray requires shares above one GPU to be whole numbers.
     return float(int(count / workers))
 
 

@@ -1,4 +1,4 @@
-"""Sending work to nodes and receiving their replies in any order; lost or slow work is sent again."""
+"""Sending work to nodes and receiving replies in any order; lost or slow work is sent again."""
 
 import time
 from collections import Counter
@@ -13,26 +13,26 @@ from metaleak.clients.wire.flower_private import ErrorCode
 from metaleak.server.learning.shares import Share
 
 _SHORTEST, _LONGEST = 0.005, 0.5
-"""Seconds between two looks for replies: a twentieth of the time since the last one, within these bounds. On Flower's
-deployment engine every look is a request to the SuperLink.
+"""Bounds in seconds on the polling interval for replies, which is a twentieth of the time since the last reply. On
+Flower's deployment engine every poll is a request to the SuperLink.
 """
 _APP_ERRORS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
 
 IN_FLIGHT = 64
-"""How many messages await a reply at once by default; more where a grid needs more to keep its processes busy."""
+"""The default limit on messages that await a reply; higher if a grid needs more to keep its processes busy."""
 
 Ask = Callable[[Share, int, float], Message]
-"""Makes the message for a share, a node and its time to live in seconds."""
+"""Creates the message for a share and a node, with a time to live in seconds."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long the server waits for a reply, and when it asks again; all times in seconds.
+    """How long the server waits for a reply, and when it sends a request again; all times in seconds.
 
-    A round ends `round` seconds after its start. After an error raised by the app itself a share is tried once more;
-    the work of a lost node is tried again for `recovery` seconds. A share is asked for once more when it has taken
-    longer than `slow` seconds and than five times the slowest share of this and the last round (before the first
-    reply: `recovery` seconds), and again after each doubling of that time. The first reply counts.
+    A round ends `round` seconds after its start. After an error raised by the app itself, a share is retried once;
+    the work of a lost node is retried for `recovery` seconds. A share is requested again when it has taken longer
+    than both `slow` seconds and five times the slowest share of this and the last round (before the first reply:
+    longer than `recovery` seconds), and again after each doubling of that time. The first reply counts.
     """
 
     round: float = 3600.0
@@ -42,7 +42,7 @@ class Patience:
 
 @dataclass
 class _Work:
-    """A share in progress: the messages that await a reply, each with its node, and its errors so far."""
+    """A share in progress: its messages that await a reply, each with its node, and its errors so far."""
 
     share: Share
     out: dict[str, int] = field(default_factory=dict)
@@ -57,9 +57,8 @@ class _Work:
 class Dispatch:
     """Distributes the shares of each round to the nodes of a grid.
 
-    A node has at most one message at a time, or, where learners are hosted, all of its own. At most `in_flight`
-    messages await a reply, by default `IN_FLIGHT`: messages in Flower's store take memory, and slow down its search
-    for each.
+    A node has at most one message at a time or, if it hosts learners, all messages for these. At most `in_flight`
+    messages await a reply, by default `IN_FLIGHT`: messages in Flower's store take memory and slow down every lookup.
     """
 
     def __init__(self, patience: Patience, in_flight: int | None = None) -> None:
@@ -75,8 +74,8 @@ class Dispatch:
     ) -> Iterator[tuple[Share, Message | None]]:
         """Yield every share once with its reply, in the order of arrival.
 
-        A reply is an error if trying again did not help, and `None` if the round's time is over. Of two replies to
-        one share the first counts; the other is pulled in a later round and dropped.
+        A reply is an error if retries did not help, and `None` if the round's time is over. If a share gets two
+        replies, the first counts; the other is pulled in a later round and dropped.
         """
         self._slowest = (self._slowest[1], 0.0)
         self._left = set()
@@ -95,7 +94,7 @@ class Dispatch:
             for work, reply in self._pulled(grid, out):
                 last = time.monotonic()
                 if reply.has_error() and work.out:
-                    # Another message is out for the same share and may still be answered.
+                    # Another message for the same share may still be answered.
                     continue
                 out.remove(work)
                 if reply.has_error() and self._again(work, reply):
@@ -103,7 +102,7 @@ class Dispatch:
                 else:
                     self._unwanted.update(work.out)
                     self._slowest = (self._slowest[0], max(self._slowest[1], last - work.asked))
-                    # Before the reply is looked at: its node has nothing to do meanwhile.
+                    # Before the reply is processed, because its node is idle until it gets new work.
                     self._send(grid, nodes, waiting, out, end, ask)
                     yield work.share, reply
             if last == before:
@@ -114,17 +113,17 @@ class Dispatch:
     def _send(
         self, grid: Grid, nodes: Sequence[int], waiting: list[_Work], out: list[_Work], end: float, ask: Ask
     ) -> None:
-        """Send the shares that wait, as far as nodes are free, and again those that take too long."""
+        """Send waiting shares to free nodes, and resend those that take too long."""
         now = time.monotonic()
         load = Counter(node for work in out for node in work.out.values())
         own = at_once(grid)
         most = max(IN_FLIGHT, own or 0) if self._in_flight is None else self._in_flight
         slowest = max(self._slowest)
-        # A node that was killed and restarted, unnoticed by Flower, no longer knows its messages.
+        # A node that was killed and restarted without Flower noticing has lost its messages.
         slow = max(self._patience.slow, 5 * slowest) if slowest > 0 else self._patience.recovery
         late = [work for work in out if now - work.asked > slow * 2 ** (len(work.out) - 1)]
-        # Lost work is sent twice at once. Flower keeps a simulation's dead actor on top of its stack of idle actors
-        # and would give it a single message again and again; of two messages one reaches a living actor.
+        # Lost work is sent twice at once. Flower's simulation keeps a dead actor on top of its stack of idle actors
+        # and would give it a single message again and again; of two messages, one reaches a live actor.
         twice = [work for work in waiting if work.lost and work.not_before <= now and own is None]
         for work in [*late, *waiting, *twice]:
             if load.total() >= most and not work.out:
@@ -137,10 +136,10 @@ class Dispatch:
             ids = list(grid.push_messages([ask(work.share, node, max(1.0, end - now))]))
             work.tried.append(node)
             if not ids:
-                # The share stays where it is and tries another node, if there is one.
+                # The share stays in the queue, and another node is tried if there is one.
                 self._left.add(node)
                 if node in self._lost_hosts:
-                    # One try per round is enough for a host that did not come back in all that time.
+                    # One try per round is enough for a host that was lost in an earlier round and has not returned.
                     work.failed = now - self._patience.recovery - 1
                 work.not_before = now + (1.0 if self._left.issuperset(nodes) or work.share.host is not None else 0.0)
                 work.failed = work.failed or now
@@ -163,14 +162,14 @@ class Dispatch:
         return min(free, key=lambda node: (work.tried.count(node), load[node]), default=None)
 
     def _drop_unwanted(self, grid: Grid) -> None:
-        """Remove second replies from Flower's store, where they would stay until the end."""
+        """Remove second replies from Flower's store, where they would otherwise stay until the end of the run."""
         if self._unwanted:
             for reply in grid.pull_messages(list(self._unwanted)):
                 self._unwanted.discard(reply.metadata.reply_to_message_id)
 
     @staticmethod
     def _pulled(grid: Grid, out: list[_Work]) -> Iterator[tuple[_Work, Message]]:
-        """Yield the replies that have arrived, at most one per share that is not an error."""
+        """Yield the replies that have arrived, with at most one successful reply per share."""
         names = [(work, list(work.out)) for work in out]
         done: list[_Work] = []
         for turn in range(max((len(asked) for _, asked in names), default=0)):
@@ -183,14 +182,14 @@ class Dispatch:
                 yield work, reply
 
     def _again(self, work: _Work, reply: Message) -> bool:
-        """Return whether to ask again after an error; sets the earliest time for it."""
+        """Return whether to retry after an error, and set the earliest time for the retry."""
         now = time.monotonic()
         work.error = reply
         work.failed = work.failed or now
         if reply.error.code in _APP_ERRORS:
             return len(work.tried) < 2
         work.lost = True
-        # A new process takes seconds to start; until then its place answers with errors at once.
+        # A new process takes seconds to start; until then, messages to it fail at once.
         work.not_before = now + min(5.0, 0.1 * 2 ** len(work.tried))
         return not self._given_up(work)
 

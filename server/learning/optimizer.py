@@ -1,4 +1,4 @@
-"""The outer optimizer: how the mean meta-gradient moves the initialization."""
+"""The outer optimizer, which updates the initialization with the mean meta-gradient."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ from metaleak.defenses import CLIP_NAME
 class OuterOptimizer(BaseModel):
     """SGD or Adam on the initialization.
 
-    `momentum` is used by SGD only. With a `half_life`, in rounds, the rate decays exponentially: it halves in every
+    `momentum` is used by SGD only. With a `half_life`, in rounds, the rate decays exponentially: it is halved every
     `half_life` rounds.
     """
 
@@ -28,15 +28,15 @@ class OuterOptimizer(BaseModel):
     half_life: Annotated[float, Field(gt=0)] | None = None
 
     def over(self, parameters: Mapping[str, Tensor]) -> "OuterSteps":
-        """Return the optimizer for a copy of these parameters."""
+        """Return an optimizer for a copy of these parameters."""
         return OuterSteps(self, parameters)
 
 
 class OuterSteps:
-    """An outer optimizer with its state and the parameters it moves.
+    """An outer optimizer with its state and the parameters that it updates.
 
-    The steps are those of `torch.optim.SGD` and `torch.optim.Adam`, by the functions that these classes call: the
-    classes import torch's compiler, which takes more than a second and 160 MB.
+    The steps are those of `torch.optim.SGD` and `torch.optim.Adam`. The functions behind these classes are called
+    directly, because the classes import torch's compiler, which takes more than a second and 160 MB.
     """
 
     def __init__(self, settings: OuterOptimizer, parameters: Mapping[str, Tensor]) -> None:
@@ -47,20 +47,20 @@ class OuterSteps:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """A copy of the parameters as they are now."""
+        """A copy of the current parameters."""
         return {name: value.clone() for name, value in self._values.items()}
 
     def step(self, gradient: Mapping[str, np.ndarray]) -> None:
-        """Take one step along `gradient`, which has the names and shapes of the parameters; called once per round.
+        """Take one step with `gradient`, which has the names and shapes of the parameters; called once per round.
 
-        Raises `ValueError` when a parameter or a moment of the optimizer is no longer finite; then no further step
-        can be taken.
+        Raises `ValueError` when a parameter or a moment of the optimizer is no longer finite; no further step can be
+        taken then.
         """
         slopes = {
             name: torch.from_numpy(np.asarray(gradient[name])).to(value.dtype) for name, value in self._values.items()
         }
         with torch.no_grad():
-            # A clipping norm's rate is already in what learners send (`AdaptiveClip.fall`).
+            # For a clipping norm, the values that learners send already include its rate (`AdaptiveClip.fall`).
             clip = slopes.pop(CLIP_NAME, None)
             if clip is not None:
                 self._values[CLIP_NAME] -= clip
@@ -121,14 +121,17 @@ class OuterSteps:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Return what decides the next steps beside the parameters: `rate`, `steps` and `<parameter>/<moment>`."""
+        """Return the state that, with the parameters, determines later steps.
+
+        The entries are `rate`, `steps` and `<parameter>/<moment>`.
+        """
         state = {"rate": torch.tensor(self._rate, dtype=torch.float64), "steps": torch.tensor(self._steps)}
         for name, moments in self._moments.items():
             state |= {f"{name}/{key}": value.clone() for key, value in moments.items()}
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned; raises `ValueError` when it is of another optimizer or model."""
+        """Continue from a state returned by `state`; raises `ValueError` if it is of another optimizer or model."""
         plain: dict[str, dict[str, Tensor]] = {}
         wanted = {"momentum_buffer"} if self._settings.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
         try:

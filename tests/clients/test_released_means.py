@@ -194,7 +194,7 @@ def test_what_has_no_means_is_refused_in_one_line():
     inner = federation(
         rule=FedSGD(), defenses=(RecordLevel(noise_multiplier=1).for_readings({"all": 1}), Noise(place="inner"))
     )
-    with pytest.raises(ValueError, match=r"^defenses: one of the place 'inner' and one of the place 'example'"):
+    with pytest.raises(ValueError, match=r"^defenses: a defense of the place 'inner' cannot be combined"):
         inner.learner(0).meta_gradient(inner.initial_parameters(), 1)
 
 

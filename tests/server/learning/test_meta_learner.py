@@ -261,14 +261,14 @@ def config_of(reply):
     [
         ("stranger", lambda c: c.update({"learner-ids": [0, 1, 2, 99]}), "learner 99 was not asked"),
         ("somebody else's", lambda c: c.update({"learner-ids": [4, 5, 6, 7]}), "learner 4 was not asked"),
-        ("twice", lambda c: c.update({"learner-ids": [0, 1, 1, 2]}), "not ascending, or stand twice"),
-        ("in another order", lambda c: c.update({"learner-ids": [1, 0, 2, 3]}), "not ascending, or stand twice"),
+        ("twice", lambda c: c.update({"learner-ids": [0, 1, 1, 2]}), "not ascending or are repeated"),
+        ("in another order", lambda c: c.update({"learner-ids": [1, 0, 2, 3]}), "not ascending or are repeated"),
         ("too few", lambda c: c.update({"learner-ids": [0, 1]}), "has shape"),
         ("none", lambda c: c.pop("learner-ids"), "no learner ids"),
         ("text", lambda c: c.update({"learner-ids": ["0", "1"]}), "learner-ids are not a list of whole numbers"),
         ("floats", lambda c: c.update({"learner-ids": [0.0, 1.0, 2.0, 3.0]}), "not a list of whole numbers"),
         ("one number", lambda c: c.update({"learner-ids": 0}), "not a list of whole numbers"),
-        ("missing and present", lambda c: c.update({"missing-ids": [2]}), "not ascending, or stand twice"),
+        ("missing and present", lambda c: c.update({"missing-ids": [2]}), "not ascending or are repeated"),
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
