@@ -43,27 +43,6 @@ class CuriousServer:
     stacked. Any other reply belongs to one learner: the one whose number it states in its metrics or config. Where it
     states no usable number (see `Numbering`), its node counts as the learner, and nodes are numbered in the order in
     which they first answer. A reply that is an error has no arrays and is not recorded.
-
-    Args:
-        strategy: The strategy to wrap.
-        record: Where to make the record when the first message is sent. If the path exists, the record is made beside
-            it, as `<name>-2` and so on, and Flower's log shows where. May also be a `RecordWriter`, such as one that
-            writes in the background.
-        rounds: How many rounds to record, from the first on; `None` records all of them.
-        message_type: The type of the messages that are recorded, with its subtypes, such as `train` or
-            `query.embeddings`. Replies to messages of other types are counted in one line at the end.
-        largest_reply: In bytes. A reply that is larger than this and than 16 times what was sent is left out; raise
-            it where a node answers for many learners at once.
-        must_record: Whether a full disk ends the training. By default it ends only the recording, and anything else
-            that cannot be recorded is left out with a warning.
-        holds: What the replies hold, for whoever reads the record: `gradient`, `delta` (weights after local training
-            minus those that were sent), `weights`, or `None` where that is not known.
-        identity: The name under which replies state their learner's number; by default one of `partition-id`,
-            `partition_id`, `client-id`, `client_id` and `cid`.
-
-    Raises:
-        TypeError: For an object that is not a strategy.
-        ValueError: For a setting that is not allowed.
     """
 
     strategy: Any
@@ -109,7 +88,29 @@ class CuriousServer:
         holds: Holds | None = None,
         identity: str | None = None,
     ) -> "CuriousServer":
-        """Return the strategy that wraps `strategy`; see the class."""
+        """Return the strategy that wraps `strategy`.
+
+        Args:
+            strategy: The strategy to wrap.
+            record: Where to make the record when the first message is sent. If the path exists, the record is made
+                beside it, as `<name>-2` and so on, and Flower's log shows where. May also be a `RecordWriter`, such
+                as one that writes in the background.
+            rounds: How many rounds to record, from the first on; `None` records all of them.
+            message_type: The type of the messages that are recorded, with its subtypes, such as `train` or
+                `query.embeddings`. Replies to messages of other types are counted in one line at the end.
+            largest_reply: In bytes. A reply that is larger than this and than 16 times what was sent is left out;
+                raise it where a node answers for many learners at once.
+            must_record: Whether a full disk ends the training. By default it ends only the recording, and anything
+                else that cannot be recorded is left out with a warning.
+            holds: What the replies hold, for whoever reads the record: `gradient`, `delta` (weights after local
+                training minus those that were sent), `weights`, or `None` where that is not known.
+            identity: The name under which replies state their learner's number; by default one of `partition-id`,
+                `partition_id`, `client-id`, `client_id` and `cid`.
+
+        Raises:
+            TypeError: For an object that is not a strategy.
+            ValueError: For a setting that is not allowed.
+        """
         if isinstance(strategy, type):
             raise TypeError(f"strategy must be an instance such as {strategy.__name__}(), got the class")
         if _has(strategy, "start"):
