@@ -27,5 +27,6 @@ def keep_freed_memory() -> None:
         return
     with contextlib.suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
-        library.mallopt(_MAP, _LARGEST)
-        library.mallopt(_TRIM, _KEPT)
+        # A threshold that is refused must leave the other one alone, which would end glibc's own adaptation.
+        if library.mallopt(_MAP, _LARGEST):
+            library.mallopt(_TRIM, _KEPT)

@@ -35,8 +35,8 @@ class Candidates:
         """Return the pairs at these indices."""
         return Candidates(self.tokens[chosen], self.places[chosen], self.inputs[chosen], self.ratios[chosen])
 
-    def inside(self, allowed: float = 1.0) -> "Candidates":
-        """Return the pairs with a ratio of at most `allowed`.
+    def inside(self, allowed: float = 1.0) -> Tensor:
+        """Return the indices `(k,)` of the pairs with a ratio of at most `allowed`.
 
         A position without such a pair that precedes the last position with one keeps its nearest pair.
         """
@@ -46,7 +46,7 @@ class Candidates:
             at = self.places == place
             if bool(at.any()) and not bool((chosen & at).any()):
                 chosen |= at & (self.ratios == self.ratios[at].min())
-        return self.at(chosen.nonzero().flatten())
+        return chosen.nonzero().flatten()
 
 
 def near_candidates(

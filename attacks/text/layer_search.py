@@ -106,7 +106,7 @@ class LayerSearch:
             return [], []
         rows = self._rows_of(begin)
         weights, width = self._weights(found), _WIDTH
-        kept = self._judged(torch.cat([rows, self._random(_KEPT - len(rows), weights, width)]))
+        kept = self._judged(torch.cat([rows, self._random(max(0, _KEPT - len(rows)), weights, width)]))
         left = evaluations - len(kept.rows)
         while left > 0 and len(found) < count:
             judged, better = self._exchange(kept, weights, width)
@@ -121,8 +121,10 @@ class LayerSearch:
             kept = self._distinct(kept)
             if len(found) > before:
                 weights = self._weights(found)
+                kept.settled[:] = False
             elif not better and not joined:
                 kept, width = kept.at(torch.arange(min(len(kept.rows), _KEPT // 4))), 2 * width
+                kept.settled[:] = False
             if len(kept.rows) < _KEPT:
                 new = self._judged(self._random(_KEPT - len(kept.rows), weights, width))
                 left -= len(new.rows)
@@ -250,7 +252,7 @@ class LayerSearch:
         strongest = torch.stack([weights[some].max() for some in self._ends.values()])
         for row, end in enumerate(last[self._drawn(strongest, count)].tolist()):
             ends = self._ends[end]
-            rows[row, end] = ends[weights[ends].argmax()]
+            rows[row, end] = ends[self._drawn(weights[ends], 1)]
             rows[row, end + 1 :] = -1
         return rows
 
@@ -268,7 +270,10 @@ class LayerSearch:
         alike = torch.zeros(len(kept.rows), dtype=torch.bool)
         for row in found:
             longer = kept.lengths.clamp(min=int((row >= 0).sum()))
-            alike |= ((kept.rows == row) & (row >= 0)).sum(dim=1) >= _SAME * longer
+            same = ((kept.rows == row) & (row >= 0)).sum(dim=1)
+            # A sentence of the batch may share much with another one.
+            other = (kept.costs < _FOUND) & (kept.rows != row).any(dim=1)
+            alike |= (same >= _SAME * longer) & ~other
         return kept.at(~alike)
 
     def _distinct(self, kept: _Population) -> _Population:

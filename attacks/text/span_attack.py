@@ -92,7 +92,7 @@ class TextSpan(TextAttack):
             inside = torch.bincount(found.places[found.ratios <= 1], minlength=length)[: len(sentences[0])]
             confidence = [float((inside > 0).all() / inside.clamp(min=1).prod())] if len(inside) else [0.0]
         else:
-            found = found.inside(_ALLOWED[self.uses])
+            found = found.at(found.inside(_ALLOWED[self.uses]))
             if not len(found.tokens):
                 raise NothingShown("no token lies in the space of the matrix's gradient")
             sentences, costs = self._told_apart(observation, matrices, gradients, space, found, count, generator)
@@ -148,9 +148,13 @@ class TextSpan(TextAttack):
         later = None
         if matrices.second is not None:
             later = input_space(model.over_inputs(matrices.second, gradients[matrices.second]))
-        # The last layer of a BERT reveals only the first token of each sentence, which does not help.
-        if matrices.second is None or later is None or len(later.basis) <= int(found.places.max()):
+        if matrices.second is None or later is None:
             return arranged(found, count, model.end, by_heads, generator)
+        # The last layer of a BERT reveals only the first token of each sentence, which does not help.
+        if len(later.basis) <= max(count, int(found.places.max())):
+            untold, kept = 1.0, found.inside()
+            sentences, costs = arranged(found.at(kept), count, model.end, by_heads, generator)
+            return [tuple(kept[list(sentence)].tolist()) for sentence in sentences], costs
         consistency = LayerConsistency(found, model, parameters, matrices.second, later)
         if not sees_later_tokens(model, parameters, matrices.second):
             return extended_prefixes(found, consistency, model.end, count)

@@ -221,4 +221,5 @@ def _percent(value: float, _position: int | None = None) -> str:
 
 def _fitting(text: str) -> str:
     """Return `text` cut to what fits the figure's width, between words; the page's table has it whole."""
-    return textwrap.shorten(text, 62, placeholder=" …")
+    cut = textwrap.shorten(text, 62, placeholder=" …")
+    return cut if cut.strip() != "…" else text[:61] + "…"

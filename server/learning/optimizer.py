@@ -142,6 +142,8 @@ class OuterSteps:
             for name, moments in plain.items():
                 if name not in self._values or set(moments) != wanted:
                     raise KeyError(name)
+            if plain and (lacking := sorted(set(self._values) - {CLIP_NAME} - set(plain))):
+                raise KeyError(lacking[0])
         except KeyError as error:
             raise ValueError(f"the optimizer's state does not fit: {error} is missing or unknown") from None
         self._moments = plain

@@ -51,6 +51,18 @@ def test_two_matrices_separate_sentences_that_heads_cannot(held):
     assert (TextSpan().reconstruct(observation, seed=0).confidence < 0.9).all()
 
 
+def test_short_sentences_that_share_their_ends_are_all_found():
+    held = sentences([10, 11], [20, 21], [30, 31], [40, 41])
+    made = TextSpan(uses="two matrices").reconstruct(observed(held), seed=0)
+    assert {tuple(one) for one in made.examples[0].tolist()} == {tuple(one) for one in held.tolist()}
+
+
+def test_a_last_layer_gives_no_confidence():
+    model = TinyBERT(layers=2, width=96, heads=24, positions=16)
+    made = TextSpan(uses="two matrices").reconstruct(observed(DISTINCT, model), seed=0)
+    assert (made.confidence < 0.9).all()
+
+
 def test_sentences_of_a_decoder_are_extended_token_by_token(tmp_path):
     transformers = pytest.importorskip("transformers")
     settings = transformers.GPT2Config(
