@@ -1,11 +1,15 @@
 """How much of private sentences the exact attack finds in one matrix of a transformer, or in two.
 
-    python tests/benchmarks/text_span.py MODEL_DIRECTORY [--batches 100] [--sizes 1 2 4] [--uses "one matrix"] ...
+    python tests/benchmarks/text_span.py MODEL_DIRECTORY [--batches 100] [--sizes 1 2 4] [--uses "one matrix"]
+        [--lora 16] [--dropout] ...
 
 For each data set (from METALEAK_DATA), number of sentences and seed: a batch of sentences, the gradient of its mean
 loss in float32, the attack, and ROUGE of what it finds, sentences paired with the true ones; special tokens do not
 count. A line a cell, with 95 % intervals (bootstrap over batches), how many sentences the attack was sure of, and
 seconds of one core. A Markdown table.
+
+`--lora` shares the first factor of an adapter of that rank in place of the matrix itself; second factors, which are 0
+before training, are drawn with a deviation of 0.01. `--dropout` computes gradients in the model's training mode.
 """
 
 import argparse
@@ -14,8 +18,10 @@ from pathlib import Path
 
 import torch
 
+from metaleak.attacks.attack import Reconstructions
 from metaleak.attacks.evaluation.similarity import similarity
 from metaleak.attacks.observation import Observation
+from metaleak.attacks.text.input_space import NothingShown
 from metaleak.attacks.text.span_attack import TextSpan
 from metaleak.clients.datasets import SST2, CoLA, DataSet, LabeledExamples, RottenTomatoes
 from metaleak.clients.episode import Episode, Parameters
@@ -23,6 +29,7 @@ from metaleak.clients.models import Transformer
 from metaleak.clients.rules import FedSGD
 from metaleak.clients.sharing import computed_part
 
+ADAPTER = "bert.encoder.layer.0.attention.self.query.lora_a"
 QUERY = "bert.encoder.layer.{}.attention.self.query.weight"
 USES = {
     "one matrix": (QUERY.format(0),),
@@ -43,12 +50,21 @@ def batch(data: LabeledExamples, size: int, seed: int) -> tuple[torch.Tensor, to
 
 
 def observed(
-    model: Transformer, parameters: Parameters, shares: tuple[str, ...], tokens: torch.Tensor, labels: torch.Tensor
+    model: Transformer,
+    parameters: Parameters,
+    shares: tuple[str, ...],
+    tokens: torch.Tensor,
+    labels: torch.Tensor,
+    dropout: bool = False,
 ) -> Observation:
     """Return what the server sees of one learner that shares the gradient of these sentences."""
     rule = FedSGD()
     computing, moving = computed_part(shares, model, rule, parameters)
-    gradient, _ = rule.meta_gradient(computing, moving, Episode(tokens, labels, tokens[:0], labels[:0]))
+    model.module.train(dropout)
+    try:
+        gradient, _ = rule.meta_gradient(computing, moving, Episode(tokens, labels, tokens[:0], labels[:0]))
+    finally:
+        model.module.eval()
     stacked = {name: gradient[name].detach()[None] for name in shares}
     # One way of as many queries: the number of sentences is all that counts.
     return Observation(
@@ -65,11 +81,19 @@ def main() -> None:
     asked.add_argument("--data", choices=[*KINDS], nargs="+", default=[*KINDS])
     asked.add_argument("--length", type=int, default=64)
     asked.add_argument("--seed", type=int, default=1000)
+    asked.add_argument("--lora", type=int)
+    asked.add_argument("--dropout", action="store_true")
     chosen = asked.parse_args()
     torch.set_num_threads(1)
-    model = Transformer(directory=chosen.model)
-    shares = USES[chosen.uses]
-    parameters = model.initialize((chosen.length,), 2, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    model, shares = Transformer(directory=chosen.model), USES[chosen.uses]
+    if chosen.lora:
+        model = Transformer(directory=chosen.model, learns=("classifier.*",), lora=chosen.lora)
+        shares = (ADAPTER,)
+    parameters = model.initialize((chosen.length,), 2, generator)
+    for name, value in parameters.items():
+        if name.endswith(".lora_b"):
+            value.normal_(std=0.01, generator=generator)
     part = sum(parameters[name].numel() for name in shares) / sum(one.numel() for one in parameters.values())
     print(f"{chosen.uses}: {100 * part:.2f} % of the parameters, seeds from {chosen.seed}\n")
     print("| data | sentences | batches | ROUGE-1 | ROUGE-2 | exact | sure | sure and wrong | median s |")
@@ -78,7 +102,8 @@ def main() -> None:
         source: DataSet = KINDS[name](tokenizer=chosen.model, length=chosen.length)
         data = source.load()
         for size in chosen.sizes:
-            row(name, model, parameters, shares, data, size, chosen.batches, chosen.seed, TextSpan(uses=chosen.uses))
+            attack = TextSpan(uses=chosen.uses)
+            row(name, model, parameters, shares, data, size, chosen.batches, chosen.seed, attack, chosen.dropout)
 
 
 def words(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
@@ -97,14 +122,19 @@ def row(
     batches: int,
     seed: int,
     attack: TextSpan,
+    dropout: bool,
 ) -> None:
     """Print the line of a cell."""
     made, held, sure, seconds = [], [], [], []
     for number in range(batches):
         tokens, labels = batch(data, size, seed + number)
-        observation = observed(model, parameters, shares, tokens, labels)
+        torch.manual_seed(seed + number)
+        observation = observed(model, parameters, shares, tokens, labels, dropout)
         start = time.thread_time()
-        found = attack.reconstruct(observation, seed=0)
+        try:
+            found = attack.reconstruct(observation, seed=0)
+        except NothingShown:
+            found = Reconstructions(torch.full_like(tokens, model.padding)[None], torch.zeros(1, size))
         seconds.append(time.thread_time() - start)
         made.append(found.examples[0])
         held.append(tokens)
