@@ -145,11 +145,9 @@ class TextSpan(TextAttack):
             keys = keys if bias is None else keys + bias.double()
             return HeadConsistency(some, space, gradient, keys, heads.heads, untold)
 
-        later = None
-        if matrices.second is not None:
-            later = input_space(model.over_inputs(matrices.second, gradients[matrices.second]))
-        if matrices.second is None or later is None:
+        if matrices.second is None:
             return arranged(found, count, model.end, by_heads, generator)
+        later = input_space(model.over_inputs(matrices.second, gradients[matrices.second]))
         # The last layer of a BERT reveals only the first token of each sentence, which does not help.
         if len(later.basis) <= max(count, int(found.places.max())):
             untold, kept = 1.0, found.inside()
