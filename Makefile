@@ -58,8 +58,9 @@ docs: install ## build the documentation site into build/site; a warning is an e
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: install ## simulate, attack and defend on digits and sentences, and write runs/demo/report.html
-	@echo "Learners train a model together and send only gradients. From these the server tells which images they hold, and rebuilds"
-	@echo "them: first without a defense, then with each of two defenses. It takes about three minutes."
+	@echo "Learners train a model together and send only gradients. From these the server"
+	@echo "tells which images they hold, and rebuilds them: first without a defense, then"
+	@echo "with each of two defenses. It takes one to three minutes."
 	@$(BIN)/metaleak benchmark deploy/experiments/demo.yaml --out runs/demo
 
 clean: ## remove what the commands above have made
