@@ -14,15 +14,17 @@ from flwr.app import Array, ArrayRecord
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.wire.arrays import ArrayTypes
-from metaleak.clients.wire.reply_layout import IN_FILE, starts
+from metaleak.clients.wire.reply_layout import FREE, IN_FILE, starts
 from metaleak.clients.wire.stacked_arrays import StackedArrays, numpy_type
 
 
 class ReplyFile:
     """A new file in `folder` for the gradients of `rows` learners, filled in order, as in `StackedArrays`.
 
-    The numbers are stored in the order of a record's file, after `head_bytes` free bytes. The file is removed unless
-    `record` passes it on. Raises `OSError` when there is not enough disk space.
+    The numbers are stored in the order of a record's file, after `head_bytes` free bytes. A file that the server has
+    freed is used again if there is one: its pages are in memory already, and new ones can take longer than the
+    arithmetic. The file is removed unless `record` passes it on. Raises `OSError` when there is not enough disk
+    space.
     """
 
     def __init__(self, folder: Path, rows: int, like: Parameters) -> None:
@@ -31,14 +33,14 @@ class ReplyFile:
         self._starts = {name: start for name, start, _ in starts(rows, self._kinds)}
         self._name, self._filled = secrets.token_hex(16), 0
         self._path = folder / self._name
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        self._file = _opened(folder, self._path)
         self._end = weakref.finalize(self, _forget, self._file, self._path)
         size = max(start + length for _, start, length in starts(rows, self._kinds))
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file, 0, size)
-            else:  # macOS cannot reserve disk space in advance.
-                os.ftruncate(self._file, size)
+            # Also where disk space cannot be reserved in advance (macOS), or a used file is larger.
+            os.ftruncate(self._file, size)
         except OSError:
             self._end()
             raise
@@ -73,6 +75,18 @@ class ReplyFile:
             stack.append(rows)
         self._end()
         return stack.record()
+
+
+def _opened(folder: Path, path: Path) -> int:
+    """Return the descriptor of a file of the `folder` that is free, renamed to `path`, or else of a new one."""
+    with os.scandir(folder) as entries:
+        free = [entry.path for entry in entries if entry.name.startswith(FREE)]
+    for place in free:
+        # Another process may have been faster.
+        with contextlib.suppress(OSError):
+            os.rename(place, path)
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
 
 def _write(file: int, rest: memoryview, place: int) -> None:

@@ -9,6 +9,9 @@ from metaleak.clients.wire.arrays import ArrayTypes, storage_order
 IN_FILE = "metaleak.reply-file"
 """The `stype` of an array whose data are the name of the file that holds its numbers."""
 
+FREE = "free-"
+"""How the name of a file begins that the server has read, and that a node may use for its next reply."""
+
 _NAME = re.compile(r"[0-9a-f]{32}")
 _PAGE = 4096
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 import mmap
 import os
+import secrets
 import shutil
 import weakref
 from pathlib import Path
@@ -15,8 +16,12 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from metaleak.clients.wire.arrays import ArrayTypes
-from metaleak.clients.wire.reply_layout import IN_FILE, head_bytes, is_file_name, starts
+from metaleak.clients.wire.reply_layout import FREE, IN_FILE, head_bytes, is_file_name, starts
 from metaleak.server.record.plain_file import plain_file
+from metaleak.server.record.whole_file import write_past_cache
+
+_FREE_FILES = 16
+"""How many files of replies are kept for the next ones."""
 
 _NUMBERS = frozenset(
     ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64")
@@ -72,9 +77,11 @@ class ArrivingReplies:
             size = max(start + length for start, length in places.values())
             if os.fstat(file).st_size != size:
                 raise ValueError("not of the size of its arrays")
-            opened = ArrivedFile(
-                self.folder / text, head_bytes(count, kinds), mmap.mmap(file, size, access=mmap.ACCESS_READ)
-            )
+            memory = mmap.mmap(file, size, access=mmap.ACCESS_READ)
+        # No other reply can name the file while it is read, after which its numbers may change.
+        taken = self.folder / f"taken-{text}"
+        os.rename(self.folder / text, taken)
+        opened = ArrivedFile(taken, head_bytes(count, kinds), memory)
         for key, (start, _) in places.items():
             dtype, shape = kinds[key]
             flat = np.frombuffer(opened.memory, dtype, count * math.prod(shape), start)
@@ -82,22 +89,37 @@ class ArrivingReplies:
 
 
 class ArrivedFile:
-    """A reply's file, mapped into `memory`; it is removed with the last array that uses it, unless it was moved.
+    """A reply's file at `path`, mapped into `memory`, with `head` free bytes at the front.
 
-    Its first `head` bytes are free.
+    Nodes may use it again when no array refers to the memory any more, unless it was moved.
     """
 
     def __init__(self, path: Path, head: int, memory: mmap.mmap) -> None:
         self.head, self.memory = head, memory
-        self._path = path
-        self._end = weakref.finalize(self, _unlink, path)
+        self.path = path
+        # Every view of the numbers keeps the memory alive, but not this object.
+        self._end = weakref.finalize(memory, _free, path)
 
     def move(self, to: Path, lead: bytes) -> None:
         """Write `lead`, of `head` bytes, to the front and move the file to `to`; raises `OSError`."""
-        with open(self._path, "r+b", buffering=0) as file:
-            file.write(lead)
-        os.replace(self._path, to)
+        self._lead(lead)
+        os.replace(self.path, to)
         self._end.detach()
+
+    def copy(self, to: Path, lead: bytes) -> None:
+        """Write `lead`, of `head` bytes, to the front and the whole to `to`, past the system's cache; see `move`.
+
+        So the file's pages in memory can be used again. Where the file system allows no such writing, it is moved.
+        """
+        self._lead(lead)
+        try:
+            write_past_cache(to, self.memory)
+        except NotImplementedError:
+            self.move(to, lead)
+
+    def _lead(self, lead: bytes) -> None:
+        with open(self.path, "r+b", buffering=0) as file:
+            file.write(lead)
 
 
 class MappedArray(Array):
@@ -127,6 +149,10 @@ def arrived_file(content: RecordDict) -> ArrivedFile | None:
     return first if isinstance(first, ArrivedFile) and all(file is first for file in files) else None
 
 
-def _unlink(path: Path) -> None:
+def _free(path: Path) -> None:
+    """Make a file available to nodes, or remove it if enough are."""
     with contextlib.suppress(OSError):
-        path.unlink()
+        if sum(name.startswith(FREE) for name in os.listdir(path.parent)) < _FREE_FILES:
+            path.rename(path.with_name(f"{FREE}{secrets.token_hex(16)}"))
+        else:
+            path.unlink()

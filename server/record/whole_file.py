@@ -1,9 +1,13 @@
 """Files that are complete or as they were before, whatever happens while they are written."""
 
+import errno
+import fcntl
+import mmap
 import os
 import re
 import secrets
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -15,15 +19,50 @@ def write_whole(path: Path, content: bytes | Sequence[bytes | memoryview]) -> No
     same file at once, the later rename counts. A process that dies leaves the old file and perhaps a
     `.<name>.<random>.part`. A machine that loses power may lose the file, because it is not synced to the disk.
     """
+    with _replacing(path) as beside, open(beside, "xb") as file:
+        for buffer in [content] if isinstance(content, bytes) else content:
+            file.write(buffer)
+
+
+def write_past_cache(path: Path, content: mmap.mmap) -> None:
+    """Write `content` as `write_whole` does, but past the system's page cache, so that it takes up no new memory.
+
+    Raises `NotImplementedError` where the system or the file system cannot do this.
+    """
+    if not hasattr(os, "O_DIRECT"):
+        raise NotImplementedError("no O_DIRECT")
+    try:
+        with _replacing(path) as beside, memoryview(content) as numbers:
+            whole = len(numbers) - len(numbers) % mmap.PAGESIZE
+            file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o666)
+            try:
+                _write(file, numbers[:whole])
+                # Only whole pages can be written past the cache.
+                fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
+                _write(file, numbers[whole:])
+            finally:
+                os.close(file)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise NotImplementedError(str(error)) from None
+        raise
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a new path beside `path`, and rename what was written there to `path`, or remove it after an error."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with open(beside, "xb") as file:
-            for buffer in [content] if isinstance(content, bytes) else content:
-                file.write(buffer)
+        yield beside
         os.replace(beside, path)
     except BaseException:  # Ctrl-C too
         beside.unlink(missing_ok=True)
         raise
+
+
+def _write(file: int, rest: memoryview) -> None:
+    while rest.nbytes:
+        rest = rest[os.write(file, rest) :]
 
 
 def numbered(path: Path) -> Iterator[Path]:

@@ -29,6 +29,9 @@ from metaleak.server.record.statements import Value
 from metaleak.server.record.tensor_file import HEADER_LIMIT, Header, encoded
 from metaleak.server.record.whole_file import numbered, whole_of, write_whole
 
+_LEAST_COPIED = 1 << 20
+"""From so many bytes on, copying a file past the system's cache is faster than new memory for the next one."""
+
 
 class TensorsOnDisk(Protocol):
     """A file on this disk that holds a reply's arrays as a record's file does, after `head` free bytes."""
@@ -39,6 +42,9 @@ class TensorsOnDisk(Protocol):
 
     def move(self, to: Path, lead: bytes) -> None:
         """Write `lead`, of `head` bytes, to the front and move the file to `to`; raises `OSError`."""
+
+    def copy(self, to: Path, lead: bytes) -> None:
+        """Write `lead`, of `head` bytes, to the front and copy the file to `to`; raises `OSError`."""
 
 
 class RecordWriter:
@@ -132,7 +138,7 @@ class RecordWriter:
         With `mean_of` the one row of `arrays` is the mean over these learners, and `learners` is `[AGGREGATE]`.
         `config` holds the values that were sent beside the arrays, and `metrics` those of the reply: for each name a
         value per learner. `recordable` says which values are allowed. A `file` that holds exactly these arrays is
-        moved into the record.
+        copied or moved into the record.
         """
         name, number = self._next("replies", round)
         metadata = reply_metadata(round, node, sent, time.time(), learners, mean_of, config, metrics)
@@ -143,13 +149,14 @@ class RecordWriter:
             raise RecordError(f"{self.path / name}: not recorded, {error}") from None
         if self._pending and self._pending[0].round != round:
             self.flush()
-        lead = bytes(buffers[0])
+        lead, size = bytes(buffers[0]), sum(value.nbytes for value in arrays.values())
         if file is not None and len(lead) <= file.head <= HEADER_LIMIT:
             spaces = b" " * (file.head - len(lead))
             lead = (file.head - 8).to_bytes(8, "little") + lead[8:] + spaces
-            self._do(0, partial(file.move, self.path / name, lead))
+            # A copy leaves the node's file to be used again, but must not be waited for where the disk is slow.
+            copied = size >= _LEAST_COPIED and self._background is not None and self._background.room(size)
+            self._do(size if copied else 0, partial(file.copy if copied else file.move, self.path / name, lead))
         else:
-            size = sum(value.nbytes for value in arrays.values())
             self._do(size, partial(write_whole, self.path / name, buffers))
         # Only now: a reply that could not be written leaves no gap in the numbers, which the reader would refuse.
         self._counts["replies", round] = number + 1
