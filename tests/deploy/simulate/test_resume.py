@@ -19,8 +19,9 @@ from metaleak.deploy.simulate import launch
 from metaleak.deploy.simulate.launch import resume, simulate
 from metaleak.deploy.simulate.run_directory import RunDirectory
 from metaleak.deploy.simulate.simulation import Simulation
-from metaleak.server import Record
+from metaleak.server import ArrivingReplies, Record
 from metaleak.server.learning.checkpoint import read_checkpoint
+from metaleak.server.record import writer
 
 EXPERIMENT = {
     "data": {"name": "digits"},
@@ -37,9 +38,11 @@ EXPERIMENT = {
 
 
 def simulated_here(experiment, out, on_round, resume=False):
-    """Do what `launch.simulated_on_ray` does, on three nodes in this process."""
+    """Do what `launch.simulated_on_ray` does on three nodes in this process, which write replies to files."""
     simulation = Simulation(experiment, out, on_round, resume)
-    return simulation.serve(LocalGrid(client_app(simulation.federation), nodes=3))
+    arriving = ArrivingReplies(simulation.run.arriving)
+    app = client_app(simulation.federation, arriving=arriving.folder)
+    return simulation.serve(LocalGrid(app, nodes=3), arriving=arriving)
 
 
 @pytest.fixture
@@ -95,8 +98,10 @@ def simulate_in_a_process(out, resumed):
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_change_no_bit(tmp_path, undisturbed, kills):
+def test_kills_at_random_moments_change_no_bit(tmp_path, undisturbed, monkeypatch, kills):
     """Runs are killed with SIGKILL again and again; each time they go on from where they were."""
+    # So that replies are copied past the page cache and their files used again, as large ones are.
+    monkeypatch.setattr(writer, "_LEAST_COPIED", 0)
     other, seconds = undisturbed
     chance, rounds_at_kill, finished, out = np.random.default_rng(0), [], [], tmp_path / "0"
     while len(rounds_at_kill) < kills or not finished:

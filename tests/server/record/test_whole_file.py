@@ -1,8 +1,13 @@
 """Files that are whole, whoever writes them and however often."""
 
+import mmap
+import os
+import resource
 import threading
 
-from metaleak.server.record.whole_file import remove_parts, whole_of, write_whole
+import pytest
+
+from metaleak.server.record.whole_file import remove_parts, whole_of, write_past_cache, write_whole
 
 
 class Meeting(list):
@@ -34,6 +39,28 @@ def test_two_that_write_one_file_at_once_both_succeed(tmp_path):
     assert not failed
     assert (tmp_path / "report.html").read_bytes() in (b"a" * 1000, b"b" * 1000)
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no direct I/O on this system")
+@pytest.mark.parametrize("size", [1, 4096, 5000, 3 * 4096])
+def test_what_is_written_past_the_cache_is_written_whole(tmp_path, size):
+    content = mmap.mmap(-1, size)
+    content[:] = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    write_past_cache(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == content[:]
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no direct I/O on this system")
+def test_what_cannot_be_written_past_the_cache_leaves_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            write_past_cache(tmp_path / "file", mmap.mmap(-1, 5 * 4096))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_a_killed_writer_left_is_known_and_removed(tmp_path):
