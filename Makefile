@@ -29,10 +29,10 @@ test-clusters: install ## run the slow tests with clusters, killed processes and
 test-slow: install ## run the slow tests that make test leaves out
 	$(PYTEST) -m slow
 
-# In an environment of its own; not the checks of code and pages by ruff, mypy and mkdocs, which differ by version.
-test-lowest: install-lowest ## run the tests with the oldest libraries that are allowed
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
-		-k "not ruff_is_content and not types_hold and not site_is_built"
+# In an environment of its own; the rooms and folders that use other libraries the most.
+LOWEST := tests/clients tests/defenses tests/server tests/deploy/config tests/deploy/engines tests/deploy/simulate
+test-lowest: install-lowest ## run the tests of rooms that rest on other libraries, with the oldest that are allowed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(LOWEST)
 
 install-lowest: .venv-lowest/installed
 

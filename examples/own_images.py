@@ -1,4 +1,4 @@
-"""Your own images, in one folder per class, as 84 x 84 pixels in color. Usage: own_images.py FOLDER"""
+"""Your own images, in one folder per class, as 32 x 32 pixels in color. Usage: own_images.py FOLDER"""
 
 import sys
 
@@ -6,7 +6,7 @@ from metaleak.deploy import attack_run, run_experiment
 
 if __name__ == "__main__":
     experiment = {
-        "data": {"name": "folder", "path": sys.argv[1], "size": 84},
+        "data": {"name": "folder", "path": sys.argv[1], "size": 32},
         "task": {"ways": 2, "shots": 1, "queries": 1},
         "partition": {"learners": 4, "held_out": 0.2},
         "model": {"name": "lenet"},
