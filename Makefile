@@ -30,7 +30,7 @@ test-slow: install ## run the slow tests that make test leaves out
 	$(PYTEST) -m slow
 
 # In an environment of its own; the rooms and folders that use other libraries the most.
-LOWEST := tests/clients tests/defenses tests/server tests/deploy/config tests/deploy/engines tests/deploy/simulate
+LOWEST := tests/clients tests/server tests/deploy/engines tests/deploy/simulate
 test-lowest: install-lowest ## run the tests of rooms that rest on other libraries, with the oldest that are allowed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(LOWEST)
 
