@@ -33,6 +33,9 @@ _LEAST_COPIED = 1 << 20
 """From so many bytes on, copying a file past the system's cache is faster than new memory for the next one."""
 
 
+_MOVED_AFTERWARDS = 16
+
+
 class TensorsOnDisk(Protocol):
     """A file on this disk that holds a reply's arrays as a record's file does, after `head` free bytes."""
 
@@ -111,6 +114,7 @@ class RecordWriter:
         self._background = background
         self._pending: list[Reply] = []
         self._counts: dict[tuple[str, int], int] = {}
+        self._moves_left = 0
 
     def sent(self, round: int, arrays: Arrays) -> str:
         """Write the parameters that go out in `round`; return their path inside the record."""
@@ -153,15 +157,29 @@ class RecordWriter:
         if file is not None and len(lead) <= file.head <= HEADER_LIMIT:
             spaces = b" " * (file.head - len(lead))
             lead = (file.head - 8).to_bytes(8, "little") + lead[8:] + spaces
-            # A copy leaves the node's file to be used again, but must not be waited for where the disk is slow.
-            copied = size >= _LEAST_COPIED and self._background is not None and self._background.room(size)
-            self._do(size if copied else 0, partial(file.copy if copied else file.move, self.path / name, lead))
+            store = file.copy if self._disk_keeps_up(size) else file.move
+            self._do(size, partial(store, self.path / name, lead))
         else:
             self._do(size, partial(write_whole, self.path / name, buffers))
         # Only now: a reply that could not be written leaves no gap in the numbers, which the reader would refuse.
         self._counts["replies", round] = number + 1
         self._pending.append(reply)
         return name
+
+    def _disk_keeps_up(self, size: int) -> bool:
+        """Return whether a file of `size` bytes should be copied, which leaves it to be used again, and not moved.
+
+        After the disk has fallen behind, the next `_MOVED_AFTERWARDS` files are moved.
+        """
+        if self._background is None or size < _LEAST_COPIED:
+            return False
+        if self._moves_left:
+            self._moves_left -= 1
+        elif not self._background.room(size):
+            self._moves_left = _MOVED_AFTERWARDS
+        else:
+            return True
+        return False
 
     def flush(self) -> None:
         """Write the index rows that are not in a Parquet file yet."""

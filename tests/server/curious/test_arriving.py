@@ -186,26 +186,29 @@ def test_a_large_reply_is_copied_where_that_needs_no_waiting(tmp_path, monkeypat
     np.testing.assert_array_equal(Record(tmp_path / "record").received(1)[1]["w"], values)
 
 
-def test_a_large_reply_is_moved_where_the_disk_falls_behind(tmp_path):
-    with ArrivingReplies(tmp_path / "arriving") as arriving, BackgroundWriter(limit_bytes=10) as background:
-        busy = threading.Event()
+def test_large_replies_are_moved_for_a_while_after_the_disk_has_fallen_behind(tmp_path):
+    values = np.zeros(500_000, "f4")
+    with (
+        ArrivingReplies(tmp_path / "arriving") as arriving,
+        BackgroundWriter(limit_bytes=2 * values.nbytes) as background,
+    ):
         writer = RecordWriter(tmp_path / "record", background)
-        sent = writer.sent(1, {"w": np.zeros(500_000, "f4")})
-        background.submit(1, busy.wait)
-        reply = handed_over(arriving, 1.0)
-        number = inode(reply)
-        writer.reply(
-            1,
-            [0, 1, 2],
-            "node",
-            sent,
-            {"w": reply.content["arrays"]["w"].mapped},
-            file=reply.content["arrays"]["w"].file,
-        )
-        busy.set()
+        sent = writer.sent(1, {"w": values})
         background.drain()
-        (recorded,) = (tmp_path / "record" / "replies").iterdir()
-        assert recorded.stat().st_ino == number
+        busy = threading.Event()
+        background.submit(limit, busy.wait)
+        # The first reply waits for the disk.
+        threading.Timer(0.1, busy.set).start()
+        moved = []
+        for learner in range(18):
+            reply = handed_over(arriving, 1.0, rows=1)
+            array, number = reply.content["arrays"]["w"], inode(reply)
+            name = writer.reply(1, [learner], "node", sent, {"w": array.mapped}, file=array.file)
+            background.drain()
+            moved.append((writer.path / name).stat().st_ino == number)
+            del reply, array
+            gc.collect()
+    assert moved == [True] * 17 + [not hasattr(os, "O_DIRECT")]
 
 
 def test_without_the_folder_replies_come_by_message(federation, tmp_path):
