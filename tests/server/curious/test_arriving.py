@@ -196,7 +196,7 @@ def test_large_replies_are_moved_for_a_while_after_the_disk_has_fallen_behind(tm
         sent = writer.sent(1, {"w": values})
         background.drain()
         busy = threading.Event()
-        background.submit(limit, busy.wait)
+        background.submit(2 * values.nbytes, busy.wait)
         # The first reply waits for the disk.
         threading.Timer(0.1, busy.set).start()
         moved = []
