@@ -33,11 +33,6 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._work, name="metaleak-writer", daemon=True)
         self._thread.start()
 
-    def room(self, size: int) -> bool:
-        """Return whether a job of `size` bytes would be queued without waiting."""
-        with self._changed:
-            return not self._queue or self._bytes + size <= self._limit
-
     def submit(self, size: int, job: Job) -> None:
         """Queue `job`, which keeps `size` bytes in memory until it is done.
 

@@ -32,8 +32,11 @@ from metaleak.server.record.whole_file import numbered, whole_of, write_whole
 _LEAST_COPIED = 1 << 20
 """From so many bytes on, copying a file past the system's cache is faster than new memory for the next one."""
 
+_SLOWEST_DISK = 100 << 20
+"""Bytes per second; a slower disk is left to the system, which writes a file some time after it was moved."""
 
 _MOVED_AFTERWARDS = 16
+"""How many files are moved before the disk's speed is measured again."""
 
 
 class TensorsOnDisk(Protocol):
@@ -157,8 +160,7 @@ class RecordWriter:
         if file is not None and len(lead) <= file.head <= HEADER_LIMIT:
             spaces = b" " * (file.head - len(lead))
             lead = (file.head - 8).to_bytes(8, "little") + lead[8:] + spaces
-            store = file.copy if self._disk_keeps_up(size) else file.move
-            self._do(size, partial(store, self.path / name, lead))
+            self._do(size, partial(self._store, file, name, lead, size))
         else:
             self._do(size, partial(write_whole, self.path / name, buffers))
         # Only now: a reply that could not be written leaves no gap in the numbers, which the reader would refuse.
@@ -166,20 +168,16 @@ class RecordWriter:
         self._pending.append(reply)
         return name
 
-    def _disk_keeps_up(self, size: int) -> bool:
-        """Return whether a file of `size` bytes should be copied, which leaves it to be used again, and not moved.
-
-        After the disk has fallen behind, the next `_MOVED_AFTERWARDS` files are moved.
-        """
-        if self._background is None or size < _LEAST_COPIED:
-            return False
-        if self._moves_left:
-            self._moves_left -= 1
-        elif not self._background.room(size):
+    def _store(self, file: TensorsOnDisk, name: str, lead: bytes, size: int) -> None:
+        """Copy a file of `size` bytes into the record or, while the disk is slow, move it there."""
+        if self._background is None or size < _LEAST_COPIED or self._moves_left:
+            self._moves_left = max(0, self._moves_left - 1)
+            file.move(self.path / name, lead)
+            return
+        began = time.monotonic()
+        file.copy(self.path / name, lead)
+        if size < _SLOWEST_DISK * (time.monotonic() - began):
             self._moves_left = _MOVED_AFTERWARDS
-        else:
-            return True
-        return False
 
     def flush(self) -> None:
         """Write the index rows that are not in a Parquet file yet."""
