@@ -55,7 +55,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         os.replace(beside, path)
-    except BaseException:  # Ctrl-C too
+    except BaseException as error:  # Ctrl-C too
+        if isinstance(error, OSError) and error.filename is None:
+            # Writing to an open file that does not fit on the disk does not say which.
+            error.filename = str(path)
         beside.unlink(missing_ok=True)
         raise
 

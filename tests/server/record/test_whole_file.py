@@ -56,10 +56,11 @@ def test_what_cannot_be_written_past_the_cache_leaves_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
     try:
-        with pytest.raises(OSError, match="large"):
+        with pytest.raises(OSError, match="large") as raised:
             write_past_cache(tmp_path / "file", mmap.mmap(-1, 5 * 4096))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(tmp_path / "file")
     assert os.listdir(tmp_path) == []
 
 
