@@ -171,7 +171,7 @@ class RecordLevel(Budget):
     ) -> dict[str, Tensor]:
         """Return the mean of clipped contributions that add up to `total`, plus noise."""
         deviation = self.standard_deviation(reading, count)
-        return {name: random.noisy(value, deviation, 1 / count) for name, value in total.items()}
+        return random.noisy_tensors(total, deviation, 1 / count)
 
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` as they are: it acts on means over examples."""
