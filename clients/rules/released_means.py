@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch.func import grad, jvp
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model, dense_layers_of
-from metaleak.clients.rules.contributions import Contributions, OuterProducts, Whole
+from metaleak.clients.rules.contributions import NOTHING, Contributions, OuterProducts, Whole
+from metaleak.clients.rules.own_outputs import OwnOutputs
 from metaleak.clients.rules.rule import Rule, cross_entropy
 from metaleak.defenses import CountsNorms, ExampleMechanism, RandomSource, Reading
 
@@ -47,9 +48,14 @@ class ReleasedMeans:
         labels: Tensor,
         reading: Reading,
         step: int = 0,
+        taken: Mapping[str, Tensor] = NOTHING,
     ) -> Parameters:
-        """Return the mean gradient of the cross-entropy in the parameters `names`, over `images (n, C, H, W)`."""
-        return self.gradient_and_loss(model, parameters, names, images, labels, reading, step)[0]
+        """Return the mean gradient of the cross-entropy in the parameters `names`, over `images (n, C, H, W)`.
+
+        `taken` may have, by the name of a dense first layer's weight, what is taken for its inputs `(n, ...)` in the
+        gradient.
+        """
+        return self.gradient_and_loss(model, parameters, names, images, labels, reading, step, taken)[0]
 
     def gradient_and_loss(
         self,
@@ -60,6 +66,7 @@ class ReleasedMeans:
         labels: Tensor,
         reading: Reading,
         step: int = 0,
+        taken: Mapping[str, Tensor] = NOTHING,
     ) -> tuple[Parameters, Tensor]:
         """Return the result of `gradient` and the mean cross-entropy, a scalar without noise: never send it."""
 
@@ -72,10 +79,11 @@ class ReleasedMeans:
 
         layers = dense_layers_of(model)
         if layers is None:
-            parts = Whole.each(model, parameters, images, labels, {}, contribution)
+            parts = Whole.each(model, parameters, images, labels, {}, contribution, taken)
             mean = self._mean(parts, len(images), reading, step)
             return mean, cross_entropy(model, parameters, images, labels)
-        products = OuterProducts.of(model, layers, parameters, names, images, labels)
+        products = OuterProducts.of(model, layers, parameters, names, images, labels, taken=taken)
+        assert products.loss is not None
         return self._mean([products], len(images), reading, step), products.loss
 
     def curvature(
@@ -86,10 +94,11 @@ class ReleasedMeans:
         images: Tensor,
         labels: Tensor,
         step: int = 0,
+        taken: Mapping[str, Tensor] = NOTHING,
     ) -> Parameters:
         """Return the mean Hessian of the cross-entropy times `direction`, over `images`; shaped like `parameters`.
 
-        Parameters missing from `direction` count as 0.
+        Parameters missing from `direction` count as 0. `taken` is that of `gradient`.
         """
         full = {name: direction.get(name, torch.zeros_like(value)) for name, value in parameters.items()}
 
@@ -104,9 +113,10 @@ class ReleasedMeans:
         layers = dense_layers_of(model)
         parts: Iterable[Contributions]
         if layers is None:
-            parts = Whole.each(model, parameters, images, labels, full, product)
+            parts = Whole.each(model, parameters, images, labels, full, product, taken)
         else:
-            parts = [OuterProducts.of(model, layers, parameters, frozenset(parameters), images, labels, full)]
+            names = frozenset(parameters)
+            parts = [OuterProducts.of(model, layers, parameters, names, images, labels, full, taken)]
         return self._mean(parts, len(images), "curvature", step)
 
     def descent(
@@ -119,12 +129,18 @@ class ReleasedMeans:
         rate: float,
         reading: Reading,
         names: frozenset[str] | None = None,
+        own: OwnOutputs | None = None,
     ) -> list[Parameters]:
-        """Return `parameters` before and after each of `steps` of gradient descent; only `names` are updated."""
+        """Return `parameters` before and after each of `steps` of gradient descent; only `names` are updated.
+
+        With `own`, which has these images as its support set, `parameters` are its `outputs`.
+        """
         moving = frozenset(parameters) if names is None else names
         trail = [parameters]
         for step in range(steps):
-            mean = self.gradient(model, trail[-1], moving, images, labels, reading, step)
+            taken = NOTHING if own is None else own.support_coordinates
+            mean = self.gradient(model, trail[-1], moving, images, labels, reading, step, taken)
+            mean = mean if own is None else own.moved(mean)
             trail.append(
                 {
                     name: torch.add(value, mean[name], alpha=-rate) if name in mean else value
@@ -143,8 +159,9 @@ class ReleasedMeans:
                 total[name] = total[name] + part if name in total else part
         random = self.source(reading, step)
         mean = self.mechanism.noisy_mean(total, count, reading, random)
-        if isinstance(self.mechanism, CountsNorms):
-            fall = self.mechanism.clip_fall(torch.cat(sizes), reading, random)
+        # The class is asked, since asking an instance for a protocol takes 10 microseconds.
+        if issubclass(type(self.mechanism), CountsNorms):
+            fall = cast(CountsNorms, self.mechanism).clip_fall(torch.cat(sizes), reading, random)
             self.falls.extend([] if fall is None else [fall])
         return mean
 
