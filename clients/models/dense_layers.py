@@ -184,8 +184,8 @@ def _calls(
         logits = model(parameters, inputs)
     taken, made = zip(*(tapped.calls[weight] for weight in asked), strict=True)
     with torch.no_grad():
-        # Not from a loss by automatic differentiation: torch takes a millisecond to find the derivative, along a
-        # direction, of a product with a constant.
+        # Not from a loss by automatic differentiation: along a direction, the product with a constant in it takes
+        # torch a millisecond.
         slope = slopes_of(logits)
     slopes = torch.autograd.grad(logits, made, slope)
     return list(zip(taken, slopes, strict=True))

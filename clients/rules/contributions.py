@@ -8,13 +8,18 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import vmap
 
 from metaleak.clients.episode import Parameters
 from metaleak.clients.models import Model, Passed, dense_input_of, passed
 
-_BYTES_AT_ONCE = 1 << 26
-"""The maximum number of bytes of per-example contributions held at a time."""
+_BYTES_AT_ONCE = 1 << 23
+"""The maximum number of bytes of per-example contributions held at a time: 8 MB.
+
+Of 1 to 64 MB, FedSGD takes the least time with this number for Conv4 of 64 filters and for an MLP of 256 units, and
+next to the least for Conv4 of 32.
+"""
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 """No layer whose inputs are replaced."""
@@ -110,11 +115,20 @@ class OuterProducts:
 
 
 def _cross_entropy_slopes(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the gradient of each example's cross-entropy in its `logits (n, ways)`."""
-    likely = logits.softmax(1)
+    """Return the gradient of each example's cross-entropy in its `logits (n, ways)`, a dual number if they are."""
+    value, moved = forward_ad.unpack_dual(logits)  # type: ignore[no-untyped-call]
+    likely = value.softmax(1)
     if labels.is_floating_point():
-        return likely * labels.sum(1, keepdim=True) - labels
-    return likely - torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[labels]
+        targets, mass = labels, labels.sum(1, keepdim=True)
+    else:
+        targets, mass = torch.eye(likely.shape[1], dtype=likely.dtype, device=likely.device)[labels], None
+    scaled = likely if mass is None else likely * mass
+    slopes: Tensor = scaled - targets
+    if moved is None:
+        return slopes
+    turned = scaled * (moved - (likely * moved).sum(1, keepdim=True))
+    made: Tensor = forward_ad.make_dual(slopes, turned)  # type: ignore[no-untyped-call]
+    return made
 
 
 def _squares(rows: Tensor) -> Tensor:
@@ -184,7 +198,7 @@ class Whole:
     @property
     def norms(self) -> Tensor:
         """Return the norm of each example's contribution."""
-        return torch.stack([value.flatten(1).double().square().sum(1) for value in self.made.values()]).sum(0).sqrt()
+        return torch.stack([_squares(value.flatten(1)) for value in self.made.values()]).sum(0).sqrt()
 
     def added_up(self, weights: Tensor) -> Parameters:
         """Return the weighted sum over the examples."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.func import grad_and_value
@@ -117,7 +118,9 @@ class MAML(BaseModel):
         for step in reversed(range(self.inner_steps if self.order == 2 else 0)):
             moved = own.support_outputs({name: value for name, value in gradient.items() if name in names})
             product = means.curvature(model, trail[step], moved, *support, step, own.support_images)
-            gradient = {name: value - self.inner_rate * product[name] for name, value in gradient.items()}
+            gradient = {
+                name: torch.add(value, product[name], alpha=-self.inner_rate) for name, value in gradient.items()
+            }
         return gradient, loss
 
 
