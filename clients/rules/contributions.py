@@ -50,8 +50,8 @@ class OuterProducts:
 
     layers: tuple[Passed, ...]
     names: frozenset[str]
-    loss: Tensor | None = None
-    """The mean cross-entropy of the examples, a scalar, which is not part of the contributions; for gradients."""
+    logits: Tensor
+    labels: Tensor
 
     @classmethod
     def of(
@@ -70,18 +70,22 @@ class OuterProducts:
         `taken` has, by the name of a layer's weight, what is taken for the layer's inputs in the products.
         """
 
-        losses: list[Tensor] = []
+        seen: list[Tensor] = []
 
         def slopes_of(logits: Tensor) -> Tensor:
-            if direction is None:
-                losses.append(F.cross_entropy(logits.detach(), labels))
+            seen.append(logits.detach())
             return _cross_entropy_slopes(logits, labels)
 
         layers_passed = tuple(
             replace(layer, inputs=taken[layer.weight]) if layer.weight in taken else layer
             for layer in passed(model, layers, parameters, names, inputs, slopes_of, direction)
         )
-        return cls(layers_passed, names, losses[0] if losses else None)
+        return cls(layers_passed, names, seen[0], labels)
+
+    @property
+    def loss(self) -> Tensor:
+        """The mean cross-entropy of the examples, a scalar, which is not part of the contributions."""
+        return F.cross_entropy(self.logits, self.labels)
 
     @property
     def norms(self) -> Tensor:
@@ -159,9 +163,10 @@ def _numbers(rows: Tensor, kept: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Whole:
-    """Contributions stored explicitly: `made` has a leading axis for the examples."""
+    """Contributions stored explicitly: `made` has a leading axis for the examples, as have their `losses (n,)`."""
 
     made: Parameters
+    losses: Tensor
     examples: "_Examples"
 
     @classmethod
@@ -172,10 +177,10 @@ class Whole:
         images: Tensor,
         labels: Tensor,
         direction: Parameters,
-        contribution: Callable[[Parameters, Parameters, Tensor, Tensor], Parameters],
+        contribution: Callable[[Parameters, Parameters, Tensor, Tensor], tuple[Parameters, Tensor]],
         taken: Mapping[str, Tensor] = NOTHING,
     ) -> Iterator["Whole"]:
-        """Yield, in parts that fit into memory, the value of `contribution` for each image separately.
+        """Yield, in parts that fit into memory, the value of `contribution` for each image separately, and its loss.
 
         It is called with `parameters`, `direction` (may be empty), one image and its label. If the model's first
         layer is dense (`dense_input_of`), the contribution of one image x to that layer's weight is d x^T for some d,
@@ -186,14 +191,14 @@ class Whole:
 
             def one(
                 column: Tensor, slant: Tensor, image: Tensor, label: Tensor, some: _Examples = examples
-            ) -> Parameters:
+            ) -> tuple[Parameters, Tensor]:
                 slanted = {**direction, **some.named(slant)} if direction else direction
                 return contribution({**parameters, **some.named(column)}, slanted, image, label)
 
             columns = examples.columns(parameters)
             slants = examples.columns(direction) if direction else columns
-            made = vmap(one)(columns, slants, examples.inputs, examples.labels)
-            yield cls({name: value.detach() for name, value in made.items()}, examples)
+            made, losses = vmap(one)(columns, slants, examples.inputs, examples.labels)
+            yield cls({name: value.detach() for name, value in made.items()}, losses.detach(), examples)
 
     @property
     def norms(self) -> Tensor:

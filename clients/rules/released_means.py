@@ -1,13 +1,13 @@
 """Means over examples under a defense of the place `example`, and the protocol of rules that use only such means."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp
+from torch.func import grad_and_value, jvp
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model, dense_layers_of
@@ -69,22 +69,29 @@ class ReleasedMeans:
         taken: Mapping[str, Tensor] = NOTHING,
     ) -> tuple[Parameters, Tensor]:
         """Return the result of `gradient` and the mean cross-entropy, a scalar without noise: never send it."""
+        layers = dense_layers_of(model)
+        if layers is not None:
+            products = OuterProducts.of(model, layers, parameters, names, images, labels, taken=taken)
+            return self._mean([products], len(images), reading, step), products.loss
 
-        def contribution(parameters: Parameters, _: Parameters, image: Tensor, label: Tensor) -> Parameters:
+        def contribution(
+            parameters: Parameters, _: Parameters, image: Tensor, label: Tensor
+        ) -> tuple[Parameters, Tensor]:
             moving = {name: value for name, value in parameters.items() if name in names}
-            found: Parameters = grad(
+            found: tuple[Parameters, Tensor] = grad_and_value(
                 lambda moving: cross_entropy(model, {**parameters, **moving}, image[None], label[None])
             )(moving)
             return found
 
-        layers = dense_layers_of(model)
-        if layers is None:
-            parts = Whole.each(model, parameters, images, labels, {}, contribution, taken)
-            mean = self._mean(parts, len(images), reading, step)
-            return mean, cross_entropy(model, parameters, images, labels)
-        products = OuterProducts.of(model, layers, parameters, names, images, labels, taken=taken)
-        assert products.loss is not None
-        return self._mean([products], len(images), reading, step), products.loss
+        losses: list[Tensor] = []
+
+        def parts() -> Iterator[Whole]:
+            for part in Whole.each(model, parameters, images, labels, {}, contribution, taken):
+                losses.append(part.losses)
+                yield part
+
+        mean = self._mean(parts(), len(images), reading, step)
+        return mean, torch.cat(losses).mean()
 
     def curvature(
         self,
@@ -102,13 +109,17 @@ class ReleasedMeans:
         """
         full = {name: direction.get(name, torch.zeros_like(value)) for name, value in parameters.items()}
 
-        def product(parameters: Parameters, direction: Parameters, image: Tensor, label: Tensor) -> Parameters:
-            def slope(parameters: Parameters) -> Parameters:
-                found: Parameters = grad(lambda one: cross_entropy(model, one, image[None], label[None]))(parameters)
+        def product(
+            parameters: Parameters, direction: Parameters, image: Tensor, label: Tensor
+        ) -> tuple[Parameters, Tensor]:
+            def slope(parameters: Parameters) -> tuple[Parameters, Tensor]:
+                found: tuple[Parameters, Tensor] = grad_and_value(
+                    lambda one: cross_entropy(model, one, image[None], label[None])
+                )(parameters)
                 return found
 
-            found: Parameters = jvp(slope, (parameters,), (direction,))[1]
-            return found
+            found: Any = jvp(slope, (parameters,), (direction,), has_aux=True)
+            return found[1], found[2]
 
         layers = dense_layers_of(model)
         parts: Iterable[Contributions]
