@@ -26,7 +26,10 @@ from metaleak.clients.models import Model, dense_layers_of, input_weight_of
 from metaleak.defenses import ExampleMechanism, has_isotropic_noise
 
 _SQUARED_IMAGES_A_UNIT = 80
-"""With more than sqrt(80 h) images for h units, finding their coordinates takes longer than noise on the weight."""
+"""With more than sqrt(80 h) images for h units, their coordinates take longer to find than noise on the weight.
+
+Measured for 64 to 512 units and images of 784 pixels; with 32 units it takes up to a tenth longer than without.
+"""
 
 _ADDED = 1e-13
 """The part of each image's squared norm that is added to it, so that repeated images have coordinates, too."""
