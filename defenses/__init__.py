@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Reading,
         Shapes,
         SharesNoise,
+        has_isotropic_noise,
         noise_of,
     )
     from metaleak.defenses.distributed_gaussian import DistributedGaussian
@@ -71,6 +72,7 @@ __all__ = [
     "bytes_sent",
     "gaussian_epsilon",
     "gaussian_noise_multiplier",
+    "has_isotropic_noise",
     "noise_of",
     "redrawn_epsilon",
     "secure_sum_epsilon",
@@ -108,6 +110,7 @@ _MODULES = {
     "bytes_sent": "cost",
     "gaussian_epsilon": "accounting",
     "gaussian_noise_multiplier": "accounting",
+    "has_isotropic_noise": "defense",
     "noise_of": "defense",
     "redrawn_epsilon": "accounting",
     "secure_sum_epsilon": "accounting",

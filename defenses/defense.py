@@ -161,6 +161,10 @@ class ExampleMechanism(Protocol):
     `noisy_mean` makes of the sum is all that the rule ever learns of these examples. One that is also `Accounted`
     promises that its guarantee is that of Gaussian mechanisms: each mean is mu-GDP in every example, and so is all
     that a learner sends (Dong, Roth and Su 2022).
+
+    The class attribute `isotropic_noise = True` is optional. It promises that the noise of a mean is independent
+    normal numbers of one deviation on all entries, whatever the tensors' shapes: these are the same in every
+    orthonormal basis, so that a rule may take a mean in the coordinates of one. A derived class must set it again.
     """
 
     def for_readings(self, readings: Mapping[Reading, int]) -> Self:
@@ -177,8 +181,16 @@ class ExampleMechanism(Protocol):
     def noisy_mean(
         self, total: dict[str, Tensor], count: int, reading: Reading, random: RandomSource
     ) -> dict[str, Tensor]:
-        """Return the mean over `count` examples, with noise, of what adds up to `total`; same shapes and dtypes."""
+        """Return the mean over `count` examples, with noise, of what adds up to `total`; same shapes and dtypes.
+
+        `total` is needed no longer and may be written over.
+        """
         ...
+
+
+def has_isotropic_noise(mechanism: ExampleMechanism) -> bool:
+    """Return whether the class of `mechanism` promises noise that is the same in every orthonormal basis."""
+    return vars(type(mechanism)).get("isotropic_noise", False) is True
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """Record-level privacy of a secure sum: the last mean's noise is shared among the learners."""
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
@@ -32,6 +32,8 @@ class DistributedRecordLevel(RecordLevel):
         >>> round(mechanism.standard_deviation("support", count=25), 4)  # Whole, since it is not averaged.
         0.3037
     """
+
+    isotropic_noise: ClassVar[bool] = True
 
     least_learners: Annotated[int, Field(ge=1)] | None = None
 

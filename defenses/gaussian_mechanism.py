@@ -112,10 +112,8 @@ class GaussianMechanism(Budget):
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` clipped and noisy; see `clipped` for what happens to which norm."""
         deviation = self.standard_deviation
-        sent = {
-            name: random.noisy(value, deviation).to(tensors[name].dtype)
-            for name, value in clipped(tensors, self.clip).items()
-        }
+        noisy = random.noisy_tensors(clipped(tensors, self.clip), deviation)
+        sent = {name: value.to(tensors[name].dtype) for name, value in noisy.items()}
         if self.adapt is not None:
             some = next(iter(sent.values()))
             noise = float(random.normal((1,))) * self.multiplier * self.adapt.count_noise * self.share

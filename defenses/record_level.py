@@ -1,7 +1,7 @@
 """Record-level privacy: every mean over examples that a rule takes is a Gaussian mechanism in each example."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -14,6 +14,8 @@ from metaleak.defenses.randomness import RandomSource
 
 _MARGIN = 1 - 1e-5
 """Sums over examples are rounded to float32: the norm is held this much below the bound."""
+
+_TINY = torch.finfo(torch.float32).tiny
 
 SENT: tuple[Reading, ...] = ("query", "all", "batch")
 """The means of which a message is made."""
@@ -72,6 +74,8 @@ class RecordLevel(Budget):
         >>> {name: round(epsilon, 3) for name, epsilon in mechanism.epsilons_after(40).items()}
         {'support': 8.0, 'query': 8.0}
     """
+
+    isotropic_noise: ClassVar[bool] = True
 
     place: Literal["example"] = "example"
     clip: _Clip = 1.0
@@ -162,16 +166,14 @@ class RecordLevel(Budget):
         """
         wide, bound = norms.to(torch.float64), self.clip_of(reading) * _MARGIN
         scale = (bound / wide).clamp(max=1.0)
-        # Below, float32 rounds a weight by more than the margin.
-        exact = torch.isfinite(wide) & (scale >= torch.finfo(torch.float32).tiny)
-        return torch.where(exact, scale, 0.0)
+        # Below, float32 rounds a weight by more than the margin; of an infinite norm it is 0, and of NaN not above.
+        return torch.where(scale >= _TINY, scale, 0.0)
 
     def noisy_mean(
         self, total: dict[str, Tensor], count: int, reading: Reading, random: RandomSource
     ) -> dict[str, Tensor]:
         """Return the mean of clipped contributions that add up to `total`, plus noise."""
-        deviation = self.standard_deviation(reading, count)
-        return {name: random.noisy(value, deviation, 1 / count) for name, value in total.items()}
+        return random.noisy_tensors(total, self.standard_deviation(reading, count), 1 / count, over=True)
 
     def __call__(self, tensors: dict[str, Tensor], random: RandomSource) -> dict[str, Tensor]:
         """Return `tensors` as they are: it acts on means over examples."""

@@ -138,9 +138,10 @@ def dense_input_of(model: Model) -> DenseInput | None:
 
     A declaration is not inherited, since a derived class may compute something else.
     """
-    if isinstance(model, FindsDenseInput) and "dense_input" in vars(type(model)):
+    # The protocols are asked last: that takes 10 microseconds.
+    if "dense_input" in vars(type(model)) and isinstance(model, FindsDenseInput):
         return model.dense_input
-    if isinstance(model, LinearInput) and "input_weight" in vars(type(model)):
+    if "input_weight" in vars(type(model)) and isinstance(model, LinearInput):
         return DenseInput(model.input_weight)
     return None
 

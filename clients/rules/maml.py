@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.func import grad_and_value
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model, head_of
+from metaleak.clients.rules.own_outputs import OwnOutputs
 from metaleak.clients.rules.released_means import ReleasedMeans
 from metaleak.clients.rules.rule import (
     InnerRate,
@@ -104,16 +106,21 @@ class MAML(BaseModel):
         step.
         """
         names = self.adapted_names(model, parameters)
-        support = episode.support_inputs, episode.support_labels
-        query = episode.query_inputs, episode.query_labels
-        trail = means.descent(model, parameters, *support, self.inner_steps, self.inner_rate, "support", names)
+        # The inner steps' weights are used at the episode's images alone, and not sent.
+        own = OwnOutputs.of(means.mechanism, model, parameters, names, episode)
+        support = own.episode.support_inputs, episode.support_labels
+        query = own.episode.query_inputs, episode.query_labels
+        start = own.outputs(parameters)
+        trail = means.descent(model, start, *support, self.inner_steps, self.inner_rate, "support", names, own)
         # Only order 2 uses the gradients of parameters that are not sent.
         sent = frozenset(parameters) if self.order == 2 else means.shared(parameters)
-        gradient, loss = means.gradient_and_loss(model, trail[-1], sent, *query, "query")
+        gradient, loss = means.gradient_and_loss(model, trail[-1], sent, *query, "query", taken=own.query_images)
         for step in reversed(range(self.inner_steps if self.order == 2 else 0)):
-            moved = {name: value for name, value in gradient.items() if name in names}
-            product = means.curvature(model, trail[step], moved, *support, step)
-            gradient = {name: value - self.inner_rate * product[name] for name, value in gradient.items()}
+            moved = own.support_outputs({name: value for name, value in gradient.items() if name in names})
+            product = means.curvature(model, trail[step], moved, *support, step, own.support_images)
+            gradient = {
+                name: torch.add(value, product[name], alpha=-self.inner_rate) for name, value in gradient.items()
+            }
         return gradient, loss
 
 

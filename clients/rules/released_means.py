@@ -1,17 +1,18 @@
 """Means over examples under a defense of the place `example`, and the protocol of rules that use only such means."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp
+from torch.func import grad_and_value, jvp
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model, dense_layers_of
-from metaleak.clients.rules.contributions import Contributions, OuterProducts, Whole
+from metaleak.clients.rules.contributions import NOTHING, Contributions, OuterProducts, Whole
+from metaleak.clients.rules.own_outputs import OwnOutputs
 from metaleak.clients.rules.rule import Rule, cross_entropy
 from metaleak.defenses import CountsNorms, ExampleMechanism, RandomSource, Reading
 
@@ -47,9 +48,14 @@ class ReleasedMeans:
         labels: Tensor,
         reading: Reading,
         step: int = 0,
+        taken: Mapping[str, Tensor] = NOTHING,
     ) -> Parameters:
-        """Return the mean gradient of the cross-entropy in the parameters `names`, over `images (n, C, H, W)`."""
-        return self.gradient_and_loss(model, parameters, names, images, labels, reading, step)[0]
+        """Return the mean gradient of the cross-entropy in the parameters `names`, over `images (n, C, H, W)`.
+
+        `taken` may have, by the name of a dense first layer's weight, what is taken for its inputs `(n, ...)` in the
+        gradient.
+        """
+        return self.gradient_and_loss(model, parameters, names, images, labels, reading, step, taken)[0]
 
     def gradient_and_loss(
         self,
@@ -60,23 +66,32 @@ class ReleasedMeans:
         labels: Tensor,
         reading: Reading,
         step: int = 0,
+        taken: Mapping[str, Tensor] = NOTHING,
     ) -> tuple[Parameters, Tensor]:
         """Return the result of `gradient` and the mean cross-entropy, a scalar without noise: never send it."""
+        layers = dense_layers_of(model)
+        if layers is not None:
+            products = OuterProducts.of(model, layers, parameters, names, images, labels, taken=taken)
+            return self._mean([products], len(images), reading, step), products.loss
 
-        def contribution(parameters: Parameters, _: Parameters, image: Tensor, label: Tensor) -> Parameters:
+        def contribution(
+            parameters: Parameters, _: Parameters, image: Tensor, label: Tensor
+        ) -> tuple[Parameters, Tensor]:
             moving = {name: value for name, value in parameters.items() if name in names}
-            found: Parameters = grad(
+            found: tuple[Parameters, Tensor] = grad_and_value(
                 lambda moving: cross_entropy(model, {**parameters, **moving}, image[None], label[None])
             )(moving)
             return found
 
-        layers = dense_layers_of(model)
-        if layers is None:
-            parts = Whole.each(model, parameters, images, labels, {}, contribution)
-            mean = self._mean(parts, len(images), reading, step)
-            return mean, cross_entropy(model, parameters, images, labels)
-        products = OuterProducts.of(model, layers, parameters, names, images, labels)
-        return self._mean([products], len(images), reading, step), products.loss
+        losses: list[Tensor] = []
+
+        def parts() -> Iterator[Whole]:
+            for part in Whole.each(model, parameters, images, labels, {}, contribution, taken):
+                losses.append(part.losses)
+                yield part
+
+        mean = self._mean(parts(), len(images), reading, step)
+        return mean, torch.cat(losses).mean()
 
     def curvature(
         self,
@@ -86,27 +101,33 @@ class ReleasedMeans:
         images: Tensor,
         labels: Tensor,
         step: int = 0,
+        taken: Mapping[str, Tensor] = NOTHING,
     ) -> Parameters:
         """Return the mean Hessian of the cross-entropy times `direction`, over `images`; shaped like `parameters`.
 
-        Parameters missing from `direction` count as 0.
+        Parameters missing from `direction` count as 0. `taken` is that of `gradient`.
         """
         full = {name: direction.get(name, torch.zeros_like(value)) for name, value in parameters.items()}
 
-        def product(parameters: Parameters, direction: Parameters, image: Tensor, label: Tensor) -> Parameters:
-            def slope(parameters: Parameters) -> Parameters:
-                found: Parameters = grad(lambda one: cross_entropy(model, one, image[None], label[None]))(parameters)
+        def product(
+            parameters: Parameters, direction: Parameters, image: Tensor, label: Tensor
+        ) -> tuple[Parameters, Tensor]:
+            def slope(parameters: Parameters) -> tuple[Parameters, Tensor]:
+                found: tuple[Parameters, Tensor] = grad_and_value(
+                    lambda one: cross_entropy(model, one, image[None], label[None])
+                )(parameters)
                 return found
 
-            found: Parameters = jvp(slope, (parameters,), (direction,))[1]
-            return found
+            found: Any = jvp(slope, (parameters,), (direction,), has_aux=True)
+            return found[1], found[2]
 
         layers = dense_layers_of(model)
         parts: Iterable[Contributions]
         if layers is None:
-            parts = Whole.each(model, parameters, images, labels, full, product)
+            parts = Whole.each(model, parameters, images, labels, full, product, taken)
         else:
-            parts = [OuterProducts.of(model, layers, parameters, frozenset(parameters), images, labels, full)]
+            names = frozenset(parameters)
+            parts = [OuterProducts.of(model, layers, parameters, names, images, labels, full, taken)]
         return self._mean(parts, len(images), "curvature", step)
 
     def descent(
@@ -119,12 +140,18 @@ class ReleasedMeans:
         rate: float,
         reading: Reading,
         names: frozenset[str] | None = None,
+        own: OwnOutputs | None = None,
     ) -> list[Parameters]:
-        """Return `parameters` before and after each of `steps` of gradient descent; only `names` are updated."""
+        """Return `parameters` before and after each of `steps` of gradient descent; only `names` are updated.
+
+        With `own`, which has these images as its support set, `parameters` are its `outputs`.
+        """
         moving = frozenset(parameters) if names is None else names
         trail = [parameters]
         for step in range(steps):
-            mean = self.gradient(model, trail[-1], moving, images, labels, reading, step)
+            taken = NOTHING if own is None else own.support_coordinates
+            mean = self.gradient(model, trail[-1], moving, images, labels, reading, step, taken)
+            mean = mean if own is None else own.moved(mean)
             trail.append(
                 {
                     name: torch.add(value, mean[name], alpha=-rate) if name in mean else value
@@ -143,8 +170,9 @@ class ReleasedMeans:
                 total[name] = total[name] + part if name in total else part
         random = self.source(reading, step)
         mean = self.mechanism.noisy_mean(total, count, reading, random)
-        if isinstance(self.mechanism, CountsNorms):
-            fall = self.mechanism.clip_fall(torch.cat(sizes), reading, random)
+        # The class is asked, since asking an instance for a protocol takes 10 microseconds.
+        if issubclass(type(self.mechanism), CountsNorms):
+            fall = cast(CountsNorms, self.mechanism).clip_fall(torch.cat(sizes), reading, random)
             self.falls.extend([] if fall is None else [fall])
         return mean
 

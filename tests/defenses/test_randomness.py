@@ -1,11 +1,12 @@
 """One key, one stream: wide enough that nobody can try them all, and none is met twice in a run."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy.stats import kstest
 
 from metaleak.defenses import GaussianMechanism, RandomSource
@@ -21,7 +22,7 @@ def test_a_key_gives_the_same_numbers_in_the_same_order():
 def test_every_process_and_machine_draws_the_same():
     source = RandomSource.of(3, "noise")
     assert source.normal((3,)).tolist() == pytest.approx(
-        [0.7829970349579907, -1.5980331863693609, 0.20237279468394012]
+        [0.24829534249562576, 1.188985723724953, -0.6359796369661804]
     )
     assert torch.randint(2**31, (3,), generator=source.generator).tolist() == [284788480, 2147335425, 1326750762]
 
@@ -78,23 +79,70 @@ def test_any_shape_can_be_drawn(shape):
     assert RandomSource.of(1).normal(shape).shape == shape
 
 
-@pytest.mark.parametrize("count", [5, 2**15, 2**15 + 1, 70_001])
+PART = 2**16
+"""Numbers that are made at a time."""
+
+
+def numbers_of(stream: bytes, count: int) -> np.ndarray:
+    """Return the normal numbers of a key stream: of each part, lengths and angles, then cosines and sines."""
+    made = []
+    for start in range(0, count, PART):
+        pairs = (min(PART, count - start) + 1) // 2
+        words = np.frombuffer(stream, "<u8", 2 * pairs, 8 * start)
+        # 62 bits make a number above 0 and below 1, all 64 an angle.
+        uniform = ((words[:pairs] >> 1 & (2**62 - 1)) + 0.5) * 2.0**-62
+        length, angle = np.sqrt(-2 * np.log1p(-uniform)), 2 * np.pi * words[pairs:].astype(np.float64) * 2.0**-64
+        made += [length * np.cos(angle), length * np.sin(angle)]
+    return np.concatenate(made)[:count]
+
+
+@pytest.mark.parametrize("count", [5, PART, PART + 1, 140_001])
 def test_numbers_come_from_one_stream_in_however_many_parts_they_are_made(count):
-    """The lengths are the first half of the key stream's words, the angles the second; the next call goes on."""
+    """The next call goes on where the last one ended, after a pair of numbers."""
     source, again = RandomSource.of("parts"), RandomSource.of("parts")
     key = hashlib.blake2b(b"normal", key=source.key, digest_size=32).digest()
-    pairs = -(-count // 2)
-    stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(16 * pairs + 16))
-    uniform = ((np.frombuffer(stream, "<u8") >> 11) + 0.5) * 2.0**-53
-    length, angle = np.sqrt(-2 * np.log(uniform[:pairs])), 2 * np.pi * uniform[pairs : 2 * pairs]
-    expected = np.concatenate([length * np.cos(angle), length * np.sin(angle)])[:count]
+    # GCM counts blocks from 2 on, after 12 bytes of nonce.
+    counter = bytes(15) + b"\2"
+    stream = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor().update(bytes(8 * count + 24))
+    expected = numbers_of(stream, count)
     np.testing.assert_allclose(source.normal((count,)).numpy(), expected, rtol=1e-9, atol=1e-12)
-    after = np.sqrt(-2 * np.log(uniform[-2])) * np.cos(2 * np.pi * uniform[-1])
-    assert source.normal((1,)).item() == pytest.approx(after)
+    after = numbers_of(stream[8 * (count + count % 2) :], 1)
+    assert source.normal((1,)).item() == pytest.approx(after.item())
     # What is made noisy gets the same numbers, and is rounded once.
     values = torch.linspace(-1, 1, count)
     wide = 0.5 * values.double() + 3.0 * torch.from_numpy(expected)
     torch.testing.assert_close(again.noisy(values, 3.0, 0.5), wide.float(), rtol=1e-6, atol=1e-7)
+
+
+def test_tensors_get_independent_noise_of_their_own_shapes_and_types():
+    shapes = {"body": (300, 100), "bias": (50,), "head": (4, 50)}
+    tensors = {name: torch.ones(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    made = RandomSource.of("together").noisy_tensors(tensors, 2.0, 3.0)
+    assert [(name, value.shape, value.dtype) for name, value in made.items()] == [
+        (name, value.shape, value.dtype) for name, value in tensors.items()
+    ]
+    all_noise = torch.cat([value.flatten() for value in made.values()]) / 2 - 1.5
+    assert len(all_noise.unique()) == len(all_noise)
+    assert kstest(all_noise.numpy(), "norm").pvalue > 0.01
+
+
+def test_noise_inside_a_derivative_is_the_same_and_a_constant():
+    values = torch.linspace(-1, 1, 5)
+
+    def energy(values):
+        return RandomSource.of(0).noisy(values, 2.0, 3.0).square().sum() + values.sum()
+
+    slope, found = torch.func.grad_and_value(energy)(values)
+    assert torch.equal(slope, torch.ones(5))
+    assert found.item() == pytest.approx(energy(values).item())
+
+
+def test_threads_do_not_disturb_one_another():
+    def drawn(number):
+        return RandomSource.of(number).normal((100_000,))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(one, drawn(number)) for number, one in enumerate(pool.map(drawn, range(8))))
 
 
 @pytest.mark.parametrize("key", [b"", bytes(16), bytes(33)])
