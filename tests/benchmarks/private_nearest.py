@@ -1,11 +1,13 @@
 """Where a guarantee costs little: settings of defenses chosen on one seed, accuracy measured on others.
 
-    python tests/benchmarks/private_nearest.py                            # all cases, half an hour on one core
+    python tests/benchmarks/private_nearest.py                            # all cases, two hours on one core
     python tests/benchmarks/private_nearest.py --case small               # one of them
+    python tests/benchmarks/private_nearest.py --case epsilon-8 --data fashion-mnist
     python tests/benchmarks/private_nearest.py --combine one.log two.log  # the table, of what commands printed
 
 First-order ANIL on MNIST, 5 ways and 5 shots, all learners in each round: an MLP of one hidden layer whose head
-adapts and whose body is shared (`shares: [layer1.*]`), epsilon for the whole run at delta 1e-5. On seed 1 the rule
+adapts and whose body is shared (`shares: [layer1.*]`), or Conv4-32 whose body or last block is shared (`conv4`,
+`conv4-block4`; `units` are its filters), epsilon for the whole run at delta 1e-5. On seed 1 the rule
 undefended and the defenses get the best of the settings in `SEARCHED`, where a case says so, and else those of
 `FIXED`; what is reported are other seeds. `untrained` is the initialization. `noise` is the norm of the noise in the
 mean of all learners, in clipping norms. Meta-learning runs in this process (`private_cost.py`); the data's folder is
@@ -54,6 +56,17 @@ SEARCHED: dict[str, dict[str, Sequence[float]]] = {
 }
 """What is tried on seed 1. Under Adam a clipping norm below all gradients' is as good as any other such."""
 
+CONV4_SEARCHED: dict[str, dict[str, Sequence[float]]] = {
+    "none": {"inner_rate": (1.0, 4.0), "rate": (0.003, 0.01)},
+    "distributed-record-level": {
+        "inner_rate": (1.0, 4.0),
+        "rate": (0.003, 0.01),
+        "clip": (0.1,),
+        "support_clip": (1.0,),
+    },
+}
+"""The same for Conv4, whose head sees smaller features."""
+
 FIXED = {name: {key: values[-1:] for key, values in tried.items()} for name, tried in SEARCHED.items()}
 """What is taken where only epsilon or the number of learners varies."""
 
@@ -67,9 +80,13 @@ def cases() -> dict[str, list[dict[str, Any]]]:
     """Return by name the cells: changes of `BASE`, epsilon, and what is tried of each defense."""
 
     def cell(
-        epsilon: float = 8.0, search: Sequence[str] = (), settings: dict[str, float] | None = None, **changes: Any
+        epsilon: float = 8.0,
+        search: Sequence[str] = (),
+        settings: dict[str, float] | None = None,
+        searched: dict[str, dict[str, Sequence[float]]] = SEARCHED,
+        **changes: Any,
     ) -> dict[str, Any]:
-        tried = {name: SEARCHED[name] if name in search else fixed for name, fixed in FIXED.items()}
+        tried = {name: searched[name] if name in search else fixed for name, fixed in FIXED.items()}
         for name in tried if settings else ():
             if name != "none":
                 tried[name] = {**tried[name], **{key: (value,) for key, value in (settings or {}).items()}}
@@ -99,6 +116,18 @@ def cases() -> dict[str, list[dict[str, Any]]]:
             for clip in (10.0, 100.0)
         },
         "learners-1000": [cell(task=few, partition=learners(1000))],
+        **{
+            name: [
+                cell(
+                    search=tuple(CONV4_SEARCHED),
+                    searched=CONV4_SEARCHED,
+                    task=many,
+                    model={"name": "conv4", "filters": 32, "normalization": "none"},
+                    shares=shares,
+                )
+            ]
+            for name, shares in (("conv4", ["block*"]), ("conv4-block4", ["block4.*"]))
+        },
     }
 
 
@@ -130,9 +159,10 @@ def measured(name: str, one: dict[str, Any], given: argparse.Namespace) -> Itera
     size = _merged(BASE, one["changes"])
     told = {
         "case": name,
+        "data": given.data,
         "learners": size["partition"]["learners"],
         "queries": size["task"]["queries"],
-        "units": size["model"]["hidden"][0],
+        "units": size["model"].get("filters") or size["model"]["hidden"][0],
         "rounds": size["server"]["rounds"],
         "epsilon": one["epsilon"],
     }
@@ -175,7 +205,8 @@ def accuracy(
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(base)
     for key, value in changes.items():
-        merged[key] = _merged(merged[key], value) if isinstance(value, dict) and key in merged else value
+        changes_one = isinstance(value, dict) and key in merged and "name" not in value
+        merged[key] = _merged(merged[key], value) if changes_one else value
     return merged
 
 
@@ -186,11 +217,11 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
     """
     cells: dict[tuple[Any, ...], dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        place = tuple(row[key] for key in ("case", "learners", "queries", "units", "rounds", "epsilon"))
+        place = tuple(row[key] for key in ("case", "data", "learners", "queries", "units", "rounds", "epsilon"))
         cells[place][row["defense"]][row["seed"]] = row
     lines = [
-        "| case | learners | queries | units | rounds | epsilon | defense | noise | accuracy | lost |",
-        "|---" * 10 + "|",
+        "| case | data | learners | queries | units | rounds | epsilon | defense | noise | accuracy | lost |",
+        "|---" * 11 + "|",
     ]
     for place, by_defense in cells.items():
         for defense, by_seed in by_defense.items():
