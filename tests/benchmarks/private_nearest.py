@@ -136,11 +136,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", choices=list(cases()), default=list(cases()))
     parser.add_argument("--defenses", nargs="+", choices=DEFENSES, default=DEFENSES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--seeds", type=_seeds, nargs="+", default=[SEEDS], help="such as 2 3 11-60")
     parser.add_argument("--tasks", type=int, default=300)
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--combine", nargs="+", type=Path, metavar="LOG")
     given = parser.parse_args()
+    given.seeds = [seed for several in given.seeds for seed in several]
     torch.set_num_threads(1)
     if given.combine:
         print("\n".join(table(private_cost.rows_of(given.combine))))
@@ -152,6 +153,11 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
                 rows.append(row)
     print("\n".join(table(rows)))
+
+
+def _seeds(text: str) -> Sequence[int]:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
 
 
 def measured(name: str, one: dict[str, Any], given: argparse.Namespace) -> Iterator[dict[str, Any]]:
