@@ -56,19 +56,8 @@ SEARCHED: dict[str, dict[str, Sequence[float]]] = {
 }
 """What is tried on seed 1. Under Adam a clipping norm below all gradients' is as good as any other such."""
 
-CONV4_SEARCHED: dict[str, dict[str, Sequence[float]]] = {
-    "none": {"inner_rate": (1.0, 4.0), "rate": (0.003, 0.01)},
-    "distributed-record-level": {
-        "inner_rate": (1.0, 4.0),
-        "rate": (0.003, 0.01),
-        "clip": (0.1,),
-        "support_clip": (1.0,),
-    },
-}
-"""The same for Conv4, whose head sees smaller features."""
-
 FIXED = {name: {key: values[-1:] for key, values in tried.items()} for name, tried in SEARCHED.items()}
-"""What is taken where only epsilon or the number of learners varies."""
+"""What is taken where only epsilon, the number of learners or the network varies."""
 
 LIKE = {"untrained": "none", "record-level": "distributed-record-level", "gaussian": "distributed-gaussian"}
 """Whose choice serves these, too."""
@@ -80,13 +69,9 @@ def cases() -> dict[str, list[dict[str, Any]]]:
     """Return by name the cells: changes of `BASE`, epsilon, and what is tried of each defense."""
 
     def cell(
-        epsilon: float = 8.0,
-        search: Sequence[str] = (),
-        settings: dict[str, float] | None = None,
-        searched: dict[str, dict[str, Sequence[float]]] = SEARCHED,
-        **changes: Any,
+        epsilon: float = 8.0, search: Sequence[str] = (), settings: dict[str, float] | None = None, **changes: Any
     ) -> dict[str, Any]:
-        tried = {name: searched[name] if name in search else fixed for name, fixed in FIXED.items()}
+        tried = {name: SEARCHED[name] if name in search else fixed for name, fixed in FIXED.items()}
         for name in tried if settings else ():
             if name != "none":
                 tried[name] = {**tried[name], **{key: (value,) for key, value in (settings or {}).items()}}
@@ -97,6 +82,7 @@ def cases() -> dict[str, list[dict[str, Any]]]:
 
     all_of_them = tuple(SEARCHED)
     many, few = {"queries": 45}, {"queries": 5}
+    conv4 = {"name": "conv4", "filters": 32, "normalization": "none"}
     return {
         "small": [cell(search=all_of_them, task=many)],
         "large": [
@@ -117,15 +103,7 @@ def cases() -> dict[str, list[dict[str, Any]]]:
         },
         "learners-1000": [cell(task=few, partition=learners(1000))],
         **{
-            name: [
-                cell(
-                    search=tuple(CONV4_SEARCHED),
-                    searched=CONV4_SEARCHED,
-                    task=many,
-                    model={"name": "conv4", "filters": 32, "normalization": "none"},
-                    shares=shares,
-                )
-            ]
+            name: [cell(task=many, model=conv4, shares=shares)]
             for name, shares in (("conv4", ["block*"]), ("conv4-block4", ["block4.*"]))
         },
     }
