@@ -103,7 +103,7 @@ def cases() -> dict[str, list[dict[str, Any]]]:
         },
         "learners-1000": [cell(task=few, partition=learners(1000))],
         **{
-            name: [cell(task=many, model=conv4, shares=shares)]
+            name: [cell(search=("none",), task=many, model=conv4, shares=shares)]
             for name, shares in (("conv4", ["block*"]), ("conv4-block4", ["block4.*"]))
         },
     }
