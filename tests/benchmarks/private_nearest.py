@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=_seeds, nargs="+", default=[SEEDS], help="such as 2 3 11-60")
     parser.add_argument("--tasks", type=int, default=300)
     parser.add_argument("--data", default="mnist")
+    parser.add_argument("--fixed", action="store_true", help="no search: the last of the settings that a case tries")
     parser.add_argument("--combine", nargs="+", type=Path, metavar="LOG")
     given = parser.parse_args()
     given.seeds = [seed for several in given.seeds for seed in several]
@@ -156,6 +157,7 @@ def measured(name: str, one: dict[str, Any], given: argparse.Namespace) -> Itera
         if searched not in best:
             tried = one["tried"][searched]
             settings = [dict(zip(tried, values, strict=True)) for values in itertools.product(*tried.values())]
+            settings = settings[-1:] if given.fixed else settings
             best[searched] = settings[0]
             if len(settings) > 1:
                 found = [accuracy(one, searched, each, CHOICE, given)["accuracy"] for each in settings]
