@@ -108,7 +108,8 @@ def cell(experiment: Experiment) -> dict[str, Any]:
     steps = experiment.server.optimizer.over(federation.shared(federation.initial_parameters()))
     tasks = HeldOutTasks(federation, experiment.evaluation)
     for round in range(1, rounds + 1):
-        parameters, total = federation.whole(steps.parameters), {}
+        parameters = federation.whole(steps.parameters)
+        total: dict[str, Any] = {}
         for start in range(0, len(numbers), 10):
             some = federation.learners(numbers[start : start + 10])
             gradients, _ = cohort_meta_gradients(some, parameters, round)

@@ -1,11 +1,13 @@
 """Where a guarantee costs little: settings of defenses chosen on one seed, accuracy measured on others.
 
-    python tests/benchmarks/private_nearest.py                            # all cases, half an hour on one core
+    python tests/benchmarks/private_nearest.py                            # all cases, two hours on one core
     python tests/benchmarks/private_nearest.py --case small               # one of them
+    python tests/benchmarks/private_nearest.py --case epsilon-8 --data fashion-mnist
     python tests/benchmarks/private_nearest.py --combine one.log two.log  # the table, of what commands printed
 
 First-order ANIL on MNIST, 5 ways and 5 shots, all learners in each round: an MLP of one hidden layer whose head
-adapts and whose body is shared (`shares: [layer1.*]`), epsilon for the whole run at delta 1e-5. On seed 1 the rule
+adapts and whose body is shared (`shares: [layer1.*]`), or Conv4-32 whose body or last block is shared (`conv4`,
+`conv4-block4`; `units` are its filters), epsilon for the whole run at delta 1e-5. On seed 1 the rule
 undefended and the defenses get the best of the settings in `SEARCHED`, where a case says so, and else those of
 `FIXED`; what is reported are other seeds. `untrained` is the initialization. `noise` is the norm of the noise in the
 mean of all learners, in clipping norms. Meta-learning runs in this process (`private_cost.py`); the data's folder is
@@ -55,7 +57,7 @@ SEARCHED: dict[str, dict[str, Sequence[float]]] = {
 """What is tried on seed 1. Under Adam a clipping norm below all gradients' is as good as any other such."""
 
 FIXED = {name: {key: values[-1:] for key, values in tried.items()} for name, tried in SEARCHED.items()}
-"""What is taken where only epsilon or the number of learners varies."""
+"""What is taken where only epsilon, the number of learners or the network varies."""
 
 LIKE = {"untrained": "none", "record-level": "distributed-record-level", "gaussian": "distributed-gaussian"}
 """Whose choice serves these, too."""
@@ -80,6 +82,7 @@ def cases() -> dict[str, list[dict[str, Any]]]:
 
     all_of_them = tuple(SEARCHED)
     many, few = {"queries": 45}, {"queries": 5}
+    conv4 = {"name": "conv4", "filters": 32, "normalization": "none"}
     return {
         "small": [cell(search=all_of_them, task=many)],
         "large": [
@@ -99,6 +102,10 @@ def cases() -> dict[str, list[dict[str, Any]]]:
             for clip in (10.0, 100.0)
         },
         "learners-1000": [cell(task=few, partition=learners(1000))],
+        **{
+            name: [cell(search=("none",), task=many, model=conv4, shares=shares)]
+            for name, shares in (("conv4", ["block*"]), ("conv4-block4", ["block4.*"]))
+        },
     }
 
 
@@ -107,11 +114,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", choices=list(cases()), default=list(cases()))
     parser.add_argument("--defenses", nargs="+", choices=DEFENSES, default=DEFENSES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--seeds", type=_seeds, nargs="+", default=[SEEDS], help="such as 2 3 11-60")
     parser.add_argument("--tasks", type=int, default=300)
     parser.add_argument("--data", default="mnist")
+    parser.add_argument("--fixed", action="store_true", help="no search: the last of the settings that a case tries")
     parser.add_argument("--combine", nargs="+", type=Path, metavar="LOG")
     given = parser.parse_args()
+    given.seeds = [seed for several in given.seeds for seed in several]
     torch.set_num_threads(1)
     if given.combine:
         print("\n".join(table(private_cost.rows_of(given.combine))))
@@ -125,14 +134,20 @@ def main() -> None:
     print("\n".join(table(rows)))
 
 
+def _seeds(text: str) -> Sequence[int]:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
 def measured(name: str, one: dict[str, Any], given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the rows of a cell: of each defense the choice on seed 1 decides the settings of all seeds."""
     size = _merged(BASE, one["changes"])
     told = {
         "case": name,
+        "data": given.data,
         "learners": size["partition"]["learners"],
         "queries": size["task"]["queries"],
-        "units": size["model"]["hidden"][0],
+        "units": size["model"].get("filters") or size["model"]["hidden"][0],
         "rounds": size["server"]["rounds"],
         "epsilon": one["epsilon"],
     }
@@ -142,6 +157,7 @@ def measured(name: str, one: dict[str, Any], given: argparse.Namespace) -> Itera
         if searched not in best:
             tried = one["tried"][searched]
             settings = [dict(zip(tried, values, strict=True)) for values in itertools.product(*tried.values())]
+            settings = settings[-1:] if given.fixed else settings
             best[searched] = settings[0]
             if len(settings) > 1:
                 found = [accuracy(one, searched, each, CHOICE, given)["accuracy"] for each in settings]
@@ -175,7 +191,8 @@ def accuracy(
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(base)
     for key, value in changes.items():
-        merged[key] = _merged(merged[key], value) if isinstance(value, dict) and key in merged else value
+        changes_one = isinstance(value, dict) and key in merged and "name" not in value
+        merged[key] = _merged(merged[key], value) if changes_one else value
     return merged
 
 
@@ -186,11 +203,11 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
     """
     cells: dict[tuple[Any, ...], dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        place = tuple(row[key] for key in ("case", "learners", "queries", "units", "rounds", "epsilon"))
+        place = tuple(row[key] for key in ("case", "data", "learners", "queries", "units", "rounds", "epsilon"))
         cells[place][row["defense"]][row["seed"]] = row
     lines = [
-        "| case | learners | queries | units | rounds | epsilon | defense | noise | accuracy | lost |",
-        "|---" * 10 + "|",
+        "| case | data | learners | queries | units | rounds | epsilon | defense | noise | accuracy | lost |",
+        "|---" * 11 + "|",
     ]
     for place, by_defense in cells.items():
         for defense, by_seed in by_defense.items():
