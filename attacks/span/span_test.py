@@ -155,10 +155,10 @@ class SpanTest(BaseModel):
     def over_rounds(self, rounds: Rounds, targets: Targets, seed: int, progress: Progress | None = None) -> Answers:
         """Return log-likelihood ratios from all rounds.
 
-        If images are noisy, and learners keep their sets and are seen individually, they come from the intersection
-        of a learner's row spaces and the rest of each (`image_noise_over_rounds`). Otherwise they come from the
-        evidence in each round, computed with that round's parameters and weighted by shadow learners. Raises
-        `ValueError` without `knows_defenses`.
+        If images are noisy, learners keep their sets, of fewer images than the layer has units, and are seen
+        individually, they come from the intersection of a learner's row spaces and the rest of each
+        (`image_noise_over_rounds`). Otherwise they come from the evidence in each round, computed with that round's
+        parameters and weighted by shadow learners. Raises `ValueError` without `knows_defenses`.
         """
         if reason := self.reason_against_rounds():
             raise ValueError(reason)
@@ -172,11 +172,15 @@ class SpanTest(BaseModel):
     def _noise_on_fixed_sets(self, round: Round) -> tuple[float, float]:
         """Return the standard deviations of image noise in the attacked and in the other set, if both sets are fixed.
 
-        Both are 0 if learners draw new episodes or are seen in a mean: then row spaces have no intersection to use.
+        Both are 0 if learners draw new episodes or are seen in a mean, or hold more images than the layer has units:
+        then row spaces have no intersection to use.
         """
-        if not round.fixed_sets or round.observation.mean_of > 1:
+        observation = round.observation
+        units = len(observation.parameters[dense_input(observation.model).weight])
+        held = observation.ways * (observation.shots + observation.queries)
+        if not round.fixed_sets or observation.mean_of > 1 or units < held:
             return 0.0, 0.0
-        defenses = self._defenses(round.observation)
+        defenses = self._defenses(observation)
         query, support = image_noise(defenses, "query"), image_noise(defenses, "support")
         return (query, support) if self.asks == "query" else (support, query)
 

@@ -16,6 +16,7 @@ from metaleak.attacks.rounds import AsksOverRounds, ReconstructsOverRounds, Roun
 from metaleak.attacks.shadows.own_examples import OwnExamples
 from metaleak.attacks.shadows.shadow_learners import shadow_learners
 from metaleak.attacks.shadows.weighted_rounds import weighted
+from metaleak.attacks.span.image_noise_over_rounds import clean_images_over_rounds
 from metaleak.attacks.span.span_test import SpanTest
 from metaleak.clients import Federation, Partition, TaskShape
 from metaleak.clients.datasets import Digits
@@ -62,13 +63,13 @@ class Rounds(Sequence[Round]):
         self.alive -= 1
 
 
-def attacked(count, *defenses, asks="query", **changes):
+def attacked(count, *defenses, asks="query", hidden=24, **changes):
     federation = Federation(
         seed=3,
         data=Digits(),
         task=TaskShape(ways=2, shots=2, queries=3),
         partition=Partition(learners=LEARNERS, held_out=0.4),
-        model=MLP(hidden=(24,)),
+        model=MLP(hidden=(hidden,)),
         rule=MAML(),
         defenses=defenses,
     )
@@ -133,6 +134,14 @@ def test_more_rounds_of_image_noise_find_more_members_of_both_sets():
     assert many > one + 0.1
     rounds, targets, member = attacked(3, Noise(place="query", scale=1.0), asks="support")
     assert auc(ATTACKS["clean"][0].over_rounds(rounds, targets, seed=0).scores, member) > 0.99
+
+
+def test_image_noise_hides_no_member_of_the_other_set_where_the_layer_has_fewer_units_than_images():
+    """Row spaces then have no intersection, and tell nothing; the evidence of each round does."""
+    attack = SpanTest(knows_defenses=True)
+    rounds, targets, member = attacked(3, Noise(place="support", scale=0.3), hidden=8)
+    assert auc(clean_images_over_rounds(rounds, targets), member) < 0.65
+    assert auc(attack.over_rounds(rounds, targets, seed=0).scores, member) > 0.8
 
 
 def test_more_rounds_of_shared_noise_find_more_members():
