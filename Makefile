@@ -29,9 +29,10 @@ test-clusters: install ## run the slow tests with clusters, killed processes and
 test-slow: install ## run the slow tests that make test leaves out
 	$(PYTEST) -m slow
 
-# In an environment of its own; the rooms and folders that use other libraries the most.
+# In an environment of its own; the folders that rest on torch, Flower, Ray and pyarrow. The oldest scipy, dp-accounting and
+# matplotlib are installed and not tested.
 LOWEST := tests/clients tests/server tests/deploy/engines tests/deploy/simulate
-test-lowest: install-lowest ## run the tests of rooms that rest on other libraries, with the oldest that are allowed
+test-lowest: install-lowest ## run the tests of clients, server and simulation with the oldest libraries that are allowed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(LOWEST)
 
 install-lowest: .venv-lowest/installed

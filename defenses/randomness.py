@@ -109,8 +109,11 @@ class RandomSource:
     def noisy_tensors(
         self, tensors: Mapping[str, Tensor], deviation: float, scale: float = 1.0, over: bool = False
     ) -> dict[str, Tensor]:
-        """Return `noisy` of each of `tensors`, which are of one type; small ones are computed together."""
+        """Return `noisy` of each of `tensors`; small ones of the same type and device are computed together."""
         small = [name for name, value in tensors.items() if value.numel() <= _SMALL]
+        if small:
+            kind = tensors[small[0]].dtype, tensors[small[0]].device
+            small = [name for name in small if (tensors[name].dtype, tensors[name].device) == kind]
         made: dict[str, Tensor] = {}
         if len(small) > 1:
             together = torch.cat([tensors[name].detach().reshape(-1) for name in small])

@@ -1,6 +1,7 @@
 """Replies that nodes on this machine pass on as files, which are mapped into memory and moved into the record."""
 
 import contextlib
+import errno
 import math
 import mmap
 import os
@@ -99,6 +100,8 @@ class ArrivedFile:
         self.path = path
         # Every view of the numbers keeps the memory alive, but not this object.
         self._end = weakref.finalize(memory, _free, path)
+        # When the process ends, threads may still read, and the folder is removed as a whole.
+        self._end.atexit = False
 
     def move(self, to: Path, lead: bytes) -> None:
         """Write `lead`, of `head` bytes, to the front and move the file to `to`; raises `OSError`."""
@@ -109,12 +112,15 @@ class ArrivedFile:
     def copy(self, to: Path, lead: bytes) -> None:
         """Write `lead`, of `head` bytes, to the front and the whole to `to`, past the system's cache; see `move`.
 
-        So the file's pages in memory can be used again. Where the file system allows no such writing, it is moved.
+        So the file's pages in memory can be used again. Where the file system allows no such writing, or has no space
+        for a second file, it is moved.
         """
         self._lead(lead)
         try:
             write_past_cache(to, self.memory)
-        except NotImplementedError:
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT):
+                raise
             self.move(to, lead)
 
     def _lead(self, lead: bytes) -> None:

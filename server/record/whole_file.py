@@ -27,25 +27,21 @@ def write_whole(path: Path, content: bytes | Sequence[bytes | memoryview]) -> No
 def write_past_cache(path: Path, content: mmap.mmap) -> None:
     """Write `content` as `write_whole` does, but past the system's page cache, so that it takes up no new memory.
 
-    Raises `NotImplementedError` where the system or the file system cannot do this.
+    Only the owner may read it. Raises `OSError`, with `EINVAL` or `EOPNOTSUPP` where the system or the file system
+    cannot do this.
     """
     if not hasattr(os, "O_DIRECT"):
-        raise NotImplementedError("no O_DIRECT")
-    try:
-        with _replacing(path) as beside, memoryview(content) as numbers:
-            whole = len(numbers) - len(numbers) % mmap.PAGESIZE
-            file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o666)
-            try:
-                _write(file, numbers[:whole])
-                # Only whole pages can be written past the cache.
-                fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
-                _write(file, numbers[whole:])
-            finally:
-                os.close(file)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            raise NotImplementedError(str(error)) from None
-        raise
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(path))
+    with _replacing(path) as beside, memoryview(content) as numbers:
+        whole = len(numbers) - len(numbers) % mmap.PAGESIZE
+        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o600)
+        try:
+            _write(file, numbers[:whole])
+            # Only whole pages can be written past the cache.
+            fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
+            _write(file, numbers[whole:])
+        finally:
+            os.close(file)
 
 
 @contextmanager

@@ -115,8 +115,9 @@ def test_numbers_come_from_one_stream_in_however_many_parts_they_are_made(count)
 
 
 def test_tensors_get_independent_noise_of_their_own_shapes_and_types():
-    shapes = {"body": (300, 100), "bias": (50,), "head": (4, 50)}
+    shapes = {"body": (300, 100), "bias": (50,), "head": (4, 50), "scale": (7,)}
     tensors = {name: torch.ones(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    tensors["scale"] = tensors["scale"].float()
     made = RandomSource.of("together").noisy_tensors(tensors, 2.0, 3.0)
     assert [(name, value.shape, value.dtype) for name, value in made.items()] == [
         (name, value.shape, value.dtype) for name, value in tensors.items()

@@ -1,9 +1,9 @@
 """Replies that arrive as files: the bits and the record of replies by message, and nothing is believed unchecked."""
 
 import dataclasses
+import errno
 import gc
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -19,8 +19,10 @@ from metaleak.clients.rules import MAML
 from metaleak.clients.wire.reply_file import ReplyFile
 from metaleak.clients.wire.reply_layout import FREE, IN_FILE, head_bytes
 from metaleak.server import ArrivingReplies, CuriousServer, MetaLearner, Record, RecordWriter, WatchedGrid
+from metaleak.server.curious import arriving as arriving_module
 from metaleak.server.record import writer as writer_module
 from metaleak.server.record.background_writer import BackgroundWriter
+from metaleak.server.record.whole_file import write_whole
 
 LEARNERS, ROUNDS = 12, 2
 
@@ -161,10 +163,18 @@ def test_no_two_replies_share_a_file(tmp_path):
         assert second.content["arrays"]["w"].stype == IN_FILE
 
 
-@pytest.mark.parametrize("past_cache", [True, False])
-def test_a_large_reply_is_copied(tmp_path, monkeypatch, past_cache):
-    if not past_cache:
-        monkeypatch.delattr(os, "O_DIRECT", raising=False)
+def without_direct_io(*_):
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def with_a_full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("write", [write_whole, without_direct_io, with_a_full_disk])
+def test_a_large_reply_is_copied_where_possible_and_else_moved(tmp_path, monkeypatch, write):
+    # Not every file system that tests may run on has direct I/O.
+    monkeypatch.setattr(arriving_module, "write_past_cache", lambda path, memory: write(path, memory[:]))
     values = np.arange(3 * 500_000, dtype="f4").reshape(3, 500_000)
     with ArrivingReplies(tmp_path / "arriving") as arriving, BackgroundWriter() as background:
         reply = handed_over(arriving, 0.0)
@@ -179,7 +189,7 @@ def test_a_large_reply_is_copied(tmp_path, monkeypatch, past_cache):
         background.drain()
         (recorded,) = (tmp_path / "record" / "replies").iterdir()
         copied = recorded.stat().st_ino != number
-        assert copied or not (past_cache and sys.platform == "linux")
+        assert copied == (write is write_whole)
         del reply, array
         gc.collect()
         assert [name.startswith(FREE) for name in os.listdir(arriving.folder)] == [True] * copied
@@ -190,6 +200,7 @@ def test_large_replies_are_moved_for_a_while_after_a_slow_copy(tmp_path, monkeyp
     values = np.zeros(500_000, "f4")
     clock = iter([0.0, 1.0, 1.0, 1.001])
     monkeypatch.setattr(writer_module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(arriving_module, "write_past_cache", lambda path, memory: write_whole(path, memory[:]))
     with ArrivingReplies(tmp_path / "arriving") as arriving, BackgroundWriter() as background:
         writer = RecordWriter(tmp_path / "record", background)
         sent = writer.sent(1, {"w": values})
@@ -202,8 +213,7 @@ def test_large_replies_are_moved_for_a_while_after_a_slow_copy(tmp_path, monkeyp
             moved.append((writer.path / name).stat().st_ino == number)
             del reply, array
             gc.collect()
-    impossible = not hasattr(os, "O_DIRECT")
-    assert moved == [impossible] + [True] * 16 + [impossible]
+    assert moved == [False] + [True] * 16 + [False]
 
 
 def test_without_the_folder_replies_come_by_message(federation, tmp_path):

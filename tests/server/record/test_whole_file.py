@@ -10,6 +10,16 @@ import pytest
 from metaleak.server.record.whole_file import remove_parts, whole_of, write_past_cache, write_whole
 
 
+@pytest.fixture
+def direct_io(tmp_path):
+    """Skip the test where the file system of `tmp_path` has no direct I/O."""
+    try:
+        os.close(os.open(tmp_path / "probe", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+    except (AttributeError, OSError):
+        pytest.skip("no direct I/O here")
+    (tmp_path / "probe").unlink()
+
+
 class Meeting(list):
     """Buffers of which the last is only handed out when both writers have come this far."""
 
@@ -41,9 +51,8 @@ def test_two_that_write_one_file_at_once_both_succeed(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no direct I/O on this system")
 @pytest.mark.parametrize("size", [1, 4096, 5000, 3 * 4096])
-def test_what_is_written_past_the_cache_is_written_whole(tmp_path, size):
+def test_what_is_written_past_the_cache_is_written_whole(direct_io, tmp_path, size):
     content = mmap.mmap(-1, size)
     content[:] = bytes(range(256)) * (size // 256) + bytes(size % 256)
     write_past_cache(tmp_path / "file", content)
@@ -51,8 +60,7 @@ def test_what_is_written_past_the_cache_is_written_whole(tmp_path, size):
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no direct I/O on this system")
-def test_what_cannot_be_written_past_the_cache_leaves_nothing(tmp_path):
+def test_what_cannot_be_written_past_the_cache_leaves_nothing(direct_io, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
     try:
