@@ -19,7 +19,7 @@ from metaleak.attacks.observation import Observation
 from metaleak.attacks.rounds import Evidence, Round, Rounds, evidence_of
 from metaleak.attacks.span.noisy_images import evidence_of_projection, noisy_precision
 from metaleak.attacks.span.predicted_coefficients import dense_input
-from metaleak.attacks.span.spectrum import row_space_above_noise
+from metaleak.attacks.span.spectrum import part_outside, row_space_above_noise
 
 _COMMON = 0.99
 """A direction is in the intersection if at least this fraction of its length is in another round's row space."""
@@ -73,10 +73,8 @@ def clean_images_over_rounds(rounds: Rounds, targets: Targets, progress: Progres
     for learner, span in enumerate(spans):
         asked = targets.places_of(learner)
         if span is not None and len(asked):
-            rest = images[asked] - images[asked] @ span.mT @ span
-            outside = rest.square().sum(dim=1) / images[asked].square().sum(dim=1).clamp(min=1e-300)
             # Distances below the precision of float32 count as equal.
-            scores[asked] = -outside.clamp(min=1e-12).log()
+            scores[asked] = -part_outside(images[asked], span).clamp(min=1e-12).log()
     return scores
 
 

@@ -43,7 +43,7 @@ from metaleak.attacks.span.image_noise_over_rounds import clean_images_over_roun
 from metaleak.attacks.span.noisy_images import noisy_precision, noisy_span_evidence
 from metaleak.attacks.span.predicted_coefficients import dense_input
 from metaleak.attacks.span.predicted_evidence import evidence_features, predicted_evidence
-from metaleak.attacks.span.spectrum import RowSpace, row_space_above_noise
+from metaleak.attacks.span.spectrum import RowSpace, part_outside, row_space_above_noise
 from metaleak.attacks.span.weighted_evidence import weighted_evidence, weighted_over_rounds
 from metaleak.attacks.threat_model import Capability
 from metaleak.clients.models import DenseInput, Model, dense_input_of
@@ -132,7 +132,7 @@ class SpanTest(BaseModel):
                 known = shared_noise(defenses, own, observation.mean_of)
                 space = row_space_above_noise(gradient, known)
                 images = layer_inputs(first, targets.examples[asked], gradient.shape[1])
-                outside[asked] = _outside(images, space.basis)
+                outside[asked] = part_outside(images, space.basis)
                 if noisy:
                     scores[asked] = self._noisy(first, observation, targets.examples[asked], gradient, known, noisy)
                 elif self.coefficients == "free":
@@ -287,11 +287,6 @@ def _dense(observation: Observation, targets: Targets) -> DenseInput:
     if len(targets.rows) and not 0 <= int(targets.rows.min()) <= int(targets.rows.max()) < learners:
         raise ValueError(f"targets.rows: must be in [0, {learners}), the learners of the observation")
     return dense
-
-
-def _outside(images: Tensor, basis: Tensor) -> Tensor:
-    rest = images - images @ basis.mT @ basis
-    return rest.square().sum(dim=1) / images.square().sum(dim=1).clamp(min=1e-300)
 
 
 def _free(images: Tensor, squares: Tensor, space: RowSpace) -> Tensor:

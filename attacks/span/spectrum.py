@@ -87,3 +87,9 @@ def row_space_above_noise(matrix: Tensor, deviation: float | None = None) -> Row
         # The first columns of Q span the same space as the first vectors; only rounding errors are removed.
         leading, _ = torch.linalg.qr(wide.mT @ leading / values[:count].clamp(min=1e-300))
     return RowSpace(leading.mT.contiguous(), values[:count], floor.deviation)
+
+
+def part_outside(images: Tensor, basis: Tensor) -> Tensor:
+    """Return the fraction of each squared norm of `images (T, P)` outside the span of orthonormal `basis (n, P)`."""
+    rest = images - images @ basis.mT @ basis
+    return rest.square().sum(dim=1) / images.square().sum(dim=1).clamp(min=1e-300)
