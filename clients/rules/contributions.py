@@ -21,7 +21,7 @@ Of 1 to 64 MB, FedSGD takes the least time with this number for Conv4 of 64 filt
 next to the least for Conv4 of 32.
 """
 
-NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+NO_INPUTS: Mapping[str, Tensor] = MappingProxyType({})
 """No layer whose inputs are replaced."""
 
 
@@ -63,11 +63,11 @@ class OuterProducts:
         inputs: Tensor,
         labels: Tensor,
         direction: Parameters | None = None,
-        taken: Mapping[str, Tensor] = NOTHING,
+        product_inputs: Mapping[str, Tensor] = NO_INPUTS,
     ) -> "OuterProducts":
         """Return the gradients of the cross-entropy in `names`, or its Hessians times `direction` if it is given.
 
-        `taken` has, by the name of a layer's weight, what is taken for the layer's inputs in the products.
+        `product_inputs` has, by the name of a layer's weight, what replaces the layer's inputs in the products.
         """
 
         seen: list[Tensor] = []
@@ -77,7 +77,7 @@ class OuterProducts:
             return _cross_entropy_slopes(logits, labels)
 
         layers_passed = tuple(
-            replace(layer, inputs=taken[layer.weight]) if layer.weight in taken else layer
+            replace(layer, inputs=product_inputs[layer.weight]) if layer.weight in product_inputs else layer
             for layer in passed(model, layers, parameters, names, inputs, slopes_of, direction)
         )
         return cls(layers_passed, names, seen[0], labels)
@@ -178,26 +178,26 @@ class Whole:
         labels: Tensor,
         direction: Parameters,
         contribution: Callable[[Parameters, Parameters, Tensor, Tensor], tuple[Parameters, Tensor]],
-        taken: Mapping[str, Tensor] = NOTHING,
+        product_inputs: Mapping[str, Tensor] = NO_INPUTS,
     ) -> Iterator["Whole"]:
         """Yield, in parts that fit into memory, the value of `contribution` for each image separately, and its loss.
 
         It is called with `parameters`, `direction` (may be empty), one image and its label. If the model's first
         layer is dense (`dense_input_of`), the contribution of one image x to that layer's weight is d x^T for some d,
-        and d |x| is computed instead: its norm is the same, and the sum over examples is one matrix product. `taken`
-        may have, by the name of this weight, what is taken for the images `(n, ...)` in the contributions.
+        and d |x| is computed instead: its norm is the same, and the sum over examples is one matrix product.
+        `product_inputs` may have, by the name of this weight, what replaces the images `(n, ...)` in these products.
         """
-        for examples in _chunks(model, parameters, images, labels, taken):
+        for examples in _chunks(model, parameters, images, labels, product_inputs):
 
             def one(
-                column: Tensor, slant: Tensor, image: Tensor, label: Tensor, some: _Examples = examples
+                column: Tensor, direction_column: Tensor, image: Tensor, label: Tensor, some: _Examples = examples
             ) -> tuple[Parameters, Tensor]:
-                slanted = {**direction, **some.named(slant)} if direction else direction
-                return contribution({**parameters, **some.named(column)}, slanted, image, label)
+                moved = {**direction, **some.named(direction_column)} if direction else direction
+                return contribution({**parameters, **some.named(column)}, moved, image, label)
 
             columns = examples.columns(parameters)
-            slants = examples.columns(direction) if direction else columns
-            made, losses = vmap(one)(columns, slants, examples.inputs, examples.labels)
+            direction_columns = examples.columns(direction) if direction else columns
+            made, losses = vmap(one)(columns, direction_columns, examples.inputs, examples.labels)
             yield cls({name: value.detach() for name, value in made.items()}, losses.detach(), examples)
 
     @property
@@ -213,8 +213,8 @@ class Whole:
             # 0 times NaN is NaN.
             numbers = value if finite else value.nan_to_num(0.0, 0.0, 0.0)
             scale = weights.to(value.dtype)
-            if name == self.examples.weight and self.examples.along is not None:
-                total[name] = (numbers[..., 0] * scale[:, None]).mT @ self.examples.along
+            if name == self.examples.weight and self.examples.directions is not None:
+                total[name] = (numbers[..., 0] * scale[:, None]).mT @ self.examples.directions
             else:
                 total[name] = torch.tensordot(scale, numbers, dims=1)
         return total
@@ -227,14 +227,14 @@ class _Examples:
     inputs: Tensor
     labels: Tensor
     weight: str | None = None
-    along: Tensor | None = None
-    met: Tensor | None = None
+    directions: Tensor | None = None
+    scaled: Tensor | None = None
 
     def columns(self, parameters: Parameters) -> Tensor:
         """Return the first weight times each image's direction, `(n, h)`; `(n, 0)` if the layer is not dense."""
-        if self.weight is None or self.met is None:
+        if self.weight is None or self.scaled is None:
             return self.inputs.new_zeros(len(self.inputs), 0, dtype=torch.float32)
-        return self.met @ parameters[self.weight].mT
+        return self.scaled @ parameters[self.weight].mT
 
     def named(self, column: Tensor) -> Parameters:
         """Return the dense first layer's weight for one example, `(h, 1)`, by name; empty if it is not dense."""
@@ -242,17 +242,17 @@ class _Examples:
 
 
 def _chunks(
-    model: Model, parameters: Parameters, images: Tensor, labels: Tensor, taken: Mapping[str, Tensor]
+    model: Model, parameters: Parameters, images: Tensor, labels: Tensor, product_inputs: Mapping[str, Tensor]
 ) -> Iterator[_Examples]:
     """Yield the examples in parts whose contributions fit into `_BYTES_AT_ONCE`."""
     dense = dense_input_of(model)
     size = {name: value.numel() * value.element_size() for name, value in parameters.items()}
     if dense is not None:
         flat = dense.inputs(images)
-        counted = taken.get(dense.weight, flat)
-        lengths = counted.norm(dim=1, keepdim=True)
+        replaced = product_inputs.get(dense.weight, flat)
+        lengths = replaced.norm(dim=1, keepdim=True)
         # An image of zeros or NaN has no direction, and contributes nothing to this layer.
-        along, met = ((one / lengths.clamp(min=1e-30)).nan_to_num(0.0, 0.0, 0.0) for one in (counted, flat))
+        directions, scaled = ((one / lengths.clamp(min=1e-30)).nan_to_num(0.0, 0.0, 0.0) for one in (replaced, flat))
         size[dense.weight] //= flat.shape[1]
     chunk = max(1, _BYTES_AT_ONCE // sum(size.values()))
     for start in range(0, len(images), chunk):
@@ -260,4 +260,4 @@ def _chunks(
         if dense is None:
             yield _Examples(images[some], labels[some])
         else:
-            yield _Examples(lengths[some], labels[some], dense.weight, along[some], met[some])
+            yield _Examples(lengths[some], labels[some], dense.weight, directions[some], scaled[some])

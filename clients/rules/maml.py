@@ -114,7 +114,9 @@ class MAML(BaseModel):
         trail = means.descent(model, start, *support, self.inner_steps, self.inner_rate, "support", names, own)
         # Only order 2 uses the gradients of parameters that are not sent.
         sent = frozenset(parameters) if self.order == 2 else means.shared(parameters)
-        gradient, loss = means.gradient_and_loss(model, trail[-1], sent, *query, "query", taken=own.query_images)
+        gradient, loss = means.gradient_and_loss(
+            model, trail[-1], sent, *query, "query", product_inputs=own.query_images
+        )
         for step in reversed(range(self.inner_steps if self.order == 2 else 0)):
             moved = own.support_outputs({name: value for name, value in gradient.items() if name in names})
             product = means.curvature(model, trail[step], moved, *support, step, own.support_images)

@@ -115,8 +115,8 @@ class OwnOutputs:
         outputs = direction[self.weight] @ self.images[: self._shots].mT
         return {**direction, self.weight: F.pad(outputs, (0, len(self.images) - self._shots))}
 
-    def moved(self, mean: Parameters) -> Parameters:
-        """Return `mean`, in which the weight's is in coordinates, with what it does to the outputs in its place."""
+    def outputs_of_mean(self, mean: Parameters) -> Parameters:
+        """Return `mean`, which has the weight's part in coordinates, with its effect on the outputs in that place."""
         if self.weight not in mean or self.factor is None:
             return mean
         return {**mean, self.weight: mean[self.weight] @ self.factor.mT}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.func import grad_and_value, jvp
 
 from metaleak.clients.episode import Episode, Parameters
 from metaleak.clients.models import Model, dense_layers_of
-from metaleak.clients.rules.contributions import NOTHING, Contributions, OuterProducts, Whole
+from metaleak.clients.rules.contributions import NO_INPUTS, Contributions, OuterProducts, Whole
 from metaleak.clients.rules.own_outputs import OwnOutputs
 from metaleak.clients.rules.rule import Rule, cross_entropy
 from metaleak.defenses import CountsNorms, ExampleMechanism, RandomSource, Reading
@@ -48,14 +48,14 @@ class ReleasedMeans:
         labels: Tensor,
         reading: Reading,
         step: int = 0,
-        taken: Mapping[str, Tensor] = NOTHING,
+        product_inputs: Mapping[str, Tensor] = NO_INPUTS,
     ) -> Parameters:
         """Return the mean gradient of the cross-entropy in the parameters `names`, over `images (n, C, H, W)`.
 
-        `taken` may have, by the name of a dense first layer's weight, what is taken for its inputs `(n, ...)` in the
-        gradient.
+        `product_inputs` may have, by the name of a dense first layer's weight, what replaces its inputs `(n, ...)` in
+        the gradient.
         """
-        return self.gradient_and_loss(model, parameters, names, images, labels, reading, step, taken)[0]
+        return self.gradient_and_loss(model, parameters, names, images, labels, reading, step, product_inputs)[0]
 
     def gradient_and_loss(
         self,
@@ -66,12 +66,14 @@ class ReleasedMeans:
         labels: Tensor,
         reading: Reading,
         step: int = 0,
-        taken: Mapping[str, Tensor] = NOTHING,
+        product_inputs: Mapping[str, Tensor] = NO_INPUTS,
     ) -> tuple[Parameters, Tensor]:
         """Return the result of `gradient` and the mean cross-entropy, a scalar without noise: never send it."""
         layers = dense_layers_of(model)
         if layers is not None:
-            products = OuterProducts.of(model, layers, parameters, names, images, labels, taken=taken)
+            products = OuterProducts.of(
+                model, layers, parameters, names, images, labels, product_inputs=product_inputs
+            )
             return self._mean([products], len(images), reading, step), products.loss
 
         def contribution(
@@ -86,7 +88,7 @@ class ReleasedMeans:
         losses: list[Tensor] = []
 
         def parts() -> Iterator[Whole]:
-            for part in Whole.each(model, parameters, images, labels, {}, contribution, taken):
+            for part in Whole.each(model, parameters, images, labels, {}, contribution, product_inputs):
                 losses.append(part.losses)
                 yield part
 
@@ -101,11 +103,11 @@ class ReleasedMeans:
         images: Tensor,
         labels: Tensor,
         step: int = 0,
-        taken: Mapping[str, Tensor] = NOTHING,
+        product_inputs: Mapping[str, Tensor] = NO_INPUTS,
     ) -> Parameters:
         """Return the mean Hessian of the cross-entropy times `direction`, over `images`; shaped like `parameters`.
 
-        Parameters missing from `direction` count as 0. `taken` is that of `gradient`.
+        Parameters missing from `direction` count as 0. `product_inputs` is that of `gradient`.
         """
         full = {name: direction.get(name, torch.zeros_like(value)) for name, value in parameters.items()}
 
@@ -124,10 +126,10 @@ class ReleasedMeans:
         layers = dense_layers_of(model)
         parts: Iterable[Contributions]
         if layers is None:
-            parts = Whole.each(model, parameters, images, labels, full, product, taken)
+            parts = Whole.each(model, parameters, images, labels, full, product, product_inputs)
         else:
             names = frozenset(parameters)
-            parts = [OuterProducts.of(model, layers, parameters, names, images, labels, full, taken)]
+            parts = [OuterProducts.of(model, layers, parameters, names, images, labels, full, product_inputs)]
         return self._mean(parts, len(images), "curvature", step)
 
     def descent(
@@ -149,9 +151,9 @@ class ReleasedMeans:
         moving = frozenset(parameters) if names is None else names
         trail = [parameters]
         for step in range(steps):
-            taken = NOTHING if own is None else own.support_coordinates
-            mean = self.gradient(model, trail[-1], moving, images, labels, reading, step, taken)
-            mean = mean if own is None else own.moved(mean)
+            product_inputs = NO_INPUTS if own is None else own.support_coordinates
+            mean = self.gradient(model, trail[-1], moving, images, labels, reading, step, product_inputs)
+            mean = mean if own is None else own.outputs_of_mean(mean)
             trail.append(
                 {
                     name: torch.add(value, mean[name], alpha=-rate) if name in mean else value
@@ -170,9 +172,8 @@ class ReleasedMeans:
                 total[name] = total[name] + part if name in total else part
         random = self.source(reading, step)
         mean = self.mechanism.noisy_mean(total, count, reading, random)
-        # The class is asked, since asking an instance for a protocol takes 10 microseconds.
-        if issubclass(type(self.mechanism), CountsNorms):
-            fall = cast(CountsNorms, self.mechanism).clip_fall(torch.cat(sizes), reading, random)
+        if isinstance(self.mechanism, CountsNorms):
+            fall = self.mechanism.clip_fall(torch.cat(sizes), reading, random)
             self.falls.extend([] if fall is None else [fall])
         return mean
 
