@@ -4,6 +4,8 @@
     python tests/benchmarks/private_nearest.py --case small               # one of them
     python tests/benchmarks/private_nearest.py --case epsilon-8 --data fashion-mnist
     python tests/benchmarks/private_nearest.py --combine one.log two.log  # the table, of what commands printed
+    python tests/benchmarks/private_nearest.py --case learners-50 learners-100 learners-200 learners-400 \\
+        --seeds 2-11 --figure docs/private-learners.png                    # by the number of learners
 
 First-order ANIL on MNIST, 5 ways and 5 shots, all learners in each round: an MLP of one hidden layer whose head
 adapts and whose body is shared (`shares: [layer1.*]`), or Conv4-32 whose body or last block is shared (`conv4`,
@@ -119,19 +121,19 @@ def main() -> None:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--fixed", action="store_true", help="no search: the last of the settings that a case tries")
     parser.add_argument("--combine", nargs="+", type=Path, metavar="LOG")
+    parser.add_argument("--figure", type=Path, help="where to draw noise and loss by the number of learners")
     given = parser.parse_args()
     given.seeds = [seed for several in given.seeds for seed in several]
     torch.set_num_threads(1)
-    if given.combine:
-        print("\n".join(table(private_cost.rows_of(given.combine))))
-        return
-    rows = []
-    for name in given.case:
+    rows = list(private_cost.rows_of(given.combine)) if given.combine else []
+    for name in () if given.combine else given.case:
         for one in cases()[name]:
             for row in measured(name, one, given):
                 print(json.dumps(row), flush=True)
                 rows.append(row)
     print("\n".join(table(rows)))
+    if given.figure:
+        draw(rows, given.figure)
 
 
 def _seeds(text: str) -> Sequence[int]:
@@ -201,10 +203,7 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
 
     Both with the 95 % interval of Student over seeds.
     """
-    cells: dict[tuple[Any, ...], dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
-    for row in rows:
-        place = tuple(row[key] for key in ("case", "data", "learners", "queries", "units", "rounds", "epsilon"))
-        cells[place][row["defense"]][row["seed"]] = row
+    cells = _by_cell(rows, "case", "data", "learners", "queries", "units", "rounds", "epsilon")
     lines = [
         "| case | data | learners | queries | units | rounds | epsilon | defense | noise | accuracy | lost |",
         "|---" * 11 + "|",
@@ -212,19 +211,78 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
     for place, by_defense in cells.items():
         for defense, by_seed in by_defense.items():
             accuracy = [100 * row["accuracy"] for row in by_seed.values()]
-            both = [seed for seed in by_seed if seed in by_defense["none"]]
-            lost = [100 * (by_defense["none"][seed]["accuracy"] - by_seed[seed]["accuracy"]) for seed in both]
             noise = next(iter(by_seed.values()))["noise"]
-            words = [*map(str, place), defense, f"{noise:.3g}", _interval(accuracy), _interval(lost)]
+            words = [
+                *map(str, place),
+                defense,
+                f"{noise:.3g}",
+                _interval(accuracy),
+                _interval(_lost(by_defense, defense)),
+            ]
             lines.append(f"| {' | '.join(words)} |")
     return lines
+
+
+def draw(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Draw by the number of learners the noise in the mean, with theory's straight line, and the points lost."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    cells = dict(sorted(_by_cell(rows, "learners").items()))
+    counts = [count for (count,) in cells]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    defenses = [name for name in DEFENSES if name not in ("none", "untrained")]
+    for order, defense in enumerate(defenses):
+        noise = [next(iter(by_defense[defense].values()))["noise"] for by_defense in cells.values()]
+        slope = -1.0 if defense.startswith("distributed") else -0.5
+        color = f"C{order}"
+        left.loglog(counts, noise, "o", color=color, label=defense)
+        left.loglog(counts, [noise[0] * (count / counts[0]) ** slope for count in counts], ":", color=color)
+        lost = [_mean_and_half(_lost(by_defense, defense)) for by_defense in cells.values()]
+        places = [count * 1.03 ** (order - 1.5) for count in counts]
+        means, halves = zip(*lost, strict=True)
+        right.errorbar(places, means, halves, fmt="o-", capsize=3, color=color, label=defense)
+    left.set(xlabel="learners", ylabel="noise in the mean, clipping norms", title="dotted: 1 / L and 1 / sqrt(L)")
+    right.set(xlabel="learners", ylabel="points lost", xscale="log", title="95 % intervals over seeds")
+    right.axhline(0, color="0.6", linewidth=0.8)
+    for panel in (left, right):
+        panel.xaxis.set_major_locator(FixedLocator(counts))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+    left.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+_Cell = dict[str, dict[int, dict[str, Any]]]
+"""Rows of one cell, by defense and seed."""
+
+
+def _by_cell(rows: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], _Cell]:
+    cells: dict[tuple[Any, ...], _Cell] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        cells[tuple(row[key] for key in keys)][row["defense"]][row["seed"]] = row
+    return cells
+
+
+def _lost(by_defense: _Cell, defense: str) -> list[float]:
+    """Return the points that a defense loses, for each seed that the undefended rule has, too."""
+    both = [seed for seed in by_defense[defense] if seed in by_defense["none"]]
+    return [100 * (by_defense["none"][seed]["accuracy"] - by_defense[defense][seed]["accuracy"]) for seed in both]
+
+
+def _mean_and_half(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half the width of its 95 % interval, of two values or more."""
+    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values), half
 
 
 def _interval(values: Sequence[float]) -> str:
     if len(values) < 2:
         return ", ".join(f"{value:.1f}" for value in values)
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    mean = statistics.mean(values)
+    mean, half = _mean_and_half(values)
     return f"{mean:.1f} ({mean - half:.1f} to {mean + half:.1f})"
 
 
