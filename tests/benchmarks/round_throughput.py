@@ -2,6 +2,7 @@
 
     python tests/benchmarks/round_throughput.py mlp       # 1 000 learners
     python tests/benchmarks/round_throughput.py conv4     # 32 learners
+    python tests/benchmarks/round_throughput.py mlp --moved   # recording without direct I/O, too
 
 Alternates the bare meta-gradient computation on all cores (two processes, episodes ready in memory, best chunk size)
 with simulations on as many Ray actors, recording on and off; medians. Several rounds are timed in each simulation,
@@ -10,11 +11,14 @@ from end to end.
 
 import argparse
 import statistics
+import sys
 from typing import Any
+from unittest.mock import patch
 
 from measuring import CONV4, MLP, BareComputation, experiment, fitting, round_seconds, show
 
 from metaleak.deploy.engines.cores import usable_cores
+from metaleak.server.record import writer
 
 
 def main() -> None:
@@ -25,6 +29,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--keep", type=int, help="rounds of the record that stay on disk; all by default")
+    parser.add_argument("--moved", action="store_true", help="also record with replies moved and never copied")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     shape = MLP if given.model == "mlp" else CONV4
@@ -34,10 +39,14 @@ def main() -> None:
     bare.measure(fitting(learners, workers))
     bare.times.clear()
     recorded: list[float] = []
+    moved: list[float] = []
     silent: list[float] = []
     for _ in range(given.repeats):
         bare.measure(fitting(learners, workers) * (2 if given.model == "mlp" else 1))
         recorded += round_seconds(experiment(shape, learners, given.rounds, True, actors=workers), keep=given.keep)[0]
+        if given.moved:
+            with patch.object(writer, "_LEAST_COPIED", sys.maxsize):
+                moved += round_seconds(experiment(shape, learners, given.rounds, True, actors=workers))[0]
         silent += round_seconds(experiment(shape, learners, given.rounds, False, actors=workers))[0]
     bare.end()
     chunk, bare_seconds = bare.best()
@@ -58,6 +67,18 @@ def main() -> None:
             "slowest": max(recorded),
         },
     ]
+    if moved:
+        slower = statistics.median(moved)
+        rows.append(
+            {
+                "what": "round, recording, moved",
+                "seconds": slower,
+                "learners/s": learners / slower,
+                "ratio": bare_seconds / slower,
+                "fastest": min(moved),
+                "slowest": max(moved),
+            }
+        )
     quiet = statistics.median(silent)
     rows.append(
         {
