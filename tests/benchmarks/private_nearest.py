@@ -252,7 +252,7 @@ def draw(rows: Iterable[dict[str, Any]], path: Path) -> None:
         panel.xaxis.set_major_locator(FixedLocator(counts))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(ScalarFormatter())
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(defenses), fontsize=8)
     figure.savefig(path, dpi=110)
 
 
